@@ -1,0 +1,3 @@
+//! The kernel <-> agent boundary: one module per signal family, plain `#[repr(C)]` records, `u32` flags instead of `bool`.
+
+pub mod sched;

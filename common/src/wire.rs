@@ -1,0 +1,30 @@
+//! The agent <-> brain boundary: what is said, and how it becomes bytes.
+//!
+//! One agent keeps one QUIC connection (ALPN [`ALPN`]). On its first bidirectional stream, the *control stream*, it sends
+//! [`AgentMessage::Hello`]; the brain answers [`BrainMessage::Welcome`] or [`BrainMessage::Refused`]. From then on
+//! heart-beats, commands, outcomes and their acknowledgements travel there. On its second bidirectional stream, the *report
+//! stream*, it sends [`Report`]s; the brain answers each with a [`ReportAck`] once the report is synced to its store.
+//! Every message is one frame, see [`frame`]. This module touches no socket.
+
+pub mod command;
+pub mod frame;
+pub mod hello;
+pub mod id;
+pub mod outcome;
+pub mod report;
+
+pub use command::{Action, Command, Fence};
+pub use frame::{FRAME_BYTES_MAX, FrameError};
+pub use hello::{AgentMessage, BrainMessage, CpuBounds, Hello, HostFacts, RefusalCode, VersionRange, Welcome};
+pub use id::{AgentEpoch, CommandId, HostId, InvalidHostId, Sequence, VmId};
+pub use outcome::{Outcome, OutcomeResult, RefusedCommand};
+pub use report::{
+    Allocation, CpuWindow, HostWindow, Losses, MeanMax, MemoryWindow, Report, ReportAck, VmState, VmWindow,
+    WaitHistogram,
+};
+
+/// The application protocol that both sides demand in the TLS handshake.
+pub const ALPN: &[u8] = b"gnomon/1";
+
+/// Protocol versions this build speaks; the hello carries the range and the brain picks the highest common one.
+pub const VERSIONS: VersionRange = VersionRange { min: 1, max: 1 };

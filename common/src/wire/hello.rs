@@ -1,0 +1,152 @@
+//! The control stream: introduction, heart-beat, commands in, outcomes out.
+
+use super::{AgentEpoch, Command, CommandId, Fence, HostId, Outcome, Sequence};
+use crate::time::Timestamp;
+use core::fmt;
+use serde::{Deserialize, Serialize};
+use std::string::String;
+
+/// What an agent sends on the control stream.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum AgentMessage {
+    /// The first message of every connection, and only that.
+    Hello(Hello),
+    /// "I am here": every [`Welcome::heartbeat_ms`].
+    Heartbeat {
+        /// The agent's wall clock, so that the brain can see a skewed one.
+        at: Timestamp,
+    },
+    /// What became of a command; repeated on every connection until acknowledged.
+    Outcome(Outcome),
+}
+
+/// What the brain sends on the control stream.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum BrainMessage {
+    /// The hello was accepted.
+    Welcome(Welcome),
+    /// The connection is refused and will be closed.
+    Refused {
+        /// Why, for programs.
+        code: RefusalCode,
+        /// Why and what to do, for people.
+        reason: String,
+    },
+    /// Answers every [`AgentMessage::Heartbeat`].
+    Heartbeat {
+        /// The brain's wall clock.
+        at: Timestamp,
+    },
+    /// Do this.
+    Command(Command),
+    /// The outcome of this command is synced to the store: forget it.
+    OutcomeAck {
+        /// Whose outcome.
+        id: CommandId,
+    },
+}
+
+/// Why a brain refuses a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RefusalCode {
+    /// No protocol version in common.
+    Version,
+    /// The certificate's name is not the host's name.
+    Identity,
+    /// A message that does not decode, is too large or comes out of order.
+    Malformed,
+    /// The brain cannot serve now (starting, stopping, too many agents): retry later.
+    Busy,
+}
+
+/// The protocol versions a side can speak, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionRange {
+    /// Oldest.
+    pub min: u16,
+    /// Newest.
+    pub max: u16,
+}
+
+impl VersionRange {
+    /// The newest version in both ranges, if there is one.
+    pub fn negotiate(self, other: Self) -> Option<u16> {
+        let newest = self.max.min(other.max);
+        (newest >= self.min.max(other.min)).then_some(newest)
+    }
+}
+
+impl fmt::Display for VersionRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}..={}", self.min, self.max)
+    }
+}
+
+/// An agent's introduction.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Protocol versions the agent speaks.
+    pub versions: VersionRange,
+    /// Who it claims to be; must be the name in its certificate.
+    pub host: HostId,
+    /// This life of the agent process.
+    pub epoch: AgentEpoch,
+    /// The highest fence it has obeyed, so that a brain restored from a back-up cannot regress it.
+    pub fence_highest: Option<Fence>,
+    /// The agent's release, for people.
+    pub agent_version: String,
+    /// What the host is.
+    pub facts: HostFacts,
+}
+
+/// What a host is: facts that change rarely.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostFacts {
+    /// CPU that VMs may share out, in cores (declared in the agent's configuration, else the number of online CPUs).
+    pub capacity_cores: f64,
+    /// Memory that VMs may share out, in bytes.
+    pub memory_bytes: u64,
+    /// `uname -r`.
+    pub kernel: String,
+    /// The hypervisor's version as libvirt tells it, empty while unknown.
+    pub hypervisor: String,
+    /// The limits this agent enforces whatever a command says.
+    pub cpu_bounds: CpuBounds,
+    /// The agent judges and logs commands but changes nothing (`--dry-run`).
+    pub dry_run: bool,
+}
+
+/// The agent's own limits for a VM's CPU quota. The brain plans within them and cannot override them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CpuBounds {
+    /// Never below this, in cores.
+    pub floor_cores: f64,
+    /// Never above this, in cores; the number of vCPUs bounds it as well.
+    pub ceiling_cores: f64,
+}
+
+/// The brain's answer to a good hello.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The version both will speak.
+    pub version: u16,
+    /// The brain's lease term: commands of lower terms are stale from now on.
+    pub term: u64,
+    /// How often each side sends a heart-beat, in milliseconds; three missed ones mean the peer is lost.
+    pub heartbeat_ms: u32,
+    /// The highest sequence of the hello's epoch that is already in the store (0 if none): resend from the next one.
+    pub acknowledged: Sequence,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_common_version_wins_and_disjoint_ranges_have_none() {
+        let v = |min, max| VersionRange { min, max };
+        assert_eq!(v(1, 3).negotiate(v(2, 5)), Some(3));
+        assert_eq!(v(4, 5).negotiate(v(1, 4)), Some(4));
+        assert_eq!(v(1, 1).negotiate(v(2, 3)), None);
+    }
+}

@@ -1,0 +1,160 @@
+//! What a host measured: windows of one-second samples.
+
+use super::{AgentEpoch, HostId, Sequence, VmId};
+use crate::abi::sched::WAIT_BUCKETS;
+use crate::time::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::string::String;
+use std::vec::Vec;
+
+/// One window of one host. Identified by (host, epoch, sequence): a brain that has it ignores it when it comes again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Who measured.
+    pub host: HostId,
+    /// In which life of the agent.
+    pub epoch: AgentEpoch,
+    /// Which report of that life.
+    pub sequence: Sequence,
+    /// When the window began, on the host's wall clock.
+    pub start: Timestamp,
+    /// How long it is, in milliseconds of the host's monotonic clock (10,000 by default).
+    pub window_ms: u32,
+    /// The host itself.
+    pub host_window: HostWindow,
+    /// Every VM libvirt knows there, sorted by id; a VM that is missing is no longer on this host.
+    pub vms: Vec<VmWindow>,
+    /// Whether `vms` is complete: `false` while libvirt does not answer, and then a missing VM means nothing.
+    pub inventory_complete: bool,
+    /// What was lost on the way, counted since the agent started.
+    pub losses: Losses,
+}
+
+/// "This report, and every earlier one of its epoch, is synced to the store."
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportAck {
+    /// Whose epoch.
+    pub epoch: AgentEpoch,
+    /// Up to and including this one.
+    pub sequence: Sequence,
+}
+
+/// Mean and maximum over a window's samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MeanMax {
+    /// Time-weighted mean.
+    pub mean: f64,
+    /// Largest sample.
+    pub max: f64,
+}
+
+/// The host's own load in a window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostWindow {
+    /// CPU in use within what the agent is responsible for, in cores.
+    pub cpu_cores: MeanMax,
+    /// Memory that could be given away without swapping, in bytes, at the window's end.
+    pub memory_available_bytes: u64,
+}
+
+/// One VM in a window.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VmWindow {
+    /// Its libvirt UUID.
+    pub vm: VmId,
+    /// Its name now (a rename keeps the id).
+    pub name: String,
+    /// Its state at the window's end.
+    pub state: VmState,
+    /// CPU, where it was measured for at least one sample.
+    pub cpu: Option<CpuWindow>,
+    /// Memory, where it was measured.
+    pub memory: Option<MemoryWindow>,
+    /// What it may use, at the window's end.
+    pub allocation: Allocation,
+}
+
+/// What libvirt says a VM is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmState {
+    /// Executing.
+    Running,
+    /// Suspended by someone; it wants nothing and must not be taught to the forecast as idle.
+    Paused,
+    /// Defined, not running.
+    ShutOff,
+    /// The guest crashed and was kept.
+    Crashed,
+    /// Anything else (being shut down, suspended to memory, unknown).
+    Other,
+}
+
+/// A VM's CPU in a window, in cores unless the name says otherwise.
+///
+/// Demand is an interval: the VM ran for `run` and was runnable but not running for `wait`, so it wanted at least `run` and at
+/// most `run + wait`. `wait` already contains the time a quota held it back; adding `throttled` would count that twice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CpuWindow {
+    /// How much of the window the samples cover, 0..=1 (less after a start, a pause or a lost sample).
+    pub covered: f64,
+    /// Lower end of the demand interval: time run by all threads of the VM.
+    pub demand_low: MeanMax,
+    /// Upper end of the demand interval: time run or runnable.
+    pub demand_high: MeanMax,
+    /// CPU time charged to the VM's cgroup: an independent witness of `demand_low`.
+    pub usage: MeanMax,
+    /// Share of the time that the VM's quota held it back, 0..=1 (of its bandwidth periods' wall time).
+    pub throttled: MeanMax,
+    /// Wake-ups of its threads, per second.
+    pub wakeups_per_s: f64,
+    /// Involuntary preemptions of its threads, per second.
+    pub preemptions_per_s: f64,
+    /// How long its threads waited for a CPU.
+    pub wait: WaitHistogram,
+}
+
+/// Run-queue waits by length: bucket `b` counts waits of `2^b ..= 2^(b+1)-1` ns; the last one also all longer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitHistogram(pub [u32; WAIT_BUCKETS]);
+
+/// A VM's memory at a window's end, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryWindow {
+    /// Resident on the host (`VmRSS` of the QEMU process).
+    pub resident_bytes: u64,
+    /// What the balloon leaves to the guest, where there is one.
+    pub balloon_bytes: Option<u64>,
+}
+
+/// What a VM may use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Allocation {
+    /// CPU quota of the whole domain, in cores; `None` is unlimited.
+    pub quota_cores: Option<f64>,
+    /// vCPUs online.
+    pub vcpus: u32,
+    /// Memory the domain is defined with, in bytes.
+    pub memory_bytes: u64,
+}
+
+impl Allocation {
+    /// The CPU the VM can use at most, in cores: its quota or, where smaller, its vCPUs.
+    pub fn cpu_limit_cores(&self) -> f64 {
+        let vcpus = f64::from(self.vcpus);
+        self.quota_cores.map_or(vcpus, |quota| quota.min(vcpus))
+    }
+}
+
+/// What an agent lost since it started. Nothing is dropped without being counted here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Losses {
+    /// Threads that could not be measured: the table of accumulators was full.
+    pub threads_unmeasured: u64,
+    /// One-second samples skipped: the sampling loop was late.
+    pub samples_skipped: u64,
+    /// Samples thrown away because a counter went backwards or a clock stepped.
+    pub samples_absurd: u64,
+    /// Reports dropped, oldest first, because the brain was away for too long.
+    pub reports_dropped: u64,
+}
