@@ -1,0 +1,34 @@
+//! `Reading`: cumulative counters of every VM at one instant, as the probe hands them to [`crate::sample`].
+
+use gnomon_common::abi::sched::WAIT_BUCKETS;
+use gnomon_common::wire::VmId;
+use std::collections::BTreeMap;
+
+/// The scheduler's counters of all tracked VMs, drained in one pass.
+#[derive(Clone, Debug, Default)]
+pub struct SchedReading {
+    /// When it was taken: `CLOCK_MONOTONIC`, in nanoseconds (the clock of `bpf_ktime_get_ns`).
+    pub taken_ns: u64,
+    /// Counters since tracking began, per VM.
+    pub vms: BTreeMap<VmId, SchedCounters>,
+    /// Threads of tracked VMs that got no accumulator because the table was full, since load.
+    pub threads_unmeasured: u64,
+}
+
+/// Cumulative counters of one VM: the sum over its threads, those that have exited included. They never decrease while the VM
+/// stays tracked. Stretches in progress at `taken_ns` are included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SchedCounters {
+    /// Time on a CPU, in nanoseconds.
+    pub run_ns: u64,
+    /// Time runnable but not on a CPU, whatever the reason (contention or quota), in nanoseconds.
+    pub wait_ns: u64,
+    /// Wake-ups.
+    pub wakeups: u64,
+    /// Involuntary preemptions.
+    pub preemptions: u64,
+    /// Ended waits by length; bucket `b` counts `2^b ..= 2^(b+1)-1` ns.
+    pub wait_log2: [u64; WAIT_BUCKETS],
+    /// Threads alive and measured now.
+    pub threads: u32,
+}
