@@ -1,1 +1,20 @@
-//! x
+//! Gnomon's pure core: what the fleet is, what it will want, what to do about it.
+//!
+//! [`Core`] is sans-IO and deterministic: inputs and the time go in, outputs come out, and the same inputs give the same outputs
+//! byte for byte. It never reads a clock, opens a file or socket, starts a thread, draws entropy or iterates a hash map. The
+//! service (`gnomon-brain`) and the simulator (`gnomon-sim`) drive the very same `Core`. Data enters as [`Input`] (reports,
+//! outcomes, operators' wishes) and leaves as [`Output`] (commands, records to persist, notices, pure fit jobs).
+
+mod core;
+pub mod fleet;
+pub mod forecast;
+pub mod history;
+pub mod io;
+pub mod plan;
+pub mod policy;
+pub mod view;
+
+pub use crate::core::Core;
+pub use forecast::{FitJob, FitResult};
+pub use io::{Audit, CommandRecord, Input, Notice, OperatorRequest, Output, Record, Restored, Scope};
+pub use policy::{Mode, Policy};

@@ -1,0 +1,1 @@
+//! Hosts and VMs as reported.

@@ -1,0 +1,221 @@
+//! What goes into the core and what comes out of it.
+
+use crate::forecast::{FitJob, FitResult};
+use crate::plan::Plan;
+use crate::policy::Policy;
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{Allocation, Command, HostFacts, HostId, Outcome, Report, VmId, VmState};
+use serde::{Deserialize, Serialize};
+
+/// Everything that can happen to the core.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// An agent connected and was welcomed.
+    HostUp {
+        /// Which host.
+        host: HostId,
+        /// What it is.
+        facts: HostFacts,
+    },
+    /// An agent's connection ended, or three heart-beats were missed.
+    HostLost {
+        /// Which host.
+        host: HostId,
+    },
+    /// A window of one host, already synced to the store and not seen before.
+    Report(Box<Report>),
+    /// What became of a command, already synced to the store.
+    Outcome {
+        /// Who answered.
+        host: HostId,
+        /// The answer.
+        outcome: Outcome,
+    },
+    /// An operator wants something.
+    Operator {
+        /// Who asked (the token's name), for the audit.
+        actor: String,
+        /// What.
+        request: OperatorRequest,
+    },
+    /// The policy file was reloaded.
+    Policy(Box<Policy>),
+    /// A worker finished a job that came out as [`Output::Fit`].
+    FitDone(Box<FitResult>),
+}
+
+/// What an operator can ask for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "request")]
+pub enum OperatorRequest {
+    /// Send no command within the scope until resumed (observing and forecasting go on).
+    Pause {
+        /// Where.
+        scope: Scope,
+    },
+    /// End a pause, or Gnomon's standing down after a release, within the scope.
+    Resume {
+        /// Where.
+        scope: Scope,
+    },
+    /// Restore the baseline of every VM within the scope and stand down there until resumed.
+    Release {
+        /// Where.
+        scope: Scope,
+    },
+}
+
+/// Where an operator's request applies.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// Everything.
+    Fleet,
+    /// Every VM on a host, also those that come later.
+    Host(HostId),
+    /// One VM, wherever it goes.
+    Vm(VmId),
+}
+
+/// Everything that the core wants done. The driver takes outputs in order; it must have synced every [`Output::Persist`] to the
+/// store before it carries out an [`Output::Command`] that comes after it (write-ahead).
+#[derive(Clone, Debug)]
+pub enum Output {
+    /// Send this command to this host's agent; drop it silently if the host is not connected (it expires by itself).
+    Command {
+        /// To whom.
+        host: HostId,
+        /// What.
+        command: Command,
+    },
+    /// Write this to the store.
+    Persist(Record),
+    /// Tell people and metrics.
+    Notice(Notice),
+    /// Run [`FitJob::run`] on a worker and bring the result back as [`Input::FitDone`].
+    Fit(Box<FitJob>),
+}
+
+/// What the store keeps of the core's doings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Record {
+    /// A host appeared, changed its facts, or its agent came or went.
+    Host {
+        /// Which.
+        host: HostId,
+        /// What it is.
+        facts: HostFacts,
+        /// Whether its agent is connected.
+        connected: bool,
+        /// Since when that is so.
+        at: Timestamp,
+    },
+    /// A VM appeared, moved, changed its name or state, or vanished.
+    Vm {
+        /// Which.
+        vm: VmId,
+        /// Its name.
+        name: String,
+        /// Where it is; `None` once it has vanished.
+        host: Option<HostId>,
+        /// Its state.
+        state: VmState,
+        /// Since when that is so.
+        at: Timestamp,
+    },
+    /// A VM's allocation as last reported differs from before.
+    Allocation {
+        /// Which VM.
+        vm: VmId,
+        /// What it may use.
+        allocation: Allocation,
+        /// From when.
+        at: Timestamp,
+    },
+    /// A plan was made. Plans without actions are not recorded.
+    Plan(Plan),
+    /// A command was issued (before it is sent), answered, or given up.
+    Command(CommandRecord),
+    /// Something an auditor wants to know.
+    Audit(Audit),
+    /// An operator's pause, release or resume changed what Gnomon may touch.
+    Scope {
+        /// Where.
+        scope: Scope,
+        /// `None` when everything is allowed again.
+        hold: Option<Hold>,
+    },
+}
+
+/// Why Gnomon keeps its hands off a scope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hold {
+    /// An operator paused it.
+    Paused,
+    /// An operator released it.
+    Released,
+}
+
+/// A command and what is known of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CommandRecord {
+    /// To whom.
+    pub host: HostId,
+    /// What.
+    pub command: Command,
+    /// When it was issued, on the brain's clock.
+    pub issued: Timestamp,
+    /// The answer, once there is one.
+    pub outcome: Option<Outcome>,
+    /// Given up: its time to live and a grace went by without an answer.
+    pub unanswered: bool,
+}
+
+/// One line of the audit log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Audit {
+    /// When.
+    pub at: Timestamp,
+    /// Who: a token's name, a host, or `gnomon`.
+    pub actor: String,
+    /// What, as a verb: `pause`, `release`, `command`, `outcome`, `refused`…
+    pub verb: String,
+    /// On what: `fleet`, `host NAME`, `vm UUID`.
+    pub object: String,
+    /// Details for a person.
+    pub detail: String,
+}
+
+/// Something worth a log line; counted by kind in the metrics.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Notice {
+    /// What kind, a constant in `snake_case` (a metrics label: few values).
+    pub kind: &'static str,
+    /// For people.
+    pub text: String,
+}
+
+/// What a restarted brain tells a new core, in this order, before any input: hosts, VMs' past reports (oldest first), scopes,
+/// unanswered commands.
+#[derive(Clone, Debug)]
+pub enum Restored {
+    /// A host that was known, and when it was last heard of. It counts as not connected.
+    Host {
+        /// Which.
+        host: HostId,
+        /// What it was.
+        facts: HostFacts,
+    },
+    /// A stored report: fills history, makes no plan.
+    Report(Box<Report>),
+    /// An operator's hold that was in force.
+    Hold {
+        /// Where.
+        scope: Scope,
+        /// What.
+        hold: Hold,
+    },
+    /// A command without an outcome: it stays in flight (the driver resends it when its host connects) until answered or expired.
+    Command(CommandRecord),
+}

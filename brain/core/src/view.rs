@@ -1,0 +1,113 @@
+//! What the API shows of the core: plain values, copied out.
+
+use crate::io::Hold;
+use crate::plan::PlannedAction;
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{
+    Allocation, CommandId, CpuWindow, HostFacts, HostId, HostWindow, Losses, OutcomeResult, VmId, VmState,
+};
+use serde::{Deserialize, Serialize};
+
+/// A host as the brain knows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostView {
+    /// Name.
+    pub host: HostId,
+    /// What it is.
+    pub facts: HostFacts,
+    /// Whether its agent is connected.
+    pub connected: bool,
+    /// Start of its latest window.
+    pub last_window: Option<Timestamp>,
+    /// Its load in the latest window.
+    pub window: Option<HostWindow>,
+    /// VMs on it.
+    pub vms: usize,
+    /// Sum of its VMs' CPU limits, in cores.
+    pub allocated_cores: f64,
+    /// An operator's hold on the host.
+    pub hold: Option<Hold>,
+    /// What its agent lost.
+    pub losses: Losses,
+}
+
+/// A VM as the brain knows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VmView {
+    /// Id.
+    pub vm: VmId,
+    /// Name.
+    pub name: String,
+    /// Where it is.
+    pub host: HostId,
+    /// State.
+    pub state: VmState,
+    /// CPU in the latest window.
+    pub cpu: Option<CpuWindow>,
+    /// What it may use.
+    pub allocation: Allocation,
+    /// Start of its latest window.
+    pub last_window: Option<Timestamp>,
+    /// The season its forecast rests on, in milliseconds, if one was found.
+    pub season_ms: Option<u64>,
+    /// An operator's hold on it, of any scope.
+    pub hold: Option<Hold>,
+    /// A command on its way.
+    pub in_flight: Option<CommandId>,
+}
+
+/// Forecast demand of one VM.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Forecast {
+    /// Made from history up to here.
+    pub made: Timestamp,
+    /// Length of one step, in milliseconds; step `i` covers `made + i * resolution ..`.
+    pub resolution_ms: u64,
+    /// The season it rests on, in milliseconds, if one was found.
+    pub season_ms: Option<u64>,
+    /// Which model made it, for people.
+    pub model: String,
+    /// Mean absolute error of one-season-ahead (or, without season, one-step) forecasts over that of the naive forecast: below 1 is skill.
+    pub relative_error: Option<f64>,
+    /// The quantiles, step by step.
+    pub steps: Vec<Quantiles>,
+}
+
+/// CPU demand at four levels, in cores; never crossing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Quantiles {
+    /// Median.
+    pub p50: f64,
+    /// 90 %.
+    pub p90: f64,
+    /// 95 %.
+    pub p95: f64,
+    /// 99 %.
+    pub p99: f64,
+}
+
+/// Why a VM has the size it has: what `gnomon explain` prints.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The VM.
+    pub vm: VmView,
+    /// The size that the planner wants now, in cores, and why; `None` while it has too little history.
+    pub wanted_cores: Option<f64>,
+    /// In words: what it looked at and what it concluded, one line each.
+    pub lines: Vec<String>,
+    /// The latest actions, newest first.
+    pub recent: Vec<RecentAction>,
+}
+
+/// An action of the recent past.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RecentAction {
+    /// When it was planned.
+    pub at: Timestamp,
+    /// The command's id; `None` if it was only recommended.
+    pub id: Option<CommandId>,
+    /// What.
+    pub action: PlannedAction,
+    /// What became of it.
+    pub result: Option<OutcomeResult>,
+}
