@@ -1,4 +1,8 @@
 //! Records of the scheduler probe (`agent-ebpf/src/sched.rs`).
+//!
+//! The kernel is the only writer of [`ThreadAccount`]; the agent maps the array of accounts read-only and takes consistent
+//! copies by [`ThreadAccount::seq`]. The transitions of an account are here and not in the probe, so that they are tested
+//! where tests can run.
 
 /// How many VMs one host can have under measurement. A slot is freed when its VM goes away.
 pub const VM_SLOTS_MAX: usize = 1024;
@@ -6,5 +10,200 @@ pub const VM_SLOTS_MAX: usize = 1024;
 /// How many VM threads one host can have under measurement, all VMs together (vCPU, iothread, vhost and emulator threads).
 pub const THREADS_MAX: usize = 16_384;
 
+/// How many processes one host can have under measurement: per VM the QEMU process and, on kernels before 6.4, one vhost
+/// kernel thread per virtio device.
+pub const TGIDS_MAX: usize = VM_SLOTS_MAX * 8;
+
 /// Buckets of the run-queue wait histogram: bucket `b` counts waits of `2^b ..= 2^(b+1)-1` ns, the last one all longer.
 pub const WAIT_BUCKETS: usize = 32;
+
+// The bucket index is masked, not compared, so that the probe has no panic path.
+const _: () = assert!(WAIT_BUCKETS.is_power_of_two());
+
+/// The bucket that counts a wait of `wait_ns`; 0 ns counts as 1 ns.
+#[inline(always)]
+pub const fn wait_bucket(wait_ns: u64) -> usize {
+    let log2 = (63 - (wait_ns | 1).leading_zeros()) as usize;
+    if log2 < WAIT_BUCKETS { log2 } else { WAIT_BUCKETS - 1 }
+}
+
+/// Says which VM a process belongs to. Value of the map `TGID_SLOT`, keyed by tgid; written by the agent.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TgidEntry {
+    /// The VM's slot, below [`VM_SLOTS_MAX`].
+    pub slot: u32,
+    /// 0 until the first registration pass over this process is done. Only that pass counts the threads for which it finds no
+    /// account: later passes meet the same threads again.
+    pub settled: u32,
+}
+
+/// What task storage holds for a thread of a VM: where its account is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ThreadRef {
+    /// Index into the array of accounts.
+    pub index: u32,
+    /// The slot under which the thread was registered.
+    pub slot: u32,
+}
+
+/// [`ThreadAccount::state`]: nobody's.
+pub const THREAD_VACANT: u16 = 0;
+/// [`ThreadAccount::state`]: a thread's, which is alive.
+pub const THREAD_LIVE: u16 = 1;
+/// [`ThreadAccount::state`]: the thread has left its CPU for the last time, or was released; the agent gives the index back.
+pub const THREAD_GONE: u16 = 2;
+
+/// The accumulator of one thread: three cache lines, the first of which is all that most events touch.
+///
+/// The counts are 32 bits wide and wrap around; the agent adds up their differences, and reads far more often than
+/// they wrap. Times are `CLOCK_MONOTONIC` nanoseconds.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ThreadAccount {
+    /// Odd while the kernel is writing. 64 bits wide, because BPF has atomic operations of that width on every target.
+    pub seq: u64,
+    /// Time on a CPU, up to the last switch.
+    pub run_ns: u64,
+    /// Time runnable but not on a CPU, up to the last switch onto a CPU.
+    pub wait_ns: u64,
+    /// When the thread got the CPU it is on now; 0 when it is on none.
+    pub on_cpu_since_ns: u64,
+    /// When the thread began to wait for a CPU; 0 when it does not wait.
+    pub waiting_since_ns: u64,
+    /// Wake-ups (wraps around).
+    pub wakeups: u32,
+    /// Switches off a CPU while still runnable, as in the kernel's `nonvoluntary_ctxt_switches` (wraps around).
+    pub preemptions: u32,
+    /// Counts the owners of this account, from 1; 0 is "never used".
+    pub generation: u32,
+    /// The owner's thread id.
+    pub tid: u32,
+    /// The last registration pass that met the owner alive.
+    pub pass: u32,
+    /// The VM's slot.
+    pub slot: u16,
+    /// [`THREAD_VACANT`], [`THREAD_LIVE`] or [`THREAD_GONE`].
+    pub state: u16,
+    /// Ended waits by length, see [`wait_bucket`] (wraps around).
+    pub wait_log2: [u32; WAIT_BUCKETS],
+}
+
+const _: () = assert!(size_of::<ThreadAccount>() == 192);
+
+impl ThreadAccount {
+    /// The thread leaves its CPU: `runnable` when it was preempted, yielded or was woken before it slept.
+    #[inline(always)]
+    pub const fn leave_cpu(&mut self, now_ns: u64, runnable: bool) {
+        if self.on_cpu_since_ns != 0 {
+            self.run_ns = self.run_ns.wrapping_add(now_ns.saturating_sub(self.on_cpu_since_ns));
+            self.on_cpu_since_ns = 0;
+        }
+        if runnable {
+            self.waiting_since_ns = now_ns;
+            self.preemptions = self.preemptions.wrapping_add(1);
+        } else {
+            self.waiting_since_ns = 0;
+        }
+    }
+
+    /// The thread gets a CPU.
+    #[inline(always)]
+    pub const fn enter_cpu(&mut self, now_ns: u64) {
+        let waiting_since_ns = self.waiting_since_ns;
+        self.waiting_since_ns = 0;
+        self.on_cpu_since_ns = now_ns;
+        if waiting_since_ns != 0 {
+            let wait_ns = now_ns.saturating_sub(waiting_since_ns);
+            self.wait_ns = self.wait_ns.wrapping_add(wait_ns);
+            let bucket = wait_bucket(wait_ns) & (WAIT_BUCKETS - 1);
+            self.wait_log2[bucket] = self.wait_log2[bucket].wrapping_add(1);
+        }
+    }
+
+    /// Whether a wake-up means something: one that reaches a thread on a CPU, or already queued for one, changes nothing.
+    #[inline(always)]
+    pub const fn is_asleep(&self) -> bool {
+        self.on_cpu_since_ns == 0 && self.waiting_since_ns == 0
+    }
+
+    /// The thread becomes runnable.
+    #[inline(always)]
+    pub const fn wake(&mut self, now_ns: u64) {
+        self.waiting_since_ns = now_ns;
+        self.wakeups = self.wakeups.wrapping_add(1);
+    }
+}
+
+#[cfg(all(test, feature = "wire"))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    #[test]
+    fn a_wait_is_counted_in_the_bucket_of_its_power_of_two() {
+        assert_eq!(wait_bucket(0), 0);
+        for bucket in 0..WAIT_BUCKETS {
+            assert_eq!(wait_bucket(1 << bucket), bucket);
+            assert_eq!(wait_bucket((2 << bucket) - 1), bucket);
+        }
+        assert_eq!(wait_bucket(u64::MAX), WAIT_BUCKETS - 1);
+    }
+
+    #[test]
+    fn a_preempted_thread_waits_and_a_sleeping_one_does_not() {
+        let mut account = ThreadAccount::default();
+        account.enter_cpu(100);
+        account.leave_cpu(130, true);
+        account.enter_cpu(180);
+        account.leave_cpu(200, false);
+        account.wake(1_000);
+        account.enter_cpu(1_004);
+        assert_eq!((account.run_ns, account.wait_ns), (50, 54));
+        assert_eq!((account.preemptions, account.wakeups), (1, 1));
+        assert_eq!((account.wait_log2[wait_bucket(50)], account.wait_log2[wait_bucket(4)]), (1, 1));
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Event {
+        Enter,
+        Leave(bool),
+        Wake,
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![Just(Event::Enter), any::<bool>().prop_map(Event::Leave), Just(Event::Wake)]
+    }
+
+    proptest! {
+        /// Events may be lost (a kernel before 6.2 can refuse a look-up of task storage), so any order must keep the books sane.
+        #[test]
+        fn no_order_of_events_books_more_time_than_has_passed(events in prop::collection::vec((event(), 0u64..1_000_000), 0..200)) {
+            let mut account = ThreadAccount::default();
+            let start_ns = 1_000;
+            let mut now_ns = start_ns;
+            let mut waits_before = 0;
+            for (event, step_ns) in events {
+                now_ns += step_ns;
+                let (run_ns, wait_ns) = (account.run_ns, account.wait_ns);
+                match event {
+                    Event::Enter => account.enter_cpu(now_ns),
+                    Event::Leave(runnable) => account.leave_cpu(now_ns, runnable),
+                    Event::Wake if account.is_asleep() => account.wake(now_ns),
+                    Event::Wake => {}
+                }
+                prop_assert!(account.run_ns >= run_ns && account.wait_ns >= wait_ns);
+                prop_assert!(account.run_ns + account.wait_ns <= now_ns - start_ns);
+                prop_assert!(account.on_cpu_since_ns == 0 || account.waiting_since_ns == 0);
+                let waits: u32 = account.wait_log2.iter().sum();
+                prop_assert!(waits == waits_before || waits == waits_before + 1);
+                waits_before = waits;
+            }
+            let longest: Vec<u64> = (0..WAIT_BUCKETS).map(|b| (2u64 << b) - 1).collect();
+            let bound: u64 = account.wait_log2.iter().zip(longest).map(|(&n, ns)| u64::from(n) * ns).sum();
+            prop_assert!(account.wait_ns <= bound);
+        }
+    }
+}
