@@ -1,0 +1,156 @@
+//! What a guest boots: Debian's cloud kernel and an initramfs of busybox, virtio drivers and the load program. Built once
+//! and cached under `target/lab`, by the content of its parts.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use rustix::fs::{FlockOperation, flock};
+
+use super::Progress;
+use super::machine::home;
+use super::place::output;
+
+/// The package that always depends on Debian's newest kernel for virtual machines.
+const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
+/// In the order of their dependencies, because busybox's insmod knows none.
+const MODULES: [&str; 7] = [
+    "drivers/virtio/virtio_ring.ko",
+    "drivers/virtio/virtio.ko",
+    "drivers/virtio/virtio_pci_legacy_dev.ko",
+    "drivers/virtio/virtio_pci_modern_dev.ko",
+    "drivers/virtio/virtio_pci.ko",
+    "drivers/virtio/virtio_balloon.ko",
+    "drivers/char/virtio_console.ko",
+];
+const INIT: &str = include_str!("guest/init.sh");
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Files for QEMU.
+#[derive(Debug, Clone)]
+pub(crate) struct Image {
+    pub(crate) kernel: PathBuf,
+    pub(crate) initrd: PathBuf,
+}
+
+/// The image, built if its parts have changed. One process at a time builds, the others wait.
+pub(crate) fn ensure(progress: &Progress) -> Result<Image> {
+    let dir = home().join("guest");
+    fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    let lock = File::create(dir.join("lock")).context("opening the lock of the guest image")?;
+    flock(&lock, FlockOperation::LockExclusive).context("waiting for another build of the guest image")?;
+
+    let release = kernel(progress)?;
+    let load = build_load(progress)?;
+    let kernel_file = only_entry(&release.join("boot"), "vmlinuz-")?;
+    let parts = parts(&release, &load)?;
+    let initrd = dir.join(format!("initramfs-{:016x}.cpio", key(&parts)));
+    if !initrd.exists() {
+        progress.tell(format_args!("building the guest's initramfs"));
+        pack(&parts, &initrd)?;
+    }
+    Ok(Image { kernel: kernel_file, initrd })
+}
+
+/// The unpacked kernel package: the one that is cached, or else the newest.
+fn kernel(progress: &Progress) -> Result<PathBuf> {
+    let dir = home().join("kernel");
+    if dir.exists() {
+        return Ok(dir);
+    }
+    progress.tell(format_args!("fetching the guest's kernel"));
+    let depends = output(Command::new("apt-cache").args(["depends", "--important", KERNEL_PACKAGE]));
+    let depends = depends.with_context(|| format!("asking apt for {KERNEL_PACKAGE}"))?;
+    let package =
+        depends.lines().find_map(|line| line.trim().strip_prefix("Depends: ")).filter(|name| !name.is_empty());
+    let package = package.with_context(|| format!("apt knows no {KERNEL_PACKAGE}; run `apt-get update` (Debian)"))?;
+    let scratch = tempfile::tempdir_in(home())?;
+    let download = output(Command::new("apt-get").args(["download", package]).current_dir(scratch.path()));
+    download.with_context(|| format!("downloading {package}; `apt-get update` may help"))?;
+    let archive = only_entry(scratch.path(), package)?;
+    let tree = scratch.path().join("tree");
+    output(Command::new("dpkg").arg("--extract").args([&archive, &tree])).context("unpacking the kernel")?;
+    fs::rename(&tree, &dir).with_context(|| format!("keeping {}", dir.display()))?;
+    Ok(dir)
+}
+
+/// The load program, static, in a target directory of its own so that it never waits for another build of the workspace.
+fn build_load(progress: &Progress) -> Result<PathBuf> {
+    let target = home().join("load");
+    if !target.exists() {
+        progress.tell(format_args!("building the guest's load program"));
+    }
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command
+        .args(["build", "--quiet", "--package", "gnomon-lab-load", "--release", "--target", TARGET, "--target-dir"])
+        .arg(&target)
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
+    output(&mut command).context("building gnomon-lab-load")?;
+    Ok(target.join(TARGET).join("release/gnomon-lab-load"))
+}
+
+/// A file of the initramfs: its path there, its bytes, its mode.
+type Part = (String, Vec<u8>, u32);
+
+fn parts(release: &Path, load: &Path) -> Result<Vec<Part>> {
+    let read = |path: &Path| fs::read(path).with_context(|| format!("reading {}", path.display()));
+    let busybox = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+        .map(|dir| dir.join("busybox"))
+        .find(|path| path.is_file())
+        .context("no busybox on PATH; `apt-get install busybox-static`")?;
+    let modules = only_entry(&release.join("lib/modules"), "")?;
+    let built_in = String::from_utf8(read(&modules.join("modules.builtin"))?)?;
+    let mut order = String::new();
+    let mut parts = vec![
+        ("init".to_owned(), INIT.as_bytes().to_vec(), 0o755),
+        ("bin/busybox".to_owned(), read(&busybox)?, 0o755),
+        ("bin/gnomon-lab-load".to_owned(), read(load)?, 0o755),
+    ];
+    for module in MODULES.iter().filter(|module| !built_in.contains(*module)) {
+        let name = module.rsplit('/').next().unwrap_or(module);
+        order += &format!("{name}\n");
+        parts.push((format!("modules/{name}"), read(&modules.join("kernel").join(module))?, 0o644));
+    }
+    parts.push(("modules/order".to_owned(), order.into_bytes(), 0o644));
+    Ok(parts)
+}
+
+fn key(parts: &[Part]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    parts.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Not compressed: an emulated CPU unpacks slower than an emulated machine is given a larger file.
+fn pack(parts: &[Part], initrd: &Path) -> Result<()> {
+    let tree = tempfile::tempdir()?;
+    for empty in ["bin", "dev", "modules", "proc", "sys"] {
+        fs::create_dir(tree.path().join(empty))?;
+    }
+    for (name, bytes, mode) in parts {
+        let file = tree.path().join(name);
+        fs::write(&file, bytes)?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(*mode))?;
+    }
+    let new = initrd.with_extension("new");
+    let script = "find . | cpio --quiet --create --format=newc --owner=+0:+0 > \"$1\"";
+    let mut command = Command::new("sh");
+    command.args(["-euc", script, "sh"]).arg(&new).current_dir(tree.path());
+    output(&mut command).context("packing the initramfs")?;
+    fs::rename(&new, initrd).with_context(|| format!("keeping {}", initrd.display()))
+}
+
+/// The one entry of a directory whose name starts with `prefix`.
+fn only_entry(dir: &Path, prefix: &str) -> Result<PathBuf> {
+    let entries = fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))?;
+    let starts = |path: &PathBuf| path.file_name().and_then(OsStr::to_str).is_some_and(|name| name.starts_with(prefix));
+    let found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(starts).collect();
+    ensure!(found.len() == 1, "{} entries {prefix}* in {}, not one: remove it", found.len(), dir.display());
+    Ok(found[0].clone())
+}
