@@ -1,0 +1,68 @@
+//! `cargo xtask bench`: figures, each beside a peer's from the same run.
+//!
+//! A benchmark is a bench target of the crate it measures. This module knows their names, installs the peers they compare
+//! with, and hands arguments on; what is measured, and how, stands in the bench itself.
+
+use std::path::{PathBuf, absolute};
+
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
+
+use crate::process::cargo;
+use crate::setup::{self, items::Purpose};
+
+/// Runs a benchmark and prints its table; without a name, lists what there is.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Which one
+    name: Option<Name>,
+    /// Write the figures, with their peers and the ratios, to this file
+    #[arg(long, value_name = "FILE", requires = "name")]
+    json: Option<PathBuf>,
+    /// Further arguments of the benchmark, after `--`
+    #[arg(last = true, requires = "name")]
+    arguments: Vec<String>,
+}
+
+/// The benchmarks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Name {
+    /// Cost of the scheduler probe per context switch and wake-up, beside an empty program and runqlat
+    Probe,
+}
+
+impl Name {
+    /// Package and bench target.
+    fn target(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Probe => ("gnomon-agent", "probe"),
+        }
+    }
+}
+
+/// Carries out `cargo xtask bench`.
+///
+/// # Errors
+/// When a peer is missing and cannot be installed, or when the benchmark fails.
+pub fn run(args: &Args) -> Result<()> {
+    let Some(name) = args.name else {
+        for variant in Name::value_variants() {
+            let value = variant.to_possible_value().context("every benchmark has a name")?;
+            println!("{:8} {}", value.get_name(), value.get_help().map(ToString::to_string).unwrap_or_default());
+        }
+        return Ok(());
+    };
+    setup::ensure(&[Purpose::Build, Purpose::Bench])?;
+    let (package, target) = name.target();
+    let mut command = cargo();
+    command.args(["bench", "--package", package, "--bench", target, "--"]);
+    if let Some(file) = &args.json {
+        // cargo runs a bench in its package's directory.
+        command.arg("--json").arg(absolute(file).with_context(|| format!("no such place: {}", file.display()))?);
+    }
+    let status = command.args(&args.arguments).status().context("cannot run cargo")?;
+    if !status.success() {
+        bail!("the benchmark failed ({status}); its messages are above");
+    }
+    Ok(())
+}
