@@ -1,1 +1,355 @@
-//! (being written)
+//! The agent's configuration: one commented TOML file (`deploy/agent.toml` is the reference).
+//!
+//! Every key has its unit in its name, an unknown key is an error that names the nearest known one, and relative paths are taken from the
+//! file's own folder. Parsing touches nothing but the text it is given; [`Config::load`] alone reads the file.
+
+use gnomon_common::wire::{CpuBounds, HostId};
+use serde::Deserialize;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Smallest CPU quota the kernel accepts: 1 ms in libvirt's period of 100 ms (`min_cfs_quota_period`).
+pub const CPU_FLOOR_CORES_MIN: f64 = 0.01;
+
+/// Shortest and longest time between two samples: below, the agent's own cost shows; above, a surge fits between two samples.
+const SAMPLE_MS: std::ops::RangeInclusive<u64> = 100..=10_000;
+
+/// Shortest and longest window: the brain's finest history step is 10 s, and a window is its granule of loss.
+const WINDOW_MS: std::ops::RangeInclusive<u64> = 1_000..=60_000;
+
+/// Everything an operator can set.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where the ledger of commands lives; created with mode 0700.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
+    /// What this host is.
+    pub host: Host,
+    /// Where the brain is and how both prove who they are.
+    pub brain: Brain,
+    /// How often to measure.
+    #[serde(default)]
+    pub sample: Sample,
+    /// Limits that no command can override.
+    #[serde(default)]
+    pub guard: Guard,
+    /// The agent's own metrics.
+    #[serde(default)]
+    pub metrics: Metrics,
+}
+
+/// `[host]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Host {
+    /// The host's name: must be the name in its certificate.
+    pub name: HostId,
+    /// CPU that VMs may share out, in cores; the number of online CPUs where absent.
+    pub capacity_cores: Option<f64>,
+    /// Only this cgroup counts as "the host" for its CPU use; all of the machine where absent.
+    pub cgroup_root: Option<PathBuf>,
+    /// Which libvirt to talk to.
+    #[serde(default = "default_libvirt_uri")]
+    pub libvirt_uri: String,
+}
+
+/// `[brain]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Brain {
+    /// `HOST:PORT` (UDP); the name is resolved anew at every attempt.
+    pub address: String,
+    /// The name in the brain's certificate.
+    #[serde(default = "default_server_name")]
+    pub server_name: String,
+    /// PEM: the authority that signed the brain's certificate; no other is trusted.
+    pub ca: PathBuf,
+    /// PEM: this agent's certificate (and intermediates).
+    pub certificate: PathBuf,
+    /// PEM: its private key; refused when others than owner and group can read it.
+    pub key: PathBuf,
+}
+
+/// `[sample]`
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sample {
+    /// Time between two samples, in milliseconds.
+    pub sample_ms: u64,
+    /// Time covered by one report, in milliseconds: a multiple of `sample_ms`.
+    pub window_ms: u64,
+}
+
+impl Default for Sample {
+    fn default() -> Self {
+        Self { sample_ms: 1_000, window_ms: 10_000 }
+    }
+}
+
+/// `[guard]`
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Guard {
+    /// No VM gets less CPU than this, in cores.
+    pub cpu_floor_cores: f64,
+    /// No VM gets more CPU than this, in cores; the number of its vCPUs bounds it as well.
+    pub cpu_ceiling_cores: f64,
+}
+
+impl Default for Guard {
+    fn default() -> Self {
+        Self { cpu_floor_cores: 0.1, cpu_ceiling_cores: 64.0 }
+    }
+}
+
+impl Guard {
+    /// The bounds as the brain hears them.
+    pub fn cpu_bounds(self) -> CpuBounds {
+        CpuBounds { floor_cores: self.cpu_floor_cores, ceiling_cores: self.cpu_ceiling_cores }
+    }
+}
+
+/// `[metrics]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Where `/metrics` and `/healthz` are served; `"off"` serves nothing.
+    pub listen: Listen,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { listen: Listen::At(SocketAddr::from(([127, 0, 0, 1], 9479))) }
+    }
+}
+
+/// An address to listen on, or `"off"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Listen {
+    /// Serve there.
+    At(SocketAddr),
+    /// Do not serve.
+    Off,
+}
+
+impl TryFrom<String> for Listen {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self::Off);
+        }
+        text.parse().map(Self::At).map_err(|_| format!("{text:?} is neither \"off\" nor ADDRESS:PORT, like 127.0.0.1:9479"))
+    }
+}
+
+fn default_state_dir() -> PathBuf {
+    PathBuf::from("/var/lib/gnomon-agent")
+}
+
+fn default_libvirt_uri() -> String {
+    "qemu:///system".to_owned()
+}
+
+fn default_server_name() -> String {
+    "gnomon-brain".to_owned()
+}
+
+/// Why a configuration is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}: {source}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The text is not TOML, a key is unknown or missing, or a value has the wrong type.
+    #[error("{path}:{line}: {message}")]
+    Syntax {
+        /// Which file.
+        path: PathBuf,
+        /// Which line, from 1.
+        line: usize,
+        /// What is wrong, with the nearest known key where one is near.
+        message: String,
+    },
+    /// A value is well-formed and makes no sense.
+    #[error("{path}: {key}: {message}")]
+    Value {
+        /// Which file.
+        path: PathBuf,
+        /// Which key, like `guard.cpu_floor_cores`.
+        key: &'static str,
+        /// What is wrong and what would be right.
+        message: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text, path)
+    }
+
+    /// Checks the text of the file `path` (used for messages and for relative paths).
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let mut config: Self = toml::from_str(text).map_err(|error| {
+            let offset = error.span().map_or(0, |span| span.start).min(text.len());
+            let line = 1 + text.as_bytes()[..offset].iter().filter(|byte| **byte == b'\n').count();
+            ConfigError::Syntax { path: path.to_owned(), line, message: with_nearest_key(error.message()) }
+        })?;
+        config.check().map_err(|(key, message)| ConfigError::Value { path: path.to_owned(), key, message })?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let Brain { ca, certificate, key, .. } = &mut config.brain;
+        for relative in [&mut config.state_dir, ca, certificate, key] {
+            *relative = folder.join(&*relative);
+        }
+        Ok(config)
+    }
+
+    /// Where the ledger of commands is kept.
+    pub fn ledger_path(&self) -> PathBuf {
+        self.state_dir.join("commands.redb")
+    }
+
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        let Sample { sample_ms, window_ms } = self.sample;
+        let Guard { cpu_floor_cores: floor, cpu_ceiling_cores: ceiling } = self.guard;
+        let (_, port) = self.brain.address.rsplit_once(':').unwrap_or_default();
+        if port.parse::<u16>().is_err() {
+            return Err(("brain.address", format!("{:?} is not HOST:PORT", self.brain.address)));
+        }
+        if !SAMPLE_MS.contains(&sample_ms) {
+            return Err(("sample.sample_ms", format!("{sample_ms} is not within {SAMPLE_MS:?}")));
+        }
+        if !WINDOW_MS.contains(&window_ms) || !window_ms.is_multiple_of(sample_ms) {
+            let wanted = format!("a multiple of sample.sample_ms ({sample_ms}) within {WINDOW_MS:?}");
+            return Err(("sample.window_ms", format!("{window_ms} is not {wanted}")));
+        }
+        if !(floor.is_finite() && floor >= CPU_FLOOR_CORES_MIN) {
+            let why = "the smallest quota the kernel accepts";
+            return Err(("guard.cpu_floor_cores", format!("{floor} is below {CPU_FLOOR_CORES_MIN}, {why}")));
+        }
+        if !(ceiling.is_finite() && ceiling >= floor) {
+            return Err(("guard.cpu_ceiling_cores", format!("{ceiling} is below guard.cpu_floor_cores ({floor})")));
+        }
+        if let Some(capacity) = self.host.capacity_cores
+            && !(capacity.is_finite() && capacity > 0.0)
+        {
+            return Err(("host.capacity_cores", format!("{capacity} is not a positive number of cores")));
+        }
+        Ok(())
+    }
+}
+
+/// Adds "did you mean" to serde's message for an unknown field, which lists all known ones. The wording is serde's public
+/// convention; should it ever change, the message passes unchanged.
+fn with_nearest_key(message: &str) -> String {
+    let Some(rest) = message.strip_prefix("unknown field `") else { return message.to_owned() };
+    let Some((unknown, known)) = rest.split_once('`') else { return message.to_owned() };
+    let nearest = known
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .map(|key| (strsim::jaro_winkler(unknown, key), key))
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .filter(|(similarity, _)| *similarity > 0.7);
+    match nearest {
+        Some((_, key)) => format!("unknown key `{unknown}`: did you mean `{key}`?"),
+        None => format!("unknown key `{unknown}`{known}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MINIMAL: &str = "[host]\nname = \"h1\"\n[brain]\naddress = \"brain:9470\"\nca = \"ca.pem\"\ncertificate = \"h1.pem\"\nkey = \"/keys/h1.key\"\n";
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("/etc/gnomon/agent.toml"))
+    }
+
+    fn message(text: &str) -> String {
+        parse(text).expect_err("the configuration was accepted").to_string()
+    }
+
+    #[test]
+    fn the_shipped_configuration_is_valid_and_spells_out_every_default() {
+        let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/agent.toml"));
+        let shipped = Config::load(path).unwrap();
+        let minimal = parse(MINIMAL).unwrap();
+        assert_eq!(shipped.sample.window_ms, minimal.sample.window_ms);
+        assert_eq!(shipped.sample.sample_ms, minimal.sample.sample_ms);
+        assert_eq!(shipped.guard.cpu_bounds(), minimal.guard.cpu_bounds());
+        assert_eq!(shipped.metrics.listen, minimal.metrics.listen);
+        assert_eq!(shipped.host.libvirt_uri, minimal.host.libvirt_uri);
+        assert_eq!(shipped.brain.server_name, minimal.brain.server_name);
+        assert_eq!(shipped.state_dir, minimal.state_dir);
+    }
+
+    #[test]
+    fn relative_paths_are_taken_from_the_files_folder() {
+        let config = parse(MINIMAL).unwrap();
+        assert_eq!(config.brain.ca, Path::new("/etc/gnomon/ca.pem"));
+        assert_eq!(config.brain.key, Path::new("/keys/h1.key"));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line_and_the_nearest_known_key() {
+        let text = format!("{MINIMAL}[guard]\ncpu_flor_cores = 1.0\n");
+        assert_eq!(message(&text), "/etc/gnomon/agent.toml:9: unknown key `cpu_flor_cores`: did you mean `cpu_floor_cores`?");
+        let text = format!("{MINIMAL}[guard]\nzzz = 1.0\n");
+        assert!(message(&text).contains("`zzz`, expected `cpu_floor_cores` or `cpu_ceiling_cores`"), "{}", message(&text));
+    }
+
+    #[test]
+    fn a_missing_key_and_a_wrong_type_are_named() {
+        assert!(message(&MINIMAL.replace("ca = \"ca.pem\"\n", "")).contains("missing field `ca`"));
+        assert!(message(&MINIMAL.replace("\"h1\"", "7")).contains(":2: invalid type"));
+        assert!(message(&MINIMAL.replace("\"h1\"", "\"H 1\"")).contains(":2: host name"));
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_refused_by_key() {
+        let cases = [
+            ("[sample]\nsample_ms = 0", "sample.sample_ms"),
+            ("[sample]\nsample_ms = 700", "sample.window_ms"),
+            ("[guard]\ncpu_floor_cores = 0.001", "guard.cpu_floor_cores"),
+            ("[guard]\ncpu_floor_cores = nan", "guard.cpu_floor_cores"),
+            ("[guard]\ncpu_ceiling_cores = 0.05", "guard.cpu_ceiling_cores"),
+            ("[guard]\ncpu_ceiling_cores = inf", "guard.cpu_ceiling_cores"),
+            ("[metrics]\nlisten = \"9479\"", "neither \"off\" nor"),
+        ];
+        for (section, expected) in cases {
+            let message = message(&format!("{MINIMAL}{section}\n"));
+            assert!(message.contains(expected), "{section:?} gave {message:?}");
+        }
+        assert!(message(&MINIMAL.replace("brain:9470", "brain")).contains("brain.address"));
+        assert!(message(&MINIMAL.replace("[brain]", "capacity_cores = 0\n[brain]")).contains("host.capacity_cores"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_parsed_or_refused_without_a_panic(text in "\\PC*") {
+            let _ = parse(&text);
+        }
+
+        #[test]
+        fn accepted_bounds_are_always_ordered(floor in any::<f64>(), ceiling in any::<f64>()) {
+            prop_assume!(floor.is_finite() && ceiling.is_finite());
+            if let Ok(config) = parse(&format!("{MINIMAL}[guard]\ncpu_floor_cores = {floor:?}\ncpu_ceiling_cores = {ceiling:?}\n")) {
+                let bounds = config.guard.cpu_bounds();
+                prop_assert!(CPU_FLOOR_CORES_MIN <= bounds.floor_cores && bounds.floor_cores <= bounds.ceiling_cores);
+            }
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! The one thread that carries commands out: it owns the ledger and the actuator.
+//!
+//! [`Executor`] does one request at a time and can be driven directly by tests; [`spawn`] gives it a thread, a queue and a tick on which
+//! intents left by a crash are tried again until libvirt answers.
+
+use super::clock::{Clock, Now};
+use super::judge::{self, Circumstances, Sighting, Verdict};
+use super::ledger::{Intent, Ledger, LedgerError, UndoRecord};
+use super::{
+    APPLIED, Answers, COMMANDS_WAITING_MAX, Commands, DRY_RUN, FAILED, Metrics, NOTICES_WAITING_MAX, REFUSED, Request,
+    VmDirectory, took_us,
+};
+use crate::actuate::{ActuateError, Actuator, cores, same_limit};
+use gnomon_common::wire::{Action, Command, CpuBounds, Outcome, OutcomeResult, RefusedCommand};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How often unresolved intents are tried again.
+const RESOLVE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What the host allows, whatever a command says.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// Floor and ceiling of a VM's CPU.
+    pub bounds: CpuBounds,
+    /// Judge, log and answer, but change nothing.
+    pub dry_run: bool,
+}
+
+/// Everything that carrying out a command takes.
+pub struct Executor {
+    ledger: Ledger,
+    actuator: Box<dyn Actuator>,
+    vms: Box<dyn VmDirectory>,
+    policy: Policy,
+    clock: Box<dyn Fn() -> Now + Send>,
+    metrics: Metrics,
+}
+
+/// Starts the executor's thread. It ends when every [`Commands`] is gone, after the request under way.
+pub fn spawn(mut executor: Executor) -> std::io::Result<(Commands, JoinHandle<()>)> {
+    let (queue, requests) = sync_channel(COMMANDS_WAITING_MAX + NOTICES_WAITING_MAX);
+    let (publish, answers) = watch::channel(executor.answers().unwrap_or_default());
+    let waiting = Arc::new(AtomicUsize::new(0));
+    let commands = Commands { queue, waiting: Arc::clone(&waiting), answers };
+    let run = move || executor.run(&requests, &waiting, &publish);
+    let thread = std::thread::Builder::new().name("gnomon-command".to_owned()).spawn(run)?;
+    Ok((commands, thread))
+}
+
+impl Executor {
+    /// Puts the parts together.
+    pub fn new(
+        ledger: Ledger,
+        actuator: Box<dyn Actuator>,
+        vms: Box<dyn VmDirectory>,
+        policy: Policy,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> Self {
+        Self { ledger, actuator, vms, policy, clock: Box::new(move || clock.now()), metrics }
+    }
+
+    fn run(&mut self, requests: &Receiver<Request>, waiting: &AtomicUsize, publish: &watch::Sender<Answers>) {
+        let mut unresolved = self.try_resolve();
+        self.publish(publish);
+        loop {
+            match requests.recv_timeout(RESOLVE_INTERVAL) {
+                Ok(request) => {
+                    let was_command = matches!(request, Request::Command { .. });
+                    if let Err(error) = self.handle(request) {
+                        self.metrics.ledger_errors.inc();
+                        tracing::error!(%error, "the ledger does not work: commands are not carried out");
+                        unresolved = true; // an outcome may not have been written
+                    }
+                    if was_command {
+                        waiting.fetch_sub(1, Ordering::Relaxed);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) if unresolved => unresolved = self.try_resolve(),
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            self.publish(publish);
+        }
+    }
+
+    fn publish(&self, publish: &watch::Sender<Answers>) {
+        match self.answers() {
+            Ok(answers) => {
+                self.metrics.outcomes_pending.set(i64::try_from(answers.pending.len()).unwrap_or(i64::MAX));
+                publish.send_replace(answers);
+            }
+            Err(error) => {
+                self.metrics.ledger_errors.inc();
+                tracing::error!(%error, "cannot read pending outcomes");
+            }
+        }
+    }
+
+    /// What waits for the brain.
+    pub fn answers(&self) -> Result<Answers, LedgerError> {
+        Ok(Answers { pending: self.ledger.pending()?.into(), fence_highest: self.ledger.fence_highest()? })
+    }
+
+    /// Does one request. An error means that the ledger failed: nothing was changed without its intent having been written.
+    pub fn handle(&mut self, request: Request) -> Result<(), LedgerError> {
+        match request {
+            Request::Command { command, received } => self.carry_out(&command, received),
+            Request::Acknowledged(id) => self.ledger.acknowledge(id).map(drop),
+            Request::Term(term) => {
+                let highest = self.ledger.term_highest()?;
+                if term < highest {
+                    tracing::warn!(term, highest, "the brain's lease term is lower than one seen before: its commands are stale");
+                }
+                self.ledger.raise_term(term)
+            }
+        }
+    }
+
+    fn carry_out(&mut self, command: &Command, received: Now) -> Result<(), LedgerError> {
+        // An id is known from its intent on, and an intent of the same VM must not be resolved after a newer command.
+        for intent in self.ledger.intents()?.into_iter().filter(|intent| intent.command.vm == command.vm) {
+            let same = intent.command.id == command.id;
+            if self.resolve(&intent)? {
+                continue;
+            }
+            return if same { Ok(()) } else { self.conclude(command, failed(&ActuateError::Stuck), false) };
+        }
+        if let Some(outcome) = self.ledger.answer_again(command.id)? {
+            self.metrics.repeated.inc();
+            tracing::info!(id = %command.id, result = ?outcome.result, "command came again: answered from the ledger");
+            return Ok(());
+        }
+        let (vm, name) = self.vms.find(command.vm);
+        let verdict = judge::judge(command, &self.circumstances(command, received, vm)?);
+        match verdict {
+            Verdict::Refuse(refused) => {
+                // Changes are made to the running domain only: with it, there is nothing left to undo.
+                let nothing_to_undo = command.action == Action::Release && refused == RefusedCommand::UnknownVm;
+                self.conclude(command, OutcomeResult::Refused(refused), nothing_to_undo)
+            }
+            Verdict::Unknowable => {
+                let error = "libvirt does not answer: the VM cannot be found".to_owned();
+                self.conclude(command, OutcomeResult::Failed { error, retryable: true }, false)
+            }
+            Verdict::Obey => self.obey(command, received, name),
+        }
+    }
+
+    fn circumstances(&self, command: &Command, received: Now, vm: Sighting) -> Result<Circumstances, LedgerError> {
+        Ok(Circumstances {
+            waited: (self.clock)().boot.since(received.boot),
+            term_highest: self.ledger.term_highest()?,
+            fence_of_vm: self.ledger.fence(command.vm)?,
+            vm,
+            bounds: self.policy.bounds,
+        })
+    }
+
+    fn obey(&mut self, command: &Command, received: Now, name: Option<String>) -> Result<(), LedgerError> {
+        let before_cores = match self.actuator.in_force(command.vm) {
+            Ok(before_cores) => before_cores,
+            Err(error) => return self.conclude(command, failed(&error), false),
+        };
+        let recorded = self.ledger.undo(command.vm)?;
+        let (target_cores, undo) = match command.action {
+            Action::SetCpuQuota { cores } if recorded.is_none() => {
+                let name = name.unwrap_or_else(|| command.vm.to_string());
+                let at = (self.clock)().wall;
+                (Some(cores), Some(UndoRecord { vm: command.vm, name, baseline_cores: before_cores, at }))
+            }
+            Action::SetCpuQuota { cores } => (Some(cores), None),
+            // A VM that was never changed is already as it was.
+            Action::Release => (recorded.map_or(before_cores, |undo| undo.baseline_cores), None),
+        };
+        if self.policy.dry_run {
+            let (before, target) = (cores(before_cores), cores(target_cores));
+            tracing::info!(id = %command.id, vm = %command.vm, before, target, reason = command.reason, "dry run: would change the CPU limit");
+            // The fence counts, so that a dry run judges the next command as a real run would.
+            self.ledger.raise_fence(command.vm, command.fence)?;
+            return self.conclude(command, OutcomeResult::DryRun, false);
+        }
+        let (received, received_at) = (received.boot, received.wall);
+        let intent = Intent { command: command.clone(), received, received_at, before_cores, target_cores };
+        self.ledger.begin(&intent, undo.as_ref())?;
+        self.apply(&intent)
+    }
+
+    /// The part after the intent is synced.
+    fn apply(&mut self, intent: &Intent) -> Result<(), LedgerError> {
+        match self.actuator.apply(intent.command.vm, intent.target_cores) {
+            Ok(after_cores) => self.applied(intent, after_cores),
+            Err(error) => self.conclude(&intent.command, failed(&error), false),
+        }
+    }
+
+    fn applied(&mut self, intent: &Intent, after_cores: Option<f64>) -> Result<(), LedgerError> {
+        let took_us = took_us(intent.received, (self.clock)().boot);
+        self.metrics.actuation_seconds.observe(Duration::from_micros(took_us).as_secs_f64());
+        let result = OutcomeResult::Applied { before_cores: intent.before_cores, after_cores, took_us };
+        self.conclude(&intent.command, result, intent.command.action == Action::Release)
+    }
+
+    fn conclude(&mut self, command: &Command, result: OutcomeResult, forget_undo: bool) -> Result<(), LedgerError> {
+        let at = (self.clock)().wall;
+        let label = match &result {
+            OutcomeResult::Applied { before_cores, after_cores, took_us } => {
+                let (before, after) = (cores(*before_cores), cores(*after_cores));
+                tracing::info!(id = %command.id, vm = %command.vm, before, after, took_us, reason = command.reason, "CPU limit changed");
+                APPLIED
+            }
+            OutcomeResult::DryRun => DRY_RUN,
+            OutcomeResult::Refused(refused) => {
+                tracing::warn!(id = %command.id, vm = %command.vm, action = ?command.action, why = %refused, "command refused");
+                REFUSED
+            }
+            OutcomeResult::Failed { error, retryable } => {
+                tracing::warn!(id = %command.id, vm = %command.vm, action = ?command.action, error, retryable, "command failed");
+                FAILED
+            }
+        };
+        let forgotten =
+            self.ledger.conclude(&Outcome { id: command.id, vm: command.vm, at, result }, forget_undo)?;
+        self.metrics.commands.get_or_create(&label).inc();
+        self.metrics.outcomes_forgotten.inc_by(forgotten);
+        Ok(())
+    }
+
+    /// Resolves what can be resolved and tells whether something is left.
+    fn try_resolve(&mut self) -> bool {
+        let resolved = self.ledger.intents().and_then(|intents| {
+            let mut all = true;
+            for intent in &intents {
+                all &= self.resolve(intent)?;
+            }
+            Ok(all)
+        });
+        !resolved.unwrap_or_else(|error| {
+            self.metrics.ledger_errors.inc();
+            tracing::error!(%error, "cannot resolve the commands that were under way");
+            false
+        })
+    }
+
+    /// Finds out what became of an intent whose outcome was not written, by reading back. Returns whether it is concluded.
+    fn resolve(&mut self, intent: &Intent) -> Result<bool, LedgerError> {
+        let command = &intent.command;
+        tracing::info!(id = %command.id, vm = %command.vm, "resolving a command that was under way when the agent stopped");
+        match self.actuator.in_force(command.vm) {
+            Ok(now_cores) if same_limit(now_cores, intent.target_cores) => self.applied(intent, now_cores)?,
+            Ok(_) => {
+                let now = (self.clock)();
+                let late_ms = judge::expired(command, now.boot.since(intent.received));
+                match late_ms {
+                    Some(late_ms) => {
+                        self.conclude(command, OutcomeResult::Refused(RefusedCommand::Expired { late_ms }), false)?;
+                    }
+                    // Left by a real run and found by a dry one: it must not be carried out.
+                    None if self.policy.dry_run => self.conclude(command, OutcomeResult::DryRun, false)?,
+                    None => self.apply(intent)?,
+                }
+            }
+            Err(ActuateError::NoSuchVm(_)) => {
+                self.conclude(command, OutcomeResult::Refused(RefusedCommand::UnknownVm), false)?;
+            }
+            Err(error) if error.retryable() => {
+                tracing::warn!(id = %command.id, %error, "cannot read back yet");
+                return Ok(false);
+            }
+            Err(error) => self.conclude(command, failed(&error), false)?,
+        }
+        Ok(true)
+    }
+}
+
+fn failed(error: &ActuateError) -> OutcomeResult {
+    OutcomeResult::Failed { error: error.to_string(), retryable: error.retryable() }
+}
+
+#[cfg(test)]
+mod tests;

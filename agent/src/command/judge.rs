@@ -1,0 +1,238 @@
+//! Whether a command may be carried out: pure, so that every rule can be tested without a host.
+//!
+//! The rules in their order, the first that applies decides:
+//! 1. the fence: a term lower than the highest seen on this host, or a fence not newer than the last one obeyed for this VM, is stale;
+//! 2. the time to live, on `CLOCK_BOOTTIME` from receipt;
+//! 3. the target must be a finite positive number;
+//! 4. the VM must be here and active; where libvirt does not answer, that cannot be known;
+//! 5. the host's floor and ceiling, and the VM's number of vCPUs.
+//!
+//! A command whose id is known is never judged again: its recorded outcome is the answer.
+
+use gnomon_common::wire::{Action, Command, CpuBounds, Fence, RefusedCommand};
+use std::time::Duration;
+
+/// What the inventory says about a command's VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sighting {
+    /// Here and active (running or paused).
+    Active {
+        /// vCPUs online.
+        vcpus: u32,
+    },
+    /// Not here, or shut off.
+    Absent,
+    /// Not in the last inventory, which is incomplete because libvirt does not answer.
+    Unknown,
+}
+
+/// What the judge needs to know beyond the command.
+#[derive(Clone, Copy, Debug)]
+pub struct Circumstances {
+    /// Time since the command was received; `None` if that was before a reboot.
+    pub waited: Option<Duration>,
+    /// Highest lease term seen on this host.
+    pub term_highest: u64,
+    /// Last fence obeyed for this VM.
+    pub fence_of_vm: Option<Fence>,
+    /// The VM.
+    pub vm: Sighting,
+    /// The host's own limits.
+    pub bounds: CpuBounds,
+}
+
+/// The judge's answer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Verdict {
+    /// Carry it out.
+    Obey,
+    /// Do not, and say why.
+    Refuse(RefusedCommand),
+    /// It cannot be judged now: libvirt does not answer.
+    Unknowable,
+}
+
+/// Applies the rules above.
+pub fn judge(command: &Command, circumstances: &Circumstances) -> Verdict {
+    match refusal(command, circumstances) {
+        Some(refused) => Verdict::Refuse(refused),
+        None if circumstances.vm == Sighting::Unknown => Verdict::Unknowable,
+        None => Verdict::Obey,
+    }
+}
+
+/// Whether, and by how many milliseconds, a time to live has run out. After a reboot every command has: `waited` is `None`.
+pub fn expired(command: &Command, waited: Option<Duration>) -> Option<u64> {
+    let time_to_live = Duration::from_millis(command.time_to_live_ms);
+    match waited {
+        Some(waited) if waited <= time_to_live => None,
+        Some(waited) => Some(u64::try_from((waited - time_to_live).as_millis()).unwrap_or(u64::MAX)),
+        None => Some(0),
+    }
+}
+
+fn refusal(command: &Command, circumstances: &Circumstances) -> Option<RefusedCommand> {
+    let Circumstances { waited, term_highest, fence_of_vm, vm, bounds } = *circumstances;
+    if command.fence.term < term_highest {
+        // The VM's own fence is the more telling answer where it is the newer of the two.
+        let of_host = Fence { term: term_highest, generation: 0 };
+        return Some(RefusedCommand::StaleFence { seen: of_host.max(fence_of_vm.unwrap_or_default()) });
+    }
+    if let Some(seen) = fence_of_vm.filter(|seen| command.fence <= *seen) {
+        return Some(RefusedCommand::StaleFence { seen });
+    }
+    if let Some(late_ms) = expired(command, waited) {
+        return Some(RefusedCommand::Expired { late_ms });
+    }
+    if let Action::SetCpuQuota { cores } = command.action
+        && !(cores.is_finite() && cores > 0.0)
+    {
+        return Some(RefusedCommand::Nonsense);
+    }
+    let vcpus = match vm {
+        Sighting::Active { vcpus } => vcpus,
+        Sighting::Absent => return Some(RefusedCommand::UnknownVm),
+        Sighting::Unknown => return None,
+    };
+    match command.action {
+        Action::SetCpuQuota { cores } => out_of_bounds(cores, vcpus, bounds),
+        // What was there before the first change was legal then: the bounds do not apply.
+        Action::Release => None,
+    }
+}
+
+fn out_of_bounds(cores: f64, vcpus: u32, bounds: CpuBounds) -> Option<RefusedCommand> {
+    let ceiling_cores = bounds.ceiling_cores.min(f64::from(vcpus));
+    // A VM with fewer vCPUs than the floor can use no more than its vCPUs.
+    let floor_cores = bounds.floor_cores.min(ceiling_cores);
+    if cores < floor_cores {
+        Some(RefusedCommand::BelowFloor { floor_cores })
+    } else if cores > ceiling_cores {
+        Some(RefusedCommand::AboveCeiling { ceiling_cores })
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gnomon_common::wire::{CommandId, VmId};
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    const BOUNDS: CpuBounds = CpuBounds { floor_cores: 0.25, ceiling_cores: 4.0 };
+
+    fn command(cores: f64, term: u64, generation: u64) -> Command {
+        Command {
+            id: CommandId { term, number: generation },
+            vm: VmId(Uuid::from_u128(7)),
+            action: Action::SetCpuQuota { cores },
+            fence: Fence { term, generation },
+            time_to_live_ms: 1_000,
+            reason: String::new(),
+        }
+    }
+
+    fn calm() -> Circumstances {
+        Circumstances {
+            waited: Some(Duration::from_millis(10)),
+            term_highest: 3,
+            fence_of_vm: Some(Fence { term: 3, generation: 5 }),
+            vm: Sighting::Active { vcpus: 2 },
+            bounds: BOUNDS,
+        }
+    }
+
+    fn refused(command: &Command, circumstances: &Circumstances) -> RefusedCommand {
+        match judge(command, circumstances) {
+            Verdict::Refuse(refused) => refused,
+            other => panic!("{other:?} instead of a refusal"),
+        }
+    }
+
+    #[test]
+    fn a_newer_command_within_bounds_is_obeyed() {
+        assert_eq!(judge(&command(1.5, 3, 6), &calm()), Verdict::Obey);
+        assert_eq!(judge(&command(1.5, 4, 0), &calm()), Verdict::Obey);
+    }
+
+    #[test]
+    fn a_stale_fence_is_refused() {
+        let seen = Fence { term: 3, generation: 5 };
+        assert_eq!(refused(&command(1.5, 3, 5), &calm()), RefusedCommand::StaleFence { seen });
+        assert_eq!(refused(&command(1.5, 2, 99), &calm()), RefusedCommand::StaleFence { seen });
+    }
+
+    #[test]
+    fn a_lower_term_is_refused_even_for_a_vm_never_commanded() {
+        let circumstances = Circumstances { fence_of_vm: None, ..calm() };
+        let seen = Fence { term: 3, generation: 0 };
+        assert_eq!(refused(&command(1.5, 2, 99), &circumstances), RefusedCommand::StaleFence { seen });
+    }
+
+    #[test]
+    fn the_time_to_live_ends_strictly_after_its_last_millisecond() {
+        let waited = |ms| Circumstances { waited: Some(Duration::from_millis(ms)), ..calm() };
+        assert_eq!(judge(&command(1.0, 3, 6), &waited(1_000)), Verdict::Obey);
+        assert_eq!(refused(&command(1.0, 3, 6), &waited(1_250)), RefusedCommand::Expired { late_ms: 250 });
+    }
+
+    #[test]
+    fn a_reboot_expires_every_command() {
+        let circumstances = Circumstances { waited: None, ..calm() };
+        assert_eq!(refused(&command(1.0, 3, 6), &circumstances), RefusedCommand::Expired { late_ms: 0 });
+    }
+
+    #[test]
+    fn bounds_of_host_and_vcpus_hold() {
+        let big = Circumstances { vm: Sighting::Active { vcpus: 16 }, ..calm() };
+        assert_eq!(refused(&command(0.2, 3, 6), &calm()), RefusedCommand::BelowFloor { floor_cores: 0.25 });
+        assert_eq!(refused(&command(2.5, 3, 6), &calm()), RefusedCommand::AboveCeiling { ceiling_cores: 2.0 });
+        assert_eq!(refused(&command(4.5, 3, 6), &big), RefusedCommand::AboveCeiling { ceiling_cores: 4.0 });
+    }
+
+    #[test]
+    fn a_floor_above_the_vcpus_leaves_exactly_the_vcpus() {
+        let bounds = CpuBounds { floor_cores: 2.0, ceiling_cores: 8.0 };
+        let circumstances = Circumstances { vm: Sighting::Active { vcpus: 1 }, bounds, ..calm() };
+        assert_eq!(judge(&command(1.0, 3, 6), &circumstances), Verdict::Obey);
+    }
+
+    #[test]
+    fn numbers_that_are_none_are_nonsense() {
+        for cores in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 0.0, -0.0, -1.0] {
+            assert_eq!(refused(&command(cores, 3, 6), &calm()), RefusedCommand::Nonsense, "{cores}");
+        }
+    }
+
+    #[test]
+    fn an_absent_vm_is_refused_and_an_unanswered_question_is_not() {
+        let vm = |vm| Circumstances { vm, ..calm() };
+        assert_eq!(refused(&command(1.0, 3, 6), &vm(Sighting::Absent)), RefusedCommand::UnknownVm);
+        assert_eq!(judge(&command(1.0, 3, 6), &vm(Sighting::Unknown)), Verdict::Unknowable);
+    }
+
+    #[test]
+    fn a_release_is_not_held_back_by_bounds() {
+        let release = Command { action: Action::Release, ..command(0.0, 3, 6) };
+        assert_eq!(judge(&release, &calm()), Verdict::Obey);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_obeyed_is_newer_alive_and_within_bounds(
+            cores in prop_oneof![any::<f64>(), 0.0..8.0_f64], term in 0..6_u64, generation in 0..9_u64, waited_ms in 0..2_000_u64, vcpus in 1..9_u32,
+        ) {
+            let circumstances = Circumstances {
+                waited: Some(Duration::from_millis(waited_ms)), vm: Sighting::Active { vcpus }, ..calm()
+            };
+            let command = command(cores, term, generation);
+            if judge(&command, &circumstances) == Verdict::Obey {
+                prop_assert!(command.fence > circumstances.fence_of_vm.unwrap() && term >= circumstances.term_highest);
+                prop_assert!(waited_ms <= command.time_to_live_ms);
+                prop_assert!(cores >= BOUNDS.floor_cores && cores <= BOUNDS.ceiling_cores.min(f64::from(vcpus)));
+            }
+        }
+    }
+}

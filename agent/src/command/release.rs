@@ -1,0 +1,158 @@
+//! Giving VMs back what they had before Gnomon's first change, without a brain: `gnomon-agent release`.
+//!
+//! Works on the closed daemon's ledger only (the ledger's lock sees to that). Commands that a crash left under way are concluded as failed, so
+//! that the daemon does not carry them out at its next start and take the release back.
+
+use super::clock::wall_clock;
+use super::ledger::{Ledger, LedgerError, UndoRecord};
+use crate::actuate::{ActuateError, Actuator};
+use gnomon_common::wire::{Outcome, OutcomeResult};
+
+/// Why a VM was not released.
+#[derive(Debug, thiserror::Error)]
+pub enum ReleaseError {
+    /// No undo record matches.
+    #[error("{0:?} is neither the name nor the UUID of a VM that Gnomon changed; `gnomon-agent release --all --dry-run` lists them")]
+    NotChanged(String),
+    /// The ledger failed.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The limit was not restored; the undo record is kept.
+    #[error(transparent)]
+    Actuate(#[from] ActuateError),
+}
+
+/// What became of one release.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Released {
+    /// The baseline is in force again.
+    Restored {
+        /// CPU limit before, in cores; `None` is unlimited.
+        before_cores: Option<f64>,
+        /// CPU limit now.
+        after_cores: Option<f64>,
+    },
+    /// The VM is not active here: its changed limit ended with it.
+    Gone,
+}
+
+/// The undo records of the VMs named, by name or UUID; of all when `names` is empty.
+pub fn select(records: Vec<UndoRecord>, names: &[String]) -> Result<Vec<UndoRecord>, ReleaseError> {
+    let is = |record: &UndoRecord, name: &String| record.name == *name || record.vm.to_string() == name.to_lowercase();
+    if let Some(unknown) = names.iter().find(|name| !records.iter().any(|record| is(record, name))) {
+        return Err(ReleaseError::NotChanged(unknown.clone()));
+    }
+    let wanted = |record: &UndoRecord| names.is_empty() || names.iter().any(|name| is(record, name));
+    Ok(records.into_iter().filter(wanted).collect())
+}
+
+/// Restores one VM's baseline and forgets its undo record.
+pub fn restore(
+    ledger: &Ledger,
+    actuator: &mut dyn Actuator,
+    record: &UndoRecord,
+) -> Result<Released, ReleaseError> {
+    for intent in ledger.intents()?.into_iter().filter(|intent| intent.command.vm == record.vm) {
+        let error = "the VM was released by the host's operator".to_owned();
+        let result = OutcomeResult::Failed { error, retryable: false };
+        ledger.conclude(&Outcome { id: intent.command.id, vm: record.vm, at: wall_clock(), result }, false)?;
+    }
+    let released = match actuator.in_force(record.vm) {
+        Ok(before_cores) => {
+            let after_cores = actuator.apply(record.vm, record.baseline_cores)?;
+            Released::Restored { before_cores, after_cores }
+        }
+        Err(ActuateError::NoSuchVm(_)) => Released::Gone,
+        Err(error) => return Err(error.into()),
+    };
+    ledger.forget_undo(record.vm)?;
+    Ok(released)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::clock::Clock;
+    use crate::command::ledger::Intent;
+    use gnomon_common::time::Timestamp;
+    use gnomon_common::wire::{Action, Command, CommandId, Fence, VmId};
+    use uuid::Uuid;
+
+    struct OneVm(Result<Option<f64>, ActuateError>);
+
+    impl Actuator for OneVm {
+        fn in_force(&mut self, _: VmId) -> Result<Option<f64>, ActuateError> {
+            self.0.clone()
+        }
+
+        fn apply(&mut self, _: VmId, target_cores: Option<f64>) -> Result<Option<f64>, ActuateError> {
+            self.0 = self.0.clone().map(|_| target_cores);
+            self.0.clone()
+        }
+    }
+
+    fn record(vm: u128, name: &str) -> UndoRecord {
+        let vm = VmId(Uuid::from_u128(vm));
+        UndoRecord { vm, name: name.to_owned(), baseline_cores: Some(2.0), at: Timestamp::from_unix_ms(1) }
+    }
+
+    fn ledger_with(record: &UndoRecord) -> (tempfile::TempDir, Ledger) {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(&folder.path().join("commands.redb")).unwrap();
+        let command = Command {
+            id: CommandId { term: 1, number: 1 },
+            vm: record.vm,
+            action: Action::SetCpuQuota { cores: 1.0 },
+            fence: Fence { term: 1, generation: 1 },
+            time_to_live_ms: 60_000,
+            reason: String::new(),
+        };
+        let now = Clock::new().unwrap().now();
+        let intent =
+            Intent { command, received: now.boot, received_at: now.wall, before_cores: None, target_cores: Some(1.0) };
+        ledger.begin(&intent, Some(record)).unwrap();
+        (folder, ledger)
+    }
+
+    #[test]
+    fn vms_are_selected_by_name_or_uuid_and_the_unknown_are_named() {
+        let records = vec![record(1, "web"), record(2, "db")];
+        let by = |names: &[&str]| {
+            select(records.clone(), &names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
+        };
+        assert_eq!(by(&[]).unwrap(), records);
+        assert_eq!(by(&["db"]).unwrap(), records[1..]);
+        assert_eq!(by(&["00000000-0000-0000-0000-000000000001"]).unwrap(), records[..1]);
+        assert!(matches!(by(&["web", "mail"]), Err(ReleaseError::NotChanged(name)) if name == "mail"));
+    }
+
+    #[test]
+    fn a_release_restores_the_baseline_and_takes_commands_under_way_back() {
+        let record = record(1, "web");
+        let (_folder, ledger) = ledger_with(&record);
+        let mut vm = OneVm(Ok(Some(1.0)));
+        let released = restore(&ledger, &mut vm, &record).unwrap();
+        assert_eq!(released, Released::Restored { before_cores: Some(1.0), after_cores: Some(2.0) });
+        assert_eq!(ledger.undo_records().unwrap(), []);
+        assert_eq!(ledger.intents().unwrap(), []);
+        assert!(matches!(&ledger.pending().unwrap()[..], [(_, Outcome { result: OutcomeResult::Failed { .. }, .. })]));
+    }
+
+    #[test]
+    fn a_vm_that_is_gone_has_nothing_to_restore() {
+        let record = record(1, "web");
+        let (_folder, ledger) = ledger_with(&record);
+        let released = restore(&ledger, &mut OneVm(Err(ActuateError::NoSuchVm(record.vm))), &record).unwrap();
+        assert_eq!(released, Released::Gone);
+        assert_eq!(ledger.undo_records().unwrap(), []);
+    }
+
+    #[test]
+    fn a_failed_release_keeps_the_undo_record() {
+        let record = record(1, "web");
+        let (_folder, ledger) = ledger_with(&record);
+        let error = ActuateError::Unavailable("down".to_owned());
+        assert!(restore(&ledger, &mut OneVm(Err(error)), &record).is_err());
+        assert_eq!(ledger.undo_records().unwrap(), [record]);
+    }
+}
