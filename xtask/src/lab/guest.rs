@@ -4,6 +4,7 @@ mod console;
 mod domain;
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -87,6 +88,13 @@ impl Guest {
 
     /// Starts it. [`Lab::boot`] does so for several and waits for their programs.
     pub fn start(&self) -> Result<()> {
+        // QEMU appends, because a migration's target opens the same file; a new life starts with an empty one.
+        match fs::remove_file(self.console_path()) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("removing {}", self.console_path().display()));
+            }
+            _ => {}
+        }
         self.host.virsh(["start", &self.name]).map(|_| ())
     }
 

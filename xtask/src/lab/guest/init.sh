@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # The first program of a guest: file systems, drivers, then the load, which is never to end.
 export PATH=/bin
-busybox --install -s /bin
+/bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
