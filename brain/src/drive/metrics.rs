@@ -1,0 +1,145 @@
+//! What the loop measures.
+
+use gnomon_common::wire::{Action, OutcomeResult};
+use gnomon_core::CommandRecord;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use std::time::Duration;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Sent {
+    action: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NotSent {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Settled {
+    action: &'static str,
+    outcome: &'static str,
+}
+
+/// Metrics of the loop and of what it carries out.
+#[derive(Clone, Debug)]
+pub struct DriveMetrics {
+    handle: Histogram,
+    effects_waiting: Gauge,
+    fits_waiting: Gauge,
+    fits_failed: Counter,
+    notices: Family<Kind, Counter>,
+    sent: Family<Sent, Counter>,
+    not_sent: Family<NotSent, Counter>,
+    settled: Family<Settled, Counter>,
+    actuation: Histogram,
+}
+
+impl DriveMetrics {
+    /// Registers them.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            handle: Histogram::new(exponential_buckets(0.000_001, 4.0, 10)),
+            effects_waiting: Gauge::default(),
+            fits_waiting: Gauge::default(),
+            fits_failed: Counter::default(),
+            notices: Family::default(),
+            sent: Family::default(),
+            not_sent: Family::default(),
+            settled: Family::default(),
+            actuation: Histogram::new(exponential_buckets(0.000_5, 2.0, 16)),
+        };
+        registry.register_with_unit(
+            "gnomon_brain_core_handle",
+            "Time the core took for one input or time-out",
+            Unit::Seconds,
+            metrics.handle.clone(),
+        );
+        registry.register(
+            "gnomon_brain_effects_waiting",
+            "Outputs of the core not yet handed over to be carried out",
+            metrics.effects_waiting.clone(),
+        );
+        registry.register("gnomon_brain_fits_waiting", "Fits waiting or running", metrics.fits_waiting.clone());
+        registry.register("gnomon_brain_fits_failed", "Fits that ended without a result", metrics.fits_failed.clone());
+        registry.register("gnomon_brain_notices", "Notices of the core, by kind", metrics.notices.clone());
+        registry.register(
+            "gnomon_brain_commands_sent",
+            "Commands sent, repetitions included, by action",
+            metrics.sent.clone(),
+        );
+        registry.register(
+            "gnomon_brain_commands_not_sent",
+            "Commands that could not be sent when they were due, by reason",
+            metrics.not_sent.clone(),
+        );
+        registry.register(
+            "gnomon_brain_commands_settled",
+            "Commands that were answered or given up, by action and outcome",
+            metrics.settled.clone(),
+        );
+        registry.register_with_unit(
+            "gnomon_brain_actuation",
+            "From an agent's receipt of a command to its read-back, as the agent tells",
+            Unit::Seconds,
+            metrics.actuation.clone(),
+        );
+        metrics
+    }
+
+    pub(super) fn handled(&self, took: Duration) {
+        self.handle.observe(took.as_secs_f64());
+    }
+
+    pub(super) fn waiting(&self, effects: usize, fits: usize) {
+        self.effects_waiting.set(i64::try_from(effects).unwrap_or(i64::MAX));
+        self.fits_waiting.set(i64::try_from(fits).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn fit_failed(&self) {
+        self.fits_failed.inc();
+    }
+
+    pub(super) fn noticed(&self, kind: &'static str) {
+        self.notices.get_or_create(&Kind { kind }).inc();
+    }
+
+    pub(super) fn sent(&self, action: Action) {
+        self.sent.get_or_create(&Sent { action: action_name(action) }).inc();
+    }
+
+    pub(super) fn not_sent(&self, reason: &'static str) {
+        self.not_sent.get_or_create(&NotSent { reason }).inc();
+    }
+
+    pub(super) fn settled(&self, record: &CommandRecord) {
+        let outcome = match record.outcome.as_ref().map(|outcome| &outcome.result) {
+            Some(OutcomeResult::Applied { took_us, .. }) => {
+                self.actuation.observe(Duration::from_micros(*took_us).as_secs_f64());
+                "applied"
+            }
+            Some(OutcomeResult::DryRun) => "dry_run",
+            Some(OutcomeResult::Refused(_)) => "refused",
+            Some(OutcomeResult::Failed { .. }) => "failed",
+            None => "unanswered",
+        };
+        self.settled.get_or_create(&Settled { action: action_name(record.command.action), outcome }).inc();
+    }
+}
+
+fn action_name(action: Action) -> &'static str {
+    match action {
+        Action::SetCpuQuota { .. } => "set_cpu_quota",
+        Action::Release => "release",
+    }
+}

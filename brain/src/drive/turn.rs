@@ -1,0 +1,187 @@
+//! One turn of the loop: an input goes into the core, its outputs come out and are sorted. No I/O.
+
+use super::carry::Effect;
+use super::{Desk, DriveMetrics, Event};
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{Command, CommandId, HostId};
+use gnomon_core::{FitJob, FitResult, Input, Notice, Output, Record, Restored};
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+/// Outputs waiting to be carried out, above which no input is taken. One input may go over it by what it causes itself.
+const EFFECTS_PENDING_MAX: usize = 4096;
+/// The longest sleep: should the wall clock step forward, a deadline is noticed this much late at most.
+const SLEEP_MAX: Duration = Duration::from_secs(1);
+/// The shortest sleep, so that a deadline in the past cannot spin the loop.
+const SLEEP_MIN: Duration = Duration::from_millis(1);
+
+/// A command without an answer: sent again when its host connects.
+struct Unanswered {
+    host: HostId,
+    command: Command,
+    issued: Timestamp,
+}
+
+pub(super) struct Turn {
+    desk: Desk,
+    metrics: DriveMetrics,
+    effects: VecDeque<Effect>,
+    unanswered: BTreeMap<CommandId, Unanswered>,
+    fits_waiting: VecDeque<FitJob>,
+    fits_running: JoinSet<FitResult>,
+    fits_running_max: usize,
+}
+
+impl Turn {
+    pub(super) fn new(desk: Desk, metrics: DriveMetrics) -> Self {
+        // One core stays free for the loop, the journal and the agents.
+        let workers = std::thread::available_parallelism().map_or(1, |cores| cores.get().saturating_sub(1).max(1));
+        Self {
+            desk,
+            metrics,
+            effects: VecDeque::new(),
+            unanswered: BTreeMap::new(),
+            fits_waiting: VecDeque::new(),
+            fits_running: JoinSet::new(),
+            fits_running_max: workers,
+        }
+    }
+
+    pub(super) fn desk(&self) -> &Desk {
+        &self.desk
+    }
+
+    pub(super) fn metrics(&self) -> &DriveMetrics {
+        &self.metrics
+    }
+
+    pub(super) fn restore(&mut self, restored: Restored) {
+        match &restored {
+            Restored::Report(report) => self.desk.recent.take(report),
+            Restored::Command(record) => self.remember(record.host.clone(), &record.command, record.issued),
+            Restored::Host { .. } | Restored::Hold { .. } => {}
+        }
+        self.desk.core.restore(restored);
+    }
+
+    pub(super) fn event(&mut self, now: Timestamp, event: Event) {
+        match event {
+            Event::Input(input) => self.input(now, input),
+            Event::Operator { actor, request, synced } => {
+                self.input(now, Input::Operator { actor, request });
+                self.effects.push_back(Effect::Synced(synced));
+            }
+        }
+    }
+
+    pub(super) fn input(&mut self, now: Timestamp, input: Input) {
+        match &input {
+            Input::Report(report) => self.desk.recent.take(report),
+            // Before anything new: what this host may not have heard, or has answered into the void.
+            Input::HostUp { host, .. } => {
+                let repeated = self.unanswered.values().filter(|waiting| waiting.host == *host);
+                self.effects.extend(repeated.map(|waiting| Effect::Command {
+                    host: waiting.host.clone(),
+                    command: waiting.command.clone(),
+                    issued: waiting.issued,
+                }));
+            }
+            _ => {}
+        }
+        let started = Instant::now();
+        self.desk.core.handle(now, input);
+        self.metrics.handled(started.elapsed());
+        self.sort_outputs(now);
+    }
+
+    /// Tells the core the time if it wanted to be told by now.
+    pub(super) fn timeout(&mut self, now: Timestamp) {
+        if self.has_room() && self.desk.core.poll_timeout().is_some_and(|due| due <= now) {
+            let started = Instant::now();
+            self.desk.core.handle_timeout(now);
+            self.metrics.handled(started.elapsed());
+            self.sort_outputs(now);
+        }
+    }
+
+    /// How long the loop may sleep.
+    pub(super) fn due_in(&self, now: Timestamp) -> Duration {
+        self.desk.core.poll_timeout().map_or(SLEEP_MAX, |due| due.since(now).clamp(SLEEP_MIN, SLEEP_MAX))
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.effects.len() < EFFECTS_PENDING_MAX
+    }
+
+    pub(super) fn has_effects(&self) -> bool {
+        !self.effects.is_empty()
+    }
+
+    /// Moves waiting effects into `place` and whatever further places are free.
+    pub(super) fn hand_over(&mut self, place: mpsc::Permit<'_, Effect>, queue: &mpsc::Sender<Effect>) {
+        let mut place = Some(place);
+        while let Some(effect) = self.effects.pop_front() {
+            match place.take().or_else(|| queue.try_reserve().ok()) {
+                Some(place) => place.send(effect),
+                None => return self.effects.push_front(effect),
+            }
+        }
+    }
+
+    /// The next fit that ended; `None` at once when none runs. A fit that panicked is counted and gone: the core keeps its last model.
+    pub(super) async fn fitted(&mut self) -> Option<Option<FitResult>> {
+        let ended = self.fits_running.join_next().await?;
+        Some(ended.inspect_err(|error| tracing::error!(%error, "a fit failed")).ok())
+    }
+
+    pub(super) fn fit_done(&mut self, now: Timestamp, fitted: Option<FitResult>) {
+        match fitted {
+            Some(result) => self.input(now, Input::FitDone(Box::new(result))),
+            None => self.metrics.fit_failed(),
+        }
+        self.start_fits();
+    }
+
+    fn sort_outputs(&mut self, now: Timestamp) {
+        while let Some(output) = self.desk.core.poll_output() {
+            match output {
+                Output::Persist(record) => {
+                    if let Record::Command(record) = &record
+                        && (record.outcome.is_some() || record.unanswered)
+                    {
+                        self.unanswered.remove(&record.command.id);
+                        self.metrics.settled(record);
+                    }
+                    self.effects.push_back(Effect::Persist(record));
+                }
+                Output::Command { host, command } => {
+                    self.remember(host.clone(), &command, now);
+                    self.effects.push_back(Effect::Command { host, command, issued: now });
+                }
+                Output::Notice(notice) => self.notice(&notice),
+                Output::Fit(job) => self.fits_waiting.push_back(*job),
+            }
+        }
+        self.start_fits();
+        self.metrics.waiting(self.effects.len(), self.fits_waiting.len() + self.fits_running.len());
+    }
+
+    fn remember(&mut self, host: HostId, command: &Command, issued: Timestamp) {
+        self.unanswered.insert(command.id, Unanswered { host, command: command.clone(), issued });
+    }
+
+    fn notice(&self, notice: &Notice) {
+        tracing::info!(kind = notice.kind, "{}", notice.text);
+        self.metrics.noticed(notice.kind);
+    }
+
+    fn start_fits(&mut self) {
+        while self.fits_running.len() < self.fits_running_max
+            && let Some(job) = self.fits_waiting.pop_front()
+        {
+            self.fits_running.spawn_blocking(move || job.run());
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! The host information database: what the brain must not forget.
+//!
+//! [`Store`] is the contract, [`SqliteStore`] the embedded implementation, [`Journal`] the one writer in front of it: it gathers
+//! what is waiting into one transaction and one sync, and answers only then. Everything acknowledged to an agent, and every
+//! command sent to one, went through the journal before.
+
+mod journal;
+mod sqlite;
+
+pub use journal::{Journal, JournalMetrics, Receipt, Stopped};
+pub use sqlite::SqliteStore;
+
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{AgentEpoch, CommandId, HostId, Outcome, Report, Sequence};
+use gnomon_core::{Audit, CommandRecord, Record, Restored};
+use std::path::PathBuf;
+use std::pin::Pin;
+
+/// The largest integer the database can hold; ids from the network above it are refused before they get here.
+pub const INTEGER_MAX: u64 = i64::MAX as u64;
+
+/// The answer of a store, some time later.
+pub type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// Where the brain keeps what it must not forget.
+pub trait Store: Send + Sync + 'static {
+    /// Writes all entries in one transaction and returns once it is synced; an error means that none was written. The answer tells, entry
+    /// by entry, whether it is new: `false` for a report or outcome that was there already.
+    fn commit<'a>(&'a self, entries: &'a [Entry]) -> Pending<'a, Vec<bool>>;
+
+    /// Takes and persists a lease term above `at_least` and above every term taken before.
+    fn raise_term(&self, at_least: u64) -> Pending<'_, u64>;
+
+    /// The highest sequence stored of a host's epoch; 0 if none.
+    fn acknowledged<'a>(&'a self, host: &'a HostId, epoch: AgentEpoch) -> Pending<'a, Sequence>;
+
+    /// Hands everything a new core has to know to `sink`, in the order that [`Restored`] asks for, reports received since `reports_since`
+    /// among it. Returns the outcomes of unsettled commands that were stored but perhaps never reached the core.
+    fn restore<'a>(
+        &'a self,
+        reports_since: Timestamp,
+        sink: &'a mut (dyn FnMut(Restored) + Send),
+    ) -> Pending<'a, Vec<(HostId, Outcome)>>;
+
+    /// The latest lines of the audit log, newest first.
+    fn audit(&self, limit: u32) -> Pending<'_, Vec<Audit>>;
+
+    /// The latest commands, newest first.
+    fn commands(&self, limit: u32) -> Pending<'_, Vec<CommandRecord>>;
+
+    /// Forgets reports received before `reports_before` and settled affairs from before `affairs_before`, a bounded amount per call. Returns
+    /// how many rows went.
+    fn prune(&self, reports_before: Timestamp, affairs_before: Timestamp) -> Pending<'_, u64>;
+}
+
+/// One thing to write.
+#[derive(Clone, Debug)]
+pub enum Entry {
+    /// A report as it came.
+    Report {
+        /// Decoded.
+        report: Box<Report>,
+        /// The frame's payload.
+        payload: Vec<u8>,
+        /// When it came, on the brain's clock.
+        received: Timestamp,
+    },
+    /// An answer to a command.
+    Outcome {
+        /// Who answered.
+        host: HostId,
+        /// The answer.
+        outcome: Box<Outcome>,
+    },
+    /// Something the core wants kept.
+    Record(Box<Record>),
+}
+
+/// Why the store failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// It cannot be opened: wrong path, wrong file, wrong rights. Trying again will not help.
+    #[error("cannot open the store {path}: {source}; check the path, its rights and that no other program made it")]
+    Open {
+        /// Where.
+        path: PathBuf,
+        /// What the database said.
+        source: sqlx::Error,
+    },
+    /// Its schema is not one this release knows how to bring up to date.
+    #[error("cannot bring the store {path} up to date: {source}; was it written by a newer release?")]
+    Migrate {
+        /// Where.
+        path: PathBuf,
+        /// What the database said.
+        source: sqlx::migrate::MigrateError,
+    },
+    /// Reading or writing failed: a full disk, a lock, a broken device. It may work later.
+    #[error("the store failed: {0}")]
+    Database(#[from] sqlx::Error),
+    /// A value cannot be written as text.
+    #[error("a record does not encode: {0}")]
+    Encode(#[from] serde_json::Error),
+    /// The highest possible term was reached.
+    #[error("lease terms are used up at {0}")]
+    TermsUsedUp(u64),
+    /// Refused by a store that is not a database.
+    #[error("the store failed: {0}")]
+    Other(&'static str),
+}
+
+/// Whether an id from the network fits the database.
+pub fn fits(command: CommandId) -> bool {
+    command.term <= INTEGER_MAX && command.number <= INTEGER_MAX
+}

@@ -1,0 +1,180 @@
+//! The embedded store: SQLite by sqlx.
+//!
+//! Write-ahead log with `synchronous=FULL`: a commit returns after the log is synced, so `kill -9` and power loss take nothing that was answered
+//! (<https://www.sqlite.org/pragma.html#pragma_synchronous>). One connection writes, a few read; in WAL mode readers never
+//! wait for the writer. The SQL is the part that SQLite and PostgreSQL share.
+
+mod read;
+mod write;
+
+use super::{Entry, INTEGER_MAX, Pending, Store, StoreError};
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{AgentEpoch, HostId, Outcome, Sequence};
+use gnomon_core::{Audit, CommandRecord, Restored};
+use sqlx::migrate::Migrator;
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{AssertSqlSafe, Row};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
+
+/// Readers at a time: the API's queries and a session's hello are short.
+const READERS_MAX: u32 = 4;
+/// How long a write waits for a lock that somebody else (a backup, a curious sqlite3) holds before it counts as failed.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+/// How much received time one prune takes away at most: after the retention was shortened, old reports go piece by piece instead of
+/// in one transaction that would hold up acknowledgements.
+const PRUNE_SPAN: Duration = Duration::from_secs(3600);
+
+/// The store in one SQLite file (with its `-wal` and `-shm` beside it).
+pub struct SqliteStore {
+    writer: SqlitePool,
+    readers: SqlitePool,
+    /// The term that audit lines are numbered in, and the last line's number.
+    term: AtomicU64,
+    audit_line: AtomicU64,
+}
+
+impl SqliteStore {
+    /// Opens or makes the file, and brings its schema up to date.
+    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        let open = |source| StoreError::Open { path: path.to_owned(), source };
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(BUSY_TIMEOUT);
+        let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await.map_err(open)?;
+        MIGRATIONS
+            .run(&writer)
+            .await
+            .map_err(|source| StoreError::Migrate { path: path.to_owned(), source })?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS_MAX)
+            .connect_with(options.read_only(true))
+            .await
+            .map_err(open)?;
+        Ok(Self { writer, readers, term: AtomicU64::new(0), audit_line: AtomicU64::new(0) })
+    }
+
+    async fn commit_all(&self, entries: &[Entry]) -> Result<Vec<bool>, StoreError> {
+        let mut transaction = self.writer.begin().await?;
+        let mut fresh = Vec::with_capacity(entries.len());
+        for entry in entries {
+            fresh.push(match entry {
+                Entry::Report { report, payload, received } => {
+                    write::report(&mut transaction, report, payload, *received).await?
+                }
+                Entry::Outcome { host, outcome } => write::outcome(&mut transaction, host, outcome).await?,
+                Entry::Record(record) => {
+                    write::record(&mut transaction, record, || self.next_audit_line()).await?;
+                    true
+                }
+            });
+        }
+        transaction.commit().await?;
+        Ok(fresh)
+    }
+
+    fn next_audit_line(&self) -> (i64, i64) {
+        let line = self.audit_line.fetch_add(1, Ordering::Relaxed) + 1;
+        (integer(self.term.load(Ordering::Relaxed)), integer(line))
+    }
+
+    async fn raise(&self, at_least: u64) -> Result<u64, StoreError> {
+        let mut transaction = self.writer.begin().await?;
+        let stored = sqlx::query("SELECT value FROM meta WHERE key = 'term'").fetch_optional(&mut *transaction).await?;
+        let stored = stored.map_or(Ok(0), |row| row.try_get::<i64, _>(0))?.unsigned_abs();
+        let term = stored.max(at_least).saturating_add(1);
+        if term > INTEGER_MAX {
+            return Err(StoreError::TermsUsedUp(term));
+        }
+        sqlx::query(
+            "INSERT INTO meta (key, value) VALUES ('term', $1) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+        )
+        .bind(integer(term))
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        self.term.store(term, Ordering::Relaxed);
+        self.audit_line.store(0, Ordering::Relaxed);
+        Ok(term)
+    }
+
+    async fn forget(&self, reports_before: Timestamp, affairs_before: Timestamp) -> Result<u64, StoreError> {
+        let mut rows = 0;
+        for (table, column, before, condition) in [
+            ("report", "received_ms", reports_before, ""),
+            ("audit", "at_ms", affairs_before, ""),
+            ("plan", "at_ms", affairs_before, ""),
+            ("outcome", "at_ms", affairs_before, ""),
+            ("command", "issued_ms", affairs_before, " AND settled = 1"),
+            // The newest allocation of a VM stays: it is what the VM has.
+            (
+                "allocation",
+                "at_ms",
+                affairs_before,
+                " AND EXISTS (SELECT 1 FROM allocation AS newer WHERE newer.vm = allocation.vm AND newer.at_ms > allocation.at_ms)",
+            ),
+        ] {
+            // All parts are constants above: nothing from outside gets into the statement.
+            let oldest = format!("SELECT MIN({column}) FROM {table} WHERE {column} < $1{condition}");
+            let oldest: Option<i64> =
+                sqlx::query_scalar(AssertSqlSafe(oldest)).bind(ms(before)).fetch_one(&self.readers).await?;
+            let Some(oldest) = oldest else { continue };
+            let until = ms(before).min(oldest.saturating_add(PRUNE_SPAN.as_millis() as i64));
+            let delete = format!("DELETE FROM {table} WHERE {column} < $1{condition}");
+            rows += sqlx::query(AssertSqlSafe(delete)).bind(until).execute(&self.writer).await?.rows_affected();
+        }
+        Ok(rows)
+    }
+}
+
+impl Store for SqliteStore {
+    fn commit<'a>(&'a self, entries: &'a [Entry]) -> Pending<'a, Vec<bool>> {
+        Box::pin(self.commit_all(entries))
+    }
+
+    fn raise_term(&self, at_least: u64) -> Pending<'_, u64> {
+        Box::pin(self.raise(at_least))
+    }
+
+    fn acknowledged<'a>(&'a self, host: &'a HostId, epoch: AgentEpoch) -> Pending<'a, Sequence> {
+        Box::pin(read::acknowledged(&self.readers, host, epoch))
+    }
+
+    fn restore<'a>(
+        &'a self,
+        reports_since: Timestamp,
+        sink: &'a mut (dyn FnMut(Restored) + Send),
+    ) -> Pending<'a, Vec<(HostId, Outcome)>> {
+        Box::pin(read::restore(&self.readers, reports_since, sink))
+    }
+
+    fn audit(&self, limit: u32) -> Pending<'_, Vec<Audit>> {
+        Box::pin(read::audit(&self.readers, limit))
+    }
+
+    fn commands(&self, limit: u32) -> Pending<'_, Vec<CommandRecord>> {
+        Box::pin(read::commands(&self.readers, limit))
+    }
+
+    fn prune(&self, reports_before: Timestamp, affairs_before: Timestamp) -> Pending<'_, u64> {
+        Box::pin(self.forget(reports_before, affairs_before))
+    }
+}
+
+/// The database's integers are signed. Ids that would not fit are refused at the edge ([`super::fits`]); a time that
+/// does not fit is absurd, and the latest one that fits is as good.
+fn integer(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn ms(at: Timestamp) -> i64 {
+    integer(at.unix_ms())
+}

@@ -1,0 +1,109 @@
+//! Statements that read. A row that no longer decodes is skipped and said, never a reason not to start.
+
+use super::{integer, ms};
+use crate::store::StoreError;
+use futures_util::TryStreamExt;
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{AgentEpoch, HostId, Outcome, Report, Sequence, frame};
+use gnomon_core::{Audit, CommandRecord, Restored};
+use serde::de::DeserializeOwned;
+use sqlx::sqlite::{SqlitePool, SqliteRow};
+use sqlx::{Row, query, query_scalar};
+use std::pin::pin;
+
+pub(super) async fn acknowledged(db: &SqlitePool, host: &HostId, epoch: AgentEpoch) -> Result<Sequence, StoreError> {
+    let highest: Option<i64> = query_scalar("SELECT MAX(sequence) FROM report WHERE host = $1 AND epoch = $2")
+        .bind(host.as_str())
+        .bind(integer(epoch.0))
+        .fetch_one(db)
+        .await?;
+    Ok(Sequence(highest.unwrap_or(0).unsigned_abs()))
+}
+
+pub(super) async fn restore(
+    db: &SqlitePool,
+    reports_since: Timestamp,
+    sink: &mut (dyn FnMut(Restored) + Send),
+) -> Result<Vec<(HostId, Outcome)>, StoreError> {
+    for row in query("SELECT host, facts FROM host ORDER BY host").fetch_all(db).await? {
+        if let (Some(host), Some(facts)) = (host_id(&row)?, json(&row, 1)?) {
+            sink(Restored::Host { host, facts });
+        }
+    }
+    {
+        // Streamed: the reports of several seasons need not fit into memory.
+        let mut reports = pin!(
+            query("SELECT payload FROM report WHERE received_ms >= $1 ORDER BY start_ms, host, epoch, sequence")
+                .bind(ms(reports_since))
+                .fetch(db)
+        );
+        while let Some(row) = reports.try_next().await? {
+            match frame::decode::<Report>(row.try_get(0)?) {
+                Ok(report) => sink(Restored::Report(Box::new(report))),
+                Err(error) => tracing::warn!(%error, "a stored report does not decode and is skipped"),
+            }
+        }
+    }
+    for row in query("SELECT scope, hold FROM hold ORDER BY scope").fetch_all(db).await? {
+        if let (Some(scope), Some(hold)) = (json(&row, 0)?, json(&row, 1)?) {
+            sink(Restored::Hold { scope, hold });
+        }
+    }
+    let mut answered = Vec::new();
+    let unsettled = query(
+        "SELECT command.command, outcome.outcome, command.host FROM command LEFT JOIN outcome ON outcome.host = command.host \
+         AND outcome.term = command.term AND outcome.number = command.number \
+         WHERE command.settled = 0 ORDER BY command.term, command.number",
+    );
+    for row in unsettled.fetch_all(db).await? {
+        let Some(record) = json::<CommandRecord>(&row, 0)? else { continue };
+        if row.try_get::<Option<&str>, _>(1)?.is_some()
+            && let Some(outcome) = json(&row, 1)?
+        {
+            answered.push((record.host.clone(), outcome));
+        }
+        sink(Restored::Command(record));
+    }
+    Ok(answered)
+}
+
+pub(super) async fn audit(db: &SqlitePool, limit: u32) -> Result<Vec<Audit>, StoreError> {
+    let rows = query("SELECT at_ms, actor, verb, object, detail FROM audit ORDER BY term DESC, line DESC LIMIT $1")
+        .bind(i64::from(limit))
+        .fetch_all(db)
+        .await?;
+    let line = |row: SqliteRow| -> Result<Audit, StoreError> {
+        Ok(Audit {
+            at: Timestamp::from_unix_ms(row.try_get::<i64, _>(0)?.unsigned_abs()),
+            actor: row.try_get(1)?,
+            verb: row.try_get(2)?,
+            object: row.try_get(3)?,
+            detail: row.try_get(4)?,
+        })
+    };
+    rows.into_iter().map(line).collect()
+}
+
+pub(super) async fn commands(db: &SqlitePool, limit: u32) -> Result<Vec<CommandRecord>, StoreError> {
+    let rows = query("SELECT command FROM command ORDER BY term DESC, number DESC LIMIT $1")
+        .bind(i64::from(limit))
+        .fetch_all(db)
+        .await?;
+    rows.iter().filter_map(|row| json(row, 0).transpose()).collect()
+}
+
+fn host_id(row: &SqliteRow) -> Result<Option<HostId>, StoreError> {
+    let name: &str = row.try_get(0)?;
+    HostId::new(name).map(Some).or_else(|error| {
+        tracing::warn!(%error, "a stored host is skipped");
+        Ok(None)
+    })
+}
+
+fn json<T: DeserializeOwned>(row: &SqliteRow, column: usize) -> Result<Option<T>, StoreError> {
+    let text: &str = row.try_get(column)?;
+    serde_json::from_str(text).map(Some).or_else(|error| {
+        tracing::warn!(%error, text, "a stored value does not decode and is skipped");
+        Ok(None)
+    })
+}

@@ -1,0 +1,138 @@
+//! Statements that write. Every one can be repeated, and none can fail for what an agent sent.
+
+use super::{integer, ms};
+use crate::store::StoreError;
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{HostId, Outcome, Report};
+use gnomon_core::{Audit, CommandRecord, Record};
+use sqlx::SqliteConnection;
+
+/// Stores a report; `false` if it was there.
+pub(super) async fn report(
+    db: &mut SqliteConnection,
+    report: &Report,
+    payload: &[u8],
+    received: Timestamp,
+) -> Result<bool, StoreError> {
+    let inserted = sqlx::query(
+        "INSERT INTO report (host, epoch, sequence, start_ms, received_ms, payload) VALUES ($1, $2, $3, $4, $5, $6) \
+         ON CONFLICT (host, epoch, sequence) DO NOTHING",
+    )
+    .bind(report.host.as_str())
+    .bind(integer(report.epoch.0))
+    .bind(integer(report.sequence.0))
+    .bind(ms(report.start))
+    .bind(ms(received))
+    .bind(payload)
+    .execute(db)
+    .await?;
+    Ok(inserted.rows_affected() == 1)
+}
+
+/// Stores an outcome; `false` if this host had answered this command before.
+pub(super) async fn outcome(
+    db: &mut SqliteConnection,
+    host: &HostId,
+    outcome: &Outcome,
+) -> Result<bool, StoreError> {
+    let inserted = sqlx::query(
+        "INSERT INTO outcome (host, term, number, at_ms, outcome) VALUES ($1, $2, $3, $4, $5) \
+         ON CONFLICT (host, term, number) DO NOTHING",
+    )
+    .bind(host.as_str())
+    .bind(integer(outcome.id.term))
+    .bind(integer(outcome.id.number))
+    .bind(ms(outcome.at))
+    .bind(serde_json::to_string(outcome)?)
+    .execute(db)
+    .await?;
+    Ok(inserted.rows_affected() == 1)
+}
+
+/// Stores a record of the core. `next_line` numbers audit lines: (term, line).
+pub(super) async fn record(
+    db: &mut SqliteConnection,
+    record: &Record,
+    next_line: impl FnOnce() -> (i64, i64),
+) -> Result<(), StoreError> {
+    let statement = match record {
+        Record::Host { host, facts, connected, at } => sqlx::query(
+            "INSERT INTO host (host, facts, connected, at_ms) VALUES ($1, $2, $3, $4) ON CONFLICT (host) DO UPDATE SET \
+             facts = excluded.facts, connected = excluded.connected, at_ms = excluded.at_ms",
+        )
+        .bind(host.as_str())
+        .bind(serde_json::to_string(facts)?)
+        .bind(i64::from(*connected))
+        .bind(ms(*at)),
+        Record::Vm { vm, name, host, state, at } => sqlx::query(
+            "INSERT INTO vm (vm, name, host, state, at_ms) VALUES ($1, $2, $3, $4, $5) ON CONFLICT (vm) DO UPDATE SET \
+             name = excluded.name, host = excluded.host, state = excluded.state, at_ms = excluded.at_ms",
+        )
+        .bind(vm.to_string())
+        .bind(name)
+        .bind(host.as_ref().map(|host| host.as_str()))
+        .bind(serde_json::to_string(state)?)
+        .bind(ms(*at)),
+        Record::Allocation { vm, allocation, at } => sqlx::query(
+            "INSERT INTO allocation (vm, at_ms, allocation) VALUES ($1, $2, $3) \
+             ON CONFLICT (vm, at_ms) DO UPDATE SET allocation = excluded.allocation",
+        )
+        .bind(vm.to_string())
+        .bind(ms(*at))
+        .bind(serde_json::to_string(allocation)?),
+        Record::Plan(plan) => sqlx::query(
+            "INSERT INTO plan (term, generation, at_ms, plan) VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (term, generation) DO UPDATE SET at_ms = excluded.at_ms, plan = excluded.plan",
+        )
+        .bind(integer(plan.fence.term))
+        .bind(integer(plan.fence.generation))
+        .bind(ms(plan.at))
+        .bind(serde_json::to_string(plan)?),
+        Record::Command(record) => return command(db, record).await,
+        Record::Audit(line) => return audit(db, line, next_line()).await,
+        Record::Scope { scope, hold: Some(hold) } => sqlx::query(
+            "INSERT INTO hold (scope, hold) VALUES ($1, $2) ON CONFLICT (scope) DO UPDATE SET hold = excluded.hold",
+        )
+        .bind(serde_json::to_string(scope)?)
+        .bind(serde_json::to_string(hold)?),
+        Record::Scope { scope, hold: None } => {
+            sqlx::query("DELETE FROM hold WHERE scope = $1").bind(serde_json::to_string(scope)?)
+        }
+    };
+    statement.execute(db).await?;
+    Ok(())
+}
+
+async fn command(db: &mut SqliteConnection, record: &CommandRecord) -> Result<(), StoreError> {
+    let settled = record.outcome.is_some() || record.unanswered;
+    sqlx::query(
+        "INSERT INTO command (term, number, host, vm, issued_ms, settled, command) VALUES ($1, $2, $3, $4, $5, $6, $7) \
+         ON CONFLICT (term, number) DO UPDATE SET settled = excluded.settled, command = excluded.command",
+    )
+    .bind(integer(record.command.id.term))
+    .bind(integer(record.command.id.number))
+    .bind(record.host.as_str())
+    .bind(record.command.vm.to_string())
+    .bind(ms(record.issued))
+    .bind(i64::from(settled))
+    .bind(serde_json::to_string(record)?)
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+async fn audit(db: &mut SqliteConnection, line: &Audit, (term, number): (i64, i64)) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO audit (term, line, at_ms, actor, verb, object, detail) VALUES ($1, $2, $3, $4, $5, $6, $7)",
+    )
+    .bind(term)
+    .bind(number)
+    .bind(ms(line.at))
+    .bind(&line.actor)
+    .bind(&line.verb)
+    .bind(&line.object)
+    .bind(&line.detail)
+    .execute(db)
+    .await?;
+    Ok(())
+}
