@@ -32,13 +32,18 @@ pub fn target_dir() -> PathBuf {
 pub fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace_root()).stdin(Stdio::null());
+    forget_cargo_run(&mut command);
+    command
+}
+
+/// Takes what `cargo run` said about this package out of the environment of `command`.
+pub fn forget_cargo_run(command: &mut Command) {
     for (key, _) in env::vars_os() {
         let Some(name) = key.to_str() else { continue };
         if CARGO_RUN_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
             command.env_remove(name);
         }
     }
-    command
 }
 
 /// What `command` prints on standard output, or `None` where it cannot be run or fails. For asking, not for doing.
@@ -47,11 +52,11 @@ pub fn ask(command: &mut Command) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Runs `command` with its output in `log`, showing `what` and the last line as progress.
+/// Runs `command` with its output in `log`, showing `what`, the time it typically takes and the last line as progress.
 ///
 /// # Errors
 /// When it cannot be started or fails; the error carries the end of the log.
-pub fn run_logged(mut command: Command, what: &str, log: &Path) -> Result<()> {
+pub fn run_logged(mut command: Command, what: &str, typical_s: u32, log: &Path) -> Result<()> {
     let shown = format!("{command:?}");
     if let Some(parent) = log.parent() {
         fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
@@ -60,7 +65,7 @@ pub fn run_logged(mut command: Command, what: &str, log: &Path) -> Result<()> {
     let (reader, writer) = io::pipe().context("no pipe for the command's output")?;
     command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
 
-    let activity = Activity::start(what);
+    let activity = Activity::start(what, typical_s);
     let mut child = command.spawn().with_context(|| format!("cannot run {shown}"))?;
     // The command holds the pipe's writing end: without this the reader would never see its end.
     drop(command);
@@ -91,7 +96,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut command = Command::new("sh");
         command.args(["-c", "echo first; echo last >&2; exit 3"]);
-        let error = run_logged(command, "failing", &directory.path().join("log")).unwrap_err().to_string();
+        let error = run_logged(command, "failing", 1, &directory.path().join("log")).unwrap_err().to_string();
         assert!(error.contains("last") && error.contains("exit status: 3"), "{error}");
     }
 

@@ -17,17 +17,17 @@ pub struct Activity {
 }
 
 impl Activity {
-    /// Announces `what`, such as `cargo install bpf-linker (about 90 s)`.
-    pub fn start(what: &str) -> Self {
+    /// Announces `what`, such as `cargo install bpf-linker`, and how long that takes, for the reader's patience.
+    pub fn start(what: &str, typical_s: u32) -> Self {
         let bar = stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{spinner} {prefix} {elapsed} {wide_msg:.dim}")
                 .unwrap_or_else(|_| ProgressStyle::default_spinner());
-            let bar = ProgressBar::new_spinner().with_style(style).with_prefix(what.to_owned());
+            let bar = ProgressBar::new_spinner().with_style(style).with_prefix(format!("{what} (about {typical_s} s)"));
             bar.enable_steady_tick(TICK);
             bar
         });
         if bar.is_none() {
-            eprintln!("  … {what}");
+            eprintln!("  … {what} (about {typical_s} s)");
         }
         Self { what: what.to_owned(), started: Instant::now(), bar }
     }

@@ -18,7 +18,7 @@ use anyhow::{Result, bail};
 use self::facts::Facts;
 use self::items::Purpose;
 use self::plan::{Plan, Step};
-use crate::process::{run_logged, target_dir};
+use crate::process::{forget_cargo_run, run_logged, target_dir};
 use crate::progress::seconds;
 
 /// Rounds of look, decide, install. Two are needed where a toolchain must be there before its LLVM is known; more mean that
@@ -88,7 +88,7 @@ fn carry_out(plan: &Plan) -> Result<()> {
     }
     for step in &plan.steps {
         let log = target_dir().join("setup").join(format!("{}.log", step.log_name()));
-        run_logged(command(step), &step.title(), &log)?;
+        run_logged(command(step), &step.title(), step.typical_s, &log)?;
     }
     Ok(())
 }
@@ -96,6 +96,7 @@ fn carry_out(plan: &Plan) -> Result<()> {
 /// A step as a process. Not [`crate::process::cargo`]: what is installed here belongs to the user, not to this workspace.
 fn command(step: &Step) -> Command {
     let mut command = Command::new(&step.argv[0]);
+    forget_cargo_run(&mut command);
     command.args(&step.argv[1..]).envs(step.env.iter().map(|(key, value)| (*key, value)));
     // `cargo install` in a target directory of its own: this workspace's is locked by the cargo that runs this program.
     command.env_remove("CARGO_TARGET_DIR").env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");

@@ -48,11 +48,10 @@ impl Step {
         Self { argv, env: Vec::new(), root: false, typical_s: 1 }
     }
 
-    /// `cargo install bpf-linker (about 90 s)`.
+    /// What it does, without the options: `cargo install bpf-linker`.
     pub fn title(&self) -> String {
         let words = self.argv.iter().filter(|word| !word.starts_with('-') && *word != APT_LOCK_WAIT);
-        let words: Vec<&str> = words.map(String::as_str).collect();
-        format!("{} (about {} s)", words.join(" "), self.typical_s)
+        words.map(String::as_str).collect::<Vec<_>>().join(" ")
     }
 
     /// The first words, as the name of a file: `cargo-install-bpf-linker`.
