@@ -1,1 +1,15 @@
-//! (being written)
+//! What the host is and does: read-only facts from libvirt, cgroups and `/proc`.
+//!
+//! [`libvirt`] is the one place that talks to libvirt, [`inventory`] turns what it says (and what `/proc` knows about the
+//! QEMU processes) into a snapshot that anyone may read at any time, and [`cgroup`], [`process`] and [`machine`] read single
+//! counters for [`crate::sample`]. Data enters from libvirt's socket and the kernel's pseudo-files; it leaves as the latest
+//! [`inventory::Inventory`] and as readings. Nothing here decides anything, and the only thing that can be changed through it
+//! is a domain's CPU quota, by [`libvirt::Hypervisor::set_cpu_quota`] and only when [`crate::actuate`] asks.
+
+pub mod cgroup;
+pub mod inventory;
+pub mod kernel_file;
+pub mod libvirt;
+mod libvirt_raw;
+pub mod machine;
+pub mod process;

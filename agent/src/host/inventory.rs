@@ -1,0 +1,171 @@
+//! Which VMs there are, right now: a snapshot that never makes its readers wait.
+//!
+//! ```text
+//! libvirt events ─┐
+//! reconcile timer ─┴─> surveyor thread ── publishes ──> watch::Receiver<Arc<Inventory>>
+//!                      (may block)                        ^
+//!                      watchdog thread ── complete=false ─┘  when the surveyor has been silent for too long
+//! ```
+//! Events only say *when* to look and which VM's execution changed; the truth is always a whole survey, so a lost event
+//! costs one reconcile interval and nothing else. While libvirt is down or hangs, the last snapshot stays and is marked
+//! incomplete: the VMs go on running, and so does their measurement.
+
+mod metrics;
+mod surveyor;
+
+pub use metrics::InventoryMetrics;
+
+use super::cgroup::DomainCgroup;
+use super::process::{Proc, QemuProcess};
+use gnomon_common::wire::{VmId, VmState};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use surveyor::{Surveyor, Wake};
+use tokio::sync::watch;
+
+/// How often the watchdog looks: a fraction of the shortest sensible deadline.
+const WATCHDOG_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Lifecycle events waiting for the surveyor. More than a boot storm of a full host; when it overflows, the survey that is
+/// due anyway makes up for it, and the loss is counted.
+const EVENTS_MAX: usize = 4096;
+
+/// How the inventory is kept.
+#[derive(Clone, Debug)]
+pub struct InventoryConfig {
+    /// libvirt's address.
+    pub uri: String,
+    /// A survey is made this often even if no event asks for one.
+    pub reconcile: Duration,
+    /// A survey that takes longer than this makes the snapshot incomplete.
+    pub deadline: Duration,
+    /// Where libvirt's QEMU driver keeps its pid files.
+    pub pid_dir: PathBuf,
+    /// The `/proc` of the host.
+    pub proc: Proc,
+}
+
+impl Default for InventoryConfig {
+    fn default() -> Self {
+        Self {
+            uri: "qemu:///system".into(),
+            reconcile: Duration::from_secs(5),
+            deadline: Duration::from_secs(5),
+            pid_dir: "/run/libvirt/qemu".into(),
+            proc: Proc::default(),
+        }
+    }
+}
+
+/// All VMs of the host at one instant.
+#[derive(Clone, Debug)]
+pub struct Inventory {
+    /// Every domain libvirt knows, running or not, sorted by id.
+    pub vms: Vec<VmFacts>,
+    /// Whether that is all of them, as of a moment ago. `false` before the first survey, while libvirt is down or silent, or
+    /// when a domain could not be described; then a VM that is missing may still exist.
+    pub complete: bool,
+    /// When the survey was made.
+    pub taken: Instant,
+    /// The hypervisor's version, empty while unknown.
+    pub hypervisor: String,
+}
+
+impl Inventory {
+    fn empty() -> Self {
+        Self { vms: Vec::new(), complete: false, taken: Instant::now(), hypervisor: String::new() }
+    }
+
+    /// The facts of one VM.
+    pub fn vm(&self, id: VmId) -> Option<&VmFacts> {
+        self.vms.binary_search_by_key(&id, |facts| facts.id).ok().map(|index| &self.vms[index])
+    }
+}
+
+/// What is known about one VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmFacts {
+    /// Its libvirt UUID.
+    pub id: VmId,
+    /// Its name.
+    pub name: String,
+    /// Its state.
+    pub state: VmState,
+    /// Its QEMU process, while there is one that can be told for sure.
+    pub process: Option<QemuProcess>,
+    /// Its control groups, while it has some of its own.
+    pub cgroup: Option<DomainCgroup>,
+    /// vCPUs online.
+    pub vcpus: u32,
+    /// Memory it is defined with, in bytes.
+    pub memory_bytes: u64,
+    /// What the balloon leaves to the guest while it runs, in bytes.
+    pub balloon_bytes: Option<u64>,
+    /// How often its execution was seen to start, stop, pause or resume since the agent started. Two readings between which
+    /// this changed do not make a sample: part of the time between them the VM did not run.
+    pub execution_changes: u64,
+}
+
+/// Keeps the inventory's threads; dropping it stops them. A libvirt call in progress is left to end by itself on its thread.
+pub struct InventoryHandle {
+    wake: mpsc::SyncSender<Wake>,
+    watchdog_stop: mpsc::Sender<()>,
+    watchdog: Option<JoinHandle<()>>,
+}
+
+impl Drop for InventoryHandle {
+    fn drop(&mut self) {
+        // A full queue is fine: the surveyor wakes and finds that everyone who could read the result is gone.
+        let _ = self.wake.try_send(Wake::Stop);
+        let _ = self.watchdog_stop.send(());
+        if let Some(watchdog) = self.watchdog.take() {
+            let _ = watchdog.join();
+        }
+    }
+}
+
+/// Starts keeping an inventory. The first snapshot is empty and incomplete; the receiver sees each later one.
+pub fn spawn(
+    config: InventoryConfig,
+    metrics: InventoryMetrics,
+) -> std::io::Result<(watch::Receiver<Arc<Inventory>>, InventoryHandle)> {
+    let (publish, receiver) = watch::channel(Arc::new(Inventory::empty()));
+    let publish = Arc::new(publish);
+    let (wake, woken) = mpsc::sync_channel(EVENTS_MAX);
+    let (watchdog_stop, stopped) = mpsc::channel();
+    let silence_max = config.reconcile + config.deadline;
+
+    let surveyor = Surveyor::new(config, publish.clone(), wake.clone(), metrics.clone());
+    std::thread::Builder::new().name("inventory".into()).spawn(move || surveyor.run(&woken))?;
+    let watch = move || {
+        while stopped.recv_timeout(WATCHDOG_INTERVAL) == Err(mpsc::RecvTimeoutError::Timeout) {
+            if mark_silent(&publish, Instant::now(), silence_max) {
+                metrics.deadlines_missed.inc();
+                tracing::warn!(
+                    silent_s = silence_max.as_secs_f64(),
+                    "libvirt does not answer: the inventory is incomplete"
+                );
+            }
+        }
+    };
+    let watchdog = std::thread::Builder::new().name("inventory-watch".into()).spawn(watch)?;
+    Ok((receiver, InventoryHandle { wake, watchdog_stop, watchdog: Some(watchdog) }))
+}
+
+/// Marks the snapshot incomplete if it is older than `silence_max`; says whether that was news.
+fn mark_silent(publish: &watch::Sender<Arc<Inventory>>, now: Instant, silence_max: Duration) -> bool {
+    publish.send_if_modified(|inventory| {
+        let silent = now.saturating_duration_since(inventory.taken) > silence_max;
+        let news = silent && inventory.complete;
+        if news {
+            Arc::make_mut(inventory).complete = false;
+        }
+        news
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,169 @@
+//! Processes of the host: which one is a VM's QEMU, what its threads are for, how much memory it holds.
+
+mod qemu;
+mod thread;
+
+pub use qemu::{ProcessScan, QemuProcess};
+pub use thread::{ThreadRole, VmThread};
+
+use super::kernel_file::{ReadError, keyed_u64, read, read_text, read_value};
+use std::path::{Path, PathBuf};
+
+/// A `/proc`: the host's own, or a directory that looks like one (in tests).
+#[derive(Clone, Debug)]
+pub struct Proc {
+    root: PathBuf,
+}
+
+impl Default for Proc {
+    fn default() -> Self {
+        Self::at("/proc")
+    }
+}
+
+/// The fields of `/proc/PID/stat` that are used here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcStat {
+    /// The command name, at most 15 bytes for a user thread.
+    pub comm: String,
+    /// The parent's process id; 2 (`kthreadd`) for kernel threads.
+    pub parent: u32,
+    /// When it started, in clock ticks since boot: with the pid, an identity that pid re-use cannot forge.
+    pub start_ticks: u64,
+}
+
+/// The process id of `kthreadd`, the parent of all kernel threads.
+const KTHREADD: u32 = 2;
+
+impl Proc {
+    /// The `/proc` mounted at `root`.
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// Path of `name` below this `/proc`.
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// `/proc/PID/stat`.
+    pub fn stat(&self, pid: u32) -> Result<ProcStat, ReadError> {
+        read_value(&self.path(format!("{pid}/stat")), "a command name and at least 20 fields behind it", parse_stat)
+    }
+
+    /// Memory resident for this process (`VmRSS`), in bytes. Shared pages count for each process that maps them.
+    pub fn resident_bytes(&self, pid: u32) -> Result<u64, ReadError> {
+        read_value(&self.path(format!("{pid}/status")), "VmRSS", |text| keyed_u64(text, "VmRSS")?.checked_mul(1024))
+    }
+
+    /// The arguments a process was started with.
+    pub fn arguments(&self, pid: u32) -> Result<Vec<String>, ReadError> {
+        let bytes = read(&self.path(format!("{pid}/cmdline")))?;
+        Ok(bytes.split(|&b| b == 0).map(|arg| String::from_utf8_lossy(arg).into_owned()).collect())
+    }
+
+    /// Every process id, in no particular order.
+    pub fn pids(&self) -> Result<Vec<u32>, ReadError> {
+        numbered_entries(&self.root)
+    }
+
+    /// Every thread id of a process, its leader's included, ascending.
+    pub fn tids(&self, pid: u32) -> Result<Vec<u32>, ReadError> {
+        let mut tids = numbered_entries(&self.path(format!("{pid}/task")))?;
+        tids.sort_unstable();
+        Ok(tids)
+    }
+
+    /// A thread's command name.
+    pub fn thread_name(&self, pid: u32, tid: u32) -> Result<String, ReadError> {
+        read_text(&self.path(format!("{pid}/task/{tid}/comm"))).map(|name| name.trim_end_matches('\n').to_owned())
+    }
+
+    /// Whether this kernel runs vhost workers as kernel threads of their own (until 6.4) rather than as threads of QEMU.
+    ///
+    /// A distribution may have backported the change, so "yes" only means that one has to look.
+    pub fn may_have_vhost_kthreads(&self) -> bool {
+        let release = read_text(&self.path("sys/kernel/osrelease")).unwrap_or_default();
+        let mut numbers = release.split(['.', '-']).map(|n| n.parse::<u32>().unwrap_or(0));
+        (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < (6, 4)
+    }
+
+    /// The vhost workers that are kernel threads: their process id, and the thread id of the owner in their name.
+    pub fn vhost_kthreads(&self) -> Result<Vec<(u32, u32)>, ReadError> {
+        let workers = self.pids()?.into_iter().filter_map(|pid| {
+            let stat = self.stat(pid).ok()?;
+            let owner = thread::vhost_owner(&stat.comm)?;
+            (stat.parent == KTHREADD).then_some((pid, owner))
+        });
+        Ok(workers.collect())
+    }
+}
+
+/// Entries of a directory whose names are numbers.
+fn numbered_entries(path: &Path) -> Result<Vec<u32>, ReadError> {
+    let entries = std::fs::read_dir(path).map_err(|source| ReadError::from_io(path, source))?;
+    Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
+}
+
+/// Parses `PID (COMM) STATE PPID ...`. COMM may contain blanks and parentheses, so it ends at the last closing one.
+fn parse_stat(text: &str) -> Option<ProcStat> {
+    let (head, tail) = text.rsplit_once(')')?;
+    let (_, comm) = head.split_once('(')?;
+    let mut fields = tail.split_ascii_whitespace();
+    let parent = fields.nth(1)?.parse().ok()?;
+    // proc(5): starttime is field 22; parent was field 4, so 17 fields lie between them.
+    let start_ticks = fields.nth(17)?.parse().ok()?;
+    Some(ProcStat { comm: comm.to_owned(), parent, start_ticks })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_command_name_may_hold_blanks_and_parentheses() {
+        let text = "42 (CPU 0/KVM) (x) S 7 1 1 0 -1 4194560 1 0 0 0 3 4 0 0 20 0 5 0 9876 1 2 3";
+        assert_eq!(parse_stat(text), Some(ProcStat { comm: "CPU 0/KVM) (x".into(), parent: 7, start_ticks: 9876 }));
+    }
+
+    #[test]
+    fn this_very_process_is_read_right() {
+        let proc = Proc::default();
+        let me = std::process::id();
+        assert_eq!(proc.stat(me).unwrap().parent, std::os::unix::process::parent_id());
+        assert!(proc.stat(me).unwrap().start_ticks > 0);
+        assert!(proc.tids(me).unwrap().contains(&me));
+        assert!(proc.resident_bytes(me).unwrap() > 100 << 10);
+        assert_eq!(proc.arguments(me).unwrap()[0], std::env::args().next().unwrap());
+    }
+
+    #[test]
+    fn a_process_that_does_not_exist_is_gone() {
+        assert!(Proc::default().stat(u32::MAX).unwrap_err().is_gone());
+    }
+
+    #[test]
+    fn old_kernels_are_searched_for_vhost_threads_and_new_ones_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let release = dir.path().join("sys/kernel");
+        std::fs::create_dir_all(&release).unwrap();
+        for (text, old) in [("6.1.0-28-amd64\n", true), ("6.4.0\n", false), ("6.12-rc1\n", false), ("7.0.1\n", false)] {
+            std::fs::write(release.join("osrelease"), text).unwrap();
+            assert_eq!(Proc::at(dir.path()).may_have_vhost_kthreads(), old, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_stat_line_makes_the_parser_panic(text in "\\PC{0,200}") {
+            let _ = parse_stat(&text);
+        }
+
+        #[test]
+        fn any_command_name_is_given_back(comm in "[ -~]{0,15}", parent in 0u32.., start in 0u64..) {
+            let text = format!("1 ({comm}) S {parent} 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 {start} 0 0");
+            prop_assert_eq!(parse_stat(&text), Some(ProcStat { comm, parent, start_ticks: start }));
+        }
+    }
+}

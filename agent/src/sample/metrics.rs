@@ -1,0 +1,171 @@
+//! What the sampler tells about itself and about the VMs it measures.
+
+use super::interval::Rejection;
+use gnomon_common::wire::VmId;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+use std::sync::atomic::AtomicU64;
+
+type GaugeF64 = Gauge<f64, AtomicU64>;
+
+/// The sampler's metrics; clones share their values.
+#[derive(Clone, Debug)]
+pub struct SampleMetrics {
+    pub(super) ticks: Counter,
+    pub(super) skipped: Counter,
+    pub(super) windows: Counter,
+    pub(super) reports_unsent: Counter,
+    pub(super) clock_steps: Counter,
+    pub(super) drain_failures: Counter,
+    pub(super) track_failures: Counter,
+    pub(super) cgroup_failures: Counter,
+    pub(super) drain_seconds: Histogram,
+    pub(super) tick_seconds: Histogram,
+    pub(super) inventory_age_seconds: GaugeF64,
+    pub(super) host_cpu_cores: GaugeF64,
+    vm_samples: Counter,
+    absurd: Family<ReasonLabel, Counter>,
+    demand_low: Family<VmLabel, GaugeF64>,
+    demand_high: Family<VmLabel, GaugeF64>,
+    usage: Family<VmLabel, GaugeF64>,
+    throttled: Family<VmLabel, GaugeF64>,
+    quota: Family<VmLabel, GaugeF64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+/// Which VM a value is of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct VmLabel {
+    vm: String,
+    name: String,
+}
+
+impl VmLabel {
+    pub(super) fn new(vm: VmId, name: &str) -> Self {
+        Self { vm: vm.to_string(), name: name.to_owned() }
+    }
+}
+
+impl Default for SampleMetrics {
+    fn default() -> Self {
+        // 50 us (a handful of VMs) to 0.4 s (a tick that is in danger of missing the next).
+        let seconds = || Histogram::new(exponential_buckets(50e-6, 2.0, 14));
+        Self {
+            drain_seconds: seconds(),
+            tick_seconds: seconds(),
+            ticks: Counter::default(),
+            skipped: Counter::default(),
+            windows: Counter::default(),
+            reports_unsent: Counter::default(),
+            clock_steps: Counter::default(),
+            drain_failures: Counter::default(),
+            track_failures: Counter::default(),
+            cgroup_failures: Counter::default(),
+            inventory_age_seconds: GaugeF64::default(),
+            host_cpu_cores: GaugeF64::default(),
+            vm_samples: Counter::default(),
+            absurd: Family::default(),
+            demand_low: Family::default(),
+            demand_high: Family::default(),
+            usage: Family::default(),
+            throttled: Family::default(),
+            quota: Family::default(),
+        }
+    }
+}
+
+impl SampleMetrics {
+    /// Registers them, with their full names.
+    pub fn register(&self, registry: &mut Registry) {
+        let r = registry;
+        r.register("gnomon_agent_sample_ticks", "Ticks of the sampling loop", self.ticks.clone());
+        r.register("gnomon_agent_samples_skipped", "Ticks missed because the loop was late", self.skipped.clone());
+        r.register("gnomon_agent_vm_samples", "Samples taken, all VMs together", self.vm_samples.clone());
+        r.register("gnomon_agent_samples_absurd", "Pairs of readings thrown away, by reason", self.absurd.clone());
+        r.register("gnomon_agent_sample_windows", "Windows closed", self.windows.clone());
+        r.register(
+            "gnomon_agent_reports_unsent",
+            "Windows dropped because the uplink's queue was full",
+            self.reports_unsent.clone(),
+        );
+        r.register("gnomon_agent_clock_steps", "Times the wall clock was found set", self.clock_steps.clone());
+        r.register("gnomon_agent_probe_drain_failures", "Failed drains of the probe", self.drain_failures.clone());
+        r.register("gnomon_agent_probe_track_failures", "VMs the probe could not track", self.track_failures.clone());
+        r.register(
+            "gnomon_agent_cgroup_read_failures",
+            "Control groups of live VMs that could not be read",
+            self.cgroup_failures.clone(),
+        );
+        r.register("gnomon_agent_probe_drain_seconds", "Time to drain the probe", self.drain_seconds.clone());
+        r.register("gnomon_agent_sample_tick_seconds", "Time a tick takes in all", self.tick_seconds.clone());
+        r.register(
+            "gnomon_agent_inventory_age_seconds",
+            "Time since libvirt's domains were last surveyed",
+            self.inventory_age_seconds.clone(),
+        );
+        r.register(
+            "gnomon_agent_host_cpu_cores",
+            "CPU in use on this host in the last interval",
+            self.host_cpu_cores.clone(),
+        );
+        r.register("gnomon_agent_vm_demand_low_cores", "Time run in the last interval", self.demand_low.clone());
+        r.register(
+            "gnomon_agent_vm_demand_high_cores",
+            "Time run or waiting for a CPU in the last interval",
+            self.demand_high.clone(),
+        );
+        r.register("gnomon_agent_vm_usage_cores", "CPU charged to the VM's control group", self.usage.clone());
+        r.register(
+            "gnomon_agent_vm_throttled_ratio",
+            "Share of the last interval in which a quota held the VM back",
+            self.throttled.clone(),
+        );
+        r.register("gnomon_agent_vm_quota_cores", "CPU quota of the VM; absent is unlimited", self.quota.clone());
+        for reason in Rejection::ALL {
+            drop(self.absurd.get_or_create(&ReasonLabel { reason: reason.name() }));
+        }
+    }
+
+    pub(super) fn rejected(&self, reason: Rejection) {
+        self.absurd.get_or_create(&ReasonLabel { reason: reason.name() }).inc();
+    }
+
+    pub(super) fn vm_demand(&self, vm: &VmLabel, low_cores: f64, high_cores: f64) {
+        self.vm_samples.inc();
+        self.demand_low.get_or_create(vm).set(low_cores);
+        self.demand_high.get_or_create(vm).set(high_cores);
+    }
+
+    pub(super) fn vm_cgroup(&self, vm: &VmLabel, usage_cores: Option<f64>, throttled: f64) {
+        if let Some(cores) = usage_cores {
+            self.usage.get_or_create(vm).set(cores);
+        }
+        self.throttled.get_or_create(vm).set(throttled);
+    }
+
+    pub(super) fn vm_quota(&self, vm: &VmLabel, cores: Option<f64>) {
+        match cores {
+            Some(cores) => {
+                self.quota.get_or_create(vm).set(cores);
+            }
+            None => {
+                self.quota.remove(vm);
+            }
+        }
+    }
+
+    /// The VM is not measured now: its last values must not stand as if they were current.
+    pub(super) fn vm_idle(&self, vm: &VmLabel) {
+        for family in [&self.demand_low, &self.demand_high, &self.usage, &self.throttled, &self.quota] {
+            family.remove(vm);
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! One tick: read everything once, add it up, and at a window's end hand over a report.
+
+use super::super::grid::{Grid, Now};
+use super::super::interval::{self, Bounds, Rejection};
+use super::super::metrics::VmLabel;
+use super::super::vm::VmSeries;
+use super::super::window::Weighted;
+use super::super::{HostReport, SampleMetrics, SchedSource};
+use super::SamplerConfig;
+use crate::host::inventory::{Inventory, VmFacts};
+use crate::host::machine::Machine;
+use crate::host::process::Proc;
+use crate::reading::SchedReading;
+use gnomon_common::wire::{Allocation, HostWindow, Losses, MemoryWindow, VmId, VmWindow};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, watch};
+
+pub(super) struct Sampler {
+    config: SamplerConfig,
+    inventory: watch::Receiver<Arc<Inventory>>,
+    probe: Box<dyn SchedSource + Send>,
+    out: mpsc::Sender<HostReport>,
+    metrics: SampleMetrics,
+    machine: Machine,
+    bounds: Bounds,
+    grid: Grid,
+    ticked_ns: u64,
+    vms: BTreeMap<VmId, Vm>,
+    /// When the host's CPU time was read last, and what it was, both in nanoseconds.
+    host_cpu: Option<(u64, u64)>,
+    host_cores: Weighted,
+    memory_available_bytes: u64,
+    losses: Losses,
+}
+
+/// What the sampler keeps of a VM.
+struct Vm {
+    label: VmLabel,
+    /// What the probe was told: process (id and start time) and thread groups.
+    tracked: Option<Tracked>,
+    series: VmSeries,
+    quota_cores: Option<f64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Tracked {
+    process: (u32, u64),
+    thread_groups: Vec<u32>,
+}
+
+impl Sampler {
+    pub(super) fn new(
+        config: SamplerConfig,
+        inventory: watch::Receiver<Arc<Inventory>>,
+        probe: Box<dyn SchedSource + Send>,
+        out: mpsc::Sender<HostReport>,
+        metrics: SampleMetrics,
+        now: Now,
+    ) -> Self {
+        let machine = Machine::new(config.proc.clone(), config.cgroup_root.clone());
+        let mut sampler = Self {
+            bounds: Bounds { cpus: u32::MAX, sample_ns: u64::from(config.sample_ms) * 1_000_000 },
+            grid: config.grid(now),
+            ticked_ns: now.monotonic_ns,
+            machine,
+            config,
+            inventory,
+            probe,
+            out,
+            metrics,
+            vms: BTreeMap::new(),
+            host_cpu: None,
+            host_cores: Weighted::default(),
+            memory_available_bytes: 0,
+            losses: Losses::default(),
+        };
+        sampler.inventory.mark_changed();
+        sampler.read_slow_facts();
+        sampler
+    }
+
+    pub(super) fn until_next_tick(&self, now: Now) -> Duration {
+        let tick_ns = self.grid.next_tick_ns(self.ticked_ns.max(now.monotonic_ns));
+        Duration::from_nanos(tick_ns.saturating_sub(now.monotonic_ns))
+    }
+
+    /// Takes one sample of everything; `false` means that nobody receives reports any more.
+    pub(super) fn tick(&mut self, now: Now) -> bool {
+        let began = Instant::now();
+        self.metrics.ticks.inc();
+        let skipped = self.grid.skipped(self.ticked_ns, now.monotonic_ns);
+        self.losses.samples_skipped += skipped;
+        self.metrics.skipped.inc_by(skipped);
+        self.ticked_ns = now.monotonic_ns;
+
+        let changed = self.inventory.has_changed().unwrap_or(false);
+        let inventory = self.inventory.borrow_and_update().clone();
+        self.metrics.inventory_age_seconds.set(inventory.taken.elapsed().as_secs_f64());
+        if changed {
+            self.follow(&inventory);
+        }
+        let reading = self.drain();
+        for facts in &inventory.vms {
+            self.sample_vm(facts, reading.as_ref());
+        }
+        self.sample_host();
+
+        let mut connected = true;
+        if self.grid.ends_window(now.monotonic_ns) {
+            connected = self.close_window(&inventory);
+            self.grid.advance(now.monotonic_ns);
+        }
+        if self.grid.has_stepped(now) {
+            // What was collected belongs to neither time: the window is given up, and the next one begins in the new time.
+            self.metrics.clock_steps.inc();
+            tracing::warn!(wall = %now.wall, "the wall clock was set: windows are laid anew");
+            self.grid = self.config.grid(now);
+            self.forget_window();
+        }
+        self.metrics.tick_seconds.observe(began.elapsed().as_secs_f64());
+        connected
+    }
+
+    /// Tells the probe which processes are VMs now, and forgets those that are gone.
+    fn follow(&mut self, inventory: &Inventory) {
+        let gone: Vec<VmId> = self.vms.keys().copied().filter(|&id| inventory.vm(id).is_none()).collect();
+        for id in gone {
+            if let Some(vm) = self.vms.remove(&id) {
+                self.metrics.vm_idle(&vm.label);
+                if vm.tracked.is_some() {
+                    self.untrack(id);
+                }
+            }
+        }
+        for facts in &inventory.vms {
+            self.follow_vm(facts);
+        }
+    }
+
+    fn follow_vm(&mut self, facts: &VmFacts) {
+        let label = VmLabel::new(facts.id, &facts.name);
+        let wanted = facts.process.as_ref().map(|process| Tracked {
+            process: (process.pid, process.start_ticks),
+            thread_groups: process.thread_groups(),
+        });
+        let vm = self.vms.entry(facts.id).or_insert_with(|| Vm {
+            label: label.clone(),
+            tracked: None,
+            series: VmSeries::default(),
+            quota_cores: None,
+        });
+        if vm.label != label {
+            self.metrics.vm_idle(&vm.label);
+            vm.label = label;
+        }
+        if vm.tracked == wanted {
+            return;
+        }
+        let same_process = matches!((&vm.tracked, &wanted), (Some(now), Some(then)) if now.process == then.process);
+        let was_tracked = vm.tracked.take().is_some();
+        if was_tracked && !same_process {
+            self.untrack(facts.id);
+        }
+        let Some(wanted) = wanted else { return };
+        match self.probe.track(facts.id, &wanted.thread_groups) {
+            // Not tracked is tried again with the next inventory.
+            Err(error) => {
+                self.metrics.track_failures.inc();
+                tracing::warn!(vm = %facts.id, name = facts.name, %error, "VM is not measured");
+            }
+            Ok(()) => {
+                if let Some(vm) = self.vms.get_mut(&facts.id) {
+                    vm.tracked = Some(wanted);
+                }
+            }
+        }
+    }
+
+    fn untrack(&mut self, id: VmId) {
+        if let Err(error) = self.probe.untrack(id) {
+            tracing::warn!(vm = %id, %error, "the probe could not forget a VM");
+        }
+    }
+
+    fn drain(&mut self) -> Option<SchedReading> {
+        let began = Instant::now();
+        match self.probe.drain() {
+            Ok(reading) => {
+                self.metrics.drain_seconds.observe(began.elapsed().as_secs_f64());
+                self.losses.threads_unmeasured = reading.threads_unmeasured;
+                Some(reading)
+            }
+            Err(error) => {
+                self.metrics.drain_failures.inc();
+                tracing::warn!(%error, "no scheduler reading in this interval");
+                None
+            }
+        }
+    }
+
+    fn sample_vm(&mut self, facts: &VmFacts, reading: Option<&SchedReading>) {
+        let Some(vm) = self.vms.get_mut(&facts.id) else { return };
+        let sched = reading.and_then(|reading| Some((reading.taken_ns, *reading.vms.get(&facts.id)?)));
+        let cgroup = facts.cgroup.as_ref().map(|cgroup| cgroup.read(Now::read().monotonic_ns));
+        let cgroup = match cgroup.transpose() {
+            Ok(reading) => reading,
+            // A VM that ends takes its group with it; the next inventory will know.
+            Err(error) if error.is_gone() => None,
+            Err(error) => {
+                self.metrics.cgroup_failures.inc();
+                tracing::debug!(vm = %facts.id, %error, "control group not read");
+                None
+            }
+        };
+        vm.quota_cores = cgroup.as_ref().and_then(|reading| reading.quota_cores);
+        let observed = vm.series.observe(facts, sched, cgroup, &self.bounds);
+        match observed.sched {
+            Some(Ok(s)) => self.metrics.vm_demand(&vm.label, s.run_cores, s.run_cores + s.wait_cores),
+            Some(Err(reason)) => reject(&mut self.losses, &self.metrics, reason),
+            None => {}
+        }
+        match observed.cgroup {
+            Some(Ok(sample)) => self.metrics.vm_cgroup(&vm.label, sample.usage_cores, sample.throttled),
+            Some(Err(reason)) => reject(&mut self.losses, &self.metrics, reason),
+            None => {}
+        }
+        if observed.sched.is_none() && observed.cgroup.is_none() {
+            self.metrics.vm_idle(&vm.label);
+        } else {
+            self.metrics.vm_quota(&vm.label, vm.quota_cores);
+        }
+    }
+
+    fn sample_host(&mut self) {
+        let now_ns = Now::read().monotonic_ns;
+        let cpu_ns = match self.machine.cpu_ns() {
+            Ok(cpu_ns) => cpu_ns,
+            Err(error) => {
+                tracing::warn!(%error, "the host's CPU time cannot be read");
+                return;
+            }
+        };
+        let before = self.host_cpu.replace((now_ns, cpu_ns));
+        match before.map(|before| interval::host(before, (now_ns, cpu_ns), &self.bounds)) {
+            Some(Ok((cores, elapsed_s))) => {
+                self.host_cores.add(cores, elapsed_s);
+                self.metrics.host_cpu_cores.set(cores);
+            }
+            Some(Err(reason)) => reject(&mut self.losses, &self.metrics, reason),
+            None => {}
+        }
+    }
+
+    /// What changes rarely or costs more to read: once per window.
+    fn read_slow_facts(&mut self) {
+        match self.machine.cpus() {
+            Ok(cpus) => self.bounds.cpus = cpus,
+            Err(error) => tracing::warn!(%error, "the number of CPUs cannot be read"),
+        }
+        match self.machine.memory_available_bytes() {
+            Ok(bytes) => self.memory_available_bytes = bytes,
+            Err(error) => tracing::warn!(%error, "the host's free memory cannot be read"),
+        }
+    }
+
+    fn close_window(&mut self, inventory: &Inventory) -> bool {
+        self.read_slow_facts();
+        let window_s = self.grid.window_s();
+        let mut report = HostReport {
+            start: self.grid.window_start(),
+            window_ms: self.grid.window_ms(),
+            host_window: HostWindow {
+                cpu_cores: std::mem::take(&mut self.host_cores).finish(),
+                memory_available_bytes: self.memory_available_bytes,
+            },
+            vms: Vec::with_capacity(inventory.vms.len()),
+            inventory_complete: inventory.complete,
+            losses: self.losses,
+        };
+        for facts in &inventory.vms {
+            let vm = self.vms.get_mut(&facts.id);
+            report.vms.push(VmWindow {
+                vm: facts.id,
+                name: facts.name.clone(),
+                state: facts.state,
+                allocation: Allocation {
+                    quota_cores: vm.as_ref().and_then(|vm| vm.quota_cores),
+                    vcpus: facts.vcpus,
+                    memory_bytes: facts.memory_bytes,
+                },
+                cpu: vm.and_then(|vm| vm.series.take_window().finish(window_s)),
+                memory: memory(&self.config.proc, facts),
+            });
+        }
+        self.metrics.windows.inc();
+        match self.out.try_send(report) {
+            Ok(()) => true,
+            Err(TrySendError::Full(_)) => {
+                self.losses.reports_dropped += 1;
+                self.metrics.reports_unsent.inc();
+                true
+            }
+            Err(TrySendError::Closed(_)) => false,
+        }
+    }
+
+    fn forget_window(&mut self) {
+        self.host_cores = Weighted::default();
+        for vm in self.vms.values_mut() {
+            vm.series.take_window();
+        }
+    }
+}
+
+fn reject(losses: &mut Losses, metrics: &SampleMetrics, reason: Rejection) {
+    metrics.rejected(reason);
+    // A late loop is already counted as skipped samples.
+    if reason != Rejection::TooLong {
+        losses.samples_absurd += 1;
+    }
+}
+
+/// A VM's memory, if its process is still the one the inventory knows.
+fn memory(proc: &Proc, facts: &VmFacts) -> Option<MemoryWindow> {
+    let process = facts.process.as_ref()?;
+    let resident_bytes = proc.resident_bytes(process.pid).ok()?;
+    // Read after the memory: if the pid belongs to another process by now, this tells.
+    let same = proc.stat(process.pid).is_ok_and(|stat| stat.start_ticks == process.start_ticks);
+    same.then_some(MemoryWindow { resident_bytes, balloon_bytes: facts.balloon_bytes })
+}

@@ -1,0 +1,51 @@
+//! What the sampler needs of a scheduler probe.
+
+use crate::probe::{ProbeError, Scheduler};
+use crate::reading::SchedReading;
+use gnomon_common::wire::VmId;
+use std::error::Error;
+
+/// A source of scheduler readings: the eBPF probe, or a script in a test.
+pub trait SchedSource {
+    /// Counts the threads of these thread groups for a VM from now on. Called again when the set changes; the new set
+    /// replaces the old one, and what was counted stays.
+    fn track(&mut self, vm: VmId, tgids: &[u32]) -> Result<(), SourceError>;
+
+    /// Forgets a VM and its counters.
+    fn untrack(&mut self, vm: VmId) -> Result<(), SourceError>;
+
+    /// The counters of all tracked VMs, now.
+    fn drain(&mut self) -> Result<SchedReading, SourceError>;
+}
+
+/// The probe could not do it; it says itself why and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct SourceError(#[from] pub Box<dyn Error + Send + Sync>);
+
+impl From<ProbeError> for SourceError {
+    fn from(error: ProbeError) -> Self {
+        Self(error.into())
+    }
+}
+
+impl SchedSource for Scheduler {
+    fn track(&mut self, vm: VmId, tgids: &[u32]) -> Result<(), SourceError> {
+        Ok(Self::track(self, vm, tgids)?)
+    }
+
+    fn untrack(&mut self, vm: VmId) -> Result<(), SourceError> {
+        Ok(Self::untrack(self, vm)?)
+    }
+
+    fn drain(&mut self) -> Result<SchedReading, SourceError> {
+        Ok(Self::drain(self))
+    }
+}
+
+#[cfg(test)]
+impl From<&str> for SourceError {
+    fn from(text: &str) -> Self {
+        Self(text.into())
+    }
+}

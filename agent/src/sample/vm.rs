@@ -1,0 +1,172 @@
+//! One VM's readings: what was read last, and the window being made of the differences. Pure.
+
+use super::interval::{self, Bounds, CgroupSample, Rejection, SchedSample};
+use super::window::CpuAccumulator;
+use crate::host::cgroup::CgroupReading;
+use crate::host::inventory::VmFacts;
+use crate::reading::SchedCounters;
+use gnomon_common::wire::VmState;
+
+/// A VM between two ticks.
+#[derive(Debug, Default)]
+pub(super) struct VmSeries {
+    life: Option<Life>,
+    sched: Option<(u64, SchedCounters)>,
+    cgroup: Option<CgroupReading>,
+    window: CpuAccumulator,
+}
+
+/// Two readings make a sample only within one life: same process, and no pause in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Life {
+    pid: u32,
+    start_ticks: u64,
+    execution_changes: u64,
+}
+
+impl Life {
+    /// The VM's present life; `None` while it does not run, and then it wants nothing.
+    fn of(facts: &VmFacts) -> Option<Self> {
+        let process = facts.process.as_ref()?;
+        (facts.state == VmState::Running).then_some(Self {
+            pid: process.pid,
+            start_ticks: process.start_ticks,
+            execution_changes: facts.execution_changes,
+        })
+    }
+}
+
+/// What a tick made of a VM's readings; `None` where there is no pair of readings yet, or no source.
+#[derive(Debug, Default)]
+pub(super) struct Observed {
+    pub(super) sched: Option<Result<SchedSample, Rejection>>,
+    pub(super) cgroup: Option<Result<CgroupSample, Rejection>>,
+}
+
+impl VmSeries {
+    /// Takes this tick's readings of the VM.
+    pub(super) fn observe(
+        &mut self,
+        facts: &VmFacts,
+        sched: Option<(u64, SchedCounters)>,
+        cgroup: Option<CgroupReading>,
+        bounds: &Bounds,
+    ) -> Observed {
+        let life = Life::of(facts);
+        if life.is_none() || life != self.life {
+            // What lies between the last reading and this one is part run, part pause, or two processes.
+            (self.sched, self.cgroup) = (None, None);
+        }
+        self.life = life;
+        if life.is_none() {
+            return Observed::default();
+        }
+        let mut observed = Observed::default();
+        if let Some(after) = sched {
+            observed.sched = self.sched.as_ref().map(|(t, c)| interval::sched((*t, c), (after.0, &after.1), bounds));
+            self.sched = Some(after);
+        }
+        if let Some(after) = cgroup {
+            observed.cgroup = self.cgroup.as_ref().map(|before| interval::cgroup(before, &after, bounds));
+            self.cgroup = Some(after);
+        }
+        if let Some(Ok(sample)) = &observed.sched {
+            self.window.add_sched(sample);
+        }
+        if let Some(Ok(sample)) = &observed.cgroup {
+            self.window.add_cgroup(sample);
+        }
+        observed
+    }
+
+    /// Ends the window and begins the next.
+    pub(super) fn take_window(&mut self) -> CpuAccumulator {
+        std::mem::take(&mut self.window)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::process::QemuProcess;
+    use gnomon_common::wire::VmId;
+
+    const S: u64 = 1_000_000_000;
+    const BOUNDS: Bounds = Bounds { cpus: 4, sample_ns: S };
+
+    fn facts(state: VmState, pid: u32, execution_changes: u64) -> VmFacts {
+        VmFacts {
+            id: VmId(uuid::Uuid::nil()),
+            name: "web".into(),
+            state,
+            process: Some(QemuProcess { pid, start_ticks: 1, threads: Vec::new(), vhost_pids: Vec::new() }),
+            cgroup: None,
+            vcpus: 2,
+            memory_bytes: 0,
+            balloon_bytes: None,
+            execution_changes,
+        }
+    }
+
+    /// Readings of a VM that always uses one core.
+    fn one_core(series: &mut VmSeries, facts: &VmFacts, second: u64) -> Observed {
+        let counters = SchedCounters { run_ns: second * S, threads: 2, ..SchedCounters::default() };
+        let cgroup = CgroupReading {
+            taken_ns: second * S,
+            usage_ns: Some(second * S),
+            quota_cores: None,
+            throttles: Vec::new(),
+        };
+        series.observe(facts, Some((second * S, counters)), Some(cgroup), &BOUNDS)
+    }
+
+    #[test]
+    fn the_first_reading_is_no_sample_and_the_second_is() {
+        let (mut series, facts) = (VmSeries::default(), facts(VmState::Running, 7, 0));
+        assert!(one_core(&mut series, &facts, 1).sched.is_none());
+        assert_eq!(one_core(&mut series, &facts, 2).sched.unwrap().unwrap().run_cores, 1.0);
+    }
+
+    #[test]
+    fn a_paused_vm_gives_no_window_and_the_pause_does_not_dilute_its_neighbours() {
+        let mut series = VmSeries::default();
+        let running = facts(VmState::Running, 7, 0);
+        one_core(&mut series, &running, 1);
+        one_core(&mut series, &running, 2);
+        assert!(one_core(&mut series, &facts(VmState::Paused, 7, 1), 3).sched.is_none());
+        let before = series.take_window().finish(10.0).unwrap();
+        assert_eq!((before.covered, before.demand_low.mean), (0.1, 1.0));
+        one_core(&mut series, &facts(VmState::Paused, 7, 1), 4);
+        assert_eq!(series.take_window().finish(10.0), None);
+        let resumed = facts(VmState::Running, 7, 2);
+        assert!(one_core(&mut series, &resumed, 5).sched.is_none(), "the interval contains part of the pause");
+        assert!(one_core(&mut series, &resumed, 6).sched.is_some());
+    }
+
+    #[test]
+    fn a_pause_too_short_to_be_seen_in_the_state_still_breaks_the_sample() {
+        let mut series = VmSeries::default();
+        one_core(&mut series, &facts(VmState::Running, 7, 0), 1);
+        assert!(one_core(&mut series, &facts(VmState::Running, 7, 2), 2).sched.is_none());
+    }
+
+    #[test]
+    fn a_restarted_vm_is_not_compared_with_its_former_process() {
+        let mut series = VmSeries::default();
+        one_core(&mut series, &facts(VmState::Running, 7, 0), 1);
+        let observed = one_core(&mut series, &facts(VmState::Running, 8, 0), 2);
+        assert!(observed.sched.is_none() && observed.cgroup.is_none());
+    }
+
+    #[test]
+    fn after_a_reset_the_next_interval_is_good_again() {
+        let (mut series, facts) = (VmSeries::default(), facts(VmState::Running, 7, 0));
+        one_core(&mut series, &facts, 5);
+        let reset = SchedCounters { run_ns: 0, threads: 2, ..SchedCounters::default() };
+        let observed = series.observe(&facts, Some((6 * S, reset)), None, &BOUNDS);
+        assert_eq!(observed.sched, Some(Err(Rejection::Reset)));
+        let later = SchedCounters { run_ns: S / 2, threads: 2, ..SchedCounters::default() };
+        let observed = series.observe(&facts, Some((7 * S, later)), None, &BOUNDS);
+        assert_eq!(observed.sched.unwrap().unwrap().run_cores, 0.5);
+    }
+}
