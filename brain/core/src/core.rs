@@ -1,82 +1,160 @@
 //! The one state machine: inputs in, outputs out.
 
-use crate::io::{Input, Output, Restored};
-use crate::policy::Policy;
-use crate::view::{Explanation, Forecast, HostView, VmView};
+mod command;
+mod explain;
+mod fit;
+mod hold;
+mod operator;
+mod planning;
+mod report;
+mod restore;
+#[cfg(test)]
+mod tests;
+mod views;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{HostId, VmId};
+use gnomon_common::wire::{Fence, HostFacts, HostId, VmId};
+
+use crate::fleet::{Fleet, Host};
+use crate::io::{Audit, Input, Notice, Output, Record};
+use crate::policy::{Mode, Policy};
+use hold::Holds;
+
+/// Who does what Gnomon decides by itself, in the audit log.
+const ACTOR: &str = "gnomon";
 
 /// The whole of the brain's knowledge and judgement.
-pub struct Core {}
+#[derive(Debug)]
+pub struct Core {
+    policy: Policy,
+    seed: u64,
+    fence: Fence,
+    commands: u64,
+    now: Timestamp,
+    fleet: Fleet,
+    holds: Holds,
+    /// When commands in flight are given up.
+    deadlines: BTreeSet<(Timestamp, VmId)>,
+    fits: BTreeMap<VmId, fit::Pending>,
+    tickets: u64,
+    outputs: VecDeque<Output>,
+}
 
 impl Core {
-    /// A core without knowledge. `term` is the brain's lease term, part of every command's id and fence; `seed` spreads fits in time.
+    /// A core without knowledge. `term` is the brain's lease term, part of every command's id and fence; `seed` spreads fits in
+    /// time. A policy that does not pass [`Policy::validate`] is noticed and replaced by the default, which only observes.
     pub fn new(policy: Policy, seed: u64, term: u64) -> Self {
-        let _ = (policy, seed, term);
-        Self {}
-    }
-
-    /// Tells a new core what the store remembers; see [`Restored`] for the order.
-    pub fn restore(&mut self, restored: Restored) {
-        let _ = restored;
+        let mut core = Self {
+            policy: Policy::default(),
+            seed,
+            fence: Fence { term, generation: 0 },
+            commands: 0,
+            now: Timestamp::default(),
+            fleet: Fleet::default(),
+            holds: Holds::default(),
+            deadlines: BTreeSet::new(),
+            fits: BTreeMap::new(),
+            tickets: 0,
+            outputs: VecDeque::new(),
+        };
+        core.set_policy(policy);
+        core
     }
 
     /// Takes one input. O(1) per VM in a report; never longer than a few microseconds per VM.
     pub fn handle(&mut self, now: Timestamp, input: Input) {
-        let _ = (now, input);
+        self.tell_time(now);
+        match input {
+            Input::HostUp { host, facts } => self.host_up(now, host, facts),
+            Input::HostLost { host } => self.host_lost(now, &host),
+            Input::Report(report) => self.report(now, &report),
+            Input::Outcome { host, outcome } => self.outcome(now, &host, outcome),
+            Input::Operator { actor, request } => self.operator(now, &actor, request),
+            Input::Policy(policy) => self.set_policy(*policy),
+            Input::FitDone(result) => self.fit_done(*result),
+        }
     }
 
-    /// Lets due time-outs happen (command expiry, planning ticks); call it when [`Core::poll_timeout`] is due.
+    /// Lets due time-outs happen (commands that stayed unanswered); call it when [`Core::poll_timeout`] is due. Nothing is
+    /// planned here: growing and shrinking alike rest on a report.
     pub fn handle_timeout(&mut self, now: Timestamp) {
-        let _ = now;
+        self.tell_time(now);
+        self.give_up_commands(now);
     }
 
     /// When [`Core::handle_timeout`] wants to be called next.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
-        None
+        self.deadlines.first().map(|&(deadline, _)| deadline)
     }
 
     /// The next thing to do; call until `None` after every `handle*`.
     pub fn poll_output(&mut self) -> Option<Output> {
-        None
+        self.outputs.pop_front()
     }
 
     /// The policy in force.
     pub fn policy(&self) -> Policy {
-        Policy::default()
+        self.policy.clone()
     }
 
-    /// Every known host, by name.
-    pub fn hosts(&self) -> Vec<HostView> {
-        Vec::new()
+    fn tell_time(&mut self, now: Timestamp) {
+        if now < self.now {
+            self.notice("clock_set_back", format!("the brain's clock went back by {:?}", self.now.since(now)));
+            self.clock_set_back(now);
+        }
+        self.now = now;
     }
 
-    /// One host.
-    pub fn host(&self, host: &HostId) -> Option<HostView> {
-        let _ = host;
-        None
+    fn host_up(&mut self, now: Timestamp, host: HostId, facts: HostFacts) {
+        let entry = self.fleet.hosts.entry(host.clone()).or_insert_with(|| Host::new(facts.clone()));
+        entry.facts = facts.clone();
+        entry.connected = true;
+        self.persist(Record::Host { host: host.clone(), facts, connected: true, at: now });
+        self.restore_baselines_on(now, &host);
     }
 
-    /// Every known VM, by id.
-    pub fn vms(&self) -> Vec<VmView> {
-        Vec::new()
+    fn host_lost(&mut self, now: Timestamp, host: &HostId) {
+        let Some(entry) = self.fleet.hosts.get_mut(host) else { return };
+        if std::mem::replace(&mut entry.connected, false) {
+            let facts = entry.facts.clone();
+            self.persist(Record::Host { host: host.clone(), facts, connected: false, at: now });
+        }
     }
 
-    /// The VM with this id, or the one with this name if exactly one VM has it.
-    pub fn find_vm(&self, id_or_name: &str) -> Option<VmId> {
-        let _ = id_or_name;
-        None
+    fn set_policy(&mut self, policy: Policy) {
+        if let Err(error) = policy.validate() {
+            self.notice("policy_refused", format!("{error}; the policy in force stays"));
+            return;
+        }
+        let before = std::mem::replace(&mut self.policy, policy);
+        if before.forecast != self.policy.forecast {
+            self.fits.clear();
+            let other_steps = before.forecast.resolution_ms != self.policy.forecast.resolution_ms
+                || before.forecast.season_steps_max != self.policy.forecast.season_steps_max;
+            for vm in self.fleet.vms.values_mut() {
+                vm.fit_due = 0;
+                if other_steps {
+                    vm.forget_history(&self.policy);
+                }
+            }
+        }
+        if self.policy.mode != Mode::Recommend {
+            self.fleet.vms.values_mut().for_each(|vm| vm.recommended = None);
+        }
     }
 
-    /// The forecast of a VM's CPU demand; `None` while there is too little history.
-    pub fn forecast(&self, vm: VmId) -> Option<Forecast> {
-        let _ = vm;
-        None
+    fn persist(&mut self, record: Record) {
+        self.outputs.push_back(Output::Persist(record));
     }
 
-    /// Why a VM has the size it has.
-    pub fn explain(&self, vm: VmId) -> Option<Explanation> {
-        let _ = vm;
-        None
+    fn notice(&mut self, kind: &'static str, text: String) {
+        self.outputs.push_back(Output::Notice(Notice { kind, text }));
+    }
+
+    fn audit(&mut self, at: Timestamp, actor: &str, verb: &str, object: String, detail: String) {
+        let audit = Audit { at, actor: actor.to_owned(), verb: verb.to_owned(), object, detail };
+        self.persist(Record::Audit(audit));
     }
 }

@@ -1,1 +1,90 @@
 //! Hosts and VMs as reported.
+//!
+//! A VM is its UUID: its history survives renames and moves. It is where it was last reported running; it has vanished when a
+//! complete report of its host lacks it. What it may use is what the host reports, whoever set it.
+
+mod vm;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{AgentEpoch, HostFacts, HostId, HostWindow, Losses, Sequence, VmId};
+
+pub(crate) use vm::{Flight, Taught, Vm};
+
+/// Vanished VMs whose history is kept, in case they come back: a migration that takes its time, a redefined domain.
+const VANISHED_VMS_MAX: usize = 1000;
+
+/// A host.
+#[derive(Clone, Debug)]
+pub(crate) struct Host {
+    pub(crate) facts: HostFacts,
+    pub(crate) connected: bool,
+    pub(crate) latest: Option<(AgentEpoch, Sequence)>,
+    pub(crate) last_window: Option<Timestamp>,
+    pub(crate) window: Option<HostWindow>,
+    pub(crate) losses: Losses,
+    pub(crate) vms: BTreeSet<VmId>,
+}
+
+impl Host {
+    pub(crate) fn new(facts: HostFacts) -> Self {
+        Self {
+            facts,
+            connected: false,
+            latest: None,
+            last_window: None,
+            window: None,
+            losses: Losses::default(),
+            vms: BTreeSet::new(),
+        }
+    }
+}
+
+/// Everything that was reported.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Fleet {
+    pub(crate) hosts: BTreeMap<HostId, Host>,
+    pub(crate) vms: BTreeMap<VmId, Vm>,
+    vanished: BTreeSet<(Timestamp, VmId)>,
+}
+
+impl Fleet {
+    /// Puts a VM on a host (from another one, if need be).
+    pub(crate) fn place(&mut self, vm: VmId, host: &HostId) {
+        let Some(entry) = self.vms.get_mut(&vm) else { return };
+        if let Some(at) = entry.vanished.take() {
+            self.vanished.remove(&(at, vm));
+        }
+        if let Some(before) = entry.host.replace(host.clone())
+            && let Some(before) = self.hosts.get_mut(&before)
+        {
+            before.vms.remove(&vm);
+        }
+        if let Some(host) = self.hosts.get_mut(host) {
+            host.vms.insert(vm);
+        }
+    }
+
+    /// Notes that a VM is nowhere any more, and forgets the one that vanished longest ago when there are too many.
+    pub(crate) fn vanish(&mut self, vm: VmId, at: Timestamp) {
+        let Some(entry) = self.vms.get_mut(&vm) else { return };
+        if let Some(host) = entry.host.take()
+            && let Some(host) = self.hosts.get_mut(&host)
+        {
+            host.vms.remove(&vm);
+        }
+        entry.vanished = Some(at);
+        self.vanished.insert((at, vm));
+        if self.vanished.len() > VANISHED_VMS_MAX
+            && let Some((_, oldest)) = self.vanished.pop_first()
+        {
+            self.vms.remove(&oldest);
+        }
+    }
+
+    /// VMs on any host, by id.
+    pub(crate) fn present(&self) -> impl Iterator<Item = (VmId, &Vm, &HostId)> {
+        self.vms.iter().filter_map(|(&id, vm)| vm.host.as_ref().map(|host| (id, vm, host)))
+    }
+}

@@ -1,16 +1,85 @@
-//! Demand forecasts.
+//! Demand forecasts: quantiles over a horizon, from what a VM wanted before.
+//!
+//! A [`FitJob`] looks for a season in a VM's history and replays the history through fresh models; that takes milliseconds and
+//! runs on a worker. Between fits, each closed step is learnt in O(1). Two models run side by side: one that says demand stays
+//! where it is, one that says it does what it did a season ago. The second speaks only while it errs clearly less, and only a
+//! season lets the planner act before demand is there. Quantiles come from each model's own recent errors.
+
+mod errors;
+mod forecaster;
+mod level;
+mod season;
+mod seasonal;
+#[cfg(test)]
+mod tests;
+
+use gnomon_common::wire::VmId;
+
+use crate::history::{History, Step};
+use crate::policy::ForecastPolicy;
+pub(crate) use forecaster::Forecaster;
+
+/// The first fit waits for this many measured steps: fewer make no quantile.
+pub(crate) const FIT_STEPS_MIN: usize = 24;
+
+/// Between fits the history grows by this part of its measured steps…
+const FIT_GROWTH_DIVISOR: usize = 10;
+
+/// …but by at least this many steps.
+const FIT_INTERVAL_STEPS_MIN: u64 = 8;
+
+/// Steps until the next fit, when `measured` are known now. Young histories are looked at often, because that is when a season
+/// shows; old ones rarely.
+pub(crate) fn fit_interval_steps(measured: usize) -> u64 {
+    FIT_INTERVAL_STEPS_MIN.max((measured / FIT_GROWTH_DIVISOR) as u64)
+}
 
 /// A pure piece of work too long for `handle`: run it on any thread.
 #[derive(Clone, Debug)]
-pub struct FitJob {}
+pub struct FitJob {
+    vm: VmId,
+    ticket: u64,
+    policy: ForecastPolicy,
+    first: u64,
+    steps: Vec<Option<Step>>,
+}
 
 /// What a [`FitJob`] found.
 #[derive(Clone, Debug)]
-pub struct FitResult {}
+pub struct FitResult {
+    pub(crate) vm: VmId,
+    pub(crate) ticket: u64,
+    pub(crate) forecaster: Forecaster,
+}
 
 impl FitJob {
-    /// Does the work. Deterministic.
+    pub(crate) fn new(vm: VmId, ticket: u64, policy: &ForecastPolicy, history: &History) -> Self {
+        let steps = history.since(0).map(|(_, step)| step).collect();
+        Self { vm, ticket, policy: policy.clone(), first: history.first(), steps }
+    }
+
+    /// Whose demand it is about.
+    pub fn vm(&self) -> VmId {
+        self.vm
+    }
+
+    /// Does the work. Deterministic. O(steps × longest season).
     pub fn run(self) -> FitResult {
-        FitResult {}
+        let Self { vm, ticket, policy, first, steps } = self;
+        // For a start, a censored step is what the step before was, as far as it may be.
+        let mut last = None;
+        let values: Vec<f64> = steps
+            .iter()
+            .map(|step| {
+                let Some(step) = step.map(Step::mean) else { return f64::NAN };
+                let value = step.nearest(last.unwrap_or(step.middle()));
+                last = Some(value);
+                value
+            })
+            .collect();
+        let season_steps = season::detect(&values, policy.season_steps_min, policy.season_steps_max);
+        let mut forecaster = Forecaster::new(first, policy.horizon_steps, season_steps);
+        steps.into_iter().for_each(|step| forecaster.learn(step));
+        FitResult { vm, ticket, forecaster }
     }
 }

@@ -1,1 +1,329 @@
-//! Demand history.
+//! Demand history: what a VM wanted, step by step, at the policy's resolution.
+//!
+//! Demand is an interval. A VM ran for `low` and was runnable for `high`; where it was held back, its demand is somewhere in
+//! between. Both ends are kept: deciding what to believe is the forecast's work. A gap is a gap: a step that was measured for
+//! less than half of its time is `None`, never zero.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use gnomon_common::time::Timestamp;
+
+/// A step counts as measured when at least this share of it was covered.
+const COVERED_SHARE_MIN: f64 = 0.5;
+
+/// So many windows in a row that are behind the history, but in order among themselves, mean that the host's clock was set
+/// back; fewer mean that reports came out of order.
+const CLOCK_STEP_WINDOWS: u32 = 5;
+
+/// Steps kept are this many times the longest season looked for: enough to see a season recur, bounded for each VM.
+const SEASONS_KEPT: usize = 4;
+
+/// What a VM wanted, in cores: at least `low`, at most `high`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Interval {
+    /// It ran for this.
+    pub(crate) low: f64,
+    /// It ran or was runnable for this.
+    pub(crate) high: f64,
+}
+
+impl Interval {
+    /// The value within the interval that is nearest to an expectation.
+    ///
+    /// This is what models learn from a step. Where both ends agree it is the measured demand. Where the VM was held back the
+    /// measurement only says "in here", so an expectation inside is neither confirmed nor refuted, and one outside moves to
+    /// the nearer end. Learning `low` instead would teach that a starved VM wants little, and starve it again.
+    pub(crate) fn nearest(self, expectation: f64) -> f64 {
+        expectation.max(self.low).min(self.high)
+    }
+
+    /// The middle: the expectation of those who have none.
+    pub(crate) fn middle(self) -> f64 {
+        f64::midpoint(self.low, self.high)
+    }
+}
+
+/// One measured step. Single precision: a hundred-thousandth of a core is enough, and there are thousands of steps for each VM.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Step {
+    low: f32,
+    high: f32,
+    peak: f32,
+}
+
+impl Step {
+    /// Mean demand over the step, in cores.
+    pub(crate) fn mean(self) -> Interval {
+        Interval { low: f64::from(self.low), high: f64::from(self.high) }
+    }
+
+    /// Largest sample of the time run, in cores.
+    pub(crate) fn peak(self) -> f64 {
+        f64::from(self.peak)
+    }
+}
+
+/// One window's demand, already checked and bounded by the VM's vCPUs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Window {
+    /// When it began.
+    pub(crate) start: Timestamp,
+    /// How long it is.
+    pub(crate) length: Duration,
+    /// Share of it that was measured, 0..=1.
+    pub(crate) covered: f64,
+    /// Mean demand, in cores.
+    pub(crate) mean: Interval,
+    /// Largest sample of the time run, in cores.
+    pub(crate) peak: f64,
+}
+
+/// What became of a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Accepted {
+    /// It continued the history.
+    InOrder,
+    /// The host's clock was set back: steps from there on were forgotten, the window starts anew.
+    ClockSetBack,
+    /// It is older than the end of the history and was left out.
+    Behind,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Open {
+    measured_ms: f64,
+    low: f64,
+    high: f64,
+    peak: f64,
+}
+
+impl Open {
+    fn add(&mut self, window: &Window, measured_ms: f64) {
+        self.measured_ms += measured_ms;
+        self.low += window.mean.low * measured_ms;
+        self.high += window.mean.high * measured_ms;
+        self.peak = self.peak.max(window.peak);
+    }
+
+    fn close(self, resolution_ms: u64) -> Option<Step> {
+        (self.measured_ms >= COVERED_SHARE_MIN * resolution_ms as f64).then(|| {
+            let low = self.low / self.measured_ms;
+            let high = (self.high / self.measured_ms).max(low);
+            Step { low: low as f32, high: high as f32, peak: self.peak as f32 }
+        })
+    }
+}
+
+/// A bounded ring of steps. Step `i` covers `i * resolution ..` since the epoch.
+#[derive(Clone, Debug)]
+pub(crate) struct History {
+    resolution_ms: u64,
+    capacity: usize,
+    steps: VecDeque<Option<Step>>,
+    measured: usize,
+    /// Index of the open step, the one after the last closed one.
+    next: u64,
+    open: Open,
+    end: Option<Timestamp>,
+    behind_in_a_row: u32,
+    behind_start: Timestamp,
+}
+
+impl History {
+    /// An empty history of steps of `resolution_ms`, keeping four times `season_steps_max`.
+    pub(crate) fn new(resolution_ms: u64, season_steps_max: usize) -> Self {
+        Self {
+            resolution_ms: resolution_ms.max(1),
+            capacity: season_steps_max.max(1).saturating_mul(SEASONS_KEPT),
+            steps: VecDeque::new(),
+            measured: 0,
+            next: 0,
+            open: Open::default(),
+            end: None,
+            behind_in_a_row: 0,
+            behind_start: Timestamp::default(),
+        }
+    }
+
+    /// Adds a window. O(1) for windows not longer than a step; a gap costs O(gap), at most O(capacity).
+    pub(crate) fn add(&mut self, window: &Window) -> Accepted {
+        let mut accepted = Accepted::InOrder;
+        // Starting up to half a window early is the jitter of a sampling loop, not disorder.
+        if self.end.is_some_and(|end| window.start + window.length / 2 < end) {
+            let in_order = self.behind_in_a_row == 0 || window.start >= self.behind_start;
+            self.behind_in_a_row = if in_order { self.behind_in_a_row + 1 } else { 1 };
+            self.behind_start = window.start;
+            if self.behind_in_a_row < CLOCK_STEP_WINDOWS {
+                return Accepted::Behind;
+            }
+            self.forget_from(window.start);
+            accepted = Accepted::ClockSetBack;
+        }
+        self.behind_in_a_row = 0;
+        let (start, end) = (window.start.unix_ms(), (window.start + window.length).unix_ms());
+        if self.end.is_none() {
+            self.next = start / self.resolution_ms;
+        }
+        self.close_before(start / self.resolution_ms);
+        let mut at = start.max(self.next * self.resolution_ms);
+        while at < end {
+            let step_end = (self.next + 1) * self.resolution_ms;
+            self.open.add(window, (end.min(step_end).saturating_sub(at)) as f64 * window.covered);
+            at = step_end;
+            if end >= step_end {
+                self.close_before(self.next + 1);
+            }
+        }
+        self.end = Some(window.start + window.length);
+        accepted
+    }
+
+    /// Closes every step before `index`.
+    fn close_before(&mut self, index: u64) {
+        if index <= self.next {
+            return;
+        }
+        let gap = index - self.next;
+        if gap > self.capacity as u64 {
+            self.steps.clear();
+            self.measured = 0;
+        } else {
+            let open = std::mem::take(&mut self.open).close(self.resolution_ms);
+            self.push(open);
+            (1..gap).for_each(|_| self.push(None));
+        }
+        self.open = Open::default();
+        self.next = index;
+    }
+
+    fn push(&mut self, step: Option<Step>) {
+        if self.steps.len() == self.capacity && self.steps.pop_front().flatten().is_some() {
+            self.measured -= 1;
+        }
+        self.measured += usize::from(step.is_some());
+        self.steps.push_back(step);
+    }
+
+    fn forget_from(&mut self, at: Timestamp) {
+        let index = at.unix_ms() / self.resolution_ms;
+        while self.next > index && self.steps.pop_back().is_some() {
+            self.next -= 1;
+        }
+        self.next = index;
+        self.measured = self.steps.iter().flatten().count();
+        self.open = Open::default();
+        self.end = Some(at);
+    }
+
+    /// Length of a step, in milliseconds.
+    pub(crate) fn resolution_ms(&self) -> u64 {
+        self.resolution_ms
+    }
+
+    /// Index of the step that is still open.
+    pub(crate) fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// When the last closed step ended.
+    pub(crate) fn closed_until(&self) -> Timestamp {
+        Timestamp::from_unix_ms(self.next * self.resolution_ms)
+    }
+
+    /// How many steps are kept and measured.
+    pub(crate) fn measured(&self) -> usize {
+        self.measured
+    }
+
+    /// Index of the oldest step kept.
+    pub(crate) fn first(&self) -> u64 {
+        self.next - self.steps.len() as u64
+    }
+
+    /// Closed steps from `index` on (or from the oldest kept), oldest first; gaps are `None`.
+    pub(crate) fn since(&self, index: u64) -> impl Iterator<Item = (u64, Option<Step>)> + '_ {
+        let first = self.first();
+        let skipped = usize::try_from(index.saturating_sub(first)).unwrap_or(usize::MAX).min(self.steps.len());
+        (first + skipped as u64..).zip(self.steps.range(skipped..).copied())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn window(start_ms: u64, length_ms: u64, demand: f64) -> Window {
+        Window {
+            start: Timestamp::from_unix_ms(start_ms),
+            length: Duration::from_millis(length_ms),
+            covered: 1.0,
+            mean: Interval { low: demand, high: demand },
+            peak: demand,
+        }
+    }
+
+    fn means(history: &History) -> Vec<Option<f64>> {
+        history.since(0).map(|(_, step)| step.map(|step| (step.mean().low * 100.0).round() / 100.0)).collect()
+    }
+
+    #[test]
+    fn windows_that_straddle_a_step_are_shared_out() {
+        let mut history = History::new(1000, 10);
+        for (start, demand) in [(10_500, 0.2), (11_500, 0.4), (12_500, 0.8)] {
+            assert_eq!(history.add(&window(start, 1000, demand)), Accepted::InOrder);
+        }
+        assert_eq!(means(&history), [Some(0.2), Some(0.3), Some(0.6)]);
+        assert_eq!(history.next(), 13);
+    }
+
+    #[test]
+    fn a_gap_is_a_gap_and_not_zero() {
+        let mut history = History::new(1000, 10);
+        for start in [0, 1000, 5000] {
+            history.add(&window(start, 1000, 0.5));
+        }
+        assert_eq!(means(&history), [Some(0.5), Some(0.5), None, None, None, Some(0.5)]);
+        assert_eq!(history.measured(), 3);
+    }
+
+    #[test]
+    fn a_late_window_is_left_out_and_a_clock_set_back_starts_anew() {
+        let mut history = History::new(1000, 10);
+        for start in 0..10 {
+            history.add(&window(start * 1000, 1000, 0.5));
+        }
+        assert_eq!(history.add(&window(3000, 1000, 0.9)), Accepted::Behind);
+        assert_eq!(history.add(&window(10_000, 1000, 0.5)), Accepted::InOrder);
+        let back: Vec<_> = (0..6).map(|i| history.add(&window(4000 + i * 1000, 1000, 0.9))).collect();
+        assert_eq!(back[..4], [Accepted::Behind; 4]);
+        assert_eq!(back[4..], [Accepted::ClockSetBack, Accepted::InOrder]);
+        assert_eq!(history.next(), 10);
+        assert_eq!(means(&history)[7..], [Some(0.5), Some(0.9), Some(0.9)]);
+    }
+
+    #[test]
+    fn a_leap_of_years_costs_no_more_than_the_ring() {
+        let mut history = History::new(1000, 10);
+        history.add(&window(0, 1000, 0.5));
+        history.add(&window(1_000_000_000_000_000, 1000, 0.5));
+        assert_eq!(history.measured(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn the_ring_is_bounded_and_its_counts_are_right(
+            windows in proptest::collection::vec((0u64..100_000, 1u64..20_000, 0.0..2.0f64), 0..200),
+        ) {
+            let mut history = History::new(1000, 5);
+            for (start, length, demand) in windows {
+                history.add(&window(start, length, demand));
+                let steps: Vec<_> = history.since(0).collect();
+                prop_assert!(steps.len() <= 20);
+                prop_assert_eq!(steps.iter().filter(|(_, step)| step.is_some()).count(), history.measured());
+                prop_assert!(steps.last().is_none_or(|(index, _)| index + 1 == history.next()));
+            }
+        }
+    }
+}

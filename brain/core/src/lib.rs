@@ -6,9 +6,9 @@
 //! outcomes, operators' wishes) and leaves as [`Output`] (commands, records to persist, notices, pure fit jobs).
 
 mod core;
-pub mod fleet;
+mod fleet;
 pub mod forecast;
-pub mod history;
+mod history;
 pub mod io;
 pub mod plan;
 pub mod policy;
@@ -16,5 +16,6 @@ pub mod view;
 
 pub use crate::core::Core;
 pub use forecast::{FitJob, FitResult};
-pub use io::{Audit, CommandRecord, Input, Notice, OperatorRequest, Output, Record, Restored, Scope};
-pub use policy::{Mode, Policy};
+pub use io::{Audit, CommandRecord, Hold, Input, Notice, OperatorRequest, Output, Record, Restored, Scope};
+pub use plan::{Plan, PlannedAction, Reason};
+pub use policy::{Mode, Policy, PolicyError};

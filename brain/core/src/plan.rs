@@ -1,4 +1,21 @@
 //! Plans: immutable lists of actions, each with its reason.
+//!
+//! How a VM's CPU quota is sized, in prose:
+//! - **Provide** for the larger of live demand and the forecast quantile from now until a lead time ahead, times a headroom. Only a
+//!   forecast with a season that has earned its say can ask for more than live demand; one without can only hold back shrinking.
+//! - **Grow at once**, exempt from dwell: growing needs no proof, and a starved VM cannot show what it wants.
+//! - **Shrink slowly**: only when every window of a dwell time would have been content with less, only to the most that any of them
+//!   wanted, only so often, and never below live demand. Shrinking needs fresh evidence, so no plan is made without a report.
+//! - **Stay within bounds**: the policy's floor, the agent's floor and ceiling, the VM's vCPUs.
+//! - **Back off** where commands are refused or fail.
+//!
+//! [`lint`] checks every plan by other means before it leaves.
+
+pub(crate) mod lint;
+pub(crate) mod pace;
+pub(crate) mod size;
+
+use std::fmt;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Action, Fence, HostId, VmId};
@@ -53,4 +70,42 @@ pub enum Reason {
     },
     /// An operator asked for it.
     Operator,
+}
+
+impl PlannedAction {
+    /// What it does, for a person: `quota 0.22 -> 0.88 cores`.
+    pub fn summary(&self) -> String {
+        match self.action {
+            Action::SetCpuQuota { cores } => match self.before_cores {
+                Some(before) => format!("quota {before:.2} -> {cores:.2} cores"),
+                None => format!("quota unlimited -> {cores:.2} cores"),
+            },
+            Action::Release => "restore the baseline".to_owned(),
+        }
+    }
+}
+
+impl Reason {
+    /// For a person, with the time left until a forecast surge.
+    pub fn in_words(&self, now: Timestamp) -> String {
+        match self {
+            Self::ForecastSurge { at, .. } if *at > now => format!("{self}, in {:.1} s", at.since(now).as_secs_f64()),
+            _ => self.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ForecastSurge { demand_cores, .. } => {
+                write!(f, "forecast demand of {demand_cores:.2} cores outgrows the quota")
+            }
+            Self::LiveDemand { demand_cores } => write!(f, "live demand of {demand_cores:.2} cores outgrows the quota"),
+            Self::Slack { demand_cores } => {
+                write!(f, "at most {demand_cores:.2} cores were wanted or forecast during the dwell time")
+            }
+            Self::Operator => f.write_str("an operator asked for it"),
+        }
+    }
 }

@@ -1,6 +1,16 @@
 //! The operator's policy: every number that decides how Gnomon behaves. Read from the `[policy]` part of the brain's configuration.
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// The levels that forecasts come in; [`CpuPolicy::quantile`] is one of them.
+pub const QUANTILES: [f64; 4] = [0.5, 0.9, 0.95, 0.99];
+
+/// Longest season that history is kept for, in steps: four of these for each VM are about 300 KiB.
+pub const SEASON_STEPS_LIMIT: usize = 10_080;
+
+/// Longest horizon, in steps: a week of minutes.
+pub const HORIZON_STEPS_LIMIT: usize = 10_080;
 
 /// All settings of the core. Every one has a default; unknown keys are refused.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -82,5 +92,100 @@ impl Default for CpuPolicy {
             hysteresis: 0.05,
             command_ttl_ms: 30_000,
         }
+    }
+}
+
+/// Why a policy makes no sense. `setting` is the key below `[policy]`.
+#[derive(Clone, Debug, PartialEq, Error)]
+#[error("policy.{setting}: {problem}")]
+pub struct PolicyError {
+    /// Which key, as in the configuration: `cpu.quantile`.
+    pub setting: &'static str,
+    /// What is wrong and what would be right.
+    pub problem: String,
+}
+
+impl Policy {
+    /// Whether every value makes sense, alone and together. The core refuses a policy that does not pass.
+    pub fn validate(&self) -> Result<(), PolicyError> {
+        let Self { forecast, cpu, .. } = self;
+        let check =
+            |good: bool, setting, problem: String| if good { Ok(()) } else { Err(PolicyError { setting, problem }) };
+        check(
+            (100..=3_600_000).contains(&forecast.resolution_ms),
+            "forecast.resolution_ms",
+            format!("{} is not within 100..=3600000 (0.1 s to 1 h)", forecast.resolution_ms),
+        )?;
+        check(
+            (1..=HORIZON_STEPS_LIMIT).contains(&forecast.horizon_steps),
+            "forecast.horizon_steps",
+            format!("{} is not within 1..={HORIZON_STEPS_LIMIT}", forecast.horizon_steps),
+        )?;
+        check(
+            forecast.season_steps_min >= 4 && forecast.season_steps_min <= forecast.season_steps_max,
+            "forecast.season_steps_min",
+            format!("{} is not within 4..=season_steps_max", forecast.season_steps_min),
+        )?;
+        check(
+            forecast.season_steps_max <= SEASON_STEPS_LIMIT,
+            "forecast.season_steps_max",
+            format!("{} is over {SEASON_STEPS_LIMIT}; use a coarser resolution", forecast.season_steps_max),
+        )?;
+        check(
+            QUANTILES.contains(&cpu.quantile),
+            "cpu.quantile",
+            format!("{} is none of 0.5, 0.9, 0.95, 0.99", cpu.quantile),
+        )?;
+        check(
+            (1.0..=10.0).contains(&cpu.headroom),
+            "cpu.headroom",
+            format!("{} is not within 1..=10 (1.1 leaves a tenth to spare)", cpu.headroom),
+        )?;
+        check(
+            cpu.lead_ms > 0 && cpu.lead_ms <= forecast.resolution_ms * forecast.horizon_steps as u64,
+            "cpu.lead_ms",
+            format!(
+                "{} is not within 1..={}, the forecast's horizon",
+                cpu.lead_ms,
+                forecast.resolution_ms * forecast.horizon_steps as u64
+            ),
+        )?;
+        check(
+            (0.01..=1024.0).contains(&cpu.floor_cores),
+            "cpu.floor_cores",
+            format!("{} is not within 0.01..=1024", cpu.floor_cores),
+        )?;
+        check(
+            (0.0..=0.5).contains(&cpu.hysteresis),
+            "cpu.hysteresis",
+            format!("{} is not a share within 0..=0.5", cpu.hysteresis),
+        )?;
+        check(cpu.command_ttl_ms > 0, "cpu.command_ttl_ms", "0 would make every command void at once".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_make_sense() {
+        assert_eq!(Policy::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn a_value_that_makes_no_sense_is_named() {
+        let refused = |change: fn(&mut Policy)| {
+            let mut policy = Policy::default();
+            change(&mut policy);
+            policy.validate().unwrap_err().setting
+        };
+        assert_eq!(refused(|p| p.cpu.quantile = 0.8), "cpu.quantile");
+        assert_eq!(refused(|p| p.cpu.quantile = f64::NAN), "cpu.quantile");
+        assert_eq!(refused(|p| p.cpu.headroom = 0.9), "cpu.headroom");
+        assert_eq!(refused(|p| p.cpu.lead_ms = 3_600_001), "cpu.lead_ms");
+        assert_eq!(refused(|p| p.forecast.resolution_ms = 0), "forecast.resolution_ms");
+        assert_eq!(refused(|p| p.forecast.season_steps_min = 2000), "forecast.season_steps_min");
+        assert_eq!(refused(|p| p.cpu.command_ttl_ms = 0), "cpu.command_ttl_ms");
     }
 }

@@ -86,6 +86,19 @@ pub struct Quantiles {
     pub p99: f64,
 }
 
+/// One step of a VM's demand history, in cores.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HistoryStep {
+    /// When it began.
+    pub start: Timestamp,
+    /// The VM ran for this, on average.
+    pub low: f64,
+    /// The VM ran or was runnable for this, on average.
+    pub high: f64,
+    /// Largest sample of the time it ran.
+    pub peak: f64,
+}
+
 /// Why a VM has the size it has: what `gnomon explain` prints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
@@ -110,4 +123,16 @@ pub struct RecentAction {
     pub action: PlannedAction,
     /// What became of it.
     pub result: Option<OutcomeResult>,
+}
+
+impl Quantiles {
+    /// The quantile for a level: the lowest one of the four that is not below it.
+    pub fn at(&self, level: f64) -> f64 {
+        match level {
+            level if level <= 0.5 => self.p50,
+            level if level <= 0.9 => self.p90,
+            level if level <= 0.95 => self.p95,
+            _ => self.p99,
+        }
+    }
 }

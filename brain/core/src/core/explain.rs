@@ -1,0 +1,145 @@
+//! Why a VM has the size it has, in words.
+
+use std::time::Duration;
+
+use gnomon_common::wire::{VmId, VmState};
+
+use super::planning::sizing;
+use super::{Core, views};
+use crate::fleet::{Host, Vm};
+use crate::forecast::FIT_STEPS_MIN;
+use crate::io::Hold;
+use crate::plan::size::{Bounds, live_cores};
+use crate::policy::Mode;
+use crate::view::Explanation;
+
+impl Core {
+    /// Why a VM has the size it has. `None` for a VM that is on no host.
+    pub fn explain(&self, id: VmId) -> Option<Explanation> {
+        let vm = self.fleet.vms.get(&id)?;
+        let host_id = vm.host.as_ref()?;
+        let host = self.fleet.hosts.get(host_id)?;
+        let mut lines = vec![demand(vm), self.memory(vm)];
+        lines.extend(self.outlook_line(vm));
+        lines.extend(self.size(vm, host));
+        lines.extend(self.restraints(id, vm, host));
+        Some(Explanation {
+            vm: self.vm_view(id, vm, host_id),
+            wanted_cores: vm.verdict.map(|verdict| verdict.wanted_cores),
+            lines,
+            recent: vm.recent.iter().cloned().collect(),
+        })
+    }
+
+    fn memory(&self, vm: &Vm) -> String {
+        let measured = vm.history.measured();
+        let Some(forecaster) = vm.ready() else {
+            return format!(
+                "There is no forecast yet: {measured} steps of history are known, {FIT_STEPS_MIN} are the least. \
+                 Its size follows live demand."
+            );
+        };
+        let step = Duration::from_millis(vm.history.resolution_ms());
+        if let Some(season_ms) = views::season_ms(vm) {
+            let skill = forecaster.relative_error().map_or_else(String::new, |error| {
+                format!(", with {:.0} % of the error of \"the same as a season ago\"", error * 100.0)
+            });
+            return format!(
+                "A season of {:.1} s was found in {measured} steps of history and forecasts demand{skill}.",
+                season_ms as f64 / 1000.0
+            );
+        }
+        match forecaster.season_unearned_steps() {
+            Some(steps) => format!(
+                "A season of {:.1} s was found in {measured} steps of history, but it forecasts hardly better than \
+                 \"no change\": its size follows live demand.",
+                step.mul_f64(steps).as_secs_f64()
+            ),
+            None => format!("No season was found in {measured} steps of history: its size follows live demand."),
+        }
+    }
+
+    fn outlook_line(&self, vm: &Vm) -> Option<String> {
+        let outlook = vm.outlook(vm.window_end, &self.policy)?;
+        let level = self.policy.cpu.quantile * 100.0;
+        let lead_s = self.policy.cpu.lead_ms as f64 / 1000.0;
+        let use_of_it = if outlook.seasonal { "grow for" } else { "hold back shrinking for" };
+        Some(format!(
+            "Within the lead time of {lead_s:.1} s demand stays below {:.2} cores with {level:.0} % certainty: \
+             a size to {use_of_it}.",
+            outlook.most_cores
+        ))
+    }
+
+    fn size(&self, vm: &Vm, host: &Host) -> Option<String> {
+        if vm.state != VmState::Running {
+            return Some(format!("It is not running ({:?}): nothing is planned and nothing is learnt.", vm.state));
+        }
+        let bounds = Bounds::new(&self.policy.cpu, &host.facts.cpu_bounds, vm.allocation.vcpus);
+        let Some(bounds) = bounds else {
+            return Some(format!(
+                "No size is allowed: the policy's floor is {} cores, the agent's bounds are {} to {}, and it has {} vCPUs.",
+                self.policy.cpu.floor_cores,
+                host.facts.cpu_bounds.floor_cores,
+                host.facts.cpu_bounds.ceiling_cores,
+                vm.allocation.vcpus
+            ));
+        };
+        let sizing = sizing(vm, host, &self.policy, vm.window_end)?;
+        let headroom = self.policy.cpu.headroom;
+        let now = vm.allocation.quota_cores.map_or("unlimited".to_owned(), |quota| format!("{quota:.2} cores"));
+        Some(format!(
+            "With a headroom of {headroom} and within {:.2} to {:.2} cores, {:.2} are needed now and {:.2} would be \
+             comfortable; its quota is {now}.",
+            bounds.floor,
+            bounds.ceiling,
+            bounds.quota(sizing.pressing_cores(), headroom),
+            bounds.quota(sizing.possible_cores(), headroom)
+        ))
+    }
+
+    /// What keeps Gnomon from acting, one line each.
+    fn restraints(&self, id: VmId, vm: &Vm, host: &Host) -> Vec<String> {
+        let mut lines = Vec::new();
+        match self.policy.mode {
+            Mode::Observe => lines.push("The policy's mode is observe: no plan is made.".to_owned()),
+            Mode::Recommend => {
+                lines.push("The policy's mode is recommend: plans are shown, not carried out.".to_owned())
+            }
+            Mode::Auto => {}
+        }
+        match self.holds.on_vm(id, vm.host.as_ref()) {
+            Some(Hold::Paused) => lines.push("An operator paused it: no command is sent.".to_owned()),
+            Some(Hold::Released) => {
+                let done = if vm.restored { "has been restored" } else { "is to be restored" };
+                lines.push(format!("An operator released it: its baseline {done}, then it is left alone."));
+            }
+            None => {}
+        }
+        if !host.connected {
+            lines.push("Its host's agent is not connected.".to_owned());
+        }
+        if host.facts.dry_run {
+            lines.push("Its host's agent runs dry: commands are judged there, not carried out.".to_owned());
+        }
+        if let Some(flight) = &vm.flight {
+            lines.push(format!("Command {} is on its way.", flight.record.command.id));
+        }
+        if let Some(until) = vm.pace.backing_off_until(self.now) {
+            let left = until.since(self.now).as_secs_f64();
+            lines.push(format!("After commands that were not carried out, nothing is tried for another {left:.0} s."));
+        }
+        lines
+    }
+}
+
+fn demand(vm: &Vm) -> String {
+    let Some(cpu) = vm.cpu else { return "Its demand has not been measured.".to_owned() };
+    let (low, high) = (cpu.demand_low.mean, cpu.demand_high.mean);
+    let live = live_cores(&cpu, &vm.allocation);
+    format!(
+        "In the latest window it ran for {low:.2} cores and wanted at most {high:.2}; its quota held it back for {:.0} % of \
+         the time. That counts as a live demand of {live:.2} cores.",
+        cpu.throttled.mean * 100.0
+    )
+}

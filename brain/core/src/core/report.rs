@@ -1,0 +1,175 @@
+//! A report: inventory, allocations, demand.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{HostId, Report, VmId, VmState, VmWindow};
+
+use super::Core;
+use crate::fleet::{Taught, Vm};
+use crate::io::{Output, Record};
+
+/// Longer windows are not believed: an agent ships one each few seconds.
+const WINDOW_MAX: Duration = Duration::from_hours(1);
+
+/// How far ahead of the brain's clock a host's may be. Beyond that its windows would fill history that is still to come.
+const CLOCK_AHEAD_MAX: Duration = Duration::from_mins(5);
+
+impl Core {
+    pub(super) fn report(&mut self, now: Timestamp, report: &Report) {
+        let end = report.start + window_of(report);
+        if end > now + CLOCK_AHEAD_MAX {
+            let ahead = end.since(now).as_secs();
+            let text = format!("host {}: its clock is {ahead} s ahead; the report was left out", report.host);
+            return self.notice("report_from_the_future", text);
+        }
+        if !self.observe(report, Some(now)) {
+            return;
+        }
+        self.order_fits(now, &report.vms);
+        self.restore_baselines_on(now, &report.host);
+        self.plan(now, report, end);
+    }
+
+    /// Takes in what a report says. `now` is `None` while a restart replays stored reports: then nothing comes out. Says
+    /// whether the report is the host's newest.
+    pub(super) fn observe(&mut self, report: &Report, now: Option<Timestamp>) -> bool {
+        let before = self.outputs.len();
+        let newest = self.take_in(report, now);
+        if now.is_none() {
+            self.outputs.truncate(before);
+        }
+        newest
+    }
+
+    fn take_in(&mut self, report: &Report, now: Option<Timestamp>) -> bool {
+        let length = window_of(report);
+        if length.is_zero() || length > WINDOW_MAX {
+            let text = format!("host {}: a window of {length:?} was left out", report.host);
+            self.notice("report_absurd", text);
+            return false;
+        }
+        let Some(host) = self.fleet.hosts.get_mut(&report.host) else {
+            self.notice("report_of_unknown_host", format!("host {} reported without being up", report.host));
+            return false;
+        };
+        // The host's own count tells the order; its clock may have been set.
+        let newest = host.latest.is_none_or(|latest| (report.epoch, report.sequence) > latest);
+        if newest {
+            host.latest = Some((report.epoch, report.sequence));
+            host.last_window = Some(report.start);
+            host.window = Some(report.host_window);
+            host.losses = report.losses;
+        } else {
+            self.notice("report_out_of_order", format!("host {}: report {:?} came late", report.host, report.sequence));
+        }
+        for window in &report.vms {
+            if newest {
+                self.take_inventory(report, window, now);
+            }
+            self.teach(report, window, length);
+        }
+        if newest && report.inventory_complete {
+            self.take_vanished(report);
+        }
+        newest
+    }
+
+    fn take_inventory(&mut self, report: &Report, window: &VmWindow, now: Option<Timestamp>) {
+        let end = report.start + window_of(report);
+        let id = window.vm;
+        let vm = self.fleet.vms.entry(id).or_insert_with(|| Vm::new(window, &self.policy));
+        let here = vm.host.as_ref() == Some(&report.host);
+        if !here && !moves_here(vm, window, end) {
+            if vm.state == VmState::Running && window.state == VmState::Running {
+                self.notice("vm_on_two_hosts", format!("VM {id} is reported running by host {} as well", report.host));
+            }
+            return;
+        }
+        let changed = !here || vm.name != window.name || vm.state != window.state;
+        if vm.name != window.name {
+            vm.name.clone_from(&window.name);
+        }
+        vm.state = window.state;
+        vm.last_window = Some(report.start);
+        vm.window_end = end;
+        if window.state != VmState::Running {
+            vm.cpu = None;
+        }
+        if vm.report_allocation(window.allocation, end, now) {
+            let record = Record::Allocation { vm: id, allocation: vm.allocation, at: end };
+            self.outputs.push_back(Output::Persist(record));
+        }
+        if !here {
+            self.fleet.place(id, &report.host);
+        }
+        if changed {
+            let (name, host) = (window.name.clone(), Some(report.host.clone()));
+            self.persist(Record::Vm { vm: id, name, host, state: window.state, at: end });
+        }
+    }
+
+    fn teach(&mut self, report: &Report, window: &VmWindow, length: Duration) {
+        let Some(vm) = self.fleet.vms.get_mut(&window.vm).filter(|vm| vm.host.as_ref() == Some(&report.host)) else {
+            return;
+        };
+        match vm.teach(window, report.start, length) {
+            Taught::Nothing | Taught::Demand => {}
+            Taught::ClockSetBack => {
+                self.cancel_fit(window.vm);
+                let text = format!("VM {}: its host's clock was set back; later history was forgotten", window.vm);
+                self.notice("host_clock_set_back", text);
+            }
+            Taught::Behind => {
+                self.notice("window_out_of_order", format!("VM {}: a window came late and was left out", window.vm));
+            }
+            Taught::Absurd(why) => {
+                self.notice("window_absurd", format!("VM {}: a window was left out, {why}", window.vm));
+            }
+        }
+    }
+
+    fn take_vanished(&mut self, report: &Report) {
+        let reported: BTreeSet<VmId> = report.vms.iter().map(|window| window.vm).collect();
+        let Some(host) = self.fleet.hosts.get(&report.host) else { return };
+        let vanished: Vec<VmId> = host.vms.difference(&reported).copied().collect();
+        let end = report.start + window_of(report);
+        for id in vanished {
+            self.fleet.vanish(id, end);
+            if let Some(vm) = self.fleet.vms.get(&id) {
+                let (name, state) = (vm.name.clone(), vm.state);
+                self.persist(Record::Vm { vm: id, name, host: None, state, at: end });
+            }
+        }
+    }
+
+    /// Whether a report's evidence is recent enough to act on: spooled reports of an hour ago say nothing about now.
+    pub(super) fn is_fresh(now: Timestamp, end: Timestamp, length: Duration) -> bool {
+        now.since(end) <= length * WINDOWS_LATE_MAX + DELAY_MAX
+    }
+
+    pub(super) fn is_connected(&self, host: &HostId) -> bool {
+        self.fleet.hosts.get(host).is_some_and(|host| host.connected)
+    }
+}
+
+/// A report may be so many windows late…
+const WINDOWS_LATE_MAX: u32 = 2;
+
+/// …and this much for its way, clocks that differ and a store that syncs.
+const DELAY_MAX: Duration = Duration::from_secs(5);
+
+fn window_of(report: &Report) -> Duration {
+    Duration::from_millis(u64::from(report.window_ms))
+}
+
+/// Whether a VM that belongs elsewhere, or nowhere, is on this host now. During a migration both hosts know it; the one where it
+/// runs has it, and a report of the time before the move does not take it back.
+fn moves_here(vm: &Vm, window: &VmWindow, end: Timestamp) -> bool {
+    match vm.host {
+        None => true,
+        Some(_) if window.state != VmState::Running => false,
+        Some(_) => vm.state != VmState::Running || end > vm.window_end,
+    }
+}

@@ -1,0 +1,22 @@
+//! A restart: what the store remembers.
+
+use super::Core;
+use crate::fleet::Host;
+use crate::io::Restored;
+
+impl Core {
+    /// Tells a new core what the store remembers; see [`Restored`] for the order. Nothing comes out: what is restored was
+    /// persisted before, and plans need fresh evidence.
+    pub fn restore(&mut self, restored: Restored) {
+        match restored {
+            Restored::Host { host, facts } => {
+                self.fleet.hosts.insert(host, Host::new(facts));
+            }
+            Restored::Report(report) => {
+                self.observe(&report, None);
+            }
+            Restored::Hold { scope, hold } => self.holds.set(scope, hold),
+            Restored::Command(record) => self.resume_flight(record),
+        }
+    }
+}

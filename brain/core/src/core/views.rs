@@ -1,0 +1,117 @@
+//! Values copied out for the API.
+
+use std::time::Duration;
+
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{HostId, VmId};
+
+use super::Core;
+use crate::fleet::{Host, Vm};
+use crate::forecast::Forecaster;
+use crate::view::{Forecast, HistoryStep, HostView, VmView};
+
+impl Core {
+    /// Every known host, by name.
+    pub fn hosts(&self) -> Vec<HostView> {
+        self.fleet.hosts.iter().map(|(id, host)| self.host_view(id, host)).collect()
+    }
+
+    /// One host.
+    pub fn host(&self, host: &HostId) -> Option<HostView> {
+        self.fleet.hosts.get(host).map(|entry| self.host_view(host, entry))
+    }
+
+    /// Every VM on a host, by id. Those that vanished are not shown.
+    pub fn vms(&self) -> Vec<VmView> {
+        self.fleet.present().map(|(id, vm, host)| self.vm_view(id, vm, host)).collect()
+    }
+
+    /// One VM that is on a host.
+    pub fn vm(&self, id: VmId) -> Option<VmView> {
+        let vm = self.fleet.vms.get(&id)?;
+        Some(self.vm_view(id, vm, vm.host.as_ref()?))
+    }
+
+    /// The VM with this id, or the one with this name if exactly one VM has it.
+    pub fn find_vm(&self, id_or_name: &str) -> Option<VmId> {
+        if let Ok(id) = id_or_name.parse::<VmId>() {
+            return self.fleet.vms.get(&id).and_then(|vm| vm.host.as_ref()).map(|_| id);
+        }
+        let mut named = self.fleet.present().filter(|(_, vm, _)| vm.name == id_or_name).map(|(id, ..)| id);
+        named.next().filter(|_| named.next().is_none())
+    }
+
+    /// The forecast of a VM's CPU demand; `None` while there is too little history.
+    pub fn forecast(&self, vm: VmId) -> Option<Forecast> {
+        let vm = self.fleet.vms.get(&vm)?;
+        let forecaster = vm.ready()?;
+        let cores_max = f64::from(vm.allocation.vcpus);
+        let steps =
+            (1..=self.policy.forecast.horizon_steps).map(|ahead| forecaster.quantiles(ahead, cores_max)).collect();
+        Some(Forecast {
+            made: vm.history.closed_until(),
+            resolution_ms: vm.history.resolution_ms(),
+            season_ms: season_ms(vm),
+            model: model(forecaster).to_owned(),
+            relative_error: forecaster.relative_error(),
+            steps,
+        })
+    }
+
+    /// A VM's demand history from `since` on, oldest first; steps that were not measured are left out.
+    pub fn history(&self, vm: VmId, since: Timestamp) -> Vec<HistoryStep> {
+        let Some(vm) = self.fleet.vms.get(&vm) else { return Vec::new() };
+        let resolution_ms = vm.history.resolution_ms();
+        let steps = vm.history.since(since.unix_ms().div_ceil(resolution_ms));
+        steps
+            .filter_map(|(index, step)| {
+                let step = step?;
+                let (start, mean) = (Timestamp::from_unix_ms(index * resolution_ms), step.mean());
+                Some(HistoryStep { start, low: mean.low, high: mean.high, peak: step.peak() })
+            })
+            .collect()
+    }
+
+    fn host_view(&self, id: &HostId, host: &Host) -> HostView {
+        let limits = host.vms.iter().filter_map(|vm| self.fleet.vms.get(vm)).map(|vm| vm.allocation.cpu_limit_cores());
+        HostView {
+            host: id.clone(),
+            facts: host.facts.clone(),
+            connected: host.connected,
+            last_window: host.last_window,
+            window: host.window,
+            vms: host.vms.len(),
+            allocated_cores: limits.sum(),
+            hold: self.holds.on_host(id),
+            losses: host.losses,
+        }
+    }
+
+    pub(super) fn vm_view(&self, id: VmId, vm: &Vm, host: &HostId) -> VmView {
+        VmView {
+            vm: id,
+            name: vm.name.clone(),
+            host: host.clone(),
+            state: vm.state,
+            cpu: vm.cpu,
+            allocation: vm.allocation,
+            last_window: vm.last_window,
+            season_ms: season_ms(vm),
+            hold: self.holds.on_vm(id, Some(host)),
+            in_flight: vm.flight.as_ref().map(|flight| flight.record.command.id),
+        }
+    }
+}
+
+/// The season in milliseconds, where one has earned its say.
+pub(super) fn season_ms(vm: &Vm) -> Option<u64> {
+    let steps = vm.ready()?.season_steps()?;
+    Some(Duration::from_millis(vm.history.resolution_ms()).mul_f64(steps).as_millis() as u64)
+}
+
+fn model(forecaster: &Forecaster) -> &'static str {
+    match forecaster.season_steps() {
+        Some(_) => "exponential smoothing with a season",
+        None => "simple exponential smoothing",
+    }
+}

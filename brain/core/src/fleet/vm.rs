@@ -1,0 +1,269 @@
+//! One VM: what was reported of it, what was learnt from that, what is being done to it.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{Allocation, CommandId, CpuWindow, HostId, OutcomeResult, VmState, VmWindow};
+use thiserror::Error;
+
+use crate::forecast::Forecaster;
+use crate::history::{Accepted, History, Interval, Window};
+use crate::io::CommandRecord;
+use crate::plan::pace::{Pace, Verdict};
+use crate::plan::size::Outlook;
+use crate::policy::Policy;
+use crate::view::RecentAction;
+
+/// Actions remembered for each VM, for `explain`; the store has all of them.
+const RECENT_ACTIONS_MAX: usize = 16;
+
+/// More than this many times a VM's vCPUs (and one core for its other threads) cannot be its demand: a counter went mad.
+const DEMAND_PER_VCPU_MAX: f64 = 4.0;
+
+/// How long an outcome's read-back outweighs reports of windows that ended before it.
+const READ_BACK_PREVAILS: Duration = Duration::from_mins(1);
+
+/// A command on its way.
+#[derive(Clone, Debug)]
+pub(crate) struct Flight {
+    pub(crate) record: CommandRecord,
+    /// When it is given up.
+    pub(crate) deadline: Timestamp,
+}
+
+/// Why a window is not believed.
+#[derive(Clone, Copy, Debug, PartialEq, Error)]
+pub(crate) enum AbsurdWindow {
+    #[error("it covers {0} of its time")]
+    Covered(f64),
+    #[error("its demand ({0}..{1} cores) is no interval")]
+    Interval(f64, f64),
+    #[error("its demand of {0} cores is impossible with {1} vCPUs")]
+    Impossible(f64, u32),
+}
+
+/// What a VM's window taught.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Taught {
+    /// Nothing: it did not run or was not measured.
+    Nothing,
+    /// Its demand.
+    Demand,
+    /// Its demand, after the host's clock was set back.
+    ClockSetBack,
+    /// It came out of order and was left out.
+    Behind,
+    /// It was not believed.
+    Absurd(AbsurdWindow),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Vm {
+    pub(crate) name: String,
+    /// Where it is; `None` once it has vanished.
+    pub(crate) host: Option<HostId>,
+    pub(crate) vanished: Option<Timestamp>,
+    pub(crate) state: VmState,
+    pub(crate) allocation: Allocation,
+    /// When a command's result was read back (on the agent's clock) and when that was heard of (on the brain's).
+    read_back: Option<(Timestamp, Timestamp)>,
+    pub(crate) cpu: Option<CpuWindow>,
+    pub(crate) last_window: Option<Timestamp>,
+    pub(crate) window_end: Timestamp,
+    pub(crate) history: History,
+    pub(crate) forecaster: Option<Forecaster>,
+    /// Index of the step from which the next fit is due.
+    pub(crate) fit_due: u64,
+    pub(crate) pace: Pace,
+    pub(crate) verdict: Option<Verdict>,
+    /// Last target that was recommended without being sent.
+    pub(crate) recommended: Option<f64>,
+    pub(crate) flight: Option<Flight>,
+    /// The last command that stayed unanswered: its answer may still come.
+    pub(crate) given_up: Option<CommandRecord>,
+    /// Its baseline was restored under the present release.
+    pub(crate) restored: bool,
+    pub(crate) recent: VecDeque<RecentAction>,
+}
+
+impl Vm {
+    pub(crate) fn new(window: &VmWindow, policy: &Policy) -> Self {
+        Self {
+            name: window.name.clone(),
+            host: None,
+            vanished: None,
+            state: window.state,
+            allocation: Allocation::default(),
+            read_back: None,
+            cpu: None,
+            last_window: None,
+            window_end: Timestamp::default(),
+            history: History::new(policy.forecast.resolution_ms, policy.forecast.season_steps_max),
+            forecaster: None,
+            fit_due: 0,
+            pace: Pace::default(),
+            verdict: None,
+            recommended: None,
+            flight: None,
+            given_up: None,
+            restored: false,
+            recent: VecDeque::new(),
+        }
+    }
+
+    /// Forgets what was learnt at another resolution.
+    pub(crate) fn forget_history(&mut self, policy: &Policy) {
+        self.history = History::new(policy.forecast.resolution_ms, policy.forecast.season_steps_max);
+        self.forecaster = None;
+        self.fit_due = 0;
+    }
+
+    /// Learns from a window. O(1), but for gaps.
+    pub(crate) fn teach(&mut self, window: &VmWindow, start: Timestamp, length: Duration) -> Taught {
+        // A paused or shut-off VM wants nothing now, which says nothing about what it wants when it runs.
+        let Some(cpu) = window.cpu.filter(|_| window.state == VmState::Running) else { return Taught::Nothing };
+        let window = match believe(&cpu, window.allocation.vcpus, start, length) {
+            Ok(window) => window,
+            Err(absurd) => return Taught::Absurd(absurd),
+        };
+        let accepted = self.history.add(&window);
+        match accepted {
+            Accepted::Behind => return Taught::Behind,
+            Accepted::ClockSetBack => {
+                self.forecaster = None;
+                self.fit_due = 0;
+            }
+            Accepted::InOrder => self.catch_up(),
+        }
+        self.cpu = Some(cpu);
+        if accepted == Accepted::ClockSetBack { Taught::ClockSetBack } else { Taught::Demand }
+    }
+
+    /// Teaches the forecast the steps that were closed since it was made.
+    pub(crate) fn catch_up(&mut self) {
+        let Some(forecaster) = &mut self.forecaster else { return };
+        if forecaster.next() < self.history.first() || forecaster.next() > self.history.next() {
+            // Longer away than history reaches: what it knew is of another time.
+            self.forecaster = None;
+            self.fit_due = 0;
+            return;
+        }
+        self.history.since(forecaster.next()).for_each(|(_, step)| forecaster.learn(step));
+    }
+
+    /// The forecast, once it can tell quantiles.
+    pub(crate) fn ready(&self) -> Option<&Forecaster> {
+        self.forecaster.as_ref().filter(|forecaster| forecaster.is_ready())
+    }
+
+    /// Takes the allocation of a report whose window ended at `end`; says whether it changed.
+    pub(crate) fn report_allocation(&mut self, allocation: Allocation, end: Timestamp, now: Option<Timestamp>) -> bool {
+        let superseded = self
+            .read_back
+            .zip(now)
+            .is_some_and(|((at, heard), now)| end < at && now >= heard && now.since(heard) < READ_BACK_PREVAILS);
+        let quota_cores = if superseded { self.allocation.quota_cores } else { allocation.quota_cores };
+        let allocation = Allocation { quota_cores, ..allocation };
+        std::mem::replace(&mut self.allocation, allocation) != allocation
+    }
+
+    /// Takes a quota that was read back after a command; says whether it changed.
+    pub(crate) fn read_back(&mut self, quota_cores: Option<f64>, at: Timestamp, now: Timestamp) -> bool {
+        self.read_back = Some((at, now));
+        std::mem::replace(&mut self.allocation.quota_cores, quota_cores) != quota_cores
+    }
+
+    /// What the forecast says from `at` until `lead_ms` (and the step that this falls into) later.
+    pub(crate) fn outlook(&self, at: Timestamp, policy: &Policy) -> Option<Outlook> {
+        let forecaster = self.ready()?;
+        let resolution_ms = self.history.resolution_ms();
+        let since_ms = at.since(self.history.closed_until()).as_millis() as u64;
+        let first = 1 + since_ms / resolution_ms;
+        let last = 1 + (since_ms + policy.cpu.lead_ms + resolution_ms) / resolution_ms;
+        let limit = self.allocation.cpu_limit_cores();
+        let cores_max = f64::from(self.allocation.vcpus);
+        let mut outlook = Outlook { seasonal: forecaster.season_steps().is_some(), most_cores: 0.0, outgrown: None };
+        for ahead in first..=last {
+            let demand = forecaster.quantile(ahead as usize, policy.cpu.quantile, cores_max);
+            outlook.most_cores = outlook.most_cores.max(demand);
+            if outlook.outgrown.is_none() && demand * policy.cpu.headroom > limit {
+                let step_start = self.history.closed_until() + Duration::from_millis((ahead - 1) * resolution_ms);
+                outlook.outgrown = Some((step_start.max(at), demand));
+            }
+        }
+        Some(outlook)
+    }
+
+    pub(crate) fn remember(&mut self, action: RecentAction) {
+        self.recent.truncate(RECENT_ACTIONS_MAX - 1);
+        self.recent.push_front(action);
+    }
+
+    /// Notes a result with the action it belongs to.
+    pub(crate) fn note_result(&mut self, id: CommandId, result: &OutcomeResult) {
+        if let Some(action) = self.recent.iter_mut().find(|action| action.id == Some(id)) {
+            action.result = Some(result.clone());
+        }
+    }
+}
+
+/// Checks a window and bounds its demand by the VM's vCPUs: emulator threads may add to what it ran, but not to what a quota
+/// on its vCPUs could give.
+fn believe(cpu: &CpuWindow, vcpus: u32, start: Timestamp, length: Duration) -> Result<Window, AbsurdWindow> {
+    let (low, high, peak) = (cpu.demand_low.mean, cpu.demand_high.mean, cpu.demand_low.max);
+    if !(cpu.covered > 0.0 && cpu.covered <= 1.001) {
+        return Err(AbsurdWindow::Covered(cpu.covered));
+    }
+    // The ends come from different sums: a hair's breadth of disorder is rounding.
+    if !(low >= 0.0 && low <= high + 1e-3 && peak >= 0.0 && high.is_finite() && peak.is_finite()) {
+        return Err(AbsurdWindow::Interval(low, high));
+    }
+    let bound = f64::from(vcpus);
+    if vcpus == 0 || low > DEMAND_PER_VCPU_MAX * (bound + 1.0) {
+        return Err(AbsurdWindow::Impossible(low, vcpus));
+    }
+    let mean = Interval { low: low.min(bound), high: high.max(low).min(bound) };
+    Ok(Window { start, length, covered: cpu.covered.min(1.0), mean, peak: peak.min(bound) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gnomon_common::wire::MeanMax;
+    use proptest::prelude::*;
+
+    fn cpu(covered: f64, low: f64, high: f64) -> CpuWindow {
+        let same = |value| MeanMax { mean: value, max: value };
+        CpuWindow { covered, demand_low: same(low), demand_high: same(high), ..CpuWindow::default() }
+    }
+
+    fn verdict(cpu: &CpuWindow, vcpus: u32) -> Result<Window, AbsurdWindow> {
+        believe(cpu, vcpus, Timestamp::default(), Duration::from_secs(10))
+    }
+
+    #[test]
+    fn absurd_windows_are_not_believed() {
+        assert!(matches!(verdict(&cpu(0.0, 0.1, 0.1), 1), Err(AbsurdWindow::Covered(_))));
+        assert!(matches!(verdict(&cpu(f64::NAN, 0.1, 0.1), 1), Err(AbsurdWindow::Covered(_))));
+        assert!(matches!(verdict(&cpu(1.0, 0.5, 0.1), 1), Err(AbsurdWindow::Interval(..))));
+        assert!(matches!(verdict(&cpu(1.0, f64::NAN, 0.1), 1), Err(AbsurdWindow::Interval(..))));
+        assert!(matches!(verdict(&cpu(1.0, 0.1, f64::INFINITY), 1), Err(AbsurdWindow::Interval(..))));
+        assert!(matches!(verdict(&cpu(1.0, 1e9, 1e9), 1), Err(AbsurdWindow::Impossible(..))));
+        assert!(matches!(verdict(&cpu(1.0, 0.1, 0.1), 0), Err(AbsurdWindow::Impossible(..))));
+    }
+
+    proptest! {
+        #[test]
+        fn a_believed_window_is_an_interval_within_the_vcpus(
+            covered: f64, low: f64, high: f64, vcpus: u32, ordinary in 0.0..3.0f64, waited in 0.0..3.0f64,
+        ) {
+            for cpu in [cpu(covered, low, high), cpu(0.9, ordinary, ordinary + waited)] {
+                if let Ok(window) = verdict(&cpu, vcpus) {
+                    prop_assert!(0.0 <= window.mean.low && window.mean.low <= window.mean.high);
+                    prop_assert!(window.mean.high <= f64::from(vcpus));
+                }
+            }
+        }
+    }
+}
