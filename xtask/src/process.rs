@@ -57,7 +57,6 @@ pub fn ask(command: &mut Command) -> Option<String> {
 /// # Errors
 /// When it cannot be started or fails; the error carries the end of the log.
 pub fn run_logged(mut command: Command, what: &str, typical_s: u32, log: &Path) -> Result<()> {
-    let shown = format!("{command:?}");
     if let Some(parent) = log.parent() {
         fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
     }
@@ -66,7 +65,7 @@ pub fn run_logged(mut command: Command, what: &str, typical_s: u32, log: &Path) 
     command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
 
     let activity = Activity::start(what, typical_s);
-    let mut child = command.spawn().with_context(|| format!("cannot run {shown}"))?;
+    let mut child = command.spawn().with_context(|| format!("cannot run {what}"))?;
     // The command holds the pipe's writing end: without this the reader would never see its end.
     drop(command);
     for line in BufReader::new(reader).split(b'\n') {
@@ -84,7 +83,7 @@ pub fn run_logged(mut command: Command, what: &str, typical_s: u32, log: &Path) 
     let text = String::from_utf8_lossy(&fs::read(log)?).into_owned();
     let lines: Vec<&str> = text.lines().collect();
     let tail = lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n  ");
-    bail!("{shown} failed ({status}). The end of {}:\n  {tail}", log.display())
+    bail!("{what} failed ({status}). The end of {}:\n  {tail}", log.display())
 }
 
 #[cfg(test)]

@@ -70,7 +70,7 @@ pub fn ensure(purposes: &[Purpose]) -> Result<()> {
             return Ok(());
         }
         if plan.steps.is_empty() || (!facts.root && plan.steps.iter().any(|step| step.root)) {
-            bail!("{}", plan.instructions(facts.root));
+            bail!("{}\n{}", plan.defects(), plan.instructions(facts.root));
         }
         plan.steps.retain(|step| tried.insert(step.argv.clone()));
         if plan.steps.is_empty() {

@@ -4,6 +4,7 @@
 //! that compiler's bitcode. Preferred is what a developer already has (`BPF_TOOLCHAIN`, or a rustup nightly with rust-src);
 //! else Debian's own compiler, linked into rustup as `bpf`, which needs no download but packages; else a nightly.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::facts::{Apt, Facts, Rustc};
@@ -103,31 +104,36 @@ impl Plan {
                 Ok(version) => ("ok     ", version.as_str()),
                 Err(defect) => ("MISSING", defect.as_str()),
             };
-            let _ = writeln!(table, "{mark} {:width$}  {state:36} {}", finding.item, finding.why);
+            let _ = writeln!(table, "{mark} {:width$}  {state:40} {}", finding.item, finding.why);
         }
         table.pop();
         table
     }
 
-    /// What is missing, what works without, and what to type.
-    pub fn instructions(&self, root: bool) -> String {
-        let mut text = String::from("missing:\n");
-        let mut purposes: Vec<Purpose> = Vec::new();
+    /// One line per missing item.
+    pub fn defects(&self) -> String {
+        let mut text = String::new();
         for finding in self.missing() {
-            let _ = writeln!(text, "  {}: {} ({})", finding.item, finding.state.as_ref().unwrap_err(), finding.why);
-            if !purposes.contains(&finding.purpose) {
-                purposes.push(finding.purpose);
+            if let Err(defect) = &finding.state {
+                let _ = writeln!(text, "  {}: {defect} ({})", finding.item, finding.why);
             }
         }
+        format!("missing:\n{}", text.trim_end())
+    }
+
+    /// What to type, and what works meanwhile.
+    pub fn instructions(&self, root: bool) -> String {
+        let mut text = String::new();
         if !self.steps.is_empty() {
             text.push_str("run:\n");
-            for step in &self.steps {
-                let _ = writeln!(text, "  {}", step.shell(root));
-            }
+        }
+        for step in &self.steps {
+            let _ = writeln!(text, "  {}", step.shell(root));
         }
         for line in &self.by_hand {
             let _ = writeln!(text, "by hand: {line}");
         }
+        let purposes: BTreeSet<Purpose> = self.missing().map(|finding| finding.purpose).collect();
         for purpose in purposes {
             let _ = writeln!(text, "works without it: {}", purpose.works_without());
         }
