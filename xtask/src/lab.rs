@@ -178,33 +178,33 @@ impl Lab {
         let capabilities = home().join("capabilities");
         let names: String = hosts.iter().map(|host| format!("{} {}\n", host.address(), host.name())).collect();
         let names = format!("127.0.0.1 localhost\n{BRAIN_ADDRESS} brain\n{names}");
-        let up = |index: usize| -> Result<Vec<Child>> {
+        let up = |index: usize| -> (Vec<Child>, Result<()>) {
             let (host, host_state, wanted) = (&hosts[index], &state.hosts[index], &options.hosts[index]);
-            let children = host.up(host_state, &wanted.libvirtd, &names, &capabilities, &self.net);
-            let children = children.with_context(|| format!("bringing up {}", host.name()))?;
-            options.progress.tell(format_args!("{} is up", host.name()));
-            Ok(children)
+            let mut children = Vec::new();
+            let up = host.up(host_state, &wanted.libvirtd, &names, &capabilities, &self.net, &mut children);
+            if up.is_ok() {
+                options.progress.tell(format_args!("{} is up", host.name()));
+            }
+            (children, up.with_context(|| format!("bringing up {}", host.name())))
         };
         // Where libvirt's probe of QEMU is not cached, the first host makes it for all.
         let first = if capabilities.exists() { 0 } else { 1 };
-        let mut results: Vec<Result<Vec<Child>>> = (0..first).map(up).collect();
+        let mut ends: Vec<_> = (0..first).map(up).collect();
         let up = &up;
         thread::scope(|scope| {
             let rest: Vec<_> = (first..hosts.len()).map(|index| scope.spawn(move || up(index))).collect();
-            results.extend(rest.into_iter().map(|thread| match thread.join() {
-                Ok(result) => result,
+            ends.extend(rest.into_iter().map(|thread| match thread.join() {
+                Ok(end) => end,
                 Err(panic) => std::panic::resume_unwind(panic),
             }));
         });
-        let mut failed = None;
-        for result in results {
-            match result {
-                Ok(children) => self.children.extend(children),
-                Err(error) => failed = failed.or(Some(error)),
-            }
+        let mut result = Ok(());
+        for (children, up) in ends {
+            self.children.extend(children);
+            result = result.and(up);
         }
         self.hosts = hosts;
-        failed.map_or(Ok(()), Err)
+        result
     }
 
     /// Takes the lab down and waits until nothing of it is left. Dropping the lab does the same, but can only print errors.

@@ -76,11 +76,12 @@ pub fn run(args: Args) -> Result<()> {
             let mut options = Options::new(name, hosts);
             options.hosts.fill(HostOptions { cpus, capacity_cores, ..HostOptions::default() });
             options.persists = true;
-            options.progress = Progress::new(|what| eprintln!("{what}"));
+            options.progress = printed();
             Lab::up(options).map(|_| ())
         }
         Task::Boot { host, guest, load, vcpus, quota_cores } => {
-            let lab = Lab::attach(name)?;
+            let mut lab = Lab::attach(name)?;
+            lab.progress = printed();
             let mut options = GuestOptions::new(&guest, load);
             (options.vcpus, options.vcpus_max, options.quota_cores) = (vcpus, vcpus + 1, quota_cores);
             let guest = lab.define(lab.host(&host)?, &options)?;
@@ -90,6 +91,10 @@ pub fn run(args: Args) -> Result<()> {
         Task::Status { json } => status(name, json),
         Task::Shell { host, command } => shell(&Lab::attach(name)?, &host, command),
     }
+}
+
+fn printed() -> Progress {
+    Progress::new(|what| eprintln!("{what}"))
 }
 
 /// Becomes the command.

@@ -56,7 +56,8 @@ impl Host {
         Host { name: name.to_owned(), address, dir: dir.to_owned(), group, place }
     }
 
-    /// Brings the host up on the bridge in `net`. Returns the processes to be reaped: anchor and libvirtd.
+    /// Brings the host up on the bridge in `net`. The processes to be reaped, anchor and libvirtd, are in `children` also
+    /// after an error.
     pub(crate) fn up(
         &self,
         state: &HostState,
@@ -64,16 +65,18 @@ impl Host {
         hosts: &str,
         capabilities: &Path,
         net: &Place,
-    ) -> Result<Vec<Child>> {
+        children: &mut Vec<Child>,
+    ) -> Result<()> {
         self.group.create(&[GUESTS, DAEMONS], state.cpus.as_deref(), state.capacity_cores)?;
         self.write_files(state, hosts)?;
         seed_capabilities(capabilities, &self.dir.join("cache/qemu/capabilities"))?;
-        let anchor = self.start_anchor()?;
+        children.push(self.start_anchor()?);
         self.connect(net).context("connecting the host to the bridge")?;
-        let mut daemon = self.start_libvirtd(libvirtd)?;
-        self.await_libvirtd(&mut daemon)?;
-        seed_capabilities(&self.dir.join("cache/qemu/capabilities"), capabilities)?;
-        Ok(vec![anchor, daemon])
+        children.push(self.start_libvirtd(libvirtd)?);
+        if let Some(daemon) = children.last_mut() {
+            self.await_libvirtd(daemon)?;
+        }
+        seed_capabilities(&self.dir.join("cache/qemu/capabilities"), capabilities)
     }
 
     fn write_files(&self, state: &HostState, hosts: &str) -> Result<()> {
