@@ -171,6 +171,11 @@ impl Drive {
                 }
                 turn.timeout(clock::now());
             }
+            // What was decided is still carried out; what was not yet taken in is in the store, or nobody was told that it is.
+            while turn.has_effects() {
+                let Ok(place) = effects.reserve().await else { break };
+                turn.hand_over(place, &effects);
+            }
             drop(effects);
             carried.await.unwrap_or(Err(Stopped))
         })

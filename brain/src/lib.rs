@@ -8,14 +8,14 @@
 //! Nothing here forecasts or plans: every judgement is the core's. Nothing is acknowledged, and no command is sent, that a
 //! `kill -9` could make the store forget.
 
-// pub mod api;
+pub mod api;
 pub mod ca;
-// pub mod cli;
+pub mod cli;
 pub mod clock;
-// pub mod config;
+pub mod config;
 pub mod drive;
 pub mod ingest;
 pub mod secret;
-// pub mod service;
+pub mod service;
 pub mod store;
-// pub mod telemetry;
+pub mod telemetry;

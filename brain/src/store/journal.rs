@@ -173,7 +173,7 @@ async fn write(store: Arc<dyn Store>, mut submissions: mpsc::Receiver<Submission
         let fresh = commit_until_done(store.as_ref(), &entries, &metrics).await;
         let mut fresh = fresh.into_iter();
         for (submission, count) in batch.drain(..).zip(counts) {
-            let all_fresh = fresh.by_ref().take(count).fold(true, |all, fresh| all && fresh);
+            let all_fresh = fresh.by_ref().take(count).filter(|fresh| !fresh).count() == 0;
             match submission.feed {
                 Some(feed) if all_fresh => drop(feed.place.send(Event::Input(feed.input))),
                 Some(_) => drop(metrics.duplicates.inc()),

@@ -1,0 +1,104 @@
+//! HTTP for people and programs: `/api/v1/...`, `/metrics`, `/healthz`.
+//!
+//! Everything under `/api/v1` but the OpenAPI document wants a bearer token. Errors are problem documents (RFC 9457). Handlers hold no state: they ask the loop
+//! that owns the core, or read the store, and answer 503 when neither answers in time.
+
+mod affairs;
+mod auth;
+mod fleet;
+mod metrics;
+mod openapi;
+mod operate;
+mod problem;
+mod status;
+
+pub use affairs::LIMIT_DEFAULT;
+pub use auth::{Tokens, TokensError};
+pub use metrics::ApiMetrics;
+pub use operate::{Operated, OperateBody, ScopeBody, TouchedVm};
+pub use problem::Problem;
+pub use status::Status;
+
+use crate::drive::{AskError, Desk, DriveHandle};
+use crate::store::Store;
+use crate::telemetry::Telemetry;
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware;
+use axum::routing::{get, post};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+/// Largest request body: a scope is a few dozen bytes.
+const BODY_BYTES_MAX: usize = 16 << 10;
+/// How long a handler waits for the loop or the store.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What handlers share.
+#[derive(Clone)]
+pub struct ApiState {
+    /// The loop of the present lease term; `None` while the brain starts or changes its term.
+    pub drive: watch::Receiver<Option<DriveHandle>>,
+    /// Audit and commands are read from here.
+    pub store: Arc<dyn Store>,
+    /// Who may ask.
+    pub tokens: Arc<Tokens>,
+    /// For `/metrics`.
+    pub telemetry: Telemetry,
+    /// When the process started.
+    pub started: gnomon_common::time::Timestamp,
+}
+
+impl ApiState {
+    fn drive(&self) -> Result<DriveHandle, Problem> {
+        self.drive.borrow().clone().ok_or_else(|| Problem::from(AskError::Away))
+    }
+
+    /// Asks the loop, within [`ANSWER_TIMEOUT`].
+    async fn ask<R: Send + 'static>(&self, look: impl FnOnce(&Desk) -> R + Send + 'static) -> Result<R, Problem> {
+        let drive = self.drive()?;
+        within(drive.ask(look)).await?.map_err(Problem::from)
+    }
+}
+
+async fn within<T>(answer: impl Future<Output = T>) -> Result<T, Problem> {
+    timeout(ANSWER_TIMEOUT, answer).await.map_err(|_| Problem::unavailable(format!("no answer within {ANSWER_TIMEOUT:?}")))
+}
+
+/// The whole of the API.
+pub fn router(state: ApiState) -> Router {
+    let guarded = Router::new()
+        .route("/status", get(status::status))
+        .route("/hosts", get(fleet::hosts))
+        .route("/hosts/{host}", get(fleet::host))
+        .route("/vms", get(fleet::vms))
+        .route("/vms/{vm}", get(fleet::vm))
+        .route("/vms/{vm}/forecast", get(fleet::forecast))
+        .route("/vms/{vm}/explain", get(fleet::explain))
+        .route("/vms/{vm}/history", get(fleet::history))
+        .route("/audit", get(affairs::audit))
+        .route("/commands", get(affairs::commands))
+        .route("/pause", post(operate::pause))
+        .route("/resume", post(operate::resume))
+        .route("/release", post(operate::release))
+        .route_layer(middleware::from_fn_with_state(state.clone(), auth::require_token));
+    Router::new()
+        .nest("/api/v1", guarded)
+        .route("/api/v1/openapi.json", get(openapi::document))
+        .route("/metrics", get(metrics::metrics))
+        .route("/healthz", get(status::healthz))
+        .fallback(problem::not_found)
+        .method_not_allowed_fallback(problem::method_not_allowed)
+        .layer(middleware::from_fn_with_state(state.clone(), metrics::count))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(state)
+}
+
+/// Serves until `stop`.
+pub async fn serve(listener: TcpListener, state: ApiState, stop: CancellationToken) -> std::io::Result<()> {
+    axum::serve(listener, router(state)).with_graceful_shutdown(stop.cancelled_owned()).await
+}

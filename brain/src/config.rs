@@ -1,0 +1,264 @@
+//! The brain's configuration: one TOML file, `deploy/brain.toml` is the commented example.
+//!
+//! Unknown keys are refused with the nearest known one, values that make no sense with what would.
+
+mod unknown;
+
+use gnomon_core::Policy;
+use serde::Deserialize;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The commented example, which is also what `gnomon-brain init` writes.
+pub const EXAMPLE: &str = include_str!("../../deploy/brain.toml");
+
+/// Heart-beats faster than this would cost more than they tell; slower ones would not notice a dead host within minutes.
+const HEARTBEAT_MS: std::ops::RangeInclusive<u64> = 100..=60_000;
+/// A forecast wants to see its season at least twice.
+const SEASONS_KEPT_MIN: u64 = 2;
+
+/// Everything the brain is told at start.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The agents' side.
+    pub listen: Listen,
+    /// Keys and certificates.
+    pub tls: Tls,
+    /// The people's and programs' side.
+    pub api: Api,
+    /// The database.
+    pub store: StoreConfig,
+    /// How to behave; the core's.
+    #[serde(default)]
+    pub policy: Policy,
+}
+
+/// `[listen]`: where agents connect.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listen {
+    /// UDP address.
+    pub address: SocketAddr,
+    /// Agents served at a time.
+    #[serde(default = "agents_max")]
+    pub agents_max: usize,
+    /// Time between heart-beats, in milliseconds.
+    #[serde(default = "heartbeat_ms")]
+    pub heartbeat_ms: u64,
+}
+
+/// `[tls]`: who the brain is and whom it trusts.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// The CA of agents' certificates.
+    pub ca: PathBuf,
+    /// The brain's certificate.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+/// `[api]`: HTTP.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Api {
+    /// TCP address.
+    #[serde(default = "api_listen")]
+    pub listen: SocketAddr,
+    /// Who may use it.
+    pub token_file: PathBuf,
+}
+
+/// `[store]`: the host information database.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoreConfig {
+    /// The SQLite file.
+    pub path: PathBuf,
+    /// How long reports are kept, in seconds.
+    #[serde(default = "report_retention_s")]
+    pub report_retention_s: u64,
+    /// How long audit, plans, commands and outcomes are kept, in seconds.
+    #[serde(default = "affairs_retention_s")]
+    pub affairs_retention_s: u64,
+}
+
+fn agents_max() -> usize {
+    1024
+}
+
+fn heartbeat_ms() -> u64 {
+    5000
+}
+
+fn api_listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 7480))
+}
+
+fn report_retention_s() -> u64 {
+    4 * 86_400
+}
+
+fn affairs_retention_s() -> u64 {
+    365 * 86_400
+}
+
+impl Listen {
+    /// Time between heart-beats.
+    pub fn heartbeat(&self) -> Duration {
+        Duration::from_millis(self.heartbeat_ms)
+    }
+}
+
+impl StoreConfig {
+    /// How long reports are kept.
+    pub fn report_retention(&self) -> Duration {
+        Duration::from_secs(self.report_retention_s)
+    }
+
+    /// How long settled affairs are kept.
+    pub fn affairs_retention(&self) -> Duration {
+        Duration::from_secs(self.affairs_retention_s)
+    }
+}
+
+/// Why a configuration is not usable.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{path}: {source}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Not TOML, a wrong type, a missing or an unknown key.
+    #[error("{path}:{line}: {problem}")]
+    Parse {
+        /// Which file.
+        path: PathBuf,
+        /// Which line, from 1.
+        line: usize,
+        /// What is wrong, and the nearest known key if one is unknown.
+        problem: String,
+    },
+    /// A value makes no sense.
+    #[error("{path}: {key}: {problem}")]
+    Value {
+        /// Which file.
+        path: PathBuf,
+        /// Which key.
+        key: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks a file; relative paths in it become relative to its directory.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text, path)
+    }
+
+    /// Checks the text of a file at `path`.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let mut config: Self = toml::from_str(text).map_err(|error| {
+            let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+            ConfigError::Parse { path: path.to_owned(), line, problem: unknown::explain(error.message()) }
+        })?;
+        let base = path.parent().unwrap_or(Path::new("."));
+        let Config { tls, api, store, .. } = &mut config;
+        for file in [&mut tls.ca, &mut tls.certificate, &mut tls.key, &mut api.token_file, &mut store.path] {
+            *file = base.join(&*file);
+        }
+        config.validate().map_err(|(key, problem)| ConfigError::Value { path: path.to_owned(), key, problem })?;
+        Ok(config)
+    }
+
+    fn validate(&self) -> Result<(), (String, String)> {
+        let fail = |key: &str, problem: String| Err((key.to_owned(), problem));
+        if !HEARTBEAT_MS.contains(&self.listen.heartbeat_ms) {
+            return fail("listen.heartbeat_ms", format!("{} is not in {HEARTBEAT_MS:?}", self.listen.heartbeat_ms));
+        }
+        if self.listen.agents_max == 0 {
+            return fail("listen.agents_max", "0 would refuse every agent".into());
+        }
+        self.policy.validate().map_err(|error| (format!("policy.{}", error.setting), error.problem))?;
+        let forecast = &self.policy.forecast;
+        let season_s = (forecast.season_steps_max as u64).saturating_mul(forecast.resolution_ms).div_ceil(1000);
+        let least_s = season_s.saturating_mul(SEASONS_KEPT_MIN);
+        if self.store.report_retention_s < least_s {
+            return fail(
+                "store.report_retention_s",
+                format!(
+                    "{} s is less than {SEASONS_KEPT_MIN} of the longest season ({season_s} s): a restarted brain would have \
+                     forgotten it; use at least {least_s}",
+                    self.store.report_retention_s
+                ),
+            );
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("/etc/gnomon/brain.toml"))
+    }
+
+    #[test]
+    fn the_commented_example_is_a_configuration_and_shows_the_defaults() {
+        let config = parse(EXAMPLE).unwrap();
+        assert_eq!(config.tls.key, Path::new("/etc/gnomon/brain.key"));
+        assert_eq!(config.policy, Policy::default());
+        assert_eq!(config.listen.agents_max, agents_max());
+        assert_eq!(config.listen.heartbeat_ms, heartbeat_ms());
+        assert_eq!(config.api.listen, api_listen());
+        assert_eq!(config.store.report_retention_s, report_retention_s());
+        assert_eq!(config.store.affairs_retention_s, affairs_retention_s());
+    }
+
+    #[test]
+    fn a_mistyped_key_is_refused_with_its_line_and_the_nearest_known_one() {
+        let message = parse(&EXAMPLE.replace("heartbeat_ms", "hartbeat_ms")).unwrap_err().to_string();
+        assert!(message.contains("unknown key `hartbeat_ms`, did you mean `heartbeat_ms`?"), "{message}");
+        let line = EXAMPLE.lines().position(|line| line.starts_with("heartbeat_ms")).unwrap() + 1;
+        assert!(message.contains(&format!("brain.toml:{line}:")), "{message}");
+    }
+
+    #[test]
+    fn a_mistyped_key_of_the_policy_is_refused_too() {
+        let message = parse(&EXAMPLE.replace("shrink_dwell_ms", "shrink_dwel_ms")).unwrap_err().to_string();
+        assert!(message.contains("did you mean `shrink_dwell_ms`?"), "{message}");
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_refused_by_name() {
+        for (from, to, key) in [
+            ("heartbeat_ms = 5000", "heartbeat_ms = 1", "listen.heartbeat_ms"),
+            ("agents_max = 1024", "agents_max = 0", "listen.agents_max"),
+            ("quantile = 0.95", "quantile = 0.8", "policy.cpu.quantile"),
+            ("report_retention_s = 345600", "report_retention_s = 3600", "store.report_retention_s"),
+        ] {
+            assert!(EXAMPLE.contains(from), "{from}");
+            let message = parse(&EXAMPLE.replace(from, to)).unwrap_err().to_string();
+            assert!(message.contains(key), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_missing_key_is_named() {
+        let message = parse(&EXAMPLE.replace("token_file = \"tokens\"", "")).unwrap_err().to_string();
+        assert!(message.contains("token_file"), "{message}");
+    }
+}

@@ -1,0 +1,273 @@
+//! The running brain: sockets, store, API, and one life after another.
+//!
+//! A *life* is one lease term: a core restored from the store, the loop that drives it, and the sessions of the agents that were welcomed with
+//! its term. A life ends when the brain is told to stop, or when an agent shows a fence that this brain never sent. The
+//! latter means that the store is older than the brain that sent the fence (somebody restored a back-up): commands of
+//! this term would be refused as stale, or worse, bear ids that another brain has used. So the life ends: every connection is closed, the term goes
+//! above the fence and is persisted, it is said in the audit log, and a new life begins from the store. Agents come back within a second.
+
+use crate::api::{self, ApiState, Tokens, TokensError};
+use crate::clock;
+use crate::config::{Config, StoreConfig};
+use crate::drive::{Drive, DriveHandle, Event, Issued};
+use crate::ingest::{self, Ingest, Registry, Served, TlsError, TlsFiles};
+use crate::store::{Journal, Store, StoreError};
+use crate::telemetry::Telemetry;
+use gnomon_core::{Audit, Input, Policy, Record};
+use quinn::Endpoint;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+/// Least time between two new terms for agents' sake: an agent that lies about its fence cannot keep the others disconnected.
+const RAISE_INTERVAL: Duration = Duration::from_secs(30);
+/// Pause before a store that failed at the begin of a life is tried again.
+const STORE_RETRY: Duration = Duration::from_secs(2);
+/// How often old rows are looked for.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
+/// How long stopping waits for what was already decided to be synced and sent.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why the brain cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// Keys or certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The token file.
+    #[error(transparent)]
+    Tokens(#[from] TokensError),
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {key} = \"{address}\": {source}; is another brain running, or the address not this machine's?")]
+    Listen {
+        /// Which setting.
+        key: &'static str,
+        /// Its value.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A brain that runs.
+pub struct Service {
+    agents_address: SocketAddr,
+    api_address: SocketAddr,
+    policy: watch::Sender<Policy>,
+    stop: CancellationToken,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Service {
+    /// Starts everything on the present tokio runtime; returns once agents and API clients can connect.
+    pub async fn start(config: Config, store: Arc<dyn Store>) -> Result<Self, ServiceError> {
+        let tokens = Arc::new(Tokens::open(&config.api.token_file)?);
+        let tls = TlsFiles {
+            ca: config.tls.ca.clone(),
+            certificate: config.tls.certificate.clone(),
+            key: config.tls.key.clone(),
+        };
+        let server = ingest::server_config(&tls, config.listen.heartbeat())?;
+        let listen = |key, address| move |source| ServiceError::Listen { key, address, source };
+        let endpoint = Endpoint::server(server, config.listen.address)
+            .map_err(listen("listen.address", config.listen.address))?;
+        let listener =
+            TcpListener::bind(config.api.listen).await.map_err(listen("api.listen", config.api.listen))?;
+        let agents_address = endpoint.local_addr().map_err(listen("listen.address", config.listen.address))?;
+        let api_address = listener.local_addr().map_err(listen("api.listen", config.api.listen))?;
+
+        let telemetry = Telemetry::new();
+        let stop = CancellationToken::new();
+        let (drive_out, drive) = watch::channel(None);
+        let (policy, policy_seen) = watch::channel(config.policy.clone());
+        let journal = Journal::start(store.clone(), telemetry.journal.clone());
+        let state = ApiState { drive, store: store.clone(), tokens, telemetry: telemetry.clone(), started: clock::now() };
+        let lives = Lives {
+            config: config.clone(),
+            policy: policy_seen,
+            endpoint,
+            store: store.clone(),
+            journal,
+            telemetry,
+            drive: drive_out,
+            stop: stop.clone(),
+        };
+        let api_stop = stop.clone();
+        let tasks = vec![
+            tokio::spawn(lives.run()),
+            tokio::spawn(prune(store, config.store, stop.clone())),
+            tokio::spawn(async move {
+                if let Err(error) = api::serve(listener, state, api_stop).await {
+                    tracing::error!(%error, "the API ended");
+                }
+            }),
+        ];
+        tracing::info!(agents = %agents_address, api = %api_address, "listening");
+        Ok(Self { agents_address, api_address, policy, stop, tasks })
+    }
+
+    /// Where agents connect.
+    pub fn agents_address(&self) -> SocketAddr {
+        self.agents_address
+    }
+
+    /// Where the API listens.
+    pub fn api_address(&self) -> SocketAddr {
+        self.api_address
+    }
+
+    /// Puts a new policy in force.
+    pub fn set_policy(&self, policy: Policy) {
+        self.policy.send_replace(policy);
+    }
+
+    /// Stops: agents are told, what was decided is synced, then it returns. Limits on VMs stay as they are.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        for task in self.tasks {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "a task failed");
+            }
+        }
+    }
+}
+
+/// One life after another.
+struct Lives {
+    config: Config,
+    policy: watch::Receiver<Policy>,
+    endpoint: Endpoint,
+    store: Arc<dyn Store>,
+    journal: Journal,
+    telemetry: Telemetry,
+    drive: watch::Sender<Option<DriveHandle>>,
+    stop: CancellationToken,
+}
+
+impl Lives {
+    async fn run(mut self) {
+        let mut term_floor = 0;
+        let mut may_raise_from = Instant::now();
+        let mut said: Option<Audit> = None;
+        let stop = self.stop.clone();
+        loop {
+            let Some(begun) = stop.run_until_cancelled(self.begin(term_floor)).await else { break };
+            let term = begun.handle().term();
+            if let Some(mut line) = said.take() {
+                line.detail.push_str(&format!("; this brain now has term {term}"));
+                // Synced like everything: before a command of the new term can be.
+                if self.journal.records(vec![Record::Audit(line)]).await.is_err() {
+                    break;
+                }
+            }
+            match self.live(begun, may_raise_from).await {
+                Served::Stopped => break,
+                Served::Regressed { host, fence } => {
+                    tracing::warn!(host, %fence, term, "the store is older than the brain that sent this fence: taking a new term");
+                    said = Some(Audit {
+                        at: clock::now(),
+                        actor: "gnomon".into(),
+                        verb: "raise_term".into(),
+                        object: format!("host {host}"),
+                        detail: format!(
+                            "it has obeyed fence {fence}, which this store does not know: the store was restored from a back-up"
+                        ),
+                    });
+                    term_floor = fence.term;
+                    may_raise_from = Instant::now() + RAISE_INTERVAL;
+                }
+            }
+        }
+        self.endpoint.close(ingest::CloseCode::Stopping.var_int(), b"the brain is shutting down");
+        if tokio::time::timeout(DRAIN_TIMEOUT, self.journal.drained()).await.is_err() {
+            tracing::warn!("stopping although the store does not take what is left; nothing of it was acknowledged");
+        }
+        self.endpoint.wait_idle().await;
+    }
+
+    /// Takes a term and restores a core; a store that fails is tried again until it works.
+    async fn begin(&mut self, term_floor: u64) -> Drive {
+        loop {
+            let policy = self.policy.borrow_and_update().clone();
+            let retention = self.config.store.report_retention();
+            let begun = async {
+                let term = self.store.raise_term(term_floor).await?;
+                Drive::restore(policy, term, retention, &self.store, self.telemetry.drive.clone()).await
+            };
+            match begun.await {
+                Ok(drive) => return drive,
+                Err(error) => {
+                    tracing::error!(%error, "the store does not let this brain begin; trying again in {STORE_RETRY:?}");
+                    sleep(STORE_RETRY).await;
+                }
+            }
+        }
+    }
+
+    async fn live(&mut self, drive: Drive, may_raise_from: Instant) -> Served {
+        let handle = drive.handle();
+        let registry = Arc::new(Registry::new(self.config.listen.agents_max, self.telemetry.ingest.clone()));
+        let issued = Arc::new(Issued::default());
+        let ending = CancellationToken::new();
+        let mut driven = drive.run(self.journal.clone(), registry.clone(), issued.clone(), ending.clone());
+        self.drive.send_replace(Some(handle.clone()));
+        let ingest = Ingest {
+            endpoint: self.endpoint.clone(),
+            drive: handle.clone(),
+            journal: self.journal.clone(),
+            store: self.store.clone(),
+            registry,
+            issued,
+            heartbeat: self.config.listen.heartbeat(),
+            may_raise_from,
+            metrics: self.telemetry.ingest.clone(),
+        };
+        let served = tokio::select! {
+            served = ingest::serve(ingest, self.stop.clone()) => served,
+            served = forward_policy(&mut self.policy, &handle) => served,
+        };
+        // First nobody can ask any more, then the loop ends with what it has decided, then all of it is on disk: only so
+        // does a next life restore everything that was acknowledged.
+        self.drive.send_replace(None);
+        ending.cancel();
+        if tokio::time::timeout(DRAIN_TIMEOUT, &mut driven).await.is_err() {
+            tracing::warn!("the store is too slow for what was left to do; it was neither acknowledged nor sent");
+            driven.abort();
+        }
+        if served != Served::Stopped {
+            let _ = self.journal.drained().await;
+        }
+        served
+    }
+}
+
+/// Hands changed policies to the core; never ends by itself.
+async fn forward_policy(policy: &mut watch::Receiver<Policy>, drive: &DriveHandle) -> Served {
+    while policy.changed().await.is_ok() {
+        let changed = policy.borrow_and_update().clone();
+        if drive.events().send(Event::Input(Input::Policy(Box::new(changed)))).await.is_err() {
+            break;
+        }
+    }
+    std::future::pending().await
+}
+
+async fn prune(store: Arc<dyn Store>, config: StoreConfig, stop: CancellationToken) {
+    while stop.run_until_cancelled(sleep(PRUNE_INTERVAL)).await.is_some() {
+        let now = clock::now();
+        match store.prune(now - config.report_retention(), now - config.affairs_retention()).await {
+            Ok(0) => {}
+            Ok(rows) => tracing::debug!(rows, "pruned the store"),
+            Err(error) => tracing::warn!(%error, "old rows could not be pruned; trying again in {PRUNE_INTERVAL:?}"),
+        }
+    }
+}
