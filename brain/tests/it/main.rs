@@ -1,0 +1,12 @@
+//! The brain from outside: real QUIC, real TLS, real SQLite, real HTTP, and (where it matters) the real process.
+
+mod agent;
+mod api;
+mod brain;
+mod cli;
+mod crash;
+mod forgetful;
+mod ingest;
+mod process;
+mod regression;
+mod store;
