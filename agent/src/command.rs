@@ -20,6 +20,7 @@
 //! Architecture Invariant: this module opens no socket and makes no decision about sizes; it obeys or refuses.
 
 pub mod clock;
+mod directory;
 pub mod executor;
 pub mod judge;
 pub mod ledger;

@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 pub const CPU_FLOOR_CORES_MIN: f64 = 0.01;
 
 /// Shortest and longest time between two samples: below, the agent's own cost shows; above, a surge fits between two samples.
-const SAMPLE_MS: std::ops::RangeInclusive<u64> = 100..=10_000;
+const SAMPLE_MS: std::ops::RangeInclusive<u32> = 100..=10_000;
 
 /// Shortest and longest window: the brain's finest history step is 10 s, and a window is its granule of loss.
-const WINDOW_MS: std::ops::RangeInclusive<u64> = 1_000..=60_000;
+const WINDOW_MS: std::ops::RangeInclusive<u32> = 1_000..=60_000;
 
 /// Everything an operator can set.
 #[derive(Clone, Debug, Deserialize)]
@@ -47,7 +47,8 @@ pub struct Host {
     pub name: HostId,
     /// CPU that VMs may share out, in cores; the number of online CPUs where absent.
     pub capacity_cores: Option<f64>,
-    /// Only this cgroup counts as "the host" for its CPU use; all of the machine where absent.
+    /// Only this control group counts as "the host" for its CPU use (a directory with `cpu.stat` of version 2 or `cpuacct.usage`); the
+    /// whole machine where absent.
     pub cgroup_root: Option<PathBuf>,
     /// Which libvirt to talk to.
     #[serde(default = "default_libvirt_uri")]
@@ -76,9 +77,9 @@ pub struct Brain {
 #[serde(deny_unknown_fields, default)]
 pub struct Sample {
     /// Time between two samples, in milliseconds.
-    pub sample_ms: u64,
+    pub sample_ms: u32,
     /// Time covered by one report, in milliseconds: a multiple of `sample_ms`.
-    pub window_ms: u64,
+    pub window_ms: u32,
 }
 
 impl Default for Sample {
@@ -141,7 +142,9 @@ impl TryFrom<String> for Listen {
         if text == "off" {
             return Ok(Self::Off);
         }
-        text.parse().map(Self::At).map_err(|_| format!("{text:?} is neither \"off\" nor ADDRESS:PORT, like 127.0.0.1:9479"))
+        text.parse()
+            .map(Self::At)
+            .map_err(|_| format!("{text:?} is neither \"off\" nor ADDRESS:PORT, like 127.0.0.1:9479"))
     }
 }
 
@@ -306,9 +309,16 @@ mod tests {
     #[test]
     fn an_unknown_key_is_refused_with_its_line_and_the_nearest_known_key() {
         let text = format!("{MINIMAL}[guard]\ncpu_flor_cores = 1.0\n");
-        assert_eq!(message(&text), "/etc/gnomon/agent.toml:9: unknown key `cpu_flor_cores`: did you mean `cpu_floor_cores`?");
+        assert_eq!(
+            message(&text),
+            "/etc/gnomon/agent.toml:9: unknown key `cpu_flor_cores`: did you mean `cpu_floor_cores`?"
+        );
         let text = format!("{MINIMAL}[guard]\nzzz = 1.0\n");
-        assert!(message(&text).contains("`zzz`, expected `cpu_floor_cores` or `cpu_ceiling_cores`"), "{}", message(&text));
+        assert!(
+            message(&text).contains("`zzz`, expected `cpu_floor_cores` or `cpu_ceiling_cores`"),
+            "{}",
+            message(&text)
+        );
     }
 
     #[test]

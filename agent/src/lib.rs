@@ -9,6 +9,7 @@
 pub mod actuate;
 pub mod command;
 pub mod config;
+pub mod daemon;
 pub mod host;
 pub mod probe;
 pub mod reading;

@@ -1,2 +1,209 @@
-//! x
-fn main() {}
+//! `gnomon-agent`: the daemon of one hypervisor, and what its operator can do without a brain.
+
+use anyhow::{Context, Result, bail};
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use gnomon_agent::actuate::cores;
+use gnomon_agent::command::ledger::{Ledger, LedgerError, UndoRecord};
+use gnomon_agent::command::release::{self, Released};
+use gnomon_agent::config::{Config, ConfigError};
+use gnomon_agent::daemon::{self, DaemonError};
+use gnomon_agent::uplink::identity::{self, IdentityError};
+use prometheus_client::registry::Registry;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+use tracing_subscriber::EnvFilter;
+
+/// How long `release` waits for libvirt to tell which VMs there are.
+const SURVEY_MAX: Duration = Duration::from_secs(10);
+
+/// Something failed.
+const EXIT_FAILED: u8 = 1;
+/// Bad usage (clap's own code) or configuration.
+const EXIT_USAGE: u8 = 2;
+/// Another gnomon-agent holds the ledger.
+const EXIT_RUNNING: u8 = 3;
+
+#[derive(Parser)]
+#[command(
+    name = "gnomon-agent",
+    version,
+    about = "Measures what every VM of this host wants and applies what the brain decides",
+    after_help = "Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 another gnomon-agent is running.\n\
+                  Logs go to stderr; GNOMON_LOG=debug (or gnomon_agent::uplink=trace, ...) shows more.\n\n\
+                  A first look that changes nothing:  gnomon-agent run --dry-run\n\
+                  Undo everything, daemon stopped:    gnomon-agent release --all"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Args)]
+struct ConfigFile {
+    /// The agent's configuration
+    #[arg(long, value_name = "FILE", default_value = "/etc/gnomon/agent.toml")]
+    config: PathBuf,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the daemon (as root, or with CAP_BPF, CAP_PERFMON and access to libvirt)
+    ///
+    /// Measures, reports to the brain and carries its commands out until SIGTERM or SIGINT. Limits it has set stay as they are when it stops.
+    Run {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// Judge, log and answer commands, but change nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Check the configuration and stop: the same as `check-config`
+        #[arg(long)]
+        check_config: bool,
+    },
+    /// Check the configuration and the certificates it names
+    CheckConfig {
+        #[command(flatten)]
+        file: ConfigFile,
+    },
+    /// Give VMs back the limits they had before Gnomon's first change
+    ///
+    /// Needs the daemon to be stopped; while it runs, use `gnomon release`. Shows what will be restored and asks before it does so.
+    Release {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// VMs by name or UUID
+        #[arg(value_name = "VM", required_unless_present = "all", conflicts_with = "all")]
+        vms: Vec<String>,
+        /// Every VM that Gnomon changed
+        #[arg(long)]
+        all: bool,
+        /// Only show what would be restored
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Print a shell's completions: gnomon-agent completions bash > /etc/bash_completion.d/gnomon-agent
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    log_to_stderr();
+    match execute(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "gnomon-agent: {error:#}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn execute(command: Command) -> Result<()> {
+    match command {
+        Command::Run { file, check_config: true, .. } | Command::CheckConfig { file } => check(&file),
+        Command::Run { file, dry_run, .. } => {
+            let config = Config::load(&file.config)?;
+            Ok(runtime()?.block_on(daemon::run(config, dry_run))?)
+        }
+        Command::Release { file, vms, dry_run, yes, .. } => {
+            runtime()?.block_on(release(&Config::load(&file.config)?, &vms, dry_run, yes))
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "gnomon-agent", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+fn check(file: &ConfigFile) -> Result<()> {
+    let config = Config::load(&file.config)?;
+    identity::load(&config.brain.ca, &config.brain.certificate, &config.brain.key)?;
+    say(&format!("{} is good", file.config.display()))
+}
+
+/// Restores the baselines of the VMs named, or of all.
+async fn release(config: &Config, vms: &[String], dry_run: bool, yes: bool) -> Result<()> {
+    let ledger = Ledger::open(&config.ledger_path())?;
+    let records = release::select(ledger.undo_records()?, vms)?;
+    if records.is_empty() {
+        return say("Gnomon has changed no VM on this host: nothing to release");
+    }
+    for UndoRecord { vm, name, baseline_cores, .. } in &records {
+        say(&format!("{name} ({vm}): CPU back to {}", cores(*baseline_cores)))?;
+    }
+    if dry_run || !(yes || confirmed()?) {
+        return say("nothing was changed");
+    }
+    let (mut inventory, _threads) = daemon::inventory(config, &mut Registry::default())?;
+    let mut actuator = daemon::actuator(config, inventory.clone())?;
+    let survey = tokio::time::timeout(SURVEY_MAX, inventory.wait_for(|inventory| inventory.complete));
+    if survey.await.is_err() {
+        bail!("libvirt ({}) does not answer: nothing was changed", config.host.libvirt_uri);
+    }
+    let mut failed = 0;
+    for record in &records {
+        match release::restore(&ledger, &mut actuator, record) {
+            Ok(Released::Restored { before_cores, after_cores }) => {
+                say(&format!("{}: CPU was {}, is {}", record.name, cores(before_cores), cores(after_cores)))?;
+            }
+            Ok(Released::Gone) => say(&format!("{}: not running here, its limit ended with it", record.name))?,
+            Err(error) => {
+                failed += 1;
+                say(&format!("{}: {error}", record.name))?;
+            }
+        }
+    }
+    if failed > 0 {
+        bail!("{failed} of {} VMs were not released; their undo records are kept", records.len());
+    }
+    Ok(())
+}
+
+fn confirmed() -> Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        bail!("nobody to ask: use --yes to release, or --dry-run to look");
+    }
+    write!(std::io::stderr(), "Release them? [y/N] ")?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+fn say(line: &str) -> Result<()> {
+    writeln!(std::io::stdout(), "{line}").context("writing to stdout")
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    // Two workers: the agent shares its host with the guests it measures.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.context("starting the asynchronous runtime")
+}
+
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("GNOMON_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let locked = |error: &LedgerError| matches!(error, LedgerError::Locked { .. });
+    if error.downcast_ref().is_some_and(locked)
+        || matches!(error.downcast_ref(), Some(DaemonError::Ledger(error)) if locked(error))
+    {
+        EXIT_RUNNING
+    } else if error.is::<ConfigError>()
+        || error.is::<IdentityError>()
+        || matches!(error.downcast_ref(), Some(DaemonError::Identity(_)))
+    {
+        EXIT_USAGE
+    } else {
+        EXIT_FAILED
+    }
+}

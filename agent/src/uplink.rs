@@ -1,1 +1,165 @@
-//! (being written)
+//! The one connection to the brain: reports and outcomes out, commands in.
+//!
+//! ```text
+//!            +--> pause (full jitter) --> connect, TLS --> hello --> welcome? --+
+//!            |                                                      no| yes     |
+//!            +---------------- why, logged and counted <--------------+   serve until it ends
+//! ```
+//! It is kept for ever: whatever ends a connection, the next one is tried after a pause. Reports are stamped and kept in the [`outbox`] from
+//! the moment they are made until the brain acknowledges them, connected or not.
+//!
+//! Architecture Invariant: nothing that measures or actuates waits for this module; the sampler and the executor go on without a brain.
+
+mod backoff;
+mod failure;
+mod framing;
+pub mod identity;
+mod metrics;
+pub mod outbox;
+mod session;
+
+pub use metrics::Metrics;
+
+use crate::command::Commands;
+use crate::command::clock::Clock;
+use crate::sample::HostReport;
+use backoff::{Backoff, STABLE_AFTER};
+use gnomon_common::wire::{AgentEpoch, HostFacts, HostId, Losses, Report, frame};
+use outbox::{OUTBOX_BYTES_MAX, Outbox};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use std::sync::{Mutex, PoisonError};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+/// Everything the uplink needs.
+pub struct Uplink {
+    /// `HOST:PORT`, resolved anew at every attempt.
+    pub address: String,
+    /// The name the brain's certificate must have.
+    pub server_name: String,
+    /// From [`identity::load`].
+    pub tls: quinn::ClientConfig,
+    /// This host's name.
+    pub host: HostId,
+    /// This life of the agent.
+    pub epoch: AgentEpoch,
+    /// The host's facts as of now, asked for at every hello.
+    pub facts: Box<dyn Fn() -> HostFacts + Send + Sync>,
+    /// Where commands go and outcomes come from.
+    pub commands: Commands,
+    /// Stamps commands on receipt.
+    pub clock: Clock,
+    /// The uplink's own metrics.
+    pub metrics: Metrics,
+    /// For commands that do not reach the executor.
+    pub command_metrics: crate::command::Metrics,
+    /// Reports on their way.
+    pub spool: Spool,
+}
+
+/// The outbox, shared between the task that fills it and the session that empties it.
+#[derive(Debug)]
+pub struct Spool {
+    outbox: Mutex<Outbox>,
+    filled: Notify,
+}
+
+impl Default for Spool {
+    fn default() -> Self {
+        Self { outbox: Mutex::new(Outbox::new(OUTBOX_BYTES_MAX)), filled: Notify::new() }
+    }
+}
+
+impl Spool {
+    fn with<T>(&self, work: impl FnOnce(&mut Outbox) -> T) -> T {
+        // The outbox is consistent between its methods, so that a panic elsewhere does not spoil it.
+        work(&mut self.outbox.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Uplink {
+    /// Takes reports in and keeps a connection until told to stop. `seed` spreads the pauses of different hosts.
+    pub async fn run(self, mut reports: mpsc::Receiver<HostReport>, seed: u64, stop: CancellationToken) {
+        let taking = async {
+            while let Some(report) = reports.recv().await {
+                self.take(report);
+            }
+            // Sampling has ended; what is in the outbox is still worth delivering.
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = taking => {}
+            () = self.keep_connected(seed, &stop) => {}
+        }
+    }
+
+    async fn keep_connected(&self, seed: u64, stop: &CancellationToken) {
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut backoff = Backoff::default();
+        while !stop.is_cancelled() {
+            let mut welcomed_at = None;
+            let ended = session::run(self, stop, || {
+                welcomed_at = Some(Instant::now());
+                self.metrics.count_connected();
+            })
+            .await;
+            self.metrics.connected.set(0);
+            let Err(failure) = ended else { return };
+            if welcomed_at.is_some_and(|at| at.elapsed() >= STABLE_AFTER) {
+                backoff.reset();
+            }
+            if failure.needs_a_person() {
+                backoff.give_time();
+            }
+            let pause = backoff.pause(random.random());
+            self.metrics.count_failure(failure.kind());
+            tracing::warn!(
+                brain = self.address,
+                kind = failure.kind(),
+                reason = %failure,
+                retry_in_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
+                "not connected to the brain"
+            );
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// Stamps a report and puts it into the outbox.
+    fn take(&self, made: HostReport) {
+        let HostReport { start, window_ms, host_window, vms, inventory_complete, losses } = made;
+        let dropped = self.spool.with(|outbox| {
+            let stamp = outbox.stamp();
+            let report = Report {
+                host: self.host.clone(),
+                epoch: self.epoch,
+                sequence: stamp.sequence,
+                start,
+                window_ms,
+                host_window,
+                vms,
+                inventory_complete,
+                losses: Losses { reports_dropped: losses.reports_dropped + stamp.reports_dropped, ..losses },
+            };
+            match frame::encode(&report) {
+                Ok(frame) => outbox.push(frame.into()),
+                Err(error) => {
+                    tracing::error!(%error, vms = report.vms.len(), "a report cannot be encoded and is dropped");
+                    outbox.count_unsendable();
+                    1
+                }
+            }
+        });
+        if dropped > 0 {
+            tracing::debug!(dropped, "old reports dropped: the brain has been away for too long");
+        }
+        self.metrics.reports_dropped.inc_by(dropped);
+        self.metrics.note_report();
+        self.metrics.show(&self.spool);
+        self.spool.filled.notify_one();
+    }
+}

@@ -3,6 +3,10 @@
 //! libvirt is told, because a quota written to the cgroup behind its back would be undone at its next change; the cgroup is read, because
 //! only the kernel enforces anything. The change is made to the running domain, not to its definition.
 
+mod host;
+
+pub use host::{CgroupWitness, LibvirtControl};
+
 use super::{ActuateError, Actuator, cores, same_limit};
 use gnomon_common::wire::VmId;
 

@@ -115,7 +115,11 @@ impl Executor {
             Request::Term(term) => {
                 let highest = self.ledger.term_highest()?;
                 if term < highest {
-                    tracing::warn!(term, highest, "the brain's lease term is lower than one seen before: its commands are stale");
+                    tracing::warn!(
+                        term,
+                        highest,
+                        "the brain's lease term is lower than one seen before: its commands are stale"
+                    );
                 }
                 self.ledger.raise_term(term)
             }
@@ -224,8 +228,7 @@ impl Executor {
                 FAILED
             }
         };
-        let forgotten =
-            self.ledger.conclude(&Outcome { id: command.id, vm: command.vm, at, result }, forget_undo)?;
+        let forgotten = self.ledger.conclude(&Outcome { id: command.id, vm: command.vm, at, result }, forget_undo)?;
         self.metrics.commands.get_or_create(&label).inc();
         self.metrics.outcomes_forgotten.inc_by(forgotten);
         Ok(())

@@ -44,7 +44,9 @@ const CACHE_BYTES: usize = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// Another process has it open.
-    #[error("the ledger {path} is in use: gnomon-agent is running; ask it through the brain (`gnomon release`) or stop it first")]
+    #[error(
+        "the ledger {path} is in use: gnomon-agent is running; ask it through the brain (`gnomon release`) or stop it first"
+    )]
     Locked {
         /// Which file.
         path: PathBuf,
@@ -94,7 +96,8 @@ pub struct Ledger {
 impl Ledger {
     /// Opens the ledger, or makes an empty one (and its folder, for root only).
     pub fn open(path: &Path) -> Result<Self, LedgerError> {
-        let failed = |source: Box<dyn std::error::Error + Send + Sync>| LedgerError::Open { path: path.to_owned(), source };
+        let failed =
+            |source: Box<dyn std::error::Error + Send + Sync>| LedgerError::Open { path: path.to_owned(), source };
         if let Some(folder) = path.parent() {
             let mut builder = std::fs::DirBuilder::new();
             builder.recursive(true).mode(0o700).create(folder).map_err(|e| failed(e.into()))?;

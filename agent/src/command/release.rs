@@ -12,7 +12,9 @@ use gnomon_common::wire::{Outcome, OutcomeResult};
 #[derive(Debug, thiserror::Error)]
 pub enum ReleaseError {
     /// No undo record matches.
-    #[error("{0:?} is neither the name nor the UUID of a VM that Gnomon changed; `gnomon-agent release --all --dry-run` lists them")]
+    #[error(
+        "{0:?} is neither the name nor the UUID of a VM that Gnomon changed; `gnomon-agent release --all --dry-run` lists them"
+    )]
     NotChanged(String),
     /// The ledger failed.
     #[error(transparent)]
@@ -47,11 +49,7 @@ pub fn select(records: Vec<UndoRecord>, names: &[String]) -> Result<Vec<UndoReco
 }
 
 /// Restores one VM's baseline and forgets its undo record.
-pub fn restore(
-    ledger: &Ledger,
-    actuator: &mut dyn Actuator,
-    record: &UndoRecord,
-) -> Result<Released, ReleaseError> {
+pub fn restore(ledger: &Ledger, actuator: &mut dyn Actuator, record: &UndoRecord) -> Result<Released, ReleaseError> {
     for intent in ledger.intents()?.into_iter().filter(|intent| intent.command.vm == record.vm) {
         let error = "the VM was released by the host's operator".to_owned();
         let result = OutcomeResult::Failed { error, retryable: false };
@@ -117,9 +115,8 @@ mod tests {
     #[test]
     fn vms_are_selected_by_name_or_uuid_and_the_unknown_are_named() {
         let records = vec![record(1, "web"), record(2, "db")];
-        let by = |names: &[&str]| {
-            select(records.clone(), &names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
-        };
+        let by =
+            |names: &[&str]| select(records.clone(), &names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
         assert_eq!(by(&[]).unwrap(), records);
         assert_eq!(by(&["db"]).unwrap(), records[1..]);
         assert_eq!(by(&["00000000-0000-0000-0000-000000000001"]).unwrap(), records[..1]);

@@ -265,7 +265,10 @@ fn a_kill_at_any_point_neither_loses_a_command_nor_applies_it_twice() {
         send(&mut executor, &world, &set(1, 1.5));
         let results = results(&executor);
         assert!(
-            matches!(results[..], [(1, OutcomeResult::Applied { before_cores: Some(2.0), after_cores: Some(1.5), .. })]),
+            matches!(
+                results[..],
+                [(1, OutcomeResult::Applied { before_cores: Some(2.0), after_cores: Some(1.5), .. })]
+            ),
             "{point:?}: {results:?}"
         );
         let world = world.lock().unwrap();

@@ -1,0 +1,238 @@
+//! The daemon: every part started in its order, watched, and stopped in the opposite one.
+//!
+//! Order: what can refuse for a reason that a person has to mend comes first (certificates, ledger, probe), what others need before those
+//! (inventory, sampler, executor), the connection to the brain last. Stopping leaves every limit as it is: a brain or an agent that restarts must
+//! not make VMs jump.
+
+use crate::actuate::Actuator;
+use crate::actuate::cpu_quota::{CgroupWitness, CpuQuota, LibvirtControl};
+use crate::actuate::deadline::{ACTUATION_MAX, WithDeadline};
+use crate::command;
+use crate::command::clock::Clock;
+use crate::command::executor::{self, Executor, Policy};
+use crate::command::ledger::{Ledger, LedgerError};
+use crate::config::{Config, Listen};
+use crate::host::inventory::{self, Inventory, InventoryConfig, InventoryMetrics};
+use crate::host::machine::Machine;
+use crate::host::process::Proc;
+use crate::probe::{ProbeError, Scheduler, SchedulerOptions};
+use crate::sample::{self, HostReport, SampleMetrics, SamplerConfig, SamplerHandle};
+use crate::telemetry::{self, WithCost};
+use crate::uplink::identity::{self, IdentityError};
+use crate::uplink::{self, Spool, Uplink};
+use gnomon_common::wire::HostFacts;
+use prometheus_client::registry::Registry;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{interval, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// Windows between sampler and uplink: the uplink takes them at once, so more than one means that it is starved of CPU.
+const REPORTS_WAITING_MAX: usize = 16;
+
+/// How long the first connection waits for a first look at the VMs, so that its hello can tell the hypervisor's version.
+const FIRST_SURVEY_MAX: Duration = Duration::from_secs(5);
+
+/// Windows that may be missing before `/healthz` says that sampling has stopped.
+const WINDOWS_MISSED_MAX: u32 = 3;
+
+/// How often the daemon looks whether its threads still run.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a command under way may take to finish when the agent stops: its own deadline and a little.
+const FINISH_MAX: Duration = ACTUATION_MAX.saturating_add(Duration::from_secs(2));
+
+/// Why the daemon does not start, or has ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Certificates or key.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The ledger; [`LedgerError::Locked`] if another agent runs.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The eBPF programs.
+    #[error("the scheduler probe cannot be loaded: {0}")]
+    Probe(#[from] ProbeError),
+    /// The sampler's intervals or its thread.
+    #[error("sampling cannot start: {0}")]
+    Sampler(Box<dyn std::error::Error + Send + Sync>),
+    /// The metrics' address.
+    #[error("cannot serve metrics on {address} (metrics.listen): {source}")]
+    Metrics {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The operating system did not give a thread, a signal or a fact.
+    #[error("the operating system refuses {what}: {source}")]
+    System {
+        /// What was asked for.
+        what: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A part of the agent has ended, which none does by itself.
+    #[error("{0} has ended unexpectedly; the log above says why, please report it")]
+    Ended(&'static str),
+}
+
+fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> DaemonError {
+    move |source| DaemonError::System { what, source }
+}
+
+/// Starts keeping an inventory for this configuration.
+pub fn inventory(
+    config: &Config,
+    registry: &mut Registry,
+) -> std::io::Result<(watch::Receiver<Arc<Inventory>>, inventory::InventoryHandle)> {
+    let metrics = InventoryMetrics::default();
+    metrics.register(registry);
+    inventory::spawn(InventoryConfig { uri: config.host.libvirt_uri.clone(), ..InventoryConfig::default() }, metrics)
+}
+
+/// The actuator for this configuration: libvirt, confirmed by the kernel, within a deadline.
+pub fn actuator(config: &Config, inventory: watch::Receiver<Arc<Inventory>>) -> std::io::Result<impl Actuator + use<>> {
+    let quota = CpuQuota::new(LibvirtControl::new(&config.host.libvirt_uri), CgroupWitness::new(inventory));
+    WithDeadline::new(quota, ACTUATION_MAX)
+}
+
+/// Runs until SIGTERM or SIGINT, or until a part fails.
+pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
+    let stop = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate()).map_err(system("to handle SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system("to handle SIGINT"))?;
+    let mut registry = Registry::default();
+    telemetry::register_process(&mut registry);
+
+    let tls = identity::load(&config.brain.ca, &config.brain.certificate, &config.brain.key)?;
+    let clock = Clock::new().map_err(system("the boot's id"))?;
+    let ledger = Ledger::open(&config.ledger_path())?;
+    let epoch = ledger.raise_epoch()?;
+    tracing::info!(host = %config.host.name, epoch = epoch.0, version = env!("CARGO_PKG_VERSION"), dry_run, "gnomon-agent starts");
+    let scheduler = Scheduler::load(SchedulerOptions::default())?;
+
+    let (mut inventory, _inventory_handle) =
+        inventory(&config, &mut registry).map_err(system("the inventory's threads"))?;
+    let (report, reports) = mpsc::channel(REPORTS_WAITING_MAX);
+    let sampler = sampler(&config, &inventory, WithCost::register(scheduler, &mut registry), report, &mut registry)?;
+    let command_metrics = command::Metrics::register(&mut registry);
+    let actuator = actuator(&config, inventory.clone()).map_err(system("the actuation thread"))?;
+    let policy = Policy { bounds: config.guard.cpu_bounds(), dry_run };
+    let executor =
+        Executor::new(ledger, Box::new(actuator), Box::new(inventory.clone()), policy, clock, command_metrics.clone());
+    let (commands, executor) = executor::spawn(executor).map_err(system("the command thread"))?;
+
+    let uplink_metrics = uplink::Metrics::register(&mut registry);
+    let facts = facts(&config, dry_run, inventory.clone());
+    if let Listen::At(address) = config.metrics.listen {
+        let metrics = uplink_metrics.clone();
+        let silence_max = Duration::from_millis(config.sample.window_ms.into()) * WINDOWS_MISSED_MAX;
+        let healthy = Box::new(move || metrics.since_last_report() <= silence_max);
+        let served = telemetry::serve(address, registry, healthy, stop.clone()).await;
+        tokio::spawn(served.map_err(|source| DaemonError::Metrics { address, source })?);
+    }
+    // A libvirt that is down must not keep the agent from telling the brain so.
+    let _ = timeout(FIRST_SURVEY_MAX, inventory.wait_for(|inventory| inventory.complete)).await;
+    let uplink = Uplink {
+        address: config.brain.address,
+        server_name: config.brain.server_name,
+        tls,
+        host: config.host.name,
+        epoch,
+        facts,
+        commands,
+        clock,
+        metrics: uplink_metrics,
+        command_metrics,
+        spool: Spool::default(),
+    };
+    let seed = RandomState::new().hash_one(epoch.0); // std's own per-process random keys
+    let mut uplink = tokio::spawn(uplink.run(reports, seed, stop.clone()));
+
+    let mut watch = interval(WATCH_INTERVAL);
+    let ended = loop {
+        tokio::select! {
+            _ = terminate.recv() => break Ok(()),
+            _ = interrupt.recv() => break Ok(()),
+            _ = &mut uplink => return Err(DaemonError::Ended("the uplink")),
+            _ = watch.tick() => {
+                if !sampler.is_running() {
+                    break Err(DaemonError::Ended("the sampling thread"));
+                }
+                if executor.is_finished() {
+                    break Err(DaemonError::Ended("the command thread"));
+                }
+            }
+        }
+    };
+    tracing::info!("gnomon-agent stops; the limits it has set stay as they are");
+    stop.cancel();
+    finish(uplink, executor).await;
+    ended
+}
+
+fn sampler(
+    config: &Config,
+    inventory: &watch::Receiver<Arc<Inventory>>,
+    probe: WithCost,
+    report: mpsc::Sender<HostReport>,
+    registry: &mut Registry,
+) -> Result<SamplerHandle, DaemonError> {
+    let metrics = SampleMetrics::default();
+    metrics.register(registry);
+    let config = SamplerConfig {
+        sample_ms: config.sample.sample_ms,
+        window_ms: config.sample.window_ms,
+        cgroup_root: config.host.cgroup_root.clone(),
+        ..SamplerConfig::default()
+    };
+    sample::spawn(config, inventory.clone(), Box::new(probe), report, metrics)
+        .map_err(|error| DaemonError::Sampler(error.into()))
+}
+
+/// What the hello tells about this host, asked for at every connection because libvirt may be restarted and CPUs plugged meanwhile.
+fn facts(
+    config: &Config,
+    dry_run: bool,
+    inventory: watch::Receiver<Arc<Inventory>>,
+) -> Box<dyn Fn() -> HostFacts + Send + Sync> {
+    let declared_cores = config.host.capacity_cores;
+    let cpu_bounds = config.guard.cpu_bounds();
+    let machine = Machine::new(Proc::default(), config.host.cgroup_root.clone());
+    Box::new(move || {
+        let online = || machine.cpus().map_or_else(|_| num_cpus(), f64::from);
+        let memory = rustix::system::sysinfo();
+        HostFacts {
+            capacity_cores: declared_cores.unwrap_or_else(online),
+            memory_bytes: memory.totalram.saturating_mul(memory.mem_unit.into()),
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            hypervisor: inventory.borrow().hypervisor.clone(),
+            cpu_bounds,
+            dry_run,
+        }
+    })
+}
+
+/// What this process may use: the fall-back where `/proc/stat` cannot be read.
+fn num_cpus() -> f64 {
+    thread::available_parallelism().map_or(1.0, |cpus| cpus.get() as f64)
+}
+
+/// Waits for the close to leave and for the command under way to be concluded; a kill here would lose neither, only time.
+async fn finish(uplink: JoinHandle<()>, executor: thread::JoinHandle<()>) {
+    // The uplink holds the only way to the executor: when it ends, the executor does.
+    let finished = timeout(FINISH_MAX, async {
+        let _ = uplink.await;
+        let _ = tokio::task::spawn_blocking(move || executor.join()).await;
+    });
+    if finished.await.is_err() {
+        tracing::warn!("a command is still under way; the next start will find out what became of it");
+    }
+}

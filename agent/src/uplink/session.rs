@@ -1,0 +1,229 @@
+//! One connection, from its first packet to its end.
+//!
+//! Four futures run side by side, so that no stream ever waits for another: control in, control out, reports out, acknowledgements in.
+//! The first to fail ends the session; every read and write belongs to exactly one of them, so that none is cancelled within a frame.
+
+use super::failure::{Failure, close_done};
+use super::{Uplink, framing};
+use crate::command::clock::wall_clock;
+use crate::command::{Commands, NotTaken};
+use gnomon_common::wire::{
+    AgentMessage, BrainMessage, Command, Hello, Outcome, OutcomeResult, RefusedCommand, ReportAck, VERSIONS, Welcome,
+};
+use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// For resolving, connecting and TLS together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// From hello to welcome. The brain may have to ask its store first.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Missed heart-beats that make the brain lost: the wire contract's number.
+const HEARTBEATS_MISSED_MAX: u32 = 3;
+
+/// Shortest heart-beat believed: a brain that asks for more would make the agent spin.
+const HEARTBEAT_MIN: Duration = Duration::from_millis(20);
+
+/// How long the close may take to leave.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Answers "queue full" waiting to be sent. They are not in the ledger: what does not fit is dropped, and its command expires.
+const OVERFLOWS_MAX: usize = 256;
+
+/// Connects, introduces the agent and serves the connection until it ends. `Ok` means that the agent was told to stop. `welcomed` is called
+/// once the brain has accepted the hello.
+pub(super) async fn run(uplink: &Uplink, stop: &CancellationToken, welcomed: impl FnOnce()) -> Result<(), Failure> {
+    let (endpoint, connection) = within(CONNECT_TIMEOUT, "connecting", connect(uplink)).await?;
+    let ended = tokio::select! {
+        ended = serve(uplink, &connection, welcomed) => ended,
+        () = stop.cancelled() => Ok(()),
+    };
+    match &ended {
+        Ok(()) => connection.close(close_done(), b"the agent stops"),
+        Err(failure) => {
+            let (code, reason) = failure.close();
+            connection.close(code, reason.as_bytes());
+        }
+    }
+    // Lets the close frame leave; a peer that is gone is not waited for.
+    let _ = timeout(CLOSE_TIMEOUT, endpoint.wait_idle()).await;
+    ended
+}
+
+async fn connect(uplink: &Uplink) -> Result<(Endpoint, Connection), Failure> {
+    let resolve = |source| Failure::Resolve { address: uplink.address.clone(), source };
+    let candidates = tokio::net::lookup_host(&uplink.address).await.map_err(resolve)?;
+    let mut failure = resolve(std::io::Error::other("the name has no address"));
+    for address in candidates {
+        // A socket per attempt: routes and address families may have changed since the last one.
+        let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let endpoint = Endpoint::client(SocketAddr::new(any, 0))?;
+        match endpoint.connect_with(uplink.tls.clone(), address, &uplink.server_name)?.await {
+            Ok(connection) => return Ok((endpoint, connection)),
+            Err(error) => failure = error.into(),
+        }
+    }
+    Err(failure)
+}
+
+async fn serve(uplink: &Uplink, connection: &Connection, welcomed: impl FnOnce()) -> Result<(), Failure> {
+    let (mut control_out, mut control_in) = connection.open_bi().await?;
+    let hello = AgentMessage::Hello(Hello {
+        versions: VERSIONS,
+        host: uplink.host.clone(),
+        epoch: uplink.epoch,
+        fence_highest: uplink.commands.answers().borrow().fence_highest,
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        facts: (uplink.facts)(),
+    });
+    let on_control = |error| Failure::of_stream("control", error);
+    framing::write(&mut control_out, &hello).await.map_err(on_control)?;
+    let answer = async { framing::read(&mut control_in).await.map_err(on_control) };
+    let welcome = match within(WELCOME_TIMEOUT, "introducing the agent", answer).await? {
+        BrainMessage::Welcome(welcome) => welcome,
+        BrainMessage::Refused { code, reason } => return Err(Failure::Refused { code, reason }),
+        _ => return Err(Failure::Protocol("the answer to the hello is neither welcome nor refusal")),
+    };
+    let heartbeat = accept(uplink, &welcome)?;
+    welcomed();
+    let (reports_out, acks_in) = connection.open_bi().await?;
+    let (overflow, overflows) = mpsc::channel(OVERFLOWS_MAX);
+    tokio::try_join!(
+        // In this order: a refusal that came before the connection closed is the better reason.
+        biased;
+        control_in_loop(control_in, uplink, &overflow, heartbeat * HEARTBEATS_MISSED_MAX),
+        acks_loop(acks_in, uplink),
+        control_out_loop(control_out, &uplink.commands, overflows, heartbeat),
+        reports_loop(reports_out, uplink),
+    )
+    .map(drop)
+}
+
+/// Takes the welcome's terms in and returns the heart-beat's interval.
+fn accept(uplink: &Uplink, welcome: &Welcome) -> Result<Duration, Failure> {
+    if !(VERSIONS.min..=VERSIONS.max).contains(&welcome.version) {
+        return Err(Failure::Version(welcome.version));
+    }
+    // Before the first command: those of lower terms are stale from now on.
+    uplink.commands.see_term(welcome.term)?;
+    let acknowledged = uplink.spool.with(|outbox| outbox.resume(welcome.acknowledged))?;
+    uplink.metrics.reports_acknowledged.inc_by(acknowledged);
+    let to_send = uplink.spool.with(|outbox| outbox.len());
+    tracing::info!(
+        brain = uplink.address,
+        version = welcome.version,
+        term = welcome.term,
+        heartbeat_ms = welcome.heartbeat_ms,
+        reports_to_send = to_send,
+        "connected to the brain"
+    );
+    Ok(Duration::from_millis(welcome.heartbeat_ms.into()).max(HEARTBEAT_MIN))
+}
+
+async fn control_in_loop(
+    mut stream: RecvStream,
+    uplink: &Uplink,
+    overflow: &mpsc::Sender<Outcome>,
+    silence_max: Duration,
+) -> Result<(), Failure> {
+    let Uplink { commands, metrics, .. } = uplink;
+    loop {
+        let message = timeout(silence_max, framing::read(&mut stream)).await.map_err(|_| Failure::Silent)?;
+        match message.map_err(|error| Failure::of_stream("control", error))? {
+            BrainMessage::Heartbeat { at } => {
+                let ahead_ms = at.unix_ms() as f64 - wall_clock().unix_ms() as f64;
+                metrics.clock_ahead_seconds.set(ahead_ms / 1e3);
+            }
+            BrainMessage::Command(command) => take_command(uplink, overflow, command)?,
+            // An acknowledgement that finds no room is repeated: the outcome stays pending and is sent again.
+            BrainMessage::OutcomeAck { id } => match commands.acknowledge(id) {
+                Ok(()) => {}
+                Err(NotTaken::Full) => drop(metrics.acknowledgements_unheard.inc()),
+                Err(ended) => return Err(ended.into()),
+            },
+            BrainMessage::Refused { code, reason } => return Err(Failure::Refused { code, reason }),
+            BrainMessage::Welcome(_) => return Err(Failure::Protocol("a second welcome")),
+        }
+    }
+}
+
+fn take_command(uplink: &Uplink, overflow: &mpsc::Sender<Outcome>, command: Command) -> Result<(), Failure> {
+    let (id, vm) = (command.id, command.vm);
+    let received = uplink.clock.now();
+    match uplink.commands.submit(command, received) {
+        Ok(()) => Ok(()),
+        Err(NotTaken::Full) => {
+            uplink.command_metrics.count_queue_full();
+            tracing::warn!(%id, %vm, "command refused: the queue is full");
+            let result = OutcomeResult::Refused(RefusedCommand::QueueFull);
+            let _ = overflow.try_send(Outcome { id, vm, at: received.wall, result });
+            Ok(())
+        }
+        Err(ended) => Err(ended.into()),
+    }
+}
+
+async fn control_out_loop(
+    mut stream: SendStream,
+    commands: &Commands,
+    mut overflows: mpsc::Receiver<Outcome>,
+    heartbeat: Duration,
+) -> Result<(), Failure> {
+    let mut answers = commands.answers();
+    let mut beat = interval(heartbeat);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut sent = 0;
+    loop {
+        let pending = answers.borrow_and_update().pending.clone();
+        let first_new = pending.partition_point(|(number, _)| *number <= sent);
+        for (number, outcome) in &pending[first_new..] {
+            say(&mut stream, AgentMessage::Outcome(outcome.clone())).await?;
+            sent = *number;
+        }
+        tokio::select! {
+            _ = beat.tick() => say(&mut stream, AgentMessage::Heartbeat { at: wall_clock() }).await?,
+            Some(outcome) = overflows.recv() => say(&mut stream, AgentMessage::Outcome(outcome)).await?,
+            changed = answers.changed() => changed.map_err(|_| NotTaken::Ended)?,
+        }
+    }
+}
+
+async fn say(stream: &mut SendStream, message: AgentMessage) -> Result<(), Failure> {
+    framing::write(stream, &message).await.map_err(|error| Failure::of_stream("control", error))
+}
+
+async fn reports_loop(mut stream: SendStream, uplink: &Uplink) -> Result<(), Failure> {
+    loop {
+        let Some(frame) = uplink.spool.with(|outbox| outbox.next_frame()) else {
+            uplink.spool.filled.notified().await;
+            continue;
+        };
+        stream.write_all(&frame).await.map_err(|error| Failure::of_stream("report", error.into()))?;
+        uplink.metrics.reports_sent.inc();
+    }
+}
+
+async fn acks_loop(mut stream: RecvStream, uplink: &Uplink) -> Result<(), Failure> {
+    loop {
+        let ack: ReportAck = framing::read(&mut stream).await.map_err(|error| Failure::of_stream("report", error))?;
+        if ack.epoch != uplink.epoch {
+            return Err(Failure::Epoch(ack.epoch));
+        }
+        let acknowledged = uplink.spool.with(|outbox| outbox.acknowledge(ack.sequence))?;
+        uplink.metrics.reports_acknowledged.inc_by(acknowledged);
+        uplink.metrics.show(&uplink.spool);
+    }
+}
+
+async fn within<T>(
+    limit: Duration,
+    during: &'static str,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    timeout(limit, work).await.unwrap_or(Err(Failure::Timeout { during, limit }))
+}
