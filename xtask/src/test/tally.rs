@@ -5,8 +5,8 @@ use std::ops::AddAssign;
 
 use anyhow::{Context as _, Result};
 
-/// A test that finds its machine unfit prints a line that begins so, and passes; it is counted apart.
-const SKIP_MARK: &str = "skipped:";
+/// A test that finds its machine unfit prints a line that begins so, in either case, and passes; it is counted apart.
+const SKIP_MARK: &str = "skipped";
 
 /// Counted tests. Printed as the closing line of a run: `12 passed, 0 failed, 1 skipped`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -36,14 +36,14 @@ impl Tally {
         let document = roxmltree::Document::parse(xml).context("not XML")?;
         let mut tally = Self::default();
         for case in document.descendants().filter(|node| node.has_tag_name("testcase")) {
-            let said = |mark: &str| {
-                let outputs =
-                    case.children().filter(|node| node.has_tag_name("system-out") || node.has_tag_name("system-err"));
-                outputs.filter_map(|node| node.text()).any(|text| text.lines().any(|line| line.starts_with(mark)))
-            };
+            let unfit = case
+                .children()
+                .filter(|node| node.has_tag_name("system-out") || node.has_tag_name("system-err"))
+                .filter_map(|node| node.text())
+                .any(|text| text.lines().any(tells_of_skipping));
             if case.children().any(|node| node.has_tag_name("failure") || node.has_tag_name("error")) {
                 tally.failed += 1;
-            } else if case.children().any(|node| node.has_tag_name("skipped")) || said(SKIP_MARK) {
+            } else if case.children().any(|node| node.has_tag_name("skipped")) || unfit {
                 tally.skipped += 1;
             } else {
                 tally.passed += 1;
@@ -60,6 +60,12 @@ impl Tally {
         };
         Some(Self { passed: count("passed"), failed: count("failed"), skipped: count("ignored") })
     }
+}
+
+/// Rust's test runner writes `test NAME ... ` before the first line of a test's own output, on the same line.
+fn tells_of_skipping(line: &str) -> bool {
+    let said = if line.starts_with("test ") { line.split_once(" ... ").map_or(line, |(_, said)| said) } else { line };
+    said.get(..SKIP_MARK.len()).is_some_and(|start| start.eq_ignore_ascii_case(SKIP_MARK))
 }
 
 #[cfg(test)]
@@ -80,6 +86,16 @@ skipped: not root</system-err></testcase>
     #[test]
     fn passed_failed_and_unfit_tests_are_told_apart() {
         assert_eq!(Tally::of_junit(JUNIT).unwrap(), Tally { passed: 1, failed: 2, skipped: 1 });
+    }
+
+    #[test]
+    fn a_test_says_that_it_was_skipped_at_the_start_of_a_line() {
+        assert!(tells_of_skipping("skipped: not root"));
+        assert!(tells_of_skipping("SKIPPED, no lab on this machine"));
+        assert!(tells_of_skipping("test probe::tests::counts_wakeups ... skipped: no BTF"));
+        assert!(!tells_of_skipping("test result: ok. 1 passed; 0 failed"));
+        assert!(!tells_of_skipping("3 ticks were skipped"));
+        assert!(!tells_of_skipping("é"));
     }
 
     #[test]
