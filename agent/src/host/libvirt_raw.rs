@@ -12,6 +12,13 @@ use virt::sys;
 /// What is called for each event, on libvirt's event thread: it must neither block nor panic.
 type Listener = Box<dyn Fn(LifecycleEvent) + Send + Sync>;
 
+/// The callback of a lifecycle event: connection, domain, event, detail, listener.
+type LifecycleCallback =
+    unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, c_int, c_int, *mut c_void) -> c_int;
+
+/// The type under which callbacks of all kinds are registered.
+type GenericCallback = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void);
+
 /// A standing subscription; dropping it ends it.
 pub(super) struct LifecycleSubscription {
     connect: Connect,
@@ -26,13 +33,10 @@ impl LifecycleSubscription {
         listener: impl Fn(LifecycleEvent) + Send + Sync + 'static,
     ) -> Result<Self, Error> {
         let connect = connect.clone();
-        let callback: unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, c_int, c_int, *mut c_void) -> c_int =
-            on_lifecycle;
         // SAFETY: libvirt passes callbacks of all event kinds through this one type and calls them with the arguments of the
         // kind they were registered for (VIR_DOMAIN_EVENT_CALLBACK in its headers is the same cast). Function pointers are
         // of one size.
-        let callback: sys::virConnectDomainEventGenericCallback =
-            Some(unsafe { std::mem::transmute::<_, unsafe extern "C" fn(_, _, _)>(callback) });
+        let callback = unsafe { std::mem::transmute::<LifecycleCallback, GenericCallback>(on_lifecycle) };
         let listener: Box<Listener> = Box::new(Box::new(listener));
         let opaque = Box::into_raw(listener);
         // SAFETY: the connection is alive, owned by `connect`; a null domain means all; `opaque` is a live Box<Listener>,
@@ -43,7 +47,7 @@ impl LifecycleSubscription {
                 connect.as_ptr(),
                 std::ptr::null_mut(),
                 sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE as c_int,
-                callback,
+                Some(callback),
                 opaque.cast(),
                 Some(free_listener),
             )

@@ -107,8 +107,6 @@ impl Bandwidth {
 pub struct ThrottleCounters {
     /// Bandwidth periods in which the group's quota ran out (`nr_throttled`).
     pub throttled_periods: u64,
-    /// Time held back, summed over CPUs, in nanoseconds.
-    pub throttled_ns: u64,
     /// Length of a period now, in nanoseconds.
     pub period_ns: u64,
 }
@@ -116,23 +114,17 @@ pub struct ThrottleCounters {
 impl ThrottleCounters {
     /// Reads `cpu.stat` of either version; `None` where it has no bandwidth counters (the root group, or no cpu controller).
     fn read(dir: &Path, period_ns: u64) -> Result<Option<Self>, ReadError> {
-        let path = dir.join("cpu.stat");
-        let text = read_text(&path)?;
-        let Some(throttled_periods) = keyed_u64(&text, "nr_throttled") else { return Ok(None) };
-        let throttled_ns = keyed_u64(&text, "throttled_time")
-            .or_else(|| keyed_u64(&text, "throttled_usec")?.checked_mul(1000))
-            .ok_or(ReadError::Malformed { path, expected: "throttled_time or throttled_usec next to nr_throttled" })?;
-        Ok(Some(Self { throttled_periods, throttled_ns, period_ns }))
+        let periods = keyed_u64(&read_text(&dir.join("cpu.stat"))?, "nr_throttled");
+        Ok(periods.map(|throttled_periods| Self { throttled_periods, period_ns }))
     }
 
-    /// The share of `elapsed_ns` in which the quota held at least one CPU back, 0..=1, at most (see the module's text).
-    /// `None` when a counter went backwards: the group was made anew.
+    /// The share of `elapsed_ns` that lies in periods whose quota ran out, 0..=1 (see the module's text). `None` when the counter
+    /// went backwards: the group was made anew.
     pub fn share_since(self, before: Self, elapsed_ns: u64) -> Option<f64> {
-        let held_ns = self.throttled_ns.checked_sub(before.throttled_ns)?;
         let periods = self.throttled_periods.checked_sub(before.throttled_periods)?;
-        // A hold is charged when it ends: while one goes on over the whole interval both counters stand still.
-        let periods_ns = periods.saturating_mul(self.period_ns.max(before.period_ns));
-        (elapsed_ns > 0).then(|| (held_ns.min(periods_ns) as f64 / elapsed_ns as f64).min(1.0))
+        // The length may have been changed in between; the longer one keeps this an upper bound.
+        let periods_ns = periods as f64 * self.period_ns.max(before.period_ns) as f64;
+        (elapsed_ns > 0).then(|| (periods_ns / elapsed_ns as f64).min(1.0))
     }
 }
 
@@ -141,21 +133,17 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn counters(throttled_periods: u64, throttled_ns: u64) -> ThrottleCounters {
-        ThrottleCounters { throttled_periods, throttled_ns, period_ns: 100_000_000 }
+    fn counters(throttled_periods: u64) -> ThrottleCounters {
+        ThrottleCounters { throttled_periods, period_ns: 100_000_000 }
     }
 
     #[test]
-    fn four_cpus_held_back_together_are_not_counted_four_times() {
-        // One period of ten was throttled, on four CPUs for 80 ms each: at most the period's 100 ms of one second.
-        let share = counters(1, 320_000_000).share_since(counters(0, 0), 1_000_000_000);
-        assert_eq!(share, Some(0.1));
-    }
-
-    #[test]
-    fn a_short_hold_does_not_count_as_a_whole_period() {
-        let share = counters(10, 50_000_000).share_since(counters(0, 0), 1_000_000_000);
-        assert_eq!(share, Some(0.05));
+    fn a_quota_that_runs_out_in_four_of_ten_periods_throttles_four_tenths_of_the_time() {
+        assert_eq!(counters(7).share_since(counters(3), 1_000_000_000), Some(0.4));
+        assert_eq!(counters(3).share_since(counters(3), 1_000_000_000), Some(0.0));
+        // A second may contain the ends of eleven periods.
+        assert_eq!(counters(11).share_since(counters(0), 1_000_000_000), Some(1.0));
+        assert_eq!(counters(2).share_since(counters(3), 1_000_000_000), None);
     }
 
     #[test]
@@ -176,12 +164,12 @@ mod tests {
         }
 
         #[test]
-        fn the_share_is_between_zero_and_one(p0: u64, p1: u64, t0: u64, t1: u64, period_ns: u64, elapsed_ns: u64) {
-            let before = ThrottleCounters { throttled_periods: p0, throttled_ns: t0, period_ns };
-            let after = ThrottleCounters { throttled_periods: p1, throttled_ns: t1, period_ns };
+        fn the_share_is_between_zero_and_one(p0: u64, p1: u64, period_ns: u64, elapsed_ns: u64) {
+            let before = ThrottleCounters { throttled_periods: p0, period_ns };
+            let after = ThrottleCounters { throttled_periods: p1, period_ns };
             let share = after.share_since(before, elapsed_ns);
             prop_assert!(share.is_none_or(|share| (0.0..=1.0).contains(&share)));
-            prop_assert_eq!(share.is_none(), p1 < p0 || t1 < t0 || elapsed_ns == 0);
+            prop_assert_eq!(share.is_none(), p1 < p0 || elapsed_ns == 0);
         }
     }
 }

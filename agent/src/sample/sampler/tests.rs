@@ -94,7 +94,7 @@ impl Bench {
         metrics.register(&mut registry);
         let sampler = Sampler::new(config, inventory, Box::new(script.clone()), out, metrics, at(100));
         let mut bench = Self { dir, script, publish, reports, sampler, second: 100, registry };
-        bench.set_group(0, 0);
+        bench.set_group(0);
         bench
     }
 
@@ -119,17 +119,17 @@ impl Bench {
         self.publish.send_replace(Arc::new(inventory));
     }
 
-    fn set_group(&mut self, usage_us: u64, throttled: u64) {
-        let text = format!(
-            "usage_usec {usage_us}\nnr_periods 0\nnr_throttled {throttled}\nthrottled_usec {}\n",
-            throttled * 100_000
-        );
+    /// The domain's group has used half a core and hit its quota in three of ten periods of each second.
+    fn set_group(&mut self, seconds: u64) {
+        let (usage_us, throttled) = (seconds * 500_000, seconds * 3);
+        let text = format!("usage_usec {usage_us}\nnr_periods 0\nnr_throttled {throttled}\nthrottled_usec 1\n");
         write(self.dir.path(), &format!("cg/{DOMAIN}/cpu.stat"), &text);
     }
 
     /// One second in which the VM ran and waited this much.
     fn second(&mut self, run_cores: f64, wait_cores: f64) -> bool {
         self.second += 1;
+        self.set_group(self.second);
         {
             let mut state = self.script.0.lock().unwrap();
             state.now_ns = self.second * S;
@@ -191,6 +191,7 @@ fn ten_seconds_of_a_starved_vm_become_one_report() {
     let cpu = vm.cpu.unwrap();
     assert_eq!((cpu.demand_low.mean, cpu.demand_high.mean), (0.5, 0.75));
     assert_eq!(cpu.covered, 0.9, "the first reading has nothing to be compared with");
+    assert!((cpu.usage.mean - 0.5).abs() < 0.01 && (cpu.throttled.mean - 0.3).abs() < 0.01, "{cpu:?}");
     assert_eq!((vm.allocation.quota_cores, vm.allocation.vcpus), (Some(1.5), 2));
     let memory = vm.memory.unwrap();
     assert_eq!((memory.resident_bytes, memory.balloon_bytes), (1 << 20, Some(1 << 29)));

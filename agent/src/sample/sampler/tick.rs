@@ -45,6 +45,20 @@ struct Vm {
     quota_cores: Option<f64>,
 }
 
+/// The instant a tick began, from which the instants of its readings are told: with the probe's on one clock, and in a test
+/// on the test's.
+#[derive(Clone, Copy)]
+struct TickClock {
+    monotonic_ns: u64,
+    began: Instant,
+}
+
+impl TickClock {
+    fn now_ns(self) -> u64 {
+        self.monotonic_ns.saturating_add(u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Tracked {
     process: (u32, u64),
@@ -89,7 +103,7 @@ impl Sampler {
 
     /// Takes one sample of everything; `false` means that nobody receives reports any more.
     pub(super) fn tick(&mut self, now: Now) -> bool {
-        let began = Instant::now();
+        let clock = TickClock { monotonic_ns: now.monotonic_ns, began: Instant::now() };
         self.metrics.ticks.inc();
         let skipped = self.grid.skipped(self.ticked_ns, now.monotonic_ns);
         self.losses.samples_skipped += skipped;
@@ -104,9 +118,9 @@ impl Sampler {
         }
         let reading = self.drain();
         for facts in &inventory.vms {
-            self.sample_vm(facts, reading.as_ref());
+            self.sample_vm(facts, reading.as_ref(), clock);
         }
-        self.sample_host();
+        self.sample_host(clock);
 
         let mut connected = true;
         if self.grid.ends_window(now.monotonic_ns) {
@@ -120,7 +134,7 @@ impl Sampler {
             self.grid = self.config.grid(now);
             self.forget_window();
         }
-        self.metrics.tick_seconds.observe(began.elapsed().as_secs_f64());
+        self.metrics.tick_seconds.observe(clock.began.elapsed().as_secs_f64());
         connected
     }
 
@@ -201,10 +215,10 @@ impl Sampler {
         }
     }
 
-    fn sample_vm(&mut self, facts: &VmFacts, reading: Option<&SchedReading>) {
+    fn sample_vm(&mut self, facts: &VmFacts, reading: Option<&SchedReading>, clock: TickClock) {
         let Some(vm) = self.vms.get_mut(&facts.id) else { return };
         let sched = reading.and_then(|reading| Some((reading.taken_ns, *reading.vms.get(&facts.id)?)));
-        let cgroup = facts.cgroup.as_ref().map(|cgroup| cgroup.read(Now::read().monotonic_ns));
+        let cgroup = facts.cgroup.as_ref().map(|cgroup| cgroup.read(clock.now_ns()));
         let cgroup = match cgroup.transpose() {
             Ok(reading) => reading,
             // A VM that ends takes its group with it; the next inventory will know.
@@ -234,8 +248,8 @@ impl Sampler {
         }
     }
 
-    fn sample_host(&mut self) {
-        let now_ns = Now::read().monotonic_ns;
+    fn sample_host(&mut self, clock: TickClock) {
+        let now_ns = clock.now_ns();
         let cpu_ns = match self.machine.cpu_ns() {
             Ok(cpu_ns) => cpu_ns,
             Err(error) => {
