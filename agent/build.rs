@@ -46,7 +46,9 @@ fn main() -> Result<()> {
             .output()
             .context("starting this build script again")?;
         // rustup remarks that a linked toolchain has no cargo of its own and that it takes another's: nothing to warn of.
-        for line in String::from_utf8_lossy(&inner.stdout).lines().filter(|line| !line.starts_with("cargo:warning=info: ")) {
+        for line in
+            String::from_utf8_lossy(&inner.stdout).lines().filter(|line| !line.starts_with("cargo:warning=info: "))
+        {
             println!("{line}");
         }
         if !inner.status.success() {
@@ -69,5 +71,10 @@ fn has_library_sources(toolchain: &str) -> bool {
 
 fn find_in_path(program: &str) -> Option<String> {
     let path = env::var_os("PATH")?;
-    env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())?.into_os_string().into_string().ok()
+    env::split_paths(&path)
+        .map(|dir| dir.join(program))
+        .find(|file| file.is_file())?
+        .into_os_string()
+        .into_string()
+        .ok()
 }

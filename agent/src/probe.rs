@@ -1,1 +1,127 @@
-//! (being written)
+//! eBPF programs in the running kernel: load, attach, drain.
+//!
+//! [`Scheduler`] measures how long the threads of VMs ran and waited for a CPU. The kernel writes the counts into an array that
+//! is mapped here read-only, so a drain is a plain memory read. This module never decides which processes are a VM's (it is told
+//! by [`Scheduler::track`]) and never computes a rate. Data enters from the kernel's shared memory and leaves as
+//! [`SchedReading`](crate::reading::SchedReading), diagnostics of the programs leave through `log`.
+//!
+//! All user-space code that is unsafe because of eBPF lives here.
+#![allow(unsafe_code)]
+
+mod baseline;
+mod btf;
+mod cost;
+#[cfg(test)]
+mod kernel_tests;
+mod ledger;
+mod load;
+mod roster;
+mod scheduler;
+mod table;
+
+pub use baseline::Baseline;
+pub use btf::BtfError;
+pub use cost::{ProgramCost, StatsEnabled};
+pub use scheduler::{Scheduler, SchedulerOptions};
+
+use aya::maps::MapError;
+use aya::programs::ProgramError;
+use aya::{BtfError as AyaBtfError, EbpfError};
+use std::io;
+
+/// Why a probe does not work.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The kernel publishes no type information.
+    #[error("reading {path}: {source}; the scheduler probe needs a kernel built with CONFIG_DEBUG_INFO_BTF=y")]
+    NoBtf {
+        /// Where it was looked for.
+        path: &'static str,
+        /// Why it could not be read.
+        source: io::Error,
+    },
+    /// The kernel's type information is not as expected.
+    #[error(
+        "type information in {path}: {source}; this kernel is not supported by the scheduler probe, please report it"
+    )]
+    Btf {
+        /// Where it came from.
+        path: &'static str,
+        /// What is wrong with it.
+        source: BtfError,
+    },
+    /// The kernel's type information lacks what aya needs.
+    #[error(
+        "type information for {what}: {source}; this kernel is not supported by the scheduler probe, please report it"
+    )]
+    AttachPoint {
+        /// The tracepoint or iterator.
+        what: &'static str,
+        /// What is missing.
+        source: AyaBtfError,
+    },
+    /// The process may not load eBPF programs.
+    #[error(
+        "{what} is not permitted: run the agent as root or with CAP_BPF and CAP_PERFMON (and CAP_SYS_RESOURCE before \
+         kernel 5.11), and check that no kernel lockdown or seccomp filter forbids bpf(2)"
+    )]
+    NotPermitted {
+        /// What was attempted.
+        what: &'static str,
+    },
+    /// The kernel's verifier does not accept a program.
+    #[error(
+        "the kernel refuses program {program} ({source}); please report it with `uname -r` and this log:\n{log_end}"
+    )]
+    Refused {
+        /// The program's name.
+        program: &'static str,
+        /// What the system call returned.
+        source: io::Error,
+        /// The last lines of the verifier's log: what it stumbled over.
+        log_end: String,
+    },
+    /// The object or one of its maps could not be set up.
+    #[error(
+        "setting up the scheduler probe's object: {0}; too little locked memory (RLIMIT_MEMLOCK) is the usual cause"
+    )]
+    Object(#[source] Box<EbpfError>),
+    /// The object does not hold what this agent expects: it was built from other sources.
+    #[error("the scheduler probe's object has no {kind} {name}: rebuild the agent")]
+    Missing {
+        /// "program" or "map".
+        kind: &'static str,
+        /// Its name.
+        name: &'static str,
+    },
+    /// A loaded program could not be attached or run.
+    #[error("attaching program {program}: {source}")]
+    Attach {
+        /// The program's name.
+        program: &'static str,
+        /// Why.
+        source: Box<ProgramError>,
+    },
+    /// A map operation failed.
+    #[error("map {map} of the scheduler probe: {source}")]
+    Map {
+        /// The map's name.
+        map: &'static str,
+        /// Why.
+        source: MapError,
+    },
+    /// A system call failed.
+    #[error("{what}: {source}")]
+    System {
+        /// What was attempted.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// As many VMs are tracked as there can be.
+    #[error("{max} VMs are tracked already, which is the limit of one host")]
+    NoSlot {
+        /// The limit.
+        max: usize,
+    },
+}

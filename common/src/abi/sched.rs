@@ -99,6 +99,10 @@ impl ThreadAccount {
         if self.on_cpu_since_ns != 0 {
             self.run_ns = self.run_ns.wrapping_add(now_ns.saturating_sub(self.on_cpu_since_ns));
             self.on_cpu_since_ns = 0;
+        } else if self.waiting_since_ns != 0 {
+            // The switch onto the CPU was not reported (tracepoints do miss some), so where waiting ended and running began is not
+            // known. Booked as wait: then what the thread wanted still lies within run and run + wait.
+            self.wait_ns = self.wait_ns.wrapping_add(now_ns.saturating_sub(self.waiting_since_ns));
         }
         if runnable {
             self.waiting_since_ns = now_ns;
@@ -140,7 +144,6 @@ impl ThreadAccount {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::vec::Vec;
 
     #[test]
     fn a_wait_is_counted_in_the_bucket_of_its_power_of_two() {
@@ -166,6 +169,16 @@ mod tests {
         assert_eq!((account.wait_log2[wait_bucket(50)], account.wait_log2[wait_bucket(4)]), (1, 1));
     }
 
+    #[test]
+    fn a_stretch_whose_middle_was_missed_counts_as_wait() {
+        let mut account = ThreadAccount::default();
+        account.wake(100);
+        account.leave_cpu(180, false);
+        assert_eq!((account.run_ns, account.wait_ns), (0, 80));
+        assert_eq!(account.wait_log2, [0; WAIT_BUCKETS], "its length is not known");
+        assert!(account.is_asleep());
+    }
+
     #[derive(Clone, Copy, Debug)]
     enum Event {
         Enter,
@@ -178,7 +191,7 @@ mod tests {
     }
 
     proptest! {
-        /// Events may be lost (a kernel before 6.2 can refuse a look-up of task storage), so any order must keep the books sane.
+        /// Events are lost now and then (a kernel before 6.2 can also refuse a look-up), so any order must keep the books sane.
         #[test]
         fn no_order_of_events_books_more_time_than_has_passed(events in prop::collection::vec((event(), 0u64..1_000_000), 0..200)) {
             let mut account = ThreadAccount::default();
@@ -201,9 +214,6 @@ mod tests {
                 prop_assert!(waits == waits_before || waits == waits_before + 1);
                 waits_before = waits;
             }
-            let longest: Vec<u64> = (0..WAIT_BUCKETS).map(|b| (2u64 << b) - 1).collect();
-            let bound: u64 = account.wait_log2.iter().zip(longest).map(|(&n, ns)| u64::from(n) * ns).sum();
-            prop_assert!(account.wait_ns <= bound);
         }
     }
 }

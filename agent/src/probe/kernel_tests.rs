@@ -1,0 +1,348 @@
+//! The scheduler probe on the running kernel. Each test says so and passes where it may not load eBPF programs.
+
+use super::{ProbeError, Scheduler, SchedulerOptions};
+use crate::reading::{SchedCounters, SchedReading};
+use gnomon_common::wire::VmId;
+use std::fs;
+use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+const MS: u64 = 1_000_000;
+
+/// The probe, or `None` where it cannot be: no BTF, no rights.
+fn load(options: SchedulerOptions) -> Option<Scheduler> {
+    match Scheduler::load(options) {
+        Ok(scheduler) => Some(scheduler),
+        Err(error @ (ProbeError::NoBtf { .. } | ProbeError::NotPermitted { .. })) => {
+            println!("skipped: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn vm(number: u128) -> VmId {
+    VmId(Uuid::from_u128(number))
+}
+
+fn counters(reading: &SchedReading, vm: VmId) -> SchedCounters {
+    reading.vms[&vm]
+}
+
+/// A child process and the pipes to talk to it; killed with its parent, or when dropped.
+struct Child {
+    pid: i32,
+    go: PipeWriter,
+    done: PipeReader,
+}
+
+impl Child {
+    /// Forks a child that runs `body` and then sleeps.
+    fn start(body: impl FnOnce(&mut PipeReader, &mut PipeWriter)) -> Self {
+        let (mut go_reader, go) = pipe().unwrap();
+        let (done, mut done_writer) = pipe().unwrap();
+        // SAFETY: the child touches only what is its own after the fork: the pipes, its stack and the allocator, which glibc
+        // keeps usable across a fork.
+        let pid = unsafe { libc::fork() };
+        assert!(pid >= 0, "fork failed");
+        if pid == 0 {
+            // SAFETY: plain system calls.
+            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+            body(&mut go_reader, &mut done_writer);
+            loop {
+                std::thread::sleep(Duration::from_secs(1_000));
+            }
+        }
+        Self { pid, go, done }
+    }
+
+    fn tgid(&self) -> u32 {
+        self.pid as u32
+    }
+
+    fn go(&mut self) {
+        self.go.write_all(&[1]).unwrap();
+    }
+
+    fn wait_done(&mut self) {
+        self.done.read_exact(&mut [0]).unwrap();
+    }
+
+    /// Run and wait time by the kernel's own count, of the main thread.
+    fn schedstat(&self) -> (u64, u64) {
+        let text = fs::read_to_string(format!("/proc/{}/schedstat", self.pid)).unwrap();
+        let mut fields = text.split_whitespace().map(|field| field.parse().unwrap());
+        (fields.next().unwrap(), fields.next().unwrap())
+    }
+
+    fn involuntary_switches(&self) -> u64 {
+        let text = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("nonvoluntary_ctxt_switches:"));
+        line.unwrap().trim().parse().unwrap()
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // SAFETY: our own child, not yet waited for, so the id is still its.
+        unsafe {
+            libc::kill(self.pid, libc::SIGKILL);
+            libc::waitpid(self.pid, std::ptr::null_mut(), 0);
+        }
+    }
+}
+
+fn wait_go(go: &mut PipeReader) {
+    go.read_exact(&mut [0]).unwrap();
+}
+
+fn say_done(done: &mut PipeWriter) {
+    done.write_all(&[1]).unwrap();
+}
+
+fn pin_to_first_cpu() {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    let allowed = sched_getaffinity(None).unwrap();
+    let first = (0..CpuSet::MAX_CPU).find(|&cpu| allowed.is_set(cpu)).unwrap();
+    let mut only = CpuSet::new();
+    only.set(first);
+    sched_setaffinity(None, &only).unwrap();
+}
+
+/// Uses this much CPU time on the calling thread, however long that takes.
+fn spin_for(cpu_ms: i64) {
+    use rustix::time::{ClockId, clock_gettime};
+    let used_ns = || {
+        let now = clock_gettime(ClockId::ThreadCPUTime);
+        now.tv_sec * 1_000_000_000 + now.tv_nsec
+    };
+    let start = used_ns();
+    while used_ns() - start < cpu_ms * MS as i64 {
+        std::hint::spin_loop();
+    }
+}
+
+fn assert_close(what: &str, ours: u64, kernels: u64) {
+    let share = ours.abs_diff(kernels) as f64 / kernels as f64;
+    assert!(share <= 0.05, "{what}: {ours} here, {kernels} by the kernel's own count: {:.1} % apart", share * 100.0);
+}
+
+#[test]
+fn the_probe_may_live_on_a_thread_of_its_own() {
+    fn is_send<T: Send>() {}
+    is_send::<Scheduler>();
+}
+
+#[test]
+fn two_vms_on_one_cpu_run_and_wait_as_the_kernel_says() {
+    let Some(mut scheduler) = load(SchedulerOptions::default()) else { return };
+    let hog = || {
+        Child::start(|_, _| {
+            pin_to_first_cpu();
+            loop {
+                std::hint::spin_loop();
+            }
+        })
+    };
+    let hogs = [hog(), hog()];
+    for (number, hog) in hogs.iter().enumerate() {
+        scheduler.track(vm(number as u128), &[hog.tgid()]).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    let look = |scheduler: &mut Scheduler| {
+        let switches = hogs.each_ref().map(Child::involuntary_switches);
+        (scheduler.drain(), hogs.each_ref().map(Child::schedstat), switches)
+    };
+    let (before, stat_before, switches_before) = look(&mut scheduler);
+    std::thread::sleep(Duration::from_secs(4));
+    let (after, stat_after, switches_after) = look(&mut scheduler);
+    for number in 0..hogs.len() {
+        let (before, after) = (counters(&before, vm(number as u128)), counters(&after, vm(number as u128)));
+        assert_close("run", after.run_ns - before.run_ns, stat_after[number].0 - stat_before[number].0);
+        assert_close("wait", after.wait_ns - before.wait_ns, stat_after[number].1 - stat_before[number].1);
+        let preemptions = after.preemptions - before.preemptions;
+        assert_close("preemptions", preemptions, switches_after[number] - switches_before[number]);
+        let waits: u64 = (0..after.wait_log2.len()).map(|b| after.wait_log2[b] - before.wait_log2[b]).sum();
+        // Each ends in a switch back, but for those whose tracepoint the kernel did not fire.
+        assert_close("waits that ended", waits, preemptions);
+        assert_eq!(after.threads, 1);
+    }
+}
+
+#[test]
+fn threads_started_after_tracking_are_counted_and_their_time_outlives_them() {
+    let Some(mut scheduler) = load(SchedulerOptions::default()) else { return };
+    let mut child = Child::start(|go, done| {
+        wait_go(go);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| spin_for(200));
+            }
+        });
+        say_done(done);
+    });
+    scheduler.track(vm(1), &[child.tgid()]).unwrap();
+    assert_eq!(counters(&scheduler.drain(), vm(1)).threads, 1);
+    child.go();
+    let mut most_threads = 0;
+    let mut last = SchedCounters::default();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while last.run_ns < 390 * MS {
+        last = counters(&scheduler.drain(), vm(1));
+        most_threads = most_threads.max(last.threads);
+        assert!(Instant::now() < deadline, "only {} ns of about 400 ms were counted", last.run_ns);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(most_threads, 3);
+    child.wait_done();
+    // Long enough for the indexes to be used again.
+    std::thread::sleep(Duration::from_millis(1_200));
+    for _ in 0..2 {
+        let now = counters(&scheduler.drain(), vm(1));
+        assert_eq!(now.threads, 1);
+        assert!((last.run_ns..430 * MS).contains(&now.run_ns), "{} ns after {}", now.run_ns, last.run_ns);
+    }
+}
+
+#[test]
+fn a_thread_on_a_cpu_is_counted_from_its_registration() {
+    let Some(mut scheduler) = load(SchedulerOptions::default()) else { return };
+    let hog = Child::start(|_, _| {
+        loop {
+            std::hint::spin_loop();
+        }
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    let tracked = Instant::now();
+    scheduler.track(vm(1), &[hog.tgid()]).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    let counters = counters(&scheduler.drain(), vm(1));
+    // Either it ran, or something else had the CPU and it waited; a wait that was open at the registration is not known.
+    let known_ns = counters.run_ns + counters.wait_ns;
+    let passed_ns = tracked.elapsed().as_nanos() as u64;
+    assert!(known_ns <= passed_ns, "{known_ns} ns counted in {passed_ns} ns");
+    assert!(known_ns >= 60 * MS, "only {known_ns} ns are known of 100 ms");
+}
+
+#[test]
+fn what_is_no_vm_is_never_counted() {
+    let Some(mut scheduler) = load(SchedulerOptions::default()) else { return };
+    let mut child = Child::start(|go, done| {
+        wait_go(go);
+        // A process of its own, although a VM's process started it.
+        // SAFETY: the child only spins and leaves.
+        let grandchild = unsafe { libc::fork() };
+        if grandchild == 0 {
+            spin_for(200);
+            // SAFETY: ends this process and runs nothing of the parent's.
+            unsafe { libc::_exit(0) };
+        }
+        // SAFETY: waits for the child just made.
+        unsafe { libc::waitpid(grandchild, std::ptr::null_mut(), 0) };
+        say_done(done);
+    });
+    let _stranger = Child::start(|_, _| spin_for(10_000));
+    scheduler.track(vm(1), &[child.tgid()]).unwrap();
+    child.go();
+    child.wait_done();
+    let reading = scheduler.drain();
+    assert_eq!(reading.vms.len(), 1);
+    let counters = counters(&reading, vm(1));
+    assert!(counters.run_ns < 50 * MS, "{} ns were counted for a process that only waited", counters.run_ns);
+    assert_eq!((counters.threads, reading.threads_unmeasured), (1, 0));
+}
+
+#[test]
+fn a_sleepers_wakeups_are_counted() {
+    let Some(mut scheduler) = load(SchedulerOptions::default()) else { return };
+    let mut child = Child::start(|go, done| {
+        wait_go(go);
+        for _ in 0..100 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        say_done(done);
+    });
+    scheduler.track(vm(1), &[child.tgid()]).unwrap();
+    child.go();
+    child.wait_done();
+    let wakeups = counters(&scheduler.drain(), vm(1)).wakeups;
+    assert!((100..=110).contains(&wakeups), "{wakeups} wake-ups in 100 sleeps and one read");
+}
+
+#[test]
+fn a_full_table_is_counted_once_per_thread_and_fills_again_when_there_is_room() {
+    let Some(mut scheduler) = load(SchedulerOptions { threads_max: 4 }) else { return };
+    let nine_threads = || {
+        let mut child = Child::start(|_, done| {
+            for _ in 0..8 {
+                std::thread::spawn(|| std::thread::sleep(Duration::from_secs(1_000)));
+            }
+            say_done(done);
+        });
+        child.wait_done();
+        child
+    };
+    let (first, second) = (nine_threads(), nine_threads());
+    scheduler.track(vm(1), &[first.tgid()]).unwrap();
+    scheduler.track(vm(2), &[second.tgid()]).unwrap();
+    // A pass over the same threads again.
+    scheduler.track(vm(3), &[std::process::id()]).unwrap();
+    scheduler.untrack(vm(3)).unwrap();
+    let own_threads = fs::read_dir("/proc/self/task").unwrap().count() as u64;
+    let reading = scheduler.drain();
+    assert_eq!((counters(&reading, vm(1)).threads, counters(&reading, vm(2)).threads), (4, 0));
+    assert_eq!(reading.threads_unmeasured, 5 + 9 + own_threads);
+    drop(first);
+    scheduler.drain();
+    std::thread::sleep(Duration::from_millis(1_100));
+    scheduler.drain();
+    let reading = scheduler.drain();
+    assert_eq!((counters(&reading, vm(1)).threads, counters(&reading, vm(2)).threads), (0, 4));
+}
+
+#[test]
+fn a_vm_no_longer_tracked_is_forgotten_and_starts_from_zero() {
+    let Some(mut scheduler) = load(SchedulerOptions::default()) else { return };
+    let hog = Child::start(|_, _| {
+        loop {
+            std::hint::spin_loop();
+        }
+    });
+    scheduler.track(vm(1), &[hog.tgid()]).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(counters(&scheduler.drain(), vm(1)).run_ns > 20 * MS);
+    scheduler.untrack(vm(1)).unwrap();
+    assert!(scheduler.drain().vms.is_empty());
+    scheduler.track(vm(2), &[hog.tgid()]).unwrap();
+    let first = counters(&scheduler.drain(), vm(2));
+    assert!(first.run_ns < 20 * MS, "{} ns were inherited", first.run_ns);
+    std::thread::sleep(Duration::from_millis(200));
+    let then = counters(&scheduler.drain(), vm(2));
+    assert!(then.run_ns > first.run_ns + 20 * MS, "{} ns after {}", then.run_ns, first.run_ns);
+}
+
+#[test]
+fn a_process_no_longer_named_leaves_its_counts_with_the_vm() {
+    let Some(mut scheduler) = load(SchedulerOptions::default()) else { return };
+    let spinner = || {
+        let mut child = Child::start(|_, done| {
+            say_done(done);
+            spin_for(150);
+            say_done(done);
+        });
+        child.wait_done();
+        child
+    };
+    let mut first = spinner();
+    scheduler.track(vm(1), &[first.tgid()]).unwrap();
+    first.wait_done();
+    let before = counters(&scheduler.drain(), vm(1));
+    let mut second = spinner();
+    scheduler.track(vm(1), &[second.tgid()]).unwrap();
+    second.wait_done();
+    let after = counters(&scheduler.drain(), vm(1));
+    assert_eq!(after.threads, 1);
+    assert!(before.run_ns > 100 * MS, "{} ns", before.run_ns);
+    assert!(after.run_ns > before.run_ns + 100 * MS, "{} ns after {}", after.run_ns, before.run_ns);
+}
