@@ -13,14 +13,16 @@ use anyhow::{Context as _, Result, bail};
 
 use self::tally::Tally;
 use crate::env::BIN_DIR;
-use crate::process::{ask, cargo, target_dir};
+use crate::process::{ask, cargo, forget_cargo_run, target_dir, workspace_root};
 use crate::progress::seconds;
-use crate::setup::{self, items::Purpose};
+use crate::setup::{self, facts::Facts, items::Purpose, plan::chosen_toolchain};
 
 /// Everything but benchmarks' peers.
 const NEEDS: &[Purpose] = &[Purpose::Build, Purpose::Lab, Purpose::Test];
 /// Without the end-to-end tests there is no lab.
 const NEEDS_QUICK: &[Purpose] = &[Purpose::Build, Purpose::Test];
+/// Little-endian eBPF: every architecture that KVM hosts of today have.
+const BPF_TARGET: &str = "bpfel-unknown-none";
 /// A fetch slower than a kilobyte a second for this long will not finish in time to be of use.
 const ADVISORY_FETCH_PATIENCE_S: &str = "20";
 
@@ -42,6 +44,7 @@ pub fn run(args: &Args) -> Result<bool> {
     let mut report = Report::default();
     report.step("format", || status(cargo().args(["fmt", "--all", "--check"])));
     report.step("lint", || status(cargo().args(["clippy", "--locked", "--all-targets", "--", "-D", "warnings"])));
+    report.step("lint eBPF", lint_ebpf);
     report.step("dependencies", || {
         status(cargo().args(["deny", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))
     });
@@ -114,6 +117,22 @@ fn status(command: &mut Command) -> Result<Outcome> {
     } else {
         Outcome::Failed(Tally::default(), status.to_string())
     })
+}
+
+/// The eBPF programs have a compiler and a target of their own, so they are no default member of the workspace.
+fn lint_ebpf() -> Result<Outcome> {
+    let facts = Facts::of_this_machine();
+    let (toolchain, _) = chosen_toolchain(&facts).context("the eBPF toolchain is gone since setup")?;
+    let mut command = Command::new("rustup");
+    forget_cargo_run(&mut command);
+    command.current_dir(workspace_root()).stdin(Stdio::null());
+    command.args(["run", toolchain, "cargo", "clippy", "--locked", "--package", "gnomon-agent-ebpf", "--release"]);
+    command.args(["--target", BPF_TARGET, "-Z", "build-std=core", "--target-dir"]).arg(target_dir().join("lint-ebpf"));
+    command.args(["--", "-D", "warnings"]);
+    // As aya-build does: a stable compiler must accept -Z, and aya-ebpf asks for the traced machine's architecture.
+    command.env("RUSTC_BOOTSTRAP", "1");
+    command.env("CARGO_ENCODED_RUSTFLAGS", format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH));
+    status(&mut command)
 }
 
 /// Advisories live in a database that is fetched; a machine that cannot reach it has the other checks still.

@@ -7,7 +7,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::items::{BPF_LINKER, COMPONENTS, LINKED_TOOLCHAIN, PACKAGES, TOOLS};
+use super::items::{
+    BPF_LINKER, BPF_LINKER_LLVM, COMPONENTS, DEBIAN_CLIPPY_PACKAGE, DEBIAN_TOOLCHAIN_PACKAGES, LINKED_TOOLCHAIN,
+    PACKAGES, TOOLS,
+};
 use super::version::{LinkedLlvm, Version, llvm_major_of_rustc};
 use crate::env::BPF_TOOLCHAIN;
 use crate::process::ask;
@@ -21,6 +24,8 @@ pub struct Rustc {
     pub llvm: u32,
     /// Whether the library's sources are there, for `-Z build-std=core`.
     pub library_source: bool,
+    /// Whether it brings clippy.
+    pub clippy: bool,
 }
 
 /// bpf-linker, as found on PATH.
@@ -80,8 +85,9 @@ impl Facts {
             candidates.iter().filter_map(|name| Some(((*name).to_owned(), rustc_of(name)?))).collect();
 
         let mut names: BTreeSet<String> = PACKAGES.iter().map(|package| package.name.to_owned()).collect();
-        names.extend(super::items::DEBIAN_TOOLCHAIN_PACKAGES.iter().map(|name| (*name).to_owned()));
-        names.extend(super::items::BPF_LINKER_LLVM.map(super::plan::llvm_package));
+        names.extend(DEBIAN_TOOLCHAIN_PACKAGES.iter().map(|name| (*name).to_owned()));
+        names.insert(DEBIAN_CLIPPY_PACKAGE.to_owned());
+        names.extend(BPF_LINKER_LLVM.map(super::plan::llvm_package));
 
         Self {
             root: rustix::process::geteuid().is_root(),
@@ -116,11 +122,12 @@ fn rustc_of(toolchain: &str) -> Option<Rustc> {
     };
     let answer = rustc(&["-vV"])?;
     let sysroot = rustc(&["--print", "sysroot"])?;
-    let source = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/src/lib.rs");
+    let sysroot = Path::new(sysroot.trim());
     Some(Rustc {
         version: Version::find(&answer)?,
         llvm: llvm_major_of_rustc(&answer)?,
-        library_source: source.exists(),
+        library_source: sysroot.join("lib/rustlib/src/rust/library/core/src/lib.rs").exists(),
+        clippy: sysroot.join("bin/clippy-driver").exists(),
     })
 }
 

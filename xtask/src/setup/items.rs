@@ -185,5 +185,7 @@ pub const BPF_LINKER_TYPICAL_S: u32 = 90;
 pub const LINKED_TOOLCHAIN: &str = "bpf";
 /// Debian's compiler with matching library sources: together what `-Z build-std` needs.
 pub const DEBIAN_TOOLCHAIN_PACKAGES: &[&str] = &["rustc-web", "rust-web-src"];
+/// The lints of Debian's compiler.
+pub const DEBIAN_CLIPPY_PACKAGE: &str = "rust-web-clippy";
 /// LLVM of Debian's compiler, assumed until that is installed and can be asked.
 pub const DEBIAN_TOOLCHAIN_LLVM: u32 = 22;

@@ -9,8 +9,8 @@ use std::fmt::Write as _;
 
 use super::facts::{Apt, Facts, Rustc};
 use super::items::{
-    BPF_LINKER, BPF_LINKER_LLVM, BPF_LINKER_PINNED, BPF_LINKER_TYPICAL_S, COMPONENTS, DEBIAN_TOOLCHAIN_LLVM,
-    DEBIAN_TOOLCHAIN_PACKAGES, LINKED_TOOLCHAIN, PACKAGES, Purpose, TOOLS,
+    BPF_LINKER, BPF_LINKER_LLVM, BPF_LINKER_PINNED, BPF_LINKER_TYPICAL_S, COMPONENTS, DEBIAN_CLIPPY_PACKAGE,
+    DEBIAN_TOOLCHAIN_LLVM, DEBIAN_TOOLCHAIN_PACKAGES, LINKED_TOOLCHAIN, PACKAGES, Purpose, TOOLS,
 };
 use super::version::LinkedLlvm;
 
@@ -159,6 +159,7 @@ pub fn plan(facts: &Facts, purposes: &[Purpose]) -> Plan {
     }
     if purposes.contains(&Purpose::Test) {
         draft.components();
+        draft.bpf_clippy();
     }
     for tool in TOOLS.iter().filter(|tool| purposes.contains(&tool.purpose)) {
         draft.tool(tool);
@@ -167,7 +168,7 @@ pub fn plan(facts: &Facts, purposes: &[Purpose]) -> Plan {
 }
 
 /// The toolchain that agent/build.rs takes: `BPF_TOOLCHAIN`, else a nightly with sources, else the linked one.
-fn chosen_toolchain(facts: &Facts) -> Option<(&str, &Rustc)> {
+pub fn chosen_toolchain(facts: &Facts) -> Option<(&str, &Rustc)> {
     let usable = |name: &str| facts.toolchains.get_key_value(name).filter(|(_, rustc)| rustc.library_source);
     let found = match &facts.bpf_toolchain {
         Some(name) => usable(name),
@@ -319,6 +320,25 @@ impl Draft<'_> {
             }
             self.find(component, Purpose::Test, why, state);
         }
+    }
+
+    /// The lints of the eBPF programs' compiler, which is not the workspace's.
+    fn bpf_clippy(&mut self) {
+        const WHY: &str = "checks the eBPF programs";
+        let state = match chosen_toolchain(self.facts) {
+            // Which lints depends on which compiler: next round.
+            None => Err("needs the eBPF toolchain (--for build)".to_owned()),
+            Some((name, rustc)) if rustc.clippy => Ok(format!("{name}'s")),
+            Some((LINKED_TOOLCHAIN, _)) => {
+                self.install_package(DEBIAN_CLIPPY_PACKAGE);
+                Err("not installed".to_owned())
+            }
+            Some((name, _)) => {
+                self.after_apt.push(Step::new(&["rustup", "component", "add", "clippy", "--toolchain", name]));
+                Err(format!("{name} lacks it"))
+            }
+        };
+        self.find("eBPF clippy", Purpose::Test, WHY, state);
     }
 
     fn tool(&mut self, tool: &super::items::Tool) {

@@ -4,7 +4,7 @@ use crate::setup::items::EVERY_PURPOSE;
 use crate::setup::version::Version;
 
 fn rustc(llvm: u32, library_source: bool) -> Rustc {
-    Rustc { version: Version(1, 96, 0), llvm, library_source }
+    Rustc { version: Version(1, 96, 0), llvm, library_source, clippy: true }
 }
 
 fn linker(llvm: LinkedLlvm) -> Option<Linker> {
@@ -161,4 +161,17 @@ fn a_tool_that_is_too_old_is_replaced() {
     let plan = plan(&facts, &[Purpose::Test]);
     assert_eq!(plan.missing().map(|finding| finding.item.as_str()).collect::<Vec<_>>(), ["cargo-nextest"]);
     assert!(lines(&plan)[0].contains("cargo install cargo-nextest --version=0.9.151"));
+}
+
+#[test]
+fn the_lints_of_the_ebpf_programs_come_from_where_their_compiler_came() {
+    let mut facts = complete();
+    let lacking = Rustc { clippy: false, ..rustc(22, true) };
+    facts.toolchains.insert("bpf".to_owned(), lacking.clone());
+    facts.apt = Apt::Offers([DEBIAN_CLIPPY_PACKAGE.to_owned()].into());
+    assert!(lines(&plan(&facts, &[Purpose::Test]))[1].ends_with(DEBIAN_CLIPPY_PACKAGE));
+    facts.toolchains.insert("nightly".to_owned(), lacking);
+    assert_eq!(lines(&plan(&facts, &[Purpose::Test])), ["rustup component add clippy --toolchain nightly"]);
+    facts.toolchains.clear();
+    assert_eq!(lines(&plan(&facts, &[Purpose::Test])), [""; 0], "it waits for the toolchain");
 }
