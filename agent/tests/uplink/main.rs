@@ -1,0 +1,358 @@
+//! The uplink against a brain in this process, over real QUIC and TLS on loopback; the executor and its ledger are the real ones too.
+
+mod brain;
+
+use brain::{Authority, Brain, PATIENCE, soon};
+use gnomon_agent::actuate::{ActuateError, Actuator};
+use gnomon_agent::command::clock::Clock;
+use gnomon_agent::command::executor::{self, Executor, Policy};
+use gnomon_agent::command::judge::Sighting;
+use gnomon_agent::command::ledger::Ledger;
+use gnomon_agent::command::{self, VmDirectory};
+use gnomon_agent::sample::HostReport;
+use gnomon_agent::uplink::{self, Spool, Uplink, identity};
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{
+    Action, AgentEpoch, AgentMessage, BrainMessage, Command, CommandId, CpuBounds, Fence, HostFacts, HostId,
+    HostWindow, Losses, OutcomeResult, RefusalCode, Sequence, VERSIONS, VmId,
+};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
+use std::path::Path;
+use std::time::Instant;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// The one VM, whose limit is whatever was applied last.
+struct OneVm(Option<f64>);
+
+impl Actuator for OneVm {
+    fn in_force(&mut self, _: VmId) -> Result<Option<f64>, ActuateError> {
+        Ok(self.0)
+    }
+
+    fn apply(&mut self, _: VmId, target_cores: Option<f64>) -> Result<Option<f64>, ActuateError> {
+        self.0 = target_cores;
+        Ok(target_cores)
+    }
+}
+
+struct Everywhere;
+
+impl VmDirectory for Everywhere {
+    fn find(&self, _: VmId) -> (Sighting, Option<String>) {
+        (Sighting::Active { vcpus: 4 }, None)
+    }
+}
+
+/// An agent without sampler and libvirt.
+struct Agent {
+    reports: mpsc::Sender<HostReport>,
+    registry: Registry,
+    stop: CancellationToken,
+    running: JoinHandle<()>,
+    _folder: tempfile::TempDir,
+}
+
+impl Agent {
+    fn start(address: String, identity_of: &Authority, trusted: &Authority) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self::start_in(folder, address, identity_of, trusted)
+    }
+
+    fn start_in(folder: tempfile::TempDir, address: String, identity_of: &Authority, trusted: &Authority) -> Self {
+        let [ca, certificate, key] = identity_of.write_agent(folder.path(), trusted);
+        let mut registry = Registry::default();
+        let clock = Clock::new().unwrap();
+        let command_metrics = command::Metrics::register(&mut registry);
+        let (commands, epoch) = executor(&folder.path().join("commands.redb"), clock, command_metrics.clone());
+        let uplink = Uplink {
+            address,
+            server_name: "gnomon-brain".to_owned(),
+            tls: identity::load(&ca, &certificate, &key).unwrap(),
+            host: HostId::new("host-1").unwrap(),
+            epoch,
+            facts: Box::new(facts),
+            commands,
+            clock,
+            metrics: uplink::Metrics::register(&mut registry),
+            command_metrics,
+            spool: Spool::default(),
+        };
+        let stop = CancellationToken::new();
+        let (reports, taken) = mpsc::channel(16);
+        let running = tokio::spawn(uplink.run(taken, 1, stop.clone()));
+        Self { reports, registry, stop, running, _folder: folder }
+    }
+
+    async fn measure(&self, times: u32) {
+        for _ in 0..times {
+            self.reports.send(report()).await.unwrap();
+        }
+    }
+
+    fn metrics(&self) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).unwrap();
+        text
+    }
+
+    /// Waits until `/metrics` would show this line.
+    async fn shows(&self, line: &str) {
+        let patience = Instant::now() + PATIENCE;
+        while !self.metrics().lines().any(|shown| shown == line) {
+            assert!(Instant::now() < patience, "no {line:?} in\n{}", self.metrics());
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        soon(self.running).await.unwrap();
+    }
+}
+
+fn executor(ledger: &Path, clock: Clock, metrics: command::Metrics) -> (command::Commands, AgentEpoch) {
+    let ledger = Ledger::open(ledger).unwrap();
+    let epoch = ledger.raise_epoch().unwrap();
+    let policy = Policy { bounds: facts().cpu_bounds, dry_run: false };
+    let executor = Executor::new(ledger, Box::new(OneVm(None)), Box::new(Everywhere), policy, clock, metrics);
+    (executor::spawn(executor).unwrap().0, epoch)
+}
+
+fn facts() -> HostFacts {
+    HostFacts {
+        capacity_cores: 2.0,
+        memory_bytes: 1 << 30,
+        kernel: "6.1".to_owned(),
+        hypervisor: String::new(),
+        cpu_bounds: CpuBounds { floor_cores: 0.1, ceiling_cores: 4.0 },
+        dry_run: false,
+    }
+}
+
+fn report() -> HostReport {
+    HostReport {
+        start: Timestamp::from_unix_ms(10_000),
+        window_ms: 10_000,
+        host_window: HostWindow::default(),
+        vms: Vec::new(),
+        inventory_complete: true,
+        losses: Losses { samples_skipped: 3, ..Losses::default() },
+    }
+}
+
+fn command(number: u64, cores: f64) -> Command {
+    Command {
+        id: CommandId { term: 5, number },
+        vm: VmId(Uuid::from_u128(1)),
+        action: Action::SetCpuQuota { cores },
+        fence: Fence { term: 5, generation: number },
+        time_to_live_ms: 60_000,
+        reason: "a surge is coming".to_owned(),
+    }
+}
+
+fn pair() -> (Authority, Brain) {
+    let authority = Authority::new();
+    let brain = Brain::listen(&authority);
+    (authority, brain)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reports_are_sent_again_after_a_reconnect_from_where_the_brain_stopped() {
+    let (authority, brain) = pair();
+    let agent = Agent::start(brain.address(), &authority, &authority);
+    agent.measure(3).await;
+
+    let mut session = brain.greeted().await;
+    assert_eq!(session.hello.host.as_str(), "host-1");
+    assert_eq!((session.hello.epoch, session.hello.versions), (AgentEpoch(1), VERSIONS));
+    assert_eq!(session.hello.fence_highest, None);
+    session.welcome(5, 0).await;
+    let mut reports = session.reports().await;
+    let first = reports.next().await;
+    assert_eq!((first.sequence, first.losses.samples_skipped), (Sequence(1), 3));
+    reports.acknowledge(&first).await;
+    assert_eq!(reports.next().await.sequence, Sequence(2));
+    assert_eq!(reports.next().await.sequence, Sequence(3));
+    agent.shows("gnomon_agent_reports_acknowledged_total 1").await;
+    agent.shows("gnomon_agent_uplink_connected 1").await;
+
+    // The brain dies with report 2 stored but not acknowledged, and comes back.
+    session.connection.close(7_u32.into(), b"the brain stops");
+    agent.shows("gnomon_agent_uplink_connected 0").await;
+    agent.measure(1).await;
+    let mut session = brain.greeted().await;
+    session.welcome(6, 2).await;
+    let mut reports = session.reports().await;
+    assert_eq!(reports.next().await.sequence, Sequence(3));
+    assert_eq!(reports.next().await.sequence, Sequence(4));
+    agent.shows("gnomon_agent_uplink_failures_total{kind=\"closed\"} 1").await;
+    agent.shows("gnomon_agent_reports_waiting 2").await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_is_carried_out_and_its_outcome_repeated_until_acknowledged() {
+    let (authority, brain) = pair();
+    let agent = Agent::start(brain.address(), &authority, &authority);
+    let mut session = brain.greeted().await;
+    session.welcome(5, 0).await;
+    session.say(BrainMessage::Command(command(1, 1.5))).await;
+    let AgentMessage::Outcome(outcome) = session.hear().await else { panic!("no outcome") };
+    assert_eq!(outcome.id, CommandId { term: 5, number: 1 });
+    assert!(
+        matches!(outcome.result, OutcomeResult::Applied { before_cores: None, after_cores: Some(1.5), took_us: 1.. }),
+        "{outcome:?}"
+    );
+    session.connection.close(0_u32.into(), b"lost before it was acknowledged");
+
+    let mut session = brain.greeted().await;
+    assert_eq!(session.hello.fence_highest, Some(Fence { term: 5, generation: 1 }));
+    session.welcome(5, 0).await;
+    assert_eq!(session.hear().await, AgentMessage::Outcome(outcome.clone()));
+    session.say(BrainMessage::OutcomeAck { id: outcome.id }).await;
+    agent.shows("gnomon_agent_outcomes_pending 0").await;
+    // The brain repeats the command: applied once, answered twice.
+    session.say(BrainMessage::Command(command(1, 1.5))).await;
+    assert_eq!(session.hear().await, AgentMessage::Outcome(outcome));
+    agent.shows("gnomon_agent_commands_total{result=\"applied\"} 1").await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outcome_survives_the_agent_and_its_epoch_rises() {
+    let (authority, brain) = pair();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("commands.redb");
+    let agent = Agent::start_in(folder, brain.address(), &authority, &authority);
+    let mut session = brain.greeted().await;
+    session.welcome(5, 0).await;
+    session.say(BrainMessage::Command(command(1, 1.5))).await;
+    let outcome = session.hear().await;
+    // What a kill -9 leaves behind.
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(&path, folder.path().join("commands.redb")).unwrap();
+    agent.stop().await;
+
+    let agent = Agent::start_in(folder, brain.address(), &authority, &authority);
+    let mut session = brain.greeted().await;
+    assert_eq!(session.hello.epoch, AgentEpoch(2));
+    session.welcome(5, 0).await;
+    assert_eq!(session.hear().await, outcome);
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopping_agent_says_so() {
+    let (authority, brain) = pair();
+    let agent = Agent::start(brain.address(), &authority, &authority);
+    let mut session = brain.greeted().await;
+    session.welcome(5, 0).await;
+    agent.shows("gnomon_agent_uplink_connected 1").await;
+    agent.stop().await;
+    assert_eq!(session.closed().await, (0, "the agent stops".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_brain_of_a_foreign_authority_is_not_talked_to() {
+    let (_, brain) = pair();
+    let ours = Authority::new();
+    let agent = Agent::start(brain.address(), &ours, &ours);
+    let error = brain.connection().await.unwrap_err().to_string();
+    assert!(error.contains("certificate") || error.contains("CA") || error.contains("issuer"), "{error}");
+    agent.shows("gnomon_agent_uplink_failures_total{kind=\"tls\"} 1").await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_of_a_foreign_authority_learns_that_it_is_refused() {
+    let (authority, brain) = pair();
+    let agent = Agent::start(brain.address(), &Authority::new(), &authority);
+    assert!(brain.connection().await.is_err());
+    agent.shows("gnomon_agent_uplink_failures_total{kind=\"tls_peer\"} 1").await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_are_counted_by_their_code() {
+    let (authority, brain) = pair();
+    let agent = Agent::start(brain.address(), &authority, &authority);
+    let mut session = brain.greeted().await;
+    let reason = "the agent speaks versions 1..=1, the brain 2..=3; update the agent".to_owned();
+    session.say(BrainMessage::Refused { code: RefusalCode::Version, reason }).await;
+    let (code, reason) = session.closed().await;
+    assert_eq!(code, 0);
+    assert!(reason.contains("update the agent"), "{reason}");
+    agent.shows("gnomon_agent_uplink_failures_total{kind=\"refused_version\"} 1").await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_that_was_not_offered_is_refused() {
+    let (authority, brain) = pair();
+    let agent = Agent::start(brain.address(), &authority, &authority);
+    let mut session = brain.greeted().await;
+    let version = VERSIONS.max + 1;
+    let welcome = gnomon_common::wire::Welcome { version, term: 5, heartbeat_ms: 200, acknowledged: Sequence(0) };
+    session.say(BrainMessage::Welcome(welcome)).await;
+    let (code, reason) = session.closed().await;
+    assert_eq!(code, 3);
+    assert!(reason.contains("not offered"), "{reason}");
+    agent.shows("gnomon_agent_uplink_failures_total{kind=\"protocol\"} 1").await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn oversized_and_garbled_frames_end_the_connection_with_a_reason() {
+    let (authority, brain) = pair();
+    for (bytes, kind) in
+        [(&u32::MAX.to_le_bytes()[..], "frame_too_large"), (&[3, 0, 0, 0, 250, 250, 250][..], "frame_malformed")]
+    {
+        let agent = Agent::start(brain.address(), &authority, &authority);
+        let mut session = brain.greeted().await;
+        session.welcome(5, 0).await;
+        soon(session.control_out.write_all(bytes)).await.unwrap();
+        let (code, reason) = session.closed().await;
+        assert_eq!(code, 3);
+        assert!(reason.contains("invalid frame"), "{reason}");
+        agent.shows(&format!("gnomon_agent_uplink_failures_total{{kind=\"{kind}\"}} 1")).await;
+        agent.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_acknowledgement_of_what_was_never_made_ends_the_connection() {
+    let (authority, brain) = pair();
+    let agent = Agent::start(brain.address(), &authority, &authority);
+    agent.measure(1).await;
+    let mut session = brain.greeted().await;
+    session.welcome(5, 0).await;
+    let mut reports = session.reports().await;
+    let mut report = reports.next().await;
+    report.sequence = Sequence(9);
+    reports.acknowledge(&report).await;
+    let (code, reason) = session.closed().await;
+    assert_eq!(code, 3);
+    assert!(reason.contains("acknowledges report Sequence(9)"), "{reason}");
+    agent.shows("gnomon_agent_reports_waiting 1").await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_brain_is_lost_after_three_heart_beats() {
+    let (authority, brain) = pair();
+    let agent = Agent::start(brain.address(), &authority, &authority);
+    let mut session = brain.greeted().await;
+    session.welcome_with_heartbeat(5, 0, 200).await;
+    let before = Instant::now();
+    let (code, reason) = session.closed().await;
+    assert_eq!(code, 6);
+    assert!(reason.contains("heart-beats"), "{reason}");
+    assert!(before.elapsed().as_millis() >= 550, "given up after {:?} of 3 x 200 ms", before.elapsed());
+    agent.shows("gnomon_agent_uplink_failures_total{kind=\"silent\"} 1").await;
+    agent.stop().await;
+}
