@@ -67,7 +67,8 @@ pub struct Forecast {
     pub season_ms: Option<u64>,
     /// Which model made it, for people.
     pub model: String,
-    /// Mean absolute error of one-season-ahead (or, without season, one-step) forecasts over that of the naive forecast: below 1 is skill.
+    /// Mean absolute error over that of the naive forecast: with a season, of forecasts a quarter of it ahead over "the same as a
+    /// season ago"; without, of one-step forecasts over "the same as the last step". Below 1 is skill.
     pub relative_error: Option<f64>,
     /// The quantiles, step by step.
     pub steps: Vec<Quantiles>,

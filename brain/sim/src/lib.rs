@@ -1,1 +1,21 @@
-//! x
+//! A deterministic world of hosts and VMs that drives the very same core as the brain does.
+//!
+//! A [`Scenario`] says who lives in the world and what befalls them; [`World::step`] advances it by a second; [`run`] plays it to
+//! the end and returns time series and an event log. Guests want CPU by a schedule, hosts give it within quotas and capacity,
+//! agents measure both ends of demand and judge commands as the real ones do, links fail, agents and the brain restart. The brain in
+//! it is `gnomon-core` behind `handle` and `poll_output`, nothing else. The same scenario and seed give the same bytes. This crate
+//! opens no socket or file and reads no clock.
+
+mod agent;
+mod brain;
+pub mod demo;
+mod guest;
+pub mod run;
+pub mod scenario;
+pub mod score;
+pub mod world;
+
+pub use demo::demo_fleet;
+pub use run::{Run, run};
+pub use scenario::{Event, HostSpec, Load, Scenario, Timed, VmSpec};
+pub use world::{Snapshot, VmSnapshot, World};

@@ -104,7 +104,7 @@ impl Core {
         match self.policy.mode {
             Mode::Observe => lines.push("The policy's mode is observe: no plan is made.".to_owned()),
             Mode::Recommend => {
-                lines.push("The policy's mode is recommend: plans are shown, not carried out.".to_owned())
+                lines.push("The policy's mode is recommend: plans are shown, not carried out.".to_owned());
             }
             Mode::Auto => {}
         }

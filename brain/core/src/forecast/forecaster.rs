@@ -8,9 +8,13 @@ use super::seasonal::Seasonal;
 use crate::history::{Interval, Step};
 use crate::view::Quantiles;
 
-/// The season must have erred less than this share of the level's errors, one period ahead, to be used: a forecast that is
-/// hardly better than none does not justify acting before the demand is there.
+/// The season must have erred less than this share of the level's errors to be used: a forecast that is hardly better than none
+/// does not justify acting before the demand is there.
 const SEASON_ERROR_SHARE_MAX: f64 = 0.7;
+
+/// Both are compared this part of a period ahead. A whole period would be the one distance at which "as now" is a seasonal forecast,
+/// too; a few steps would be won by whoever follows the last step best.
+const SCORE_AHEAD_PERIODS: f64 = 0.25;
 
 /// Part of a period that must have been scored before the season may speak.
 const SCORED_PERIODS_MIN: f64 = 0.75;
@@ -38,19 +42,14 @@ pub(crate) struct Forecaster {
 struct Season {
     model: Seasonal,
     errors: Errors,
-    ahead: VecDeque<Option<Ahead>>,
+    /// What season and level expected of the steps to come, oldest first.
+    ahead: VecDeque<Option<(f64, f64)>>,
+    /// The values of one period: what "the same as a season ago" expects.
+    ago: VecDeque<Option<f64>>,
     score: Score,
 }
 
-/// What was expected one period ahead.
-#[derive(Clone, Copy, Debug)]
-struct Ahead {
-    season: f64,
-    level: f64,
-    naive: f64,
-}
-
-/// Decayed sums of absolute errors one period ahead.
+/// Decayed sums of absolute errors.
 #[derive(Clone, Copy, Debug, Default)]
 struct Score {
     steps: f64,
@@ -66,6 +65,7 @@ impl Forecaster {
             model: Seasonal::new(steps),
             errors: Errors::new(horizon_steps),
             ahead: VecDeque::new(),
+            ago: VecDeque::new(),
             score: Score::default(),
         });
         let (level, level_errors) = (Level::new(), Errors::new(horizon_steps));
@@ -103,14 +103,8 @@ impl Forecaster {
         self.next += 1;
         let (next, level) = (self.next, self.level.value());
         self.level_errors.predict(|_| level.map(|value| Prediction { value, scale: LEVEL_SCALE }));
-        if let Some(Season { model, errors, ahead, .. }) = &mut self.season {
-            errors.predict(|ahead| model.predict(next - 1 + ahead as u64, ahead));
-            let period = model.period_steps().round() as usize;
-            let season = model.predict(next - 1 + period as u64, period);
-            ahead.push_back(match (season, level, value) {
-                (Some(season), Some(level), Some(naive)) => Some(Ahead { season: season.value, level, naive }),
-                _ => None,
-            });
+        if let Some(season) = &mut self.season {
+            season.expect(next, level, value);
         }
     }
 
@@ -169,7 +163,7 @@ impl Forecaster {
         demand.max(0.0).min(cores_max.max(0.0))
     }
 
-    /// Mean absolute error over that of the naive forecast (one period ahead with a season, else one step ahead); below 1 is
+    /// Mean absolute error over that of the naive forecast ("as a season ago" with a season, else "as the last step"); below 1 is
     /// skill. `None` while there is nothing to compare.
     pub(crate) fn relative_error(&self) -> Option<f64> {
         let (error, naive) = match self.earned() {
@@ -181,21 +175,38 @@ impl Forecaster {
 }
 
 impl Season {
+    /// Compares what was expected of a step with what it brought.
     fn score(&mut self, step: Option<Interval>) {
         self.errors.score(step);
-        let period_steps = self.model.period_steps();
-        if self.ahead.len() < period_steps.round() as usize {
-            return;
-        }
-        if let (Some(Some(ahead)), Some(step)) = (self.ahead.pop_front(), step) {
-            let error = |expected: f64| (step.nearest(expected) - expected).abs();
-            let keep = 1.0 - 1.0 / (SCORE_PERIODS * period_steps).max(1.0);
-            let score = &mut self.score;
-            score.steps += 1.0;
-            score.season = score.season * keep + error(ahead.season);
-            score.level = score.level * keep + error(ahead.level);
-            score.naive = score.naive * keep + error(ahead.naive);
-        }
+        let ahead = if self.ahead.len() < self.ahead_steps() { None } else { self.ahead.pop_front().flatten() };
+        let ago = if self.ago.len() < self.period_steps() { None } else { self.ago.pop_front().flatten() };
+        let (Some((season, level)), Some(naive), Some(step)) = (ahead, ago, step) else { return };
+        let error = |expected: f64| (step.nearest(expected) - expected).abs();
+        let keep = 1.0 - 1.0 / (SCORE_PERIODS * self.model.period_steps()).max(1.0);
+        let score = &mut self.score;
+        score.steps += 1.0;
+        score.season = score.season * keep + error(season);
+        score.level = score.level * keep + error(level);
+        score.naive = score.naive * keep + error(naive);
+    }
+
+    /// Notes what is expected after the step before `next`, which brought `value`.
+    fn expect(&mut self, next: u64, level: Option<f64>, value: Option<f64>) {
+        let model = &self.model;
+        let scaled = model.is_calibrated();
+        self.errors.predict(|ahead| model.predict(next - 1 + ahead as u64, ahead).filter(|_| scaled));
+        let steps = self.ahead_steps();
+        let season = self.model.predict(next - 1 + steps as u64, steps);
+        self.ahead.push_back(season.map(|season| season.value).zip(level));
+        self.ago.push_back(value);
+    }
+
+    fn period_steps(&self) -> usize {
+        self.model.period_steps().round() as usize
+    }
+
+    fn ahead_steps(&self) -> usize {
+        ((self.model.period_steps() * SCORE_AHEAD_PERIODS) as usize).max(1)
     }
 
     fn is_earned(&self) -> bool {

@@ -17,6 +17,12 @@ const DEVIATION_DAMPING: f64 = 0.97;
 /// An error counts for at most this many usual errors in the deviation: a surge that comes a step late is no shift in level.
 const ERROR_CLIP: f64 = 3.0;
 
+/// How much of each step's error the usual error takes in.
+const ERROR_GAIN: f64 = 0.05;
+
+/// So many errors make a usual one; they are averaged.
+const COMPARED_MIN: u32 = 12;
+
 /// Visits' worth of trust in the usual error of all places, for the usual error of one.
 const POOLED_VISITS: f64 = 1.0;
 
@@ -31,6 +37,7 @@ pub(super) struct Seasonal {
     deviation: f64,
     /// Usual absolute error over all places, in cores.
     error: f64,
+    compared: u32,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,11 +52,16 @@ impl Seasonal {
     pub(super) fn new(period_steps: f64) -> Self {
         // Places a little longer than a step: none is skipped, however the fractions fall.
         let places = vec![Place::default(); (period_steps as usize).max(1)];
-        Self { period_steps, places, deviation: 0.0, error: SCALE_MIN }
+        Self { period_steps, places, deviation: 0.0, error: 0.0, compared: 0 }
     }
 
     pub(super) fn period_steps(&self) -> f64 {
         self.period_steps
+    }
+
+    /// Whether its errors are known well enough to be a scale.
+    pub(super) fn is_calibrated(&self) -> bool {
+        self.compared > COMPARED_MIN
     }
 
     fn place(&self, step: u64) -> usize {
@@ -97,7 +109,10 @@ impl Seasonal {
         place.value += gain * (value - place.value);
         let error_gain = PROFILE_GAIN.max(1.0 / f64::from(place.visits - 1));
         place.error += error_gain * (error.abs() - place.error);
-        self.error += DEVIATION_GAIN * 0.5 * (error.abs() - self.error);
+        self.compared = self.compared.saturating_add(1);
+        // Later, edges of surges that come a step late are clipped: they belong to their place, not to all places.
+        let typical = if self.is_calibrated() { error.abs().min(ERROR_CLIP * usual) } else { error.abs() };
+        self.error += ERROR_GAIN.max(1.0 / f64::from(self.compared)) * (typical - self.error);
         self.deviation += DEVIATION_GAIN * error.clamp(-ERROR_CLIP * usual, ERROR_CLIP * usual);
     }
 

@@ -1,0 +1,251 @@
+//! A host and its agent: gives CPU within quotas and capacity, measures, reports, judges and carries out commands.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{
+    Action, AgentEpoch, Allocation, Command, CpuBounds, CpuWindow, Fence, HostFacts, HostId, HostWindow, Losses, MeanMax,
+    Outcome, OutcomeResult, RefusedCommand, Report, Sequence, VmId, VmState, VmWindow,
+};
+
+use crate::guest::{Guest, Want};
+use crate::scenario::{HostSpec, VmSpec};
+
+/// Reports kept while the brain is away; the oldest go first. As the real agent, but smaller.
+const SPOOL_REPORTS_MAX: usize = 1000;
+
+/// A VM on a host.
+#[derive(Clone, Debug)]
+pub(crate) struct SimVm {
+    pub(crate) id: VmId,
+    pub(crate) name: String,
+    pub(crate) allocation: Allocation,
+    guest: Guest,
+    /// The latest second.
+    pub(crate) demand_cores: f64,
+    pub(crate) ran_cores: f64,
+    samples: Vec<Sample>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    low: f64,
+    high: f64,
+    throttled: f64,
+}
+
+impl SimVm {
+    pub(crate) fn new(spec: &VmSpec, id: VmId, guest: Guest) -> Self {
+        let allocation = Allocation { quota_cores: spec.quota_cores, vcpus: spec.vcpus, memory_bytes: 1 << 30 };
+        Self {
+            id,
+            name: spec.name.clone(),
+            allocation,
+            guest,
+            demand_cores: 0.0,
+            ran_cores: 0.0,
+            samples: Vec::new(),
+        }
+    }
+}
+
+/// A host with its agent.
+#[derive(Clone, Debug)]
+pub(crate) struct Agent {
+    pub(crate) host: HostId,
+    pub(crate) facts: HostFacts,
+    pub(crate) vms: Vec<SimVm>,
+    pub(crate) running: bool,
+    pub(crate) linked: bool,
+    epoch: AgentEpoch,
+    sequence: Sequence,
+    window_start: Timestamp,
+    spool: VecDeque<Report>,
+    /// Outcomes that were not acknowledged: they survive a restart.
+    pub(crate) outcomes: Vec<Outcome>,
+    answered: BTreeMap<VmId, Outcome>,
+    fences: BTreeMap<VmId, Fence>,
+    baselines: BTreeMap<VmId, Option<f64>>,
+    losses: Losses,
+}
+
+impl Agent {
+    pub(crate) fn new(spec: &HostSpec, start: Timestamp) -> Self {
+        let host = HostId::new(spec.name.clone()).unwrap_or_else(|error| panic!("scenario: {error}"));
+        let facts = HostFacts {
+            capacity_cores: spec.capacity_cores,
+            memory_bytes: 8 << 30,
+            kernel: "simulated".to_owned(),
+            hypervisor: "simulated".to_owned(),
+            cpu_bounds: CpuBounds { floor_cores: spec.floor_cores, ceiling_cores: spec.ceiling_cores },
+            dry_run: spec.dry_run,
+        };
+        Self {
+            host,
+            facts,
+            vms: Vec::new(),
+            running: true,
+            linked: true,
+            epoch: AgentEpoch(1),
+            sequence: Sequence(0),
+            window_start: start,
+            spool: VecDeque::new(),
+            outcomes: Vec::new(),
+            answered: BTreeMap::new(),
+            fences: BTreeMap::new(),
+            baselines: BTreeMap::new(),
+            losses: Losses::default(),
+        }
+    }
+
+    /// Lets the second that begins `t_s` after the start pass.
+    pub(crate) fn second(&mut self, t_s: f64) {
+        let wants: Vec<Want> = self.vms.iter_mut().map(|vm| vm.guest.want(t_s)).collect();
+        let within_quota = |vm: &SimVm, want: &Want| want.demand_cores.min(vm.allocation.cpu_limit_cores());
+        let asked: f64 = self.vms.iter().zip(&wants).map(|(vm, want)| within_quota(vm, want)).sum();
+        let share = (self.facts.capacity_cores / asked.max(1e-9)).min(1.0);
+        for (vm, want) in self.vms.iter_mut().zip(&wants) {
+            let vcpus = f64::from(vm.allocation.vcpus);
+            let limit = want.demand_cores.min(vm.allocation.cpu_limit_cores());
+            let held_back = want.demand_cores - limit;
+            let low = limit * share;
+            let high = (low + held_back + limit * (1.0 - share) + want.wait_cores).min(vcpus);
+            vm.demand_cores = want.demand_cores;
+            vm.ran_cores = low;
+            if self.running {
+                vm.samples.push(Sample { low, high, throttled: (held_back / vcpus).min(1.0) });
+            }
+        }
+    }
+
+    /// Ends the window at `end` and spools its report.
+    pub(crate) fn end_window(&mut self, end: Timestamp) {
+        let start = std::mem::replace(&mut self.window_start, end);
+        if !self.running {
+            self.vms.iter_mut().for_each(|vm| vm.samples.clear());
+            return;
+        }
+        let window_ms = end.since(start).as_millis() as u32;
+        let seconds = (f64::from(window_ms) / 1000.0).max(1.0);
+        let mut vms: Vec<VmWindow> = self
+            .vms
+            .iter_mut()
+            .map(|vm| VmWindow {
+                vm: vm.id,
+                name: vm.name.clone(),
+                state: VmState::Running,
+                cpu: cpu_window(&std::mem::take(&mut vm.samples), seconds),
+                memory: None,
+                allocation: vm.allocation,
+            })
+            .collect();
+        vms.sort_by_key(|window| window.vm);
+        self.sequence.0 += 1;
+        let used = vms.iter().filter_map(|vm| vm.cpu).map(|cpu| cpu.demand_low.mean).sum();
+        let host_window = HostWindow { cpu_cores: MeanMax { mean: used, max: used }, memory_available_bytes: 4 << 30 };
+        self.spool.push_back(Report {
+            host: self.host.clone(),
+            epoch: self.epoch,
+            sequence: self.sequence,
+            start,
+            window_ms,
+            host_window,
+            vms,
+            inventory_complete: true,
+            losses: self.losses,
+        });
+        if self.spool.len() > SPOOL_REPORTS_MAX {
+            self.spool.pop_front();
+            self.losses.reports_dropped += 1;
+        }
+    }
+
+    /// Reports to be sent now: all that wait, oldest first.
+    pub(crate) fn take_reports(&mut self) -> Vec<Report> {
+        if self.running && self.linked { self.spool.drain(..).collect() } else { Vec::new() }
+    }
+
+    pub(crate) fn lose_spool(&mut self) {
+        self.losses.reports_dropped += self.spool.len() as u64;
+        self.spool.clear();
+    }
+
+    /// Starts again, as another life.
+    pub(crate) fn restart(&mut self, now: Timestamp) {
+        self.epoch.0 += 1;
+        self.sequence = Sequence(0);
+        self.window_start = now;
+        self.running = true;
+        self.losses = Losses::default();
+    }
+
+    /// Judges a command that arrived `waited_ms` ago and carries it out.
+    pub(crate) fn obey(&mut self, now: Timestamp, command: &Command, waited_ms: u64) -> Outcome {
+        if let Some(outcome) = self.answered.get(&command.vm).filter(|outcome| outcome.id == command.id) {
+            return outcome.clone();
+        }
+        let result = match self.judge(command, waited_ms) {
+            Err(refused) => OutcomeResult::Refused(refused),
+            Ok(()) if self.facts.dry_run => OutcomeResult::DryRun,
+            Ok(()) => self.apply(command, waited_ms),
+        };
+        let outcome = Outcome { id: command.id, vm: command.vm, at: now, result };
+        self.answered.insert(command.vm, outcome.clone());
+        outcome
+    }
+
+    fn judge(&self, command: &Command, waited_ms: u64) -> Result<(), RefusedCommand> {
+        let vm = self.vms.iter().find(|vm| vm.id == command.vm).ok_or(RefusedCommand::UnknownVm)?;
+        if let Some(&seen) = self.fences.get(&command.vm).filter(|seen| **seen >= command.fence) {
+            return Err(RefusedCommand::StaleFence { seen });
+        }
+        if waited_ms > command.time_to_live_ms {
+            return Err(RefusedCommand::Expired { late_ms: waited_ms - command.time_to_live_ms });
+        }
+        let Action::SetCpuQuota { cores } = command.action else { return Ok(()) };
+        let CpuBounds { floor_cores, ceiling_cores } = self.facts.cpu_bounds;
+        let ceiling_cores = ceiling_cores.min(f64::from(vm.allocation.vcpus));
+        match cores {
+            cores if !(cores.is_finite() && cores > 0.0) => Err(RefusedCommand::Nonsense),
+            cores if cores < floor_cores => Err(RefusedCommand::BelowFloor { floor_cores }),
+            cores if cores > ceiling_cores => Err(RefusedCommand::AboveCeiling { ceiling_cores }),
+            _ => Ok(()),
+        }
+    }
+
+    fn apply(&mut self, command: &Command, waited_ms: u64) -> OutcomeResult {
+        self.fences.insert(command.vm, command.fence);
+        let Some(vm) = self.vms.iter_mut().find(|vm| vm.id == command.vm) else {
+            return OutcomeResult::Refused(RefusedCommand::UnknownVm);
+        };
+        let before_cores = vm.allocation.quota_cores;
+        match command.action {
+            Action::SetCpuQuota { cores } => {
+                self.baselines.entry(command.vm).or_insert(before_cores);
+                vm.allocation.quota_cores = Some(cores);
+            }
+            Action::Release => {
+                if let Some(baseline) = self.baselines.remove(&command.vm) {
+                    vm.allocation.quota_cores = baseline;
+                }
+            }
+        }
+        OutcomeResult::Applied { before_cores, after_cores: vm.allocation.quota_cores, took_us: waited_ms * 1000 }
+    }
+}
+
+fn cpu_window(samples: &[Sample], seconds: f64) -> Option<CpuWindow> {
+    let count = samples.len() as f64;
+    let mean_max = |value: fn(&Sample) -> f64| MeanMax {
+        mean: samples.iter().map(value).sum::<f64>() / count,
+        max: samples.iter().map(value).fold(0.0, f64::max),
+    };
+    (!samples.is_empty()).then(|| CpuWindow {
+        covered: (count / seconds).min(1.0),
+        demand_low: mean_max(|sample| sample.low),
+        demand_high: mean_max(|sample| sample.high),
+        usage: mean_max(|sample| sample.low),
+        throttled: mean_max(|sample| sample.throttled),
+        ..CpuWindow::default()
+    })
+}

@@ -1,0 +1,86 @@
+//! What stands around the core in the brain: a store that survives its death, and what a restart reads from it.
+
+use std::collections::BTreeMap;
+
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{Command, CommandId, HostFacts, HostId, Report};
+use gnomon_core::{CommandRecord, Core, Hold, Policy, Record, Restored, Scope};
+
+/// Reports kept for a restart. The real store keeps them for a time; this many are hours of a small world.
+const REPORTS_MAX: usize = 50_000;
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Store {
+    term: u64,
+    hosts: BTreeMap<HostId, HostFacts>,
+    reports: Vec<Report>,
+    holds: BTreeMap<Scope, Hold>,
+    commands: BTreeMap<CommandId, CommandRecord>,
+}
+
+impl Store {
+    /// Starts a brain on what is stored: the next term.
+    pub(crate) fn start(&mut self, policy: &Policy, seed: u64) -> Core {
+        self.term += 1;
+        let mut core = Core::new(policy.clone(), seed, self.term);
+        for (host, facts) in &self.hosts {
+            core.restore(Restored::Host { host: host.clone(), facts: facts.clone() });
+        }
+        for report in &self.reports {
+            core.restore(Restored::Report(Box::new(report.clone())));
+        }
+        for (scope, &hold) in &self.holds {
+            core.restore(Restored::Hold { scope: scope.clone(), hold });
+        }
+        for record in self.unanswered() {
+            core.restore(Restored::Command(record.clone()));
+        }
+        core
+    }
+
+    /// Synced before the core sees it.
+    pub(crate) fn keep_report(&mut self, report: &Report) {
+        if self.reports.len() == REPORTS_MAX {
+            self.reports.drain(..REPORTS_MAX / 10);
+        }
+        self.reports.push(report.clone());
+    }
+
+    pub(crate) fn persist(&mut self, record: Record) {
+        match record {
+            Record::Host { host, facts, .. } => {
+                self.hosts.insert(host, facts);
+            }
+            Record::Command(record) => {
+                self.commands.insert(record.command.id, record);
+            }
+            Record::Scope { scope, hold: Some(hold) } => {
+                self.holds.insert(scope, hold);
+            }
+            Record::Scope { scope, hold: None } => {
+                self.holds.remove(&scope);
+            }
+            Record::Vm { .. } | Record::Allocation { .. } | Record::Plan(_) | Record::Audit(_) => {}
+        }
+    }
+
+    /// Whether a command was written: it may not be sent before.
+    pub(crate) fn has(&self, command: &Command) -> bool {
+        self.commands.contains_key(&command.id)
+    }
+
+    /// Commands to be sent again to a host that connected, with what is left of their time to live.
+    pub(crate) fn resend(&self, host: &HostId, now: Timestamp) -> Vec<Command> {
+        let mine = self.unanswered().filter(|record| record.host == *host);
+        mine.filter_map(|record| {
+            let waited_ms = now.since(record.issued).as_millis() as u64;
+            let time_to_live_ms = record.command.time_to_live_ms.checked_sub(waited_ms)?;
+            Some(Command { time_to_live_ms, ..record.command.clone() })
+        })
+        .collect()
+    }
+
+    fn unanswered(&self) -> impl Iterator<Item = &CommandRecord> {
+        self.commands.values().filter(|record| record.outcome.is_none() && !record.unanswered)
+    }
+}

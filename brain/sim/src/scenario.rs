@@ -1,0 +1,177 @@
+//! What a world consists of and what befalls it.
+
+use gnomon_core::{OperatorRequest, Policy};
+use serde::{Deserialize, Serialize};
+
+/// A world and its fate. Times are in seconds since its start.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// What it shows.
+    pub name: String,
+    /// Decides every draw: noise, walks, losses.
+    pub seed: u64,
+    /// How long it lasts.
+    pub duration_s: u64,
+    /// The brain's policy.
+    pub policy: Policy,
+    /// Length of the agents' windows.
+    pub window_s: u64,
+    /// What a message between brain and agent takes, in milliseconds.
+    pub link_ms: u64,
+    /// What a resize takes on the host, in milliseconds.
+    pub actuation_ms: u64,
+    /// What a fit takes on the brain's workers, in milliseconds.
+    pub fit_ms: u64,
+    /// Who is there.
+    pub hosts: Vec<HostSpec>,
+    /// What lives there.
+    pub vms: Vec<VmSpec>,
+    /// What happens, in any order.
+    pub events: Vec<Timed>,
+}
+
+/// A host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostSpec {
+    /// Name, a legal host id.
+    pub name: String,
+    /// CPU that its VMs share.
+    pub capacity_cores: f64,
+    /// The agent's own floor for quotas.
+    pub floor_cores: f64,
+    /// The agent's own ceiling for quotas.
+    pub ceiling_cores: f64,
+    /// The agent changes nothing.
+    pub dry_run: bool,
+}
+
+/// A VM.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmSpec {
+    /// Name.
+    pub name: String,
+    /// Where it starts.
+    pub host: String,
+    /// Its vCPUs.
+    pub vcpus: u32,
+    /// Its quota at the start; `None` is unlimited.
+    pub quota_cores: Option<f64>,
+    /// What it wants.
+    pub load: Load,
+    /// Standard deviation of the noise on what it wants, in cores.
+    pub noise_cores: f64,
+    /// Mean of what it waits for CPUs that neighbours use, in cores; drawn anew each second. It blurs measured demand.
+    pub wait_cores: f64,
+}
+
+/// What a guest wants, in cores, over time. Open-loop: what it does not get is lost, not made up for later.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Load {
+    /// Always the same.
+    Flat {
+        /// How much.
+        cores: f64,
+    },
+    /// A day that repeats: base, a rise, a plateau, a fall.
+    Day {
+        /// Length of the day.
+        period_s: f64,
+        /// When the first rise begins.
+        phase_s: f64,
+        /// Outside the surge.
+        base: f64,
+        /// On the plateau.
+        peak: f64,
+        /// From the foot of the rise to the foot of the fall.
+        width_s: f64,
+        /// Length of the rise, and of the fall, within the width.
+        shoulder_s: f64,
+    },
+    /// A random walk, reflected at its bounds.
+    Walk {
+        /// Time between moves.
+        step_s: f64,
+        /// Largest move.
+        step: f64,
+        /// Lower bound.
+        low: f64,
+        /// Upper bound.
+        high: f64,
+    },
+    /// One load, then another.
+    Shift {
+        /// When.
+        at_s: f64,
+        /// The load before.
+        before: Box<Load>,
+        /// The load after; its time starts at the shift.
+        after: Box<Load>,
+    },
+    /// A recorded load, repeated.
+    Trace {
+        /// Time between values.
+        step_s: f64,
+        /// The values.
+        cores: Vec<f64>,
+    },
+}
+
+/// An event and its time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Timed {
+    /// When, in seconds since the start.
+    pub at_s: u64,
+    /// What.
+    pub event: Event,
+}
+
+/// What can befall a world.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// A host and the brain cannot reach each other; the agent spools.
+    LinkDown {
+        /// Which host.
+        host: String,
+        /// For how long.
+        for_s: u64,
+        /// Whether the spool is lost as well.
+        spool_lost: bool,
+    },
+    /// An agent ends and is started again; it measures nothing in between.
+    AgentRestart {
+        /// Which host.
+        host: String,
+        /// For how long it is away.
+        for_s: u64,
+    },
+    /// The brain is killed and started again from its store.
+    BrainRestart {
+        /// For how long it is away.
+        for_s: u64,
+    },
+    /// An operator asks for something.
+    Operator {
+        /// What.
+        request: OperatorRequest,
+    },
+    /// A VM moves.
+    Move {
+        /// Which.
+        vm: String,
+        /// Where to.
+        host: String,
+    },
+    /// Someone sets a VM's quota by hand.
+    SetQuota {
+        /// Which.
+        vm: String,
+        /// To what; `None` is unlimited.
+        cores: Option<f64>,
+    },
+}

@@ -1,0 +1,393 @@
+//! The world: hosts, guests, links, and the brain, second by second.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{Command, HostId, Outcome, Report, VmId};
+use gnomon_core::view::{Forecast, VmView};
+use gnomon_core::{Core, FitJob, Input, OperatorRequest, Output, Record};
+use uuid::Uuid;
+
+use crate::agent::{Agent, SimVm};
+use crate::brain::Store;
+use crate::guest::Guest;
+use crate::scenario::{Event, Scenario};
+
+/// When a world begins: a round number of the year 2026, far from zero so that "long ago" exists.
+const START: Timestamp = Timestamp::from_unix_ms(1_767_225_600_000);
+
+/// The first VM's id; the others follow.
+const FIRST_VM: u128 = 0x676e_6f6d_6f6e_4000_8000_0000_0000_0000;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// What is on its way, or will happen.
+#[derive(Clone, Debug)]
+enum Message {
+    Happens(Event),
+    LinkUp { host: HostId, spool_lost: bool },
+    AgentUp(HostId),
+    BrainUp,
+    Report(Report),
+    Command(HostId, Command),
+    /// A command that was received at this time is done.
+    Done(HostId, Command, Timestamp),
+    Outcome(HostId, Outcome),
+    Fit(Box<FitJob>, u64),
+}
+
+/// A deterministic world.
+#[derive(Debug)]
+pub struct World {
+    scenario: Scenario,
+    agents: BTreeMap<HostId, Agent>,
+    store: Store,
+    /// `None` while the brain is dead.
+    core: Option<Core>,
+    /// Lives of the brain: what belonged to an earlier one is lost.
+    life: u64,
+    messages: BTreeMap<(Timestamp, u64), Message>,
+    sent: u64,
+    second: u64,
+    log: Vec<String>,
+}
+
+/// The world at one instant.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Seconds since the start.
+    pub second: u64,
+    /// The same on the world's clock.
+    pub at: Timestamp,
+    /// Every VM, in the order of the scenario's hosts and VMs.
+    pub vms: Vec<VmSnapshot>,
+}
+
+/// One VM at one instant.
+#[derive(Clone, Debug)]
+pub struct VmSnapshot {
+    /// Id.
+    pub vm: VmId,
+    /// Name.
+    pub name: String,
+    /// Where it is.
+    pub host: HostId,
+    /// What it truly wanted in the last second, in cores. The brain never sees this.
+    pub demand_cores: f64,
+    /// What it got, in cores.
+    pub ran_cores: f64,
+    /// Its quota now, in cores; `None` is unlimited.
+    pub quota_cores: Option<f64>,
+    /// What it may use now, in cores.
+    pub limit_cores: f64,
+    /// What the brain knows of it; `None` while the brain is dead or has not heard of it.
+    pub known: Option<VmView>,
+    /// The brain's forecast, where it has one.
+    pub forecast: Option<Forecast>,
+}
+
+impl World {
+    /// A world at its start. Panics on a scenario that contradicts itself (a VM on no host, a name that is no host id).
+    pub fn new(scenario: Scenario) -> Self {
+        let mut agents: BTreeMap<HostId, Agent> = scenario
+            .hosts
+            .iter()
+            .map(|spec| Agent::new(spec, START))
+            .map(|agent| (agent.host.clone(), agent))
+            .collect();
+        for (index, spec) in scenario.vms.iter().enumerate() {
+            let vm = SimVm::new(spec, vm_id(index), Guest::new(spec, scenario.seed, index as u64));
+            let home = agents.get_mut(&host_id(&spec.host));
+            home.unwrap_or_else(|| panic!("scenario: VM {} is on unknown host {}", spec.name, spec.host)).vms.push(vm);
+        }
+        let mut world = Self {
+            scenario,
+            agents,
+            store: Store::default(),
+            core: None,
+            life: 0,
+            messages: BTreeMap::new(),
+            sent: 0,
+            second: 0,
+            log: Vec::new(),
+        };
+        for timed in world.scenario.events.clone() {
+            world.post(START + SECOND * u32::try_from(timed.at_s).unwrap_or(u32::MAX), Message::Happens(timed.event));
+        }
+        world.start_brain(START);
+        world
+    }
+
+    /// The brain, unless it is dead.
+    pub fn core(&self) -> Option<&Core> {
+        self.core.as_ref()
+    }
+
+    /// What it was made of.
+    pub fn scenario(&self) -> &Scenario {
+        &self.scenario
+    }
+
+    /// What happened since the last call, one line each.
+    pub fn take_log(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.log)
+    }
+
+    /// An operator asks for something now.
+    pub fn operate(&mut self, request: OperatorRequest) {
+        self.happen(self.now(), Event::Operator { request });
+    }
+
+    fn now(&self) -> Timestamp {
+        START + SECOND * u32::try_from(self.second).unwrap_or(u32::MAX)
+    }
+
+    /// Advances by one second.
+    pub fn step(&mut self) -> Snapshot {
+        self.advance();
+        self.snapshot()
+    }
+
+    /// Advances by one second without looking.
+    pub(crate) fn advance(&mut self) {
+        let end = self.now() + SECOND;
+        while let Some(entry) = self.messages.first_entry()
+            && entry.key().0 < end
+        {
+            let ((at, _), message) = entry.remove_entry();
+            self.time_out(at);
+            self.deliver(at, message);
+        }
+        let t_s = self.second as f64;
+        self.second += 1;
+        let window_over = self.second.is_multiple_of(self.scenario.window_s.max(1));
+        let mut reports = Vec::new();
+        for agent in self.agents.values_mut() {
+            agent.second(t_s);
+            if window_over {
+                agent.end_window(end);
+                reports.extend(agent.take_reports());
+            }
+        }
+        let arrives = end + Duration::from_millis(self.scenario.link_ms);
+        for report in reports {
+            self.post(arrives, Message::Report(report));
+        }
+        self.time_out(end);
+    }
+
+    /// How everything is now.
+    pub fn snapshot(&self) -> Snapshot {
+        let vms = self.agents.values().flat_map(|agent| {
+            agent.vms.iter().map(|vm| VmSnapshot {
+                vm: vm.id,
+                name: vm.name.clone(),
+                host: agent.host.clone(),
+                demand_cores: vm.demand_cores,
+                ran_cores: vm.ran_cores,
+                quota_cores: vm.allocation.quota_cores,
+                limit_cores: vm.allocation.cpu_limit_cores(),
+                known: self.core.as_ref().and_then(|core| core.vm(vm.id)),
+                forecast: self.core.as_ref().and_then(|core| core.forecast(vm.id)),
+            })
+        });
+        Snapshot { second: self.second, at: self.now(), vms: vms.collect() }
+    }
+
+    fn post(&mut self, at: Timestamp, message: Message) {
+        self.sent += 1;
+        self.messages.insert((at, self.sent), message);
+    }
+
+    fn note(&mut self, at: Timestamp, text: &str) {
+        let second = at.since(START).as_millis() as f64 / 1000.0;
+        self.log.push(format!("{second:>9.3} {text}"));
+    }
+
+    fn time_out(&mut self, now: Timestamp) {
+        while let Some(core) = &mut self.core
+            && core.poll_timeout().is_some_and(|due| due <= now)
+        {
+            core.handle_timeout(now);
+            self.drain(now);
+        }
+    }
+
+    fn feed(&mut self, now: Timestamp, input: Input) {
+        if let Some(core) = &mut self.core {
+            core.handle(now, input);
+            self.drain(now);
+        }
+    }
+
+    /// Carries out what the core wants, in order.
+    fn drain(&mut self, now: Timestamp) {
+        while let Some(output) = self.core.as_mut().and_then(Core::poll_output) {
+            match output {
+                Output::Persist(record) => {
+                    if let Record::Audit(audit) = &record {
+                        self.note(now, &format!("{} {} {}: {}", audit.actor, audit.verb, audit.object, audit.detail));
+                    }
+                    self.store.persist(record);
+                }
+                Output::Command { host, command } => {
+                    assert!(self.store.has(&command), "command {} was sent before it was written", command.id);
+                    self.send(now, host, command);
+                }
+                Output::Notice(notice) => self.note(now, &format!("notice {}: {}", notice.kind, notice.text)),
+                Output::Fit(job) => {
+                    let done = now + Duration::from_millis(self.scenario.fit_ms);
+                    self.post(done, Message::Fit(job, self.life));
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, now: Timestamp, host: HostId, command: Command) {
+        if self.agents.get(&host).is_some_and(|agent| agent.running && agent.linked) {
+            self.post(now + Duration::from_millis(self.scenario.link_ms), Message::Command(host, command));
+        }
+    }
+
+    fn deliver(&mut self, now: Timestamp, message: Message) {
+        match message {
+            Message::Happens(event) => self.happen(now, event),
+            Message::LinkUp { host, spool_lost } => {
+                self.with_agent(&host, |agent| {
+                    agent.linked = true;
+                    if spool_lost {
+                        agent.lose_spool();
+                    }
+                });
+                self.connect(now, &host);
+            }
+            Message::AgentUp(host) => {
+                self.with_agent(&host, |agent| agent.restart(now));
+                self.connect(now, &host);
+            }
+            Message::BrainUp => self.start_brain(now),
+            Message::Report(report) => {
+                // A brain that is dead acknowledges nothing: the agent keeps the report. Here it is simply late.
+                if self.core.is_none() {
+                    return self.post(now + SECOND, Message::Report(report));
+                }
+                self.store.keep_report(&report);
+                self.feed(now, Input::Report(Box::new(report)));
+            }
+            Message::Command(host, command) => {
+                let done = now + Duration::from_millis(self.scenario.actuation_ms);
+                self.post(done, Message::Done(host, command, now));
+            }
+            Message::Done(host, command, received) => self.done(now, &host, &command, received),
+            Message::Outcome(host, outcome) => {
+                if self.core.is_some() {
+                    self.with_agent(&host, |agent| agent.outcomes.retain(|waiting| waiting.id != outcome.id));
+                    self.feed(now, Input::Outcome { host, outcome });
+                }
+            }
+            Message::Fit(job, life) if life == self.life => self.feed(now, Input::FitDone(Box::new(job.run()))),
+            Message::Fit(..) => {}
+        }
+    }
+
+    fn done(&mut self, now: Timestamp, host: &HostId, command: &Command, received: Timestamp) {
+        let Some(agent) = self.agents.get_mut(host).filter(|agent| agent.running) else { return };
+        let waited_ms = now.since(received).as_millis() as u64;
+        let outcome = agent.obey(now, command, waited_ms);
+        agent.outcomes.push(outcome.clone());
+        if agent.linked {
+            self.post(now + Duration::from_millis(self.scenario.link_ms), Message::Outcome(host.clone(), outcome));
+        }
+    }
+
+    fn happen(&mut self, now: Timestamp, event: Event) {
+        match event {
+            Event::LinkDown { host, for_s, spool_lost } => {
+                self.note(now, &format!("link of {host} down for {for_s} s"));
+                let host = host_id(&host);
+                self.with_agent(&host, |agent| agent.linked = false);
+                self.feed(now, Input::HostLost { host: host.clone() });
+                self.post(now + Duration::from_secs(for_s), Message::LinkUp { host, spool_lost });
+            }
+            Event::AgentRestart { host, for_s } => {
+                self.note(now, &format!("agent of {host} restarts, away for {for_s} s"));
+                let host = host_id(&host);
+                self.with_agent(&host, |agent| {
+                    agent.lose_spool();
+                    agent.running = false;
+                });
+                self.feed(now, Input::HostLost { host: host.clone() });
+                self.post(now + Duration::from_secs(for_s), Message::AgentUp(host));
+            }
+            Event::BrainRestart { for_s } => {
+                self.note(now, &format!("brain killed, away for {for_s} s"));
+                self.core = None;
+                self.post(now + Duration::from_secs(for_s), Message::BrainUp);
+            }
+            Event::Operator { request } => {
+                self.feed(now, Input::Operator { actor: "operator".to_owned(), request });
+            }
+            Event::Move { vm, host } => self.move_vm(now, &vm, &host),
+            Event::SetQuota { vm, cores } => {
+                self.note(now, &format!("someone sets the quota of {vm} to {cores:?} cores by hand"));
+                let vms = self.agents.values_mut().flat_map(|agent| &mut agent.vms);
+                vms.filter(|other| other.name == vm).for_each(|vm| vm.allocation.quota_cores = cores);
+            }
+        }
+    }
+
+    fn move_vm(&mut self, now: Timestamp, name: &str, host: &str) {
+        self.note(now, &format!("{name} moves to {host}"));
+        let taken = self.agents.values_mut().find_map(|agent| {
+            let place = agent.vms.iter().position(|vm| vm.name == name)?;
+            Some(agent.vms.remove(place))
+        });
+        if let Some(vm) = taken {
+            self.with_agent(&host_id(host), |agent| agent.vms.push(vm));
+        }
+    }
+
+    fn start_brain(&mut self, now: Timestamp) {
+        self.life += 1;
+        self.core = Some(self.store.start(&self.scenario.policy, self.scenario.seed));
+        for host in self.agents.keys().cloned().collect::<Vec<_>>() {
+            self.connect(now, &host);
+        }
+    }
+
+    /// An agent and the brain meet: hello, what is left unanswered, what waits.
+    fn connect(&mut self, now: Timestamp, host: &HostId) {
+        let Some(agent) = self.agents.get_mut(host).filter(|agent| agent.running && agent.linked) else { return };
+        if self.core.is_none() {
+            return;
+        }
+        let (facts, reports, outcomes) = (agent.facts.clone(), agent.take_reports(), agent.outcomes.clone());
+        for command in self.store.resend(host, now) {
+            self.send(now, host.clone(), command);
+        }
+        self.feed(now, Input::HostUp { host: host.clone(), facts });
+        let arrives = now + Duration::from_millis(self.scenario.link_ms);
+        for outcome in outcomes {
+            self.post(arrives, Message::Outcome(host.clone(), outcome));
+        }
+        for report in reports {
+            self.post(arrives, Message::Report(report));
+        }
+    }
+
+    fn with_agent(&mut self, host: &HostId, change: impl FnOnce(&mut Agent)) {
+        if let Some(agent) = self.agents.get_mut(host) {
+            change(agent);
+        }
+    }
+}
+
+/// The id of a scenario's VM.
+pub fn vm_id(index: usize) -> VmId {
+    VmId(Uuid::from_u128(FIRST_VM + index as u128))
+}
+
+fn host_id(name: &str) -> HostId {
+    HostId::new(name).unwrap_or_else(|error| panic!("scenario: {error}"))
+}
