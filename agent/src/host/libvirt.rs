@@ -252,20 +252,23 @@ fn global_bandwidth(domain: &Domain) -> Result<virt::domain::SchedBandwidth, Hyp
 fn describe(domain: &Domain) -> Result<DomainFacts, Error> {
     let info = domain.info()?;
     let kib = |kib: u64| kib.saturating_mul(1024);
+    let state = match info.state.known() {
+        // "Blocked" is a running domain that waits for a resource.
+        Some(DomainState::Running | DomainState::Blocked) => VmState::Running,
+        Some(DomainState::Paused) => VmState::Paused,
+        Some(DomainState::Shutoff) => VmState::ShutOff,
+        Some(DomainState::Crashed) => VmState::Crashed,
+        Some(DomainState::NoState | DomainState::Shutdown | DomainState::PMSuspended) | None => VmState::Other,
+    };
+    // The id is as old as the list; the state is newer.
+    let active = domain.id().is_some() && state != VmState::ShutOff;
     Ok(DomainFacts {
         vm: VmId(domain.uuid()?),
         name: domain.name()?,
-        state: match info.state.known() {
-            // "Blocked" is a running domain that waits for a resource.
-            Some(DomainState::Running | DomainState::Blocked) => VmState::Running,
-            Some(DomainState::Paused) => VmState::Paused,
-            Some(DomainState::Shutoff) => VmState::ShutOff,
-            Some(DomainState::Crashed) => VmState::Crashed,
-            Some(DomainState::NoState | DomainState::Shutdown | DomainState::PMSuspended) | None => VmState::Other,
-        },
+        state,
         vcpus: info.nr_virt_cpu,
         memory_bytes: kib(info.max_mem),
-        balloon_bytes: domain.id().map(|_| kib(info.memory)),
+        balloon_bytes: active.then(|| kib(info.memory)),
     })
 }
 

@@ -62,6 +62,15 @@ impl VmSeries {
             return Observed::default();
         }
         let mut observed = Observed::default();
+        // No thread left, or none that the probe could measure: libvirt may not have noticed yet, but it is not an idle VM.
+        let sched = match sched {
+            Some((_, counters)) if counters.threads == 0 => {
+                self.sched = None;
+                None
+            }
+            // A drain that failed is bridged: the next interval is a longer one.
+            sched => sched,
+        };
         if let Some(after) = sched {
             observed.sched = self.sched.as_ref().map(|(t, c)| interval::sched((*t, c), (after.0, &after.1), bounds));
             self.sched = Some(after);
@@ -156,6 +165,15 @@ mod tests {
         one_core(&mut series, &facts(VmState::Running, 7, 0), 1);
         let observed = one_core(&mut series, &facts(VmState::Running, 8, 0), 2);
         assert!(observed.sched.is_none() && observed.cgroup.is_none());
+    }
+
+    #[test]
+    fn a_vm_whose_threads_are_gone_is_unknown_rather_than_idle() {
+        let (mut series, facts) = (VmSeries::default(), facts(VmState::Running, 7, 0));
+        one_core(&mut series, &facts, 1);
+        let ended = SchedCounters { run_ns: S, threads: 0, ..SchedCounters::default() };
+        assert!(series.observe(&facts, Some((2 * S, ended)), None, &BOUNDS).sched.is_none());
+        assert_eq!(series.take_window().finish(10.0), None);
     }
 
     #[test]

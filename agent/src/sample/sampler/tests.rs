@@ -38,7 +38,7 @@ impl SchedSource for Script {
         if state.broken {
             return Err("no slot left".into());
         }
-        state.counters.insert(vm, SchedCounters::default());
+        state.counters.insert(vm, SchedCounters { threads: 3, ..SchedCounters::default() });
         Ok(())
     }
 
@@ -136,7 +136,6 @@ impl Bench {
             for counters in state.counters.values_mut() {
                 counters.run_ns += (run_cores * 1e9) as u64;
                 counters.wait_ns += (wait_cores * 1e9) as u64;
-                counters.threads = 3;
             }
         }
         self.sampler.tick(at(self.second))
@@ -245,7 +244,7 @@ fn a_counter_that_goes_backwards_is_counted_and_does_not_reach_the_report() {
     let mut bench = Bench::new();
     bench.publish(vec![bench.facts(VmState::Running)], true);
     bench.seconds(5, 1.0, 0.0);
-    bench.script.0.lock().unwrap().counters.insert(web(), SchedCounters::default());
+    bench.script.0.lock().unwrap().counters.insert(web(), SchedCounters { threads: 3, ..SchedCounters::default() });
     bench.seconds(5, 1.0, 0.0);
     let report = bench.reports.try_recv().unwrap();
     let cpu = only(&report).cpu.unwrap();
