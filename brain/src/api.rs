@@ -15,7 +15,7 @@ mod status;
 pub use affairs::LIMIT_DEFAULT;
 pub use auth::{Tokens, TokensError};
 pub use metrics::ApiMetrics;
-pub use operate::{Operated, OperateBody, ScopeBody, TouchedVm};
+pub use operate::{OperateBody, Operated, ScopeBody, TouchedVm};
 pub use problem::Problem;
 pub use status::Status;
 
@@ -66,7 +66,9 @@ impl ApiState {
 }
 
 async fn within<T>(answer: impl Future<Output = T>) -> Result<T, Problem> {
-    timeout(ANSWER_TIMEOUT, answer).await.map_err(|_| Problem::unavailable(format!("no answer within {ANSWER_TIMEOUT:?}")))
+    timeout(ANSWER_TIMEOUT, answer)
+        .await
+        .map_err(|_| Problem::unavailable(format!("no answer within {ANSWER_TIMEOUT:?}")))
 }
 
 /// The whole of the API.

@@ -1,1 +1,141 @@
-//! placeholder
+//! The `gnomon` command: a client of the API, for people and (with `--json`) for scripts.
+
+mod client;
+mod commands;
+mod failure;
+mod plot;
+mod table;
+
+pub use client::{Client, TOKEN_FILE_DEFAULT, URL_DEFAULT};
+pub use failure::Failure;
+pub use plot::plot;
+
+use crate::api::{LIMIT_DEFAULT, ScopeBody};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use std::path::PathBuf;
+
+/// Looks into a running brain, and tells it to leave things alone.
+///
+/// Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 brain not reached, 4 not authorised.
+#[derive(Debug, Parser)]
+#[command(name = "gnomon", version, max_term_width = 100)]
+pub struct Arguments {
+    /// Where the brain's API listens
+    #[arg(long, global = true, env = "GNOMON_URL", default_value = URL_DEFAULT)]
+    pub url: String,
+    /// File with a token: the brain's own api.token_file, or one with the token alone
+    #[arg(long, global = true, env = "GNOMON_TOKEN_FILE", default_value = TOKEN_FILE_DEFAULT)]
+    pub token_file: PathBuf,
+    /// Print the API's JSON instead of tables
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What `gnomon` can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// How the brain is
+    Status,
+    /// Hosts: capacity, load, what is allocated
+    Hosts,
+    /// VMs: where they are, what they want, what they have
+    Vms,
+    /// What a VM will want
+    Forecast {
+        /// UUID, or name
+        vm: String,
+    },
+    /// Why a VM has the size it has
+    Explain {
+        /// UUID, or name
+        vm: String,
+    },
+    /// Send no command until resumed; observing and forecasting go on
+    Pause(ScopeArguments),
+    /// End a pause, or the standing down after a release
+    Resume(ScopeArguments),
+    /// Give VMs back what they had before Gnomon's first change, and stand down until resumed
+    Release(ReleaseArguments),
+    /// Who did what, newest first
+    Audit {
+        /// At most this many lines
+        #[arg(long, default_value_t = LIMIT_DEFAULT)]
+        limit: u32,
+    },
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+/// Where a request applies.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct ScopeArguments {
+    /// One VM, by UUID or name
+    #[arg(long)]
+    pub vm: Option<String>,
+    /// Every VM on a host, also those that come later
+    #[arg(long)]
+    pub host: Option<String>,
+    /// Everything
+    #[arg(long)]
+    pub fleet: bool,
+}
+
+/// What to release, and how sure one is.
+#[derive(Debug, Args)]
+pub struct ReleaseArguments {
+    /// One VM, by UUID or name
+    #[arg(required_unless_present_any = ["host", "fleet"], conflicts_with_all = ["host", "fleet"])]
+    pub vm: Option<String>,
+    /// Every VM on a host
+    #[arg(long, conflicts_with = "fleet")]
+    pub host: Option<String>,
+    /// Everything
+    #[arg(long)]
+    pub fleet: bool,
+    /// Only show what would be restored
+    #[arg(long, conflicts_with = "yes")]
+    pub dry_run: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+fn scope(vm: Option<String>, host: Option<String>) -> ScopeBody {
+    match (vm, host) {
+        (Some(vm), _) => ScopeBody::Vm(vm),
+        (None, Some(host)) => ScopeBody::Host(host),
+        (None, None) => ScopeBody::Fleet,
+    }
+}
+
+/// Does what the arguments say; output goes to standard output.
+pub fn run(arguments: Arguments) -> Result<(), Failure> {
+    let Arguments { url, token_file, json, command } = arguments;
+    if let Command::Completions { shell } = command {
+        clap_complete::generate(shell, &mut Arguments::command(), "gnomon", &mut std::io::stdout());
+        return Ok(());
+    }
+    let client = Client::new(url, &token_file)?;
+    match command {
+        Command::Status => commands::status(&client, json),
+        Command::Hosts => commands::hosts(&client, json),
+        Command::Vms => commands::vms(&client, json),
+        Command::Forecast { vm } => commands::forecast(&client, json, &vm),
+        Command::Explain { vm } => commands::explain(&client, json, &vm),
+        Command::Pause(ScopeArguments { vm, host, .. }) => commands::operate(&client, json, "pause", scope(vm, host)),
+        Command::Resume(ScopeArguments { vm, host, .. }) => commands::operate(&client, json, "resume", scope(vm, host)),
+        Command::Release(ReleaseArguments { vm, host, dry_run, yes, .. }) => {
+            commands::release(&client, json, scope(vm, host), dry_run, yes)
+        }
+        Command::Audit { limit } => commands::audit(&client, json, limit),
+        Command::Completions { .. } => Ok(()),
+    }
+}

@@ -86,10 +86,7 @@ impl DriveHandle {
     }
 
     /// Runs `look` in the loop, between two inputs, and returns what it saw. It must be quick: everything waits for it.
-    pub async fn ask<R: Send + 'static>(
-        &self,
-        look: impl FnOnce(&Desk) -> R + Send + 'static,
-    ) -> Result<R, AskError> {
+    pub async fn ask<R: Send + 'static>(&self, look: impl FnOnce(&Desk) -> R + Send + 'static) -> Result<R, AskError> {
         let (answer, answered) = oneshot::channel();
         let question: Question = Box::new(move |desk| drop(answer.send(look(desk))));
         self.questions.try_send(question).map_err(|error| match error {

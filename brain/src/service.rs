@@ -47,7 +47,9 @@ pub enum ServiceError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// An address cannot be listened on.
-    #[error("cannot listen on {key} = \"{address}\": {source}; is another brain running, or the address not this machine's?")]
+    #[error(
+        "cannot listen on {key} = \"{address}\": {source}; is another brain running, or the address not this machine's?"
+    )]
     Listen {
         /// Which setting.
         key: &'static str,
@@ -78,10 +80,9 @@ impl Service {
         };
         let server = ingest::server_config(&tls, config.listen.heartbeat())?;
         let listen = |key, address| move |source| ServiceError::Listen { key, address, source };
-        let endpoint = Endpoint::server(server, config.listen.address)
-            .map_err(listen("listen.address", config.listen.address))?;
-        let listener =
-            TcpListener::bind(config.api.listen).await.map_err(listen("api.listen", config.api.listen))?;
+        let endpoint =
+            Endpoint::server(server, config.listen.address).map_err(listen("listen.address", config.listen.address))?;
+        let listener = TcpListener::bind(config.api.listen).await.map_err(listen("api.listen", config.api.listen))?;
         let agents_address = endpoint.local_addr().map_err(listen("listen.address", config.listen.address))?;
         let api_address = listener.local_addr().map_err(listen("api.listen", config.api.listen))?;
 
@@ -90,7 +91,8 @@ impl Service {
         let (drive_out, drive) = watch::channel(None);
         let (policy, policy_seen) = watch::channel(config.policy.clone());
         let journal = Journal::start(store.clone(), telemetry.journal.clone());
-        let state = ApiState { drive, store: store.clone(), tokens, telemetry: telemetry.clone(), started: clock::now() };
+        let state =
+            ApiState { drive, store: store.clone(), tokens, telemetry: telemetry.clone(), started: clock::now() };
         let lives = Lives {
             config: config.clone(),
             policy: policy_seen,

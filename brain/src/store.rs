@@ -11,7 +11,7 @@ pub use journal::{Journal, JournalMetrics, Receipt, Stopped};
 pub use sqlite::SqliteStore;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{AgentEpoch, CommandId, HostId, Outcome, Report, Sequence};
+use gnomon_common::wire::{AgentEpoch, CommandId, HostId, Outcome, Sequence};
 use gnomon_core::{Audit, CommandRecord, Record, Restored};
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -48,7 +48,7 @@ pub trait Store: Send + Sync + 'static {
     /// The latest commands, newest first.
     fn commands(&self, limit: u32) -> Pending<'_, Vec<CommandRecord>>;
 
-    /// Forgets reports received before `reports_before` and settled affairs from before `affairs_before`, a bounded amount per call. Returns
+    /// Forgets reports received before `reports_before` and affairs (audit, plans, commands, outcomes, old allocations) from before `affairs_before`, a bounded amount per call. Returns
     /// how many rows went.
     fn prune(&self, reports_before: Timestamp, affairs_before: Timestamp) -> Pending<'_, u64>;
 }
@@ -57,14 +57,7 @@ pub trait Store: Send + Sync + 'static {
 #[derive(Clone, Debug)]
 pub enum Entry {
     /// A report as it came.
-    Report {
-        /// Decoded.
-        report: Box<Report>,
-        /// The frame's payload.
-        payload: Vec<u8>,
-        /// When it came, on the brain's clock.
-        received: Timestamp,
-    },
+    Report(StoredReport),
     /// An answer to a command.
     Outcome {
         /// Who answered.
@@ -74,6 +67,23 @@ pub enum Entry {
     },
     /// Something the core wants kept.
     Record(Box<Record>),
+}
+
+/// A report's frame and what the store orders it by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredReport {
+    /// Who measured.
+    pub host: HostId,
+    /// In which life.
+    pub epoch: AgentEpoch,
+    /// Which report of it.
+    pub sequence: Sequence,
+    /// When its window began.
+    pub start: Timestamp,
+    /// When it came, on the brain's clock.
+    pub received: Timestamp,
+    /// The frame's payload.
+    pub payload: Vec<u8>,
 }
 
 /// Why the store failed.

@@ -90,7 +90,11 @@ async fn vm_gauges(state: &ApiState, registry: &mut Registry, vms: &[VmView]) {
     let high = gauge(registry, "gnomon_vm_cpu_demand_high_cores", "Time run or runnable in the latest window");
     let limit = gauge(registry, "gnomon_vm_cpu_limit_cores", "The smaller of CPU quota and vCPUs");
     let p95 = gauge(registry, "gnomon_vm_cpu_forecast_p95_cores", "Forecast demand of the next step, 95th percentile");
-    let error = gauge(registry, "gnomon_vm_cpu_forecast_relative_error", "Forecast error over the naive forecast's: below 1 is skill");
+    let error = gauge(
+        registry,
+        "gnomon_vm_cpu_forecast_relative_error",
+        "Forecast error over the naive forecast's: below 1 is skill",
+    );
     let omitted: Gauge = Gauge::default();
     registry.register("gnomon_brain_vm_gauges_omitted", "VMs without gauges: there are too many", omitted.clone());
     omitted.set(i64::try_from(vms.len().saturating_sub(VM_GAUGES_MAX)).unwrap_or(i64::MAX));

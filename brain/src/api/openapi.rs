@@ -1,6 +1,6 @@
 //! The API described for programs.
 
-use super::{Operated, OperateBody, Problem, ScopeBody, Status, TouchedVm};
+use super::{OperateBody, Operated, Problem, ScopeBody, Status, TouchedVm};
 use super::{affairs, fleet, metrics, operate, status};
 use crate::drive::HistoryPoint;
 use axum::Json;

@@ -3,9 +3,9 @@
 use super::auth::Actor;
 use super::{ApiState, Problem, within};
 use crate::drive::{Desk, Event};
+use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Extension, Query, State};
-use axum::Json;
 use axum::http::StatusCode;
 use gnomon_common::wire::{HostId, VmId};
 use gnomon_core::view::VmView;
@@ -114,8 +114,11 @@ async fn operate(
             drive.events().send(event).await.map_err(|_| ())?;
             done.await.map_err(|_| ())
         };
-        let pending = "the request may have been taken but is not stored yet: the store or the brain is in trouble; ask again";
-        within(carried_out).await.and_then(|done| done.map_err(|()| Problem::unavailable("")))
+        let pending =
+            "the request may have been taken but is not stored yet: the store or the brain is in trouble; ask again";
+        within(carried_out)
+            .await
+            .and_then(|done| done.map_err(|()| Problem::unavailable("")))
             .map_err(|_| Problem::unavailable(pending))?;
     }
     Ok(Json(Operated { scope, dry_run, vms }))

@@ -84,5 +84,8 @@ pub(super) async fn not_found(uri: Uri) -> Problem {
 }
 
 pub(super) async fn method_not_allowed() -> Problem {
-    Problem::new(StatusCode::METHOD_NOT_ALLOWED, Cow::from("this address does not take that method; see /api/v1/openapi.json"))
+    Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        Cow::from("this address does not take that method; see /api/v1/openapi.json"),
+    )
 }

@@ -38,8 +38,7 @@ pub struct Status {
     responses((status = 200, body = Status), (status = 401, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn status(State(state): State<ApiState>) -> Result<Json<Status>, Problem> {
     let term = state.drive()?.term();
-    let (mode, hosts, vms) =
-        state.ask(|desk| (desk.core.policy().mode, desk.core.hosts(), desk.core.vms())).await?;
+    let (mode, hosts, vms) = state.ask(|desk| (desk.core.policy().mode, desk.core.hosts(), desk.core.vms())).await?;
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         term,
@@ -60,7 +59,10 @@ pub(super) async fn status(State(state): State<ApiState>) -> Result<Json<Status>
 pub(super) async fn healthz(State(state): State<ApiState>) -> Result<&'static str, Problem> {
     state.ask(|_| ()).await?;
     if state.telemetry.journal.is_failing() {
-        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the store does not accept writes; see the brain's log"));
+        return Err(Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the store does not accept writes; see the brain's log",
+        ));
     }
     Ok("ok\n")
 }

@@ -166,8 +166,7 @@ mod tests {
     fn an_agents_certificate_names_its_host_alone_and_is_for_clients_only() {
         let dir = tempfile::tempdir().unwrap();
         Ca::init(dir.path()).unwrap();
-        let issued =
-            Ca::open(dir.path()).unwrap().issue_agent(&HostId::new("host-a").unwrap(), Days::LEAF).unwrap();
+        let issued = Ca::open(dir.path()).unwrap().issue_agent(&HostId::new("host-a").unwrap(), Days::LEAF).unwrap();
         let der = CertificateDer::from_pem_slice(issued.certificate.as_bytes()).unwrap();
         assert_eq!(dns_names(&der).unwrap(), ["host-a"]);
         let facts = describe(&der).unwrap();

@@ -17,7 +17,11 @@ const EFFECTS_MAX: usize = 1024;
 /// Something to carry out.
 pub(super) enum Effect {
     Persist(Record),
-    Command { host: HostId, command: Command, issued: Timestamp },
+    Command {
+        host: HostId,
+        command: Command,
+        issued: Timestamp,
+    },
     /// Everything before this is done.
     Synced(oneshot::Sender<()>),
 }

@@ -83,9 +83,7 @@ fn point(report: &Report, window: &VmWindow) -> HistoryPoint {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gnomon_common::wire::{
-        AgentEpoch, Allocation, HostId, HostWindow, Losses, Sequence, VmState, VmWindow,
-    };
+    use gnomon_common::wire::{AgentEpoch, Allocation, HostId, HostWindow, Losses, Sequence, VmState, VmWindow};
     use uuid::Uuid;
 
     fn report(start_ms: u64, vm: VmId) -> Report {

@@ -79,21 +79,26 @@ impl Turn {
     pub(super) fn input(&mut self, now: Timestamp, input: Input) {
         match &input {
             Input::Report(report) => self.desk.recent.take(report),
-            // Before anything new: what this host may not have heard, or has answered into the void.
-            Input::HostUp { host, .. } => {
-                let repeated = self.unanswered.values().filter(|waiting| waiting.host == *host);
-                self.effects.extend(repeated.map(|waiting| Effect::Command {
-                    host: waiting.host.clone(),
-                    command: waiting.command.clone(),
-                    issued: waiting.issued,
-                }));
-            }
+            Input::HostUp { host, .. } => self.repeat(now, host),
             _ => {}
         }
         let started = Instant::now();
         self.desk.core.handle(now, input);
         self.metrics.handled(started.elapsed());
         self.sort_outputs(now);
+    }
+
+    /// Before anything new: what this host may not have heard, or has answered into the void. What has expired is left to the core, which
+    /// gives it up, and to the agent, which repeats its answers by itself.
+    fn repeat(&mut self, now: Timestamp, host: &HostId) {
+        self.unanswered
+            .retain(|_, waiting| now.since(waiting.issued) < Duration::from_millis(waiting.command.time_to_live_ms));
+        let repeated = self.unanswered.values().filter(|waiting| waiting.host == *host);
+        self.effects.extend(repeated.map(|waiting| Effect::Command {
+            host: waiting.host.clone(),
+            command: waiting.command.clone(),
+            issued: waiting.issued,
+        }));
     }
 
     /// Tells the core the time if it wanted to be told by now.

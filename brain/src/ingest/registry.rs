@@ -107,10 +107,6 @@ impl Dispatch for Registry {
     fn dispatch(&self, host: &HostId, command: Command) -> bool {
         let table = self.table();
         let Some(session) = table.sessions.get(host) else { return false };
-        session
-            .control
-            .try_send(BrainMessage::Command(command))
-            .inspect_err(|_| self.metrics.reply_dropped())
-            .is_ok()
+        session.control.try_send(BrainMessage::Command(command)).inspect_err(|_| self.metrics.reply_dropped()).is_ok()
     }
 }

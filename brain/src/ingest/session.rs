@@ -15,8 +15,8 @@ use quinn::{Connection, RecvStream, SendStream};
 use rustls_pki_types::CertificateDer;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc::{self, OwnedPermit};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::mpsc::{self, OwnedPermit};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -170,11 +170,16 @@ fn regressed(context: &SessionContext, hello: &Hello, fence: Fence) -> Ending {
     if wait.is_zero() {
         // Full means that another agent has said it already.
         let _ = context.regressed.try_send((hello.host.to_string(), fence));
-        Ending::new(CloseCode::Busy, format!("fence {fence} is newer than this brain's: it takes a new term; connect again"))
+        Ending::new(
+            CloseCode::Busy,
+            format!("fence {fence} is newer than this brain's: it takes a new term; connect again"),
+        )
     } else {
         Ending::new(
             CloseCode::Busy,
-            format!("fence {fence} is newer than this brain's, which took a new term just now; connect again in {wait:?}"),
+            format!(
+                "fence {fence} is newer than this brain's, which took a new term just now; connect again in {wait:?}"
+            ),
         )
     }
 }

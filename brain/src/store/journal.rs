@@ -6,7 +6,7 @@
 //! A failing store is retried for ever with a growing pause: nothing is answered meanwhile, so nothing is acknowledged and no
 //! command leaves, and the bounded queue pushes back on the agents, whose spools hold what was not acknowledged.
 
-use super::{Entry, Store, StoreError};
+use super::{Entry, Store, StoreError, StoredReport};
 use crate::drive::Event;
 use gnomon_common::wire::{HostId, Outcome, Report};
 use gnomon_core::{Input, Record};
@@ -71,7 +71,11 @@ impl JournalMetrics {
             metrics.sync.clone(),
         );
         registry.register("gnomon_brain_store_failures", "Transactions that failed", metrics.failures.clone());
-        registry.register("gnomon_brain_store_failing", "1 while the store does not accept writes", metrics.failing.clone());
+        registry.register(
+            "gnomon_brain_store_failing",
+            "1 while the store does not accept writes",
+            metrics.failing.clone(),
+        );
         registry.register(
             "gnomon_brain_store_duplicates",
             "Reports and outcomes that were stored already",
@@ -124,10 +128,16 @@ impl Journal {
     ) -> Result<Receipt, Stopped> {
         let weight = u32::try_from(payload.len()).unwrap_or(u32::MAX).clamp(1, QUEUE_BYTES_MAX);
         let bytes = self.bytes.clone().acquire_many_owned(weight).await.map_err(|_| Stopped)?;
-        let report = Box::new(report);
-        let input = Input::Report(report.clone());
-        let entry = Entry::Report { report, payload, received: crate::clock::now() };
-        self.submit(vec![entry], Some(Feed { place, input }), Some(bytes)).await
+        let stored = StoredReport {
+            host: report.host.clone(),
+            epoch: report.epoch,
+            sequence: report.sequence,
+            start: report.start,
+            received: crate::clock::now(),
+            payload,
+        };
+        let feed = Feed { place, input: Input::Report(Box::new(report)) };
+        self.submit(vec![Entry::Report(stored)], Some(feed), Some(bytes)).await
     }
 
     /// Submits an outcome; once synced, and unless it was stored before, it goes to the core in `place`.
@@ -170,7 +180,7 @@ async fn write(store: Arc<dyn Store>, mut submissions: mpsc::Receiver<Submission
             counts.push(submission.entries.len());
             entries.append(&mut submission.entries);
         }
-        let fresh = commit_until_done(store.as_ref(), &entries, &metrics).await;
+        let Some(fresh) = commit_until_done(store.as_ref(), &entries, &submissions, &metrics).await else { return };
         let mut fresh = fresh.into_iter();
         for (submission, count) in batch.drain(..).zip(counts) {
             let all_fresh = fresh.by_ref().take(count).filter(|fresh| !fresh).count() == 0;
@@ -185,9 +195,15 @@ async fn write(store: Arc<dyn Store>, mut submissions: mpsc::Receiver<Submission
     }
 }
 
-async fn commit_until_done(store: &dyn Store, entries: &[Entry], metrics: &JournalMetrics) -> Vec<bool> {
+/// Commits, however often it takes; `None` when everybody who could have waited for it is gone.
+async fn commit_until_done(
+    store: &dyn Store,
+    entries: &[Entry],
+    submissions: &mpsc::Receiver<Submission>,
+    metrics: &JournalMetrics,
+) -> Option<Vec<bool>> {
     if entries.is_empty() {
-        return Vec::new();
+        return Some(Vec::new());
     }
     let mut pause = RETRY_MIN;
     loop {
@@ -199,12 +215,15 @@ async fn commit_until_done(store: &dyn Store, entries: &[Entry], metrics: &Journ
                 if metrics.failing.set(0) != 0 {
                     tracing::info!("the store accepts writes again");
                 }
-                return fresh;
+                return Some(fresh);
             }
             Err(error) => {
                 metrics.failures.inc();
                 if metrics.failing.set(1) == 0 {
                     say_failing(&error, entries.len());
+                }
+                if submissions.is_closed() {
+                    return None;
                 }
                 sleep(pause).await;
                 pause = (pause * 2).min(RETRY_MAX);

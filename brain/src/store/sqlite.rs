@@ -12,9 +12,7 @@ use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{AgentEpoch, HostId, Outcome, Sequence};
 use gnomon_core::{Audit, CommandRecord, Restored};
 use sqlx::migrate::Migrator;
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
-};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, Row};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -50,10 +48,7 @@ impl SqliteStore {
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY_TIMEOUT);
         let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await.map_err(open)?;
-        MIGRATIONS
-            .run(&writer)
-            .await
-            .map_err(|source| StoreError::Migrate { path: path.to_owned(), source })?;
+        MIGRATIONS.run(&writer).await.map_err(|source| StoreError::Migrate { path: path.to_owned(), source })?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS_MAX)
             .connect_with(options.read_only(true))
@@ -67,9 +62,7 @@ impl SqliteStore {
         let mut fresh = Vec::with_capacity(entries.len());
         for entry in entries {
             fresh.push(match entry {
-                Entry::Report { report, payload, received } => {
-                    write::report(&mut transaction, report, payload, *received).await?
-                }
+                Entry::Report(report) => write::report(&mut transaction, report).await?,
                 Entry::Outcome { host, outcome } => write::outcome(&mut transaction, host, outcome).await?,
                 Entry::Record(record) => {
                     write::record(&mut transaction, record, || self.next_audit_line()).await?;
@@ -113,7 +106,7 @@ impl SqliteStore {
             ("audit", "at_ms", affairs_before, ""),
             ("plan", "at_ms", affairs_before, ""),
             ("outcome", "at_ms", affairs_before, ""),
-            ("command", "issued_ms", affairs_before, " AND settled = 1"),
+            ("command", "issued_ms", affairs_before, ""),
             // The newest allocation of a VM stays: it is what the VM has.
             (
                 "allocation",

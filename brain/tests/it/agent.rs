@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -53,7 +54,8 @@ pub(crate) fn hello(name: &str, epoch: u64) -> Hello {
 /// A window in which one VM, `vm`, wanted `cores`.
 pub(crate) fn report(name: &str, epoch: u64, sequence: u64, start_ms: u64, vm: VmId, cores: f64) -> Report {
     let demand = MeanMax { mean: cores, max: cores };
-    let cpu = CpuWindow { covered: 1.0, demand_low: demand, demand_high: demand, usage: demand, ..CpuWindow::default() };
+    let cpu =
+        CpuWindow { covered: 1.0, demand_low: demand, demand_high: demand, usage: demand, ..CpuWindow::default() };
     Report {
         host: host(name),
         epoch: AgentEpoch(epoch),
@@ -101,8 +103,9 @@ pub(crate) fn endpoint(ca_pem: &str, identity: Option<&Issued>, alpn: &[u8]) -> 
 pub(crate) struct Agent {
     _endpoint: Endpoint,
     pub(crate) connection: Connection,
-    pub(crate) control: (SendStream, RecvStream),
-    pub(crate) reports: Option<(SendStream, RecvStream)>,
+    pub(crate) control: SendStream,
+    heard: UnboundedReceiver<BrainMessage>,
+    pub(crate) reports: Option<(SendStream, UnboundedReceiver<ReportAck>)>,
 }
 
 impl Agent {
@@ -110,8 +113,8 @@ impl Agent {
     pub(crate) async fn dial(brain: SocketAddr, identity: &Issued) -> Result<Self, ConnectionError> {
         let endpoint = endpoint(&identity.ca, Some(identity), ALPN);
         let connection = endpoint.connect(brain, "gnomon-brain").unwrap().await?;
-        let control = connection.open_bi().await?;
-        Ok(Self { _endpoint: endpoint, connection, control, reports: None })
+        let (control, incoming) = connection.open_bi().await?;
+        Ok(Self { _endpoint: endpoint, connection, control, heard: frames(incoming), reports: None })
     }
 
     /// Connects, says `hello` and returns the answer.
@@ -132,11 +135,16 @@ impl Agent {
     }
 
     pub(crate) async fn say(&mut self, message: &AgentMessage) {
-        write(&mut self.control.0, message).await.unwrap();
+        write(&mut self.control, message).await.unwrap();
     }
 
     pub(crate) async fn hear(&mut self) -> BrainMessage {
-        read(&mut self.control.1).await.expect("the control stream ended")
+        self.try_hear().await.expect("the control stream ended")
+    }
+
+    /// The next message; `None` once the stream or the connection has ended.
+    pub(crate) async fn try_hear(&mut self) -> Option<BrainMessage> {
+        timeout(PATIENCE, self.heard.recv()).await.expect("the brain says nothing")
     }
 
     /// The next command, past heart-beats.
@@ -166,14 +174,16 @@ impl Agent {
     /// Sends a report without waiting for its acknowledgement.
     pub(crate) async fn send(&mut self, report: &Report) -> Result<(), quinn::WriteError> {
         if self.reports.is_none() {
-            self.reports = Some(self.connection.open_bi().await.map_err(quinn::WriteError::ConnectionLost)?);
+            let (send, incoming) = self.connection.open_bi().await.map_err(quinn::WriteError::ConnectionLost)?;
+            self.reports = Some((send, frames(incoming)));
         }
         write(&mut self.reports.as_mut().unwrap().0, report).await
     }
 
     /// The next acknowledgement; `None` once the stream or the connection has ended.
     pub(crate) async fn acknowledged(&mut self) -> Option<ReportAck> {
-        read(&mut self.reports.as_mut().expect("no report was sent").1).await
+        let acks = &mut self.reports.as_mut().expect("no report was sent").1;
+        timeout(PATIENCE, acks.recv()).await.expect("the brain says nothing")
     }
 
     /// Sends a report and waits for its acknowledgement.
@@ -198,13 +208,19 @@ async fn write<T: Serialize>(stream: &mut SendStream, message: &T) -> Result<(),
     stream.write_all(&frame::encode(message).unwrap()).await
 }
 
-async fn read<T: DeserializeOwned>(stream: &mut RecvStream) -> Option<T> {
-    let read = async {
+/// Reads frames in a task of its own, so that a test may stop waiting for one without cutting it in two.
+fn frames<T: DeserializeOwned + Send + 'static>(mut stream: RecvStream) -> UnboundedReceiver<T> {
+    let (frames_in, frames) = unbounded_channel();
+    tokio::spawn(async move {
         let mut prefix = [0; PREFIX_BYTES];
-        stream.read_exact(&mut prefix).await.ok()?;
-        let mut payload = vec![0; frame::payload_len(prefix).unwrap()];
-        stream.read_exact(&mut payload).await.ok()?;
-        Some(frame::decode(&payload).unwrap())
-    };
-    timeout(PATIENCE, read).await.expect("the brain says nothing")
+        while stream.read_exact(&mut prefix).await.is_ok() {
+            let mut payload = vec![0; frame::payload_len(prefix).unwrap()];
+            if stream.read_exact(&mut payload).await.is_err()
+                || frames_in.send(frame::decode(&payload).unwrap()).is_err()
+            {
+                return;
+            }
+        }
+    });
+    frames
 }

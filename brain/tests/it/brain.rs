@@ -30,12 +30,12 @@ impl Home {
         home
     }
 
-    /// Writes the example configuration with free ports and quick heart-beats, changed by `change`.
+    /// Writes the example configuration with free ports and without hurry, changed by `change`.
     pub(crate) fn write_config(&self, change: impl FnOnce(String) -> String) {
         let text = EXAMPLE
             .replace("0.0.0.0:7443", "127.0.0.1:0")
             .replace("127.0.0.1:7480", "127.0.0.1:0")
-            .replace("heartbeat_ms = 5000", "heartbeat_ms = 500");
+            .replace("heartbeat_ms = 5000", "heartbeat_ms = 30000");
         std::fs::write(self.config_path(), change(text)).unwrap();
     }
 

@@ -73,6 +73,7 @@ async fn a_newer_connection_replaces_the_older_and_an_older_life_is_told_to_wait
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_agent_is_lost_after_three_heartbeats_and_a_talking_one_is_not() {
     let home = Home::new();
+    home.write_config(|text| text.replace("heartbeat_ms = 30000", "heartbeat_ms = 500"));
     let brain = Brain::start(&home).await;
     let (silent, _) = Agent::join(brain.agents, &home.agent("a"), hello("a", 1)).await;
     let (mut talking, _) = Agent::join(brain.agents, &home.agent("b"), hello("b", 1)).await;
@@ -117,8 +118,8 @@ async fn bad_peers_are_refused_with_a_reason_and_counted_while_a_good_one_goes_o
     let garbage: [&[u8]; 3] = [b"\x05\0\0\0ahem!", &u32::MAX.to_le_bytes(), b"\x40\0\0\0too short"];
     for bytes in garbage {
         let mut agent = Agent::dial(brain.agents, &a).await.unwrap();
-        agent.control.0.write_all(bytes).await.unwrap();
-        agent.control.0.finish().unwrap();
+        agent.control.write_all(bytes).await.unwrap();
+        agent.control.finish().unwrap();
         assert_eq!(agent.closed().await.0, CloseCode::Malformed as u64, "{bytes:?}");
     }
     let mut rude = Agent::dial(brain.agents, &a).await.unwrap();
@@ -161,9 +162,11 @@ async fn strangers_do_not_get_past_tls() {
         }
     };
     let server_certificate = home.brain_certificate("a");
-    for (who, identity) in
-        [("foreign CA", Some(&foreign)), ("no certificate", None), ("a server's certificate", Some(&server_certificate))]
-    {
+    for (who, identity) in [
+        ("foreign CA", Some(&foreign)),
+        ("no certificate", None),
+        ("a server's certificate", Some(&server_certificate)),
+    ] {
         let reason = rejected(identity, ALPN).await;
         assert!(reason.contains("certificate"), "{who}: {reason}");
     }

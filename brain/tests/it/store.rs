@@ -1,1 +1,142 @@
-//! x
+//! The SQLite store: what it keeps, and what happens when it cannot.
+
+use crate::agent::{Agent, PATIENCE, hello, host, report, vm};
+use crate::brain::{Brain, Home, count};
+use gnomon_brain::clock::now;
+use gnomon_brain::store::{Entry, SqliteStore, Store, StoreError, StoredReport};
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{AgentEpoch, Report, Sequence, frame};
+use gnomon_core::{Audit, Record, Restored};
+use serde_json::json;
+use sqlx::Connection;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use std::time::Duration;
+use tokio::time::timeout;
+
+fn stored(sequence: u64, received: Timestamp) -> StoredReport {
+    let report = report("a", 1, sequence, sequence * 1000, vm(1), 0.3);
+    let payload = frame::encode(&report).unwrap()[frame::PREFIX_BYTES..].to_vec();
+    let Report { host, epoch, sequence, start, .. } = report;
+    StoredReport { host, epoch, sequence, start, received, payload }
+}
+
+fn entry(sequence: u64, received: Timestamp) -> Entry {
+    Entry::Report(stored(sequence, received))
+}
+
+fn audit(detail: &str, at: Timestamp) -> Entry {
+    let line = Audit { at, actor: "test".into(), verb: "look".into(), object: "fleet".into(), detail: detail.into() };
+    Entry::Record(Box::new(Record::Audit(line)))
+}
+
+#[tokio::test]
+async fn terms_only_rise_even_above_a_foreign_one_and_across_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("db");
+    let store = SqliteStore::open(&path).await.unwrap();
+    assert_eq!(store.raise_term(0).await.unwrap(), 1);
+    assert_eq!(store.raise_term(0).await.unwrap(), 2);
+    assert_eq!(store.raise_term(70).await.unwrap(), 71);
+    drop(store);
+    let store = SqliteStore::open(&path).await.unwrap();
+    assert_eq!(store.raise_term(0).await.unwrap(), 72);
+    assert!(matches!(store.raise_term(u64::MAX).await, Err(StoreError::TermsUsedUp(_))));
+}
+
+#[tokio::test]
+async fn a_batch_is_written_as_a_whole_and_tells_what_was_new() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
+    let batch = [entry(1, now()), entry(2, now()), entry(1, now())];
+    assert_eq!(store.commit(&batch).await.unwrap(), [true, true, false]);
+    assert_eq!(store.acknowledged(&host("a"), AgentEpoch(1)).await.unwrap(), Sequence(2));
+    assert_eq!(store.acknowledged(&host("a"), AgentEpoch(2)).await.unwrap(), Sequence(0));
+    assert_eq!(store.acknowledged(&host("b"), AgentEpoch(1)).await.unwrap(), Sequence(0));
+}
+
+#[tokio::test]
+async fn reports_are_restored_oldest_first_and_one_that_no_longer_decodes_is_skipped() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
+    let garbled = Entry::Report(StoredReport { payload: vec![0xff; 7], ..stored(9, now()) });
+    let old = entry(1, now() - Duration::from_secs(3600));
+    store.commit(&[entry(4, now()), garbled, entry(2, now()), old]).await.unwrap();
+    let mut sequences = Vec::new();
+    let since = now() - Duration::from_secs(60);
+    store
+        .restore(since, &mut |restored| {
+            if let Restored::Report(report) = restored {
+                sequences.push(report.sequence.0);
+            }
+        })
+        .await
+        .unwrap();
+    assert_eq!(sequences, [2, 4]);
+}
+
+#[tokio::test]
+async fn pruning_takes_what_is_old_piece_by_piece_and_leaves_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("db");
+    let store = SqliteStore::open(&path).await.unwrap();
+    let ago = |hours: u64| now() - Duration::from_secs(hours * 3600);
+    store.raise_term(0).await.unwrap();
+    store
+        .commit(&[entry(1, ago(30)), entry(2, ago(20)), entry(3, ago(1)), audit("old", ago(50)), audit("new", ago(1))])
+        .await
+        .unwrap();
+    let prune = || store.prune(ago(10), ago(40));
+    assert_eq!(prune().await.unwrap(), 2, "one report and one line; the second report is more than an hour younger");
+    assert_eq!(prune().await.unwrap(), 1);
+    assert_eq!(prune().await.unwrap(), 0);
+    assert_eq!(count(&path, "SELECT sequence FROM report").await, 3);
+    let lines = store.audit(10).await.unwrap();
+    assert_eq!(lines.iter().map(|line| line.detail.as_str()).collect::<Vec<_>>(), ["new"]);
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_is_refused_with_its_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("brain.db");
+    std::fs::write(&path, "this is no database, but a text of sufficient length to be looked at".repeat(20)).unwrap();
+    let message = SqliteStore::open(&path).await.err().unwrap().to_string();
+    assert!(message.contains("brain.db"), "{message}");
+}
+
+/// Somebody else holds the database's write lock: for the brain a store that fails, as a full disk would.
+async fn lock(home: &Home) -> SqliteConnection {
+    let mut db = SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(home.database())).await.unwrap();
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut db).await.unwrap();
+    db
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_store_fails_nothing_is_acknowledged_nor_commanded_and_afterwards_everything_is() {
+    let home = Home::new();
+    // Enough time to live to survive the failure.
+    home.write_config(|text| text.replace("command_ttl_ms = 30000", "command_ttl_ms = 120000"));
+    let brain = Brain::start(&home).await;
+    let (mut agent, _) = Agent::join(brain.agents, &home.agent("a"), hello("a", 1)).await;
+    agent.deliver(&report("a", 1, 1, now().unix_ms(), vm(1), 0.3)).await;
+    brain.until("the VM is known", async |brain| brain.get("/api/v1/vms").await[0].is_object()).await;
+
+    let lock = lock(&home).await;
+    agent.send(&report("a", 1, 2, now().unix_ms() + 1000, vm(1), 0.3)).await.unwrap();
+    let (status, problem) = brain.post("/api/v1/release", json!({"scope": "fleet"})).await;
+    assert_eq!(status, 503, "{problem}");
+    brain.until("it says so", async |brain| brain.status("/healthz", None).await == 503).await;
+    assert_eq!(brain.get("/api/v1/status").await["store_writable"], false, "reading still works");
+    let heard = timeout(Duration::from_millis(500), agent.acknowledged()).await;
+    assert!(heard.is_err(), "acknowledged without a sync: {heard:?}");
+    let sent = "gnomon_brain_commands_sent_total{action=\"release\"}";
+    assert_eq!(brain.metric(sent).await, 0.0, "commanded without a record");
+
+    lock.close().await.unwrap();
+    let ack = timeout(PATIENCE, agent.acknowledged()).await.unwrap().unwrap();
+    assert_eq!(ack.sequence, Sequence(2));
+    let stored = count(&home.database(), "SELECT COUNT(*) FROM report").await;
+    assert_eq!(stored, 2);
+    brain.until("the release is sent", async |brain| brain.metric(sent).await == 1.0).await;
+    brain.until("it says so", async |brain| brain.status("/healthz", None).await == 200).await;
+    brain.stop().await;
+}

@@ -1,19 +1,13 @@
 //! Statements that write. Every one can be repeated, and none can fail for what an agent sent.
 
 use super::{integer, ms};
-use crate::store::StoreError;
-use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{HostId, Outcome, Report};
+use crate::store::{StoreError, StoredReport};
+use gnomon_common::wire::{HostId, Outcome};
 use gnomon_core::{Audit, CommandRecord, Record};
 use sqlx::SqliteConnection;
 
 /// Stores a report; `false` if it was there.
-pub(super) async fn report(
-    db: &mut SqliteConnection,
-    report: &Report,
-    payload: &[u8],
-    received: Timestamp,
-) -> Result<bool, StoreError> {
+pub(super) async fn report(db: &mut SqliteConnection, report: &StoredReport) -> Result<bool, StoreError> {
     let inserted = sqlx::query(
         "INSERT INTO report (host, epoch, sequence, start_ms, received_ms, payload) VALUES ($1, $2, $3, $4, $5, $6) \
          ON CONFLICT (host, epoch, sequence) DO NOTHING",
@@ -22,19 +16,15 @@ pub(super) async fn report(
     .bind(integer(report.epoch.0))
     .bind(integer(report.sequence.0))
     .bind(ms(report.start))
-    .bind(ms(received))
-    .bind(payload)
+    .bind(ms(report.received))
+    .bind(&report.payload[..])
     .execute(db)
     .await?;
     Ok(inserted.rows_affected() == 1)
 }
 
 /// Stores an outcome; `false` if this host had answered this command before.
-pub(super) async fn outcome(
-    db: &mut SqliteConnection,
-    host: &HostId,
-    outcome: &Outcome,
-) -> Result<bool, StoreError> {
+pub(super) async fn outcome(db: &mut SqliteConnection, host: &HostId, outcome: &Outcome) -> Result<bool, StoreError> {
     let inserted = sqlx::query(
         "INSERT INTO outcome (host, term, number, at_ms, outcome) VALUES ($1, $2, $3, $4, $5) \
          ON CONFLICT (host, term, number) DO NOTHING",

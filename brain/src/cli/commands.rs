@@ -1,0 +1,222 @@
+//! One function per subcommand: fetch, then print a table or the JSON as it came.
+
+use super::client::{Client, segment, typed};
+use super::table::{at, bytes, cores, duration, limit, table};
+use super::{Failure, plot};
+use crate::api::{OperateBody, Operated, ScopeBody, Status};
+use gnomon_common::wire::OutcomeResult;
+use gnomon_core::Audit;
+use gnomon_core::view::{Explanation, Forecast, HostView, RecentAction, VmView};
+use serde_json::Value;
+use std::io::{self, IsTerminal, Write as _};
+
+pub(super) fn status(client: &Client, json: bool) -> Result<(), Failure> {
+    let value = client.get("status")?;
+    if json {
+        return print_json(&value);
+    }
+    let status: Status = typed(value)?;
+    let mode = serde_json::to_value(status.mode).map_err(|error| Failure::Refused(error.to_string()))?;
+    println!("gnomon-brain {}, term {}, mode {}", status.version, status.term, mode.as_str().unwrap_or("?"));
+    println!("hosts     {} of {} connected", status.hosts_connected, status.hosts);
+    println!("vms       {}, {} held by an operator", status.vms, status.vms_held);
+    println!("commands  {} in flight", status.commands_in_flight);
+    let store =
+        if status.store_writable { "accepts writes" } else { "FAILS: nothing is acknowledged, no command is sent" };
+    println!("store     {store}");
+    Ok(())
+}
+
+pub(super) fn hosts(client: &Client, json: bool) -> Result<(), Failure> {
+    let value = client.get("hosts")?;
+    if json {
+        return print_json(&value);
+    }
+    let hosts: Vec<HostView> = typed(value)?;
+    let columns = ["HOST", "AGENT", "VMS", "CPU", "ALLOCATED", "CAPACITY", "MEM FREE", "HOLD", "LOST"];
+    let mut table = table(&columns, &[2, 3, 4, 5, 6, 8]);
+    for host in &hosts {
+        let agent = match (host.connected, host.facts.dry_run) {
+            (true, false) => "connected",
+            (true, true) => "dry run",
+            (false, _) => "away",
+        };
+        let losses = &host.losses;
+        let lost = losses.reports_dropped + losses.samples_skipped + losses.samples_absurd + losses.threads_unmeasured;
+        table.add_row([
+            host.host.to_string(),
+            agent.into(),
+            host.vms.to_string(),
+            cores(host.window.map(|window| window.cpu_cores.mean)),
+            cores(Some(host.allocated_cores)),
+            cores(Some(host.facts.capacity_cores)),
+            host.window.map_or_else(|| "-".into(), |window| bytes(window.memory_available_bytes)),
+            host.hold.map_or_else(|| "-".into(), |hold| hold.to_string()),
+            lost.to_string(),
+        ]);
+    }
+    println!("{table}");
+    Ok(())
+}
+
+pub(super) fn vms(client: &Client, json: bool) -> Result<(), Failure> {
+    let value = client.get("vms")?;
+    if json {
+        return print_json(&value);
+    }
+    let vms: Vec<VmView> = typed(value)?;
+    let columns = ["VM", "HOST", "STATE", "WANTS", "MAY USE", "SEASON", "HOLD", "COMMAND"];
+    let mut table = table(&columns, &[3, 4, 5]);
+    for vm in &vms {
+        let wants = vm
+            .cpu
+            .map_or_else(|| "-".to_owned(), |cpu| format!("{:.2} to {:.2}", cpu.demand_low.mean, cpu.demand_high.mean));
+        table.add_row([
+            vm.name.clone(),
+            vm.host.to_string(),
+            format!("{:?}", vm.state).to_lowercase(),
+            wants,
+            limit(&vm.allocation),
+            vm.season_ms.map_or_else(|| "-".into(), duration),
+            vm.hold.map_or_else(|| "-".into(), |hold| hold.to_string()),
+            vm.in_flight.map_or_else(|| "-".into(), |id| id.to_string()),
+        ]);
+    }
+    println!("{table}");
+    Ok(())
+}
+
+pub(super) fn forecast(client: &Client, json: bool, vm: &str) -> Result<(), Failure> {
+    let value = client.get(&format!("vms/{}/forecast", segment(vm)))?;
+    if json {
+        return print_json(&value);
+    }
+    let Some(forecast) = typed::<Option<Forecast>>(value)? else {
+        println!("no forecast of {vm} yet: too little history; `gnomon explain {vm}` says more");
+        return Ok(());
+    };
+    let view: VmView = typed(client.get(&format!("vms/{}", segment(vm)))?)?;
+    print!("{}", plot(&forecast, Some(view.allocation.cpu_limit_cores())));
+    println!("model   {}", forecast.model);
+    println!("season  {}", forecast.season_ms.map_or_else(|| "none found".into(), duration));
+    if let Some(relative) = forecast.relative_error {
+        println!("error   {relative:.2} of the naive forecast's");
+    }
+    Ok(())
+}
+
+pub(super) fn explain(client: &Client, json: bool, vm: &str) -> Result<(), Failure> {
+    let value = client.get(&format!("vms/{}/explain", segment(vm)))?;
+    if json {
+        return print_json(&value);
+    }
+    let Explanation { vm, wanted_cores, lines, recent } = typed(value)?;
+    println!(
+        "{} on {}: may use {} vCPUs, planner wants {}",
+        vm.name,
+        vm.host,
+        limit(&vm.allocation),
+        cores(wanted_cores)
+    );
+    for line in lines {
+        println!("  {line}");
+    }
+    if !recent.is_empty() {
+        let mut table = table(&["WHEN", "COMMAND", "WHAT", "WHY", "RESULT"], &[]);
+        for RecentAction { at: when, id, action, result } in &recent {
+            table.add_row([
+                at(*when),
+                id.map_or_else(|| "recommended".into(), |id| id.to_string()),
+                action.summary(),
+                action.reason.to_string(),
+                result.as_ref().map_or_else(|| "-".into(), in_words),
+            ]);
+        }
+        println!("{table}");
+    }
+    Ok(())
+}
+
+pub(super) fn operate(client: &Client, json: bool, verb: &str, scope: ScopeBody) -> Result<(), Failure> {
+    let value = client.post(verb, &OperateBody { scope })?;
+    if json {
+        return print_json(&value);
+    }
+    let operated: Operated = typed(value)?;
+    println!("{verb}: {}, {} VMs", operated.scope, operated.vms.len());
+    Ok(())
+}
+
+/// Shows what would be restored, makes sure, restores.
+pub(super) fn release(client: &Client, json: bool, scope: ScopeBody, dry_run: bool, yes: bool) -> Result<(), Failure> {
+    let body = OperateBody { scope };
+    let preview = client.post("release?dry_run=true", &body)?;
+    if dry_run && json {
+        return print_json(&preview);
+    }
+    let operated: Operated = typed(preview)?;
+    if !json {
+        show_released(&operated);
+    }
+    if dry_run {
+        return Ok(());
+    }
+    if !yes {
+        if !io::stdin().is_terminal() {
+            return Err(Failure::Usage(
+                "not a terminal, so nobody can be asked: add --yes, or --dry-run to only look".into(),
+            ));
+        }
+        eprint!("release {} ({} VMs)? [y/N] ", operated.scope, operated.vms.len());
+        let mut answer = String::new();
+        let read = io::stderr().flush().and_then(|()| io::stdin().read_line(&mut answer));
+        if read.is_err() || !matches!(answer.trim(), "y" | "Y" | "yes") {
+            return Err(Failure::Refused("nothing was released".into()));
+        }
+    }
+    let value = client.post("release", &body)?;
+    if json {
+        return print_json(&value);
+    }
+    println!("released; Gnomon stands down there until: gnomon resume");
+    Ok(())
+}
+
+pub(super) fn audit(client: &Client, json: bool, limit: u32) -> Result<(), Failure> {
+    let value = client.get(&format!("audit?limit={limit}"))?;
+    if json {
+        return print_json(&value);
+    }
+    let mut table = table(&["WHEN", "WHO", "WHAT", "ON", "DETAIL"], &[]);
+    for line in typed::<Vec<Audit>>(value)? {
+        table.add_row([at(line.at), line.actor, line.verb, line.object, line.detail]);
+    }
+    println!("{table}");
+    Ok(())
+}
+
+fn show_released(operated: &Operated) {
+    let mut table = table(&["VM", "HOST", "QUOTA NOW", "AFTERWARDS"], &[2]);
+    for vm in &operated.vms {
+        let quota = vm.quota_cores.map_or_else(|| "unlimited".into(), |quota| format!("{quota:.2}"));
+        table.add_row([vm.name.clone(), vm.host.to_string(), quota, "as before Gnomon's first change".into()]);
+    }
+    println!("{table}");
+}
+
+fn in_words(result: &OutcomeResult) -> String {
+    match result {
+        OutcomeResult::Applied { after_cores, took_us, .. } => {
+            format!("applied: {} cores after {:.1} ms", cores(*after_cores), *took_us as f64 / 1000.0)
+        }
+        OutcomeResult::DryRun => "dry run".into(),
+        OutcomeResult::Refused(why) => format!("refused: {why}"),
+        OutcomeResult::Failed { error, .. } => format!("failed: {error}"),
+    }
+}
+
+fn print_json(value: &Value) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| Failure::Refused(error.to_string()))?;
+    println!("{text}");
+    Ok(())
+}
