@@ -148,7 +148,7 @@ pub struct Domains {
 /// A connection to libvirt.
 pub struct Hypervisor {
     connect: Connect,
-    /// Declared after nothing that needs it; ends before the connection is closed because it holds a reference of its own.
+    /// Held, not read: events come as long as it lives. It has its own reference to the connection.
     _lifecycle: Option<LifecycleSubscription>,
 }
 
