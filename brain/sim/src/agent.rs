@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, AgentEpoch, Allocation, Command, CpuBounds, CpuWindow, Fence, HostFacts, HostId, HostWindow, Losses, MeanMax,
-    Outcome, OutcomeResult, RefusedCommand, Report, Sequence, VmId, VmState, VmWindow,
+    Action, AgentEpoch, Allocation, Command, CpuBounds, CpuWindow, Fence, HostFacts, HostId, HostWindow, Losses,
+    MeanMax, Outcome, OutcomeResult, RefusedCommand, Report, Sequence, VmId, VmState, VmWindow,
 };
 
 use crate::guest::{Guest, Want};
@@ -37,15 +37,7 @@ struct Sample {
 impl SimVm {
     pub(crate) fn new(spec: &VmSpec, id: VmId, guest: Guest) -> Self {
         let allocation = Allocation { quota_cores: spec.quota_cores, vcpus: spec.vcpus, memory_bytes: 1 << 30 };
-        Self {
-            id,
-            name: spec.name.clone(),
-            allocation,
-            guest,
-            demand_cores: 0.0,
-            ran_cores: 0.0,
-            samples: Vec::new(),
-        }
+        Self { id, name: spec.name.clone(), allocation, guest, demand_cores: 0.0, ran_cores: 0.0, samples: Vec::new() }
     }
 }
 

@@ -65,7 +65,12 @@ pub fn demo_scenario(seed: u64, duration_s: u64) -> Scenario {
 pub fn demo_policy() -> Policy {
     Policy {
         mode: Mode::Auto,
-        forecast: ForecastPolicy { resolution_ms: 1000, horizon_steps: 30, season_steps_min: 40, season_steps_max: 150 },
+        forecast: ForecastPolicy {
+            resolution_ms: 1000,
+            horizon_steps: 30,
+            season_steps_min: 40,
+            season_steps_max: 150,
+        },
         cpu: CpuPolicy {
             lead_ms: 8000,
             shrink_dwell_ms: 6000,

@@ -106,16 +106,11 @@ mod tests {
 
     #[test]
     fn a_day_rises_and_falls_where_it_says() {
-        let mut guest = guest(Load::Day {
-            period_s: 100.0,
-            phase_s: 20.0,
-            base: 0.1,
-            peak: 0.9,
-            width_s: 40.0,
-            shoulder_s: 10.0,
-        });
+        let mut guest =
+            guest(Load::Day { period_s: 100.0, phase_s: 20.0, base: 0.1, peak: 0.9, width_s: 40.0, shoulder_s: 10.0 });
         let demand: Vec<f64> = (0..220).map(|second| guest.want(f64::from(second)).demand_cores).collect();
-        for (second, level) in [(0, 0.1), (20, 0.1), (25, 0.5), (30, 0.9), (50, 0.9), (55, 0.5), (60, 0.1), (130, 0.9)] {
+        for (second, level) in [(0, 0.1), (20, 0.1), (25, 0.5), (30, 0.9), (50, 0.9), (55, 0.5), (60, 0.1), (130, 0.9)]
+        {
             assert!((demand[second] - level).abs() < 1e-9, "at {second} s: {}", demand[second]);
         }
     }

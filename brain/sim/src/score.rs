@@ -44,20 +44,20 @@ pub fn is_met_ahead(series: &VmSeries, surge: &Surge, ahead_s: f64) -> bool {
     (from..=until).all(|second| series.limit.get(second).is_some_and(|limit| *limit >= surge.peak * 0.97))
 }
 
-/// Whether the limit came down, before the next surge, to less than a quarter of the way up.
+/// Whether the limit came down, before the next surge, to less than a third of the way up.
 pub fn is_given_back(series: &VmSeries, surge: &Surge, period_s: f64) -> bool {
     let (from, until) = (surge.end_s as usize, (surge.foot_s + period_s) as usize);
-    let low = surge.base * 1.1 + 0.25 * (surge.peak - surge.base);
+    let low = surge.base * 1.1 + 0.3 * (surge.peak - surge.base);
     series.limit.get(from..until).is_some_and(|limits| limits.iter().any(|limit| *limit <= low))
 }
 
-/// Seconds in which the limit rose although demand had not: to more than a headroom and a bit above everything wanted in the
-/// last five seconds.
+/// Seconds in which the limit rose although demand had not: to more than a headroom and a tenth of a core (what waiting for
+/// CPUs may look like) above everything wanted in the last five seconds.
 pub fn unforced_rises(series: &VmSeries, headroom: f64) -> Vec<usize> {
     (1..series.limit.len())
         .filter(|&second| {
             let wanted = series.demand[second.saturating_sub(5)..=second].iter().copied().fold(0.0, f64::max);
-            series.limit[second] > series.limit[second - 1] + 0.02 && series.limit[second] > wanted * headroom + 0.05
+            series.limit[second] > series.limit[second - 1] + 0.02 && series.limit[second] > wanted * headroom + 0.1
         })
         .collect()
 }
@@ -97,13 +97,7 @@ pub fn reactive(demand: &[f64], hold_s: usize, margin_cores: f64, ceiling_cores:
 }
 
 /// The same policy with the margin at which it spares as much as `slack_cores`, found by bisection.
-pub fn reactive_at_slack(
-    demand: &[f64],
-    hold_s: usize,
-    ceiling_cores: f64,
-    from: usize,
-    slack_cores: f64,
-) -> Service {
+pub fn reactive_at_slack(demand: &[f64], hold_s: usize, ceiling_cores: f64, from: usize, slack_cores: f64) -> Service {
     let at = |margin| service(demand, &reactive(demand, hold_s, margin, ceiling_cores), from);
     let (mut low, mut high) = (0.0, ceiling_cores);
     for _ in 0..40 {
@@ -120,7 +114,8 @@ mod tests {
     #[test]
     fn a_rise_without_demand_is_told_from_one_with() {
         let demand = vec![0.2, 0.2, 0.2, 0.7, 0.7];
-        let series = |limit: [f64; 5]| VmSeries { demand: demand.clone(), limit: limit.to_vec(), ..VmSeries::default() };
+        let series =
+            |limit: [f64; 5]| VmSeries { demand: demand.clone(), limit: limit.to_vec(), ..VmSeries::default() };
         assert_eq!(unforced_rises(&series([0.3, 0.9, 0.9, 0.9, 0.9]), 1.1), [1]);
         assert_eq!(unforced_rises(&series([0.3, 0.3, 0.3, 0.3, 0.77]), 1.1), [0usize; 0]);
     }

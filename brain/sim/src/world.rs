@@ -26,7 +26,10 @@ const SECOND: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 enum Message {
     Happens(Event),
-    LinkUp { host: HostId, spool_lost: bool },
+    LinkUp {
+        host: HostId,
+        spool_lost: bool,
+    },
     AgentUp(HostId),
     BrainUp,
     Report(Report),

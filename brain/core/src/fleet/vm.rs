@@ -163,7 +163,9 @@ impl Vm {
             .read_back
             .zip(now)
             .is_some_and(|((at, heard), now)| end < at && now >= heard && now.since(heard) < READ_BACK_PREVAILS);
-        let quota_cores = if superseded { self.allocation.quota_cores } else { allocation.quota_cores };
+        // No number and no CPU at all are no quotas: it is unknown, which is planned for as unlimited.
+        let reported = allocation.quota_cores.filter(|quota| quota.is_finite() && *quota > 0.0);
+        let quota_cores = if superseded { self.allocation.quota_cores } else { reported };
         let allocation = Allocation { quota_cores, ..allocation };
         std::mem::replace(&mut self.allocation, allocation) != allocation
     }

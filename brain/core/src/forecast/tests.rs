@@ -142,9 +142,8 @@ fn a_random_walk_hardly_ever_earns_a_season() {
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     for (every, size) in [(1, 0.05), (2, 0.1), (5, 0.1), (5, 0.2), (10, 0.3)] {
         for steps in [120, 180, 250, 350, 600] {
-            let earned = (0..DRAWS)
-                .filter(|_| fit(known(&walk(&mut rng, steps, every, size))).season_steps().is_some())
-                .count();
+            let earned =
+                (0..DRAWS).filter(|_| fit(known(&walk(&mut rng, steps, every, size))).season_steps().is_some()).count();
             assert!(earned * 100 <= 2 * DRAWS, "{earned} of {DRAWS} walks of {steps} steps, {size} every {every}");
         }
     }

@@ -1,0 +1,175 @@
+//! A core on the bench: reports in, outputs out.
+
+use std::time::Duration;
+
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{
+    AgentEpoch, Allocation, Command, CommandId, CpuBounds, CpuWindow, HostFacts, HostId, HostWindow, Losses, MeanMax,
+    Outcome, OutcomeResult, Report, Sequence, VmId, VmState, VmWindow,
+};
+use uuid::Uuid;
+
+use crate::Core;
+use crate::io::{Input, OperatorRequest, Output};
+use crate::policy::{CpuPolicy, ForecastPolicy, Mode, Policy};
+
+/// Windows of ten seconds, steps of ten seconds.
+pub(super) fn policy(mode: Mode) -> Policy {
+    Policy {
+        mode,
+        forecast: ForecastPolicy {
+            resolution_ms: 10_000,
+            horizon_steps: 20,
+            season_steps_min: 20,
+            season_steps_max: 100,
+        },
+        cpu: CpuPolicy { lead_ms: 60_000, shrink_dwell_ms: 60_000, shrink_interval_ms: 60_000, ..CpuPolicy::default() },
+    }
+}
+
+pub(super) fn at(second: u64) -> Timestamp {
+    Timestamp::from_unix_ms(1_700_000_000_000 + second * 1000)
+}
+
+pub(super) fn host(name: &str) -> HostId {
+    HostId::new(name).unwrap()
+}
+
+pub(super) fn vm(number: u128) -> VmId {
+    VmId(Uuid::from_u128(number))
+}
+
+pub(super) fn facts() -> HostFacts {
+    HostFacts {
+        capacity_cores: 4.0,
+        memory_bytes: 1 << 33,
+        kernel: String::new(),
+        hypervisor: String::new(),
+        cpu_bounds: CpuBounds { floor_cores: 0.05, ceiling_cores: 4.0 },
+        dry_run: false,
+    }
+}
+
+pub(super) fn applied(before: f64, after: f64) -> OutcomeResult {
+    OutcomeResult::Applied { before_cores: Some(before), after_cores: Some(after), took_us: 1000 }
+}
+
+/// VMs as (number, demand at least, demand at most), each with one vCPU and the same quota.
+pub(super) fn report_of(host_name: &str, second: u64, vms: &[(u128, f64, f64)], quota: Option<f64>) -> Report {
+    let same = |value| MeanMax { mean: value, max: value };
+    let window = |&(number, low, high): &(u128, f64, f64)| VmWindow {
+        vm: vm(number),
+        name: format!("vm{number}"),
+        state: VmState::Running,
+        cpu: Some(CpuWindow {
+            covered: 1.0,
+            demand_low: same(low),
+            demand_high: same(high),
+            usage: same(low),
+            throttled: same(high - low),
+            ..CpuWindow::default()
+        }),
+        memory: None,
+        allocation: Allocation { quota_cores: quota, vcpus: 1, memory_bytes: 1 << 30 },
+    };
+    Report {
+        host: host(host_name),
+        epoch: AgentEpoch(1),
+        sequence: Sequence(1 + second),
+        start: at(second),
+        window_ms: 10_000,
+        host_window: HostWindow::default(),
+        vms: vms.iter().map(window).collect(),
+        inventory_complete: true,
+        losses: Losses::default(),
+    }
+}
+
+pub(super) struct Bench {
+    pub(super) core: Core,
+}
+
+impl Bench {
+    pub(super) fn new(policy: Policy) -> Self {
+        Self::with_term(policy, 1)
+    }
+
+    pub(super) fn with_term(policy: Policy, term: u64) -> Self {
+        Self::of(Core::new(policy, 1, term))
+    }
+
+    /// With two hosts, `a` and `b`, up.
+    pub(super) fn of(mut core: Core) -> Self {
+        for name in ["a", "b"] {
+            core.handle(at(0), Input::HostUp { host: host(name), facts: facts() });
+        }
+        let mut bench = Self { core };
+        bench.take();
+        bench
+    }
+
+    /// Host `a`'s window that begins at `second` arrives when it ends.
+    pub(super) fn report(&mut self, second: u64, vms: &[(u128, f64, f64)], quota: Option<f64>) {
+        self.report_on("a", second, vms, quota);
+    }
+
+    pub(super) fn report_on(&mut self, host: &str, second: u64, vms: &[(u128, f64, f64)], quota: Option<f64>) {
+        self.report_at(at(second) + Duration::from_secs(10), host, second, vms, quota);
+    }
+
+    pub(super) fn report_at(
+        &mut self,
+        now: Timestamp,
+        host: &str,
+        second: u64,
+        vms: &[(u128, f64, f64)],
+        quota: Option<f64>,
+    ) {
+        self.core.handle(now, Input::Report(Box::new(report_of(host, second, vms, quota))));
+    }
+
+    pub(super) fn incomplete_report(&mut self, second: u64) {
+        let report = Report { inventory_complete: false, ..report_of("a", second, &[], None) };
+        self.core.handle(at(second + 10), Input::Report(Box::new(report)));
+    }
+
+    pub(super) fn report_state(&mut self, second: u64, number: u128, state: VmState) {
+        self.report_state_on("a", second, number, state);
+    }
+
+    pub(super) fn report_state_on(&mut self, host: &str, second: u64, number: u128, state: VmState) {
+        let mut report = report_of(host, second, &[(number, 0.0, 0.0)], Some(1.0));
+        report.vms[0].state = state;
+        self.core.handle(at(second + 10), Input::Report(Box::new(report)));
+    }
+
+    pub(super) fn outcome(&mut self, second: u64, id: CommandId, result: OutcomeResult) {
+        let outcome = Outcome { id, vm: vm(1), at: at(second), result };
+        self.core.handle(at(second), Input::Outcome { host: host("a"), outcome });
+    }
+
+    pub(super) fn operate(&mut self, second: u64, request: OperatorRequest) {
+        self.core.handle(at(second), Input::Operator { actor: "alice".to_owned(), request });
+    }
+
+    /// Everything that came out since the last call.
+    pub(super) fn take(&mut self) -> Vec<Output> {
+        std::iter::from_fn(|| self.core.poll_output()).collect()
+    }
+
+    pub(super) fn commands(&mut self) -> Vec<Command> {
+        let commands = self.take().into_iter().filter_map(|output| match output {
+            Output::Command { command, .. } => Some(command),
+            _ => None,
+        });
+        commands.collect()
+    }
+
+    pub(super) fn notices(&mut self) -> Vec<&'static str> {
+        let notices = self.take().into_iter().filter_map(|output| match output {
+            Output::Notice(notice) => Some(notice.kind),
+            _ => None,
+        });
+        notices.collect()
+    }
+}

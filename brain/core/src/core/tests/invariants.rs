@@ -1,0 +1,190 @@
+//! What holds whatever happens.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{
+    Action, Command, Fence, MeanMax, Outcome, OutcomeResult, RefusedCommand, Sequence, VmId, VmState,
+};
+use proptest::prelude::*;
+
+use super::bench::{facts, host, policy, report_of, vm};
+use crate::io::{Input, OperatorRequest, Output, Record, Scope};
+use crate::plan::size::QUOTA_STEP_CORES;
+use crate::policy::Mode;
+use crate::{Core, FitJob};
+
+/// Something that happens, and how long after the one before (it may be earlier).
+#[derive(Clone, Debug)]
+enum Happening {
+    Report { on: usize, vms: Vec<(u128, f64, f64, VmState)>, quota: Option<f64>, late_s: i64, complete: bool },
+    Answer { applied: bool },
+    Up(usize),
+    Lost(usize),
+    Operator(OperatorRequest),
+    Mode(Mode),
+    Fits,
+    TimeOut,
+}
+
+const HOSTS: [&str; 2] = ["a", "b"];
+
+fn happenings() -> impl Strategy<Value = Vec<(i64, Happening)>> {
+    let demand = prop_oneof![
+        6 => 0.0..1.2f64,
+        1 => prop_oneof![Just(f64::NAN), Just(-1.0), Just(f64::INFINITY), Just(1e300), Just(1e-300)],
+    ];
+    let state = prop_oneof![6 => Just(VmState::Running), 1 => Just(VmState::Paused), 1 => Just(VmState::ShutOff)];
+    let vms = proptest::collection::vec((1u128..4, demand.clone(), demand, state), 0..4);
+    let quota = prop_oneof![Just(None), (0.01..1.5f64).prop_map(Some), Just(Some(f64::NAN))];
+    let late = prop_oneof![8 => 0i64..3, 1 => -20_000i64..20_000];
+    let report = (0..2usize, vms, quota, late, any::<bool>())
+        .prop_map(|(on, vms, quota, late_s, complete)| Happening::Report { on, vms, quota, late_s, complete });
+    let scope = prop_oneof![
+        Just(Scope::Fleet),
+        (0..2usize).prop_map(|on| Scope::Host(host(HOSTS[on]))),
+        (1u128..4).prop_map(|number| Scope::Vm(vm(number))),
+    ];
+    let request = (scope, 0..4).prop_map(|(scope, kind)| match kind {
+        0 => OperatorRequest::Pause { scope },
+        1 => OperatorRequest::Release { scope },
+        _ => OperatorRequest::Resume { scope },
+    });
+    let mode = prop_oneof![3 => Just(Mode::Auto), 1 => Just(Mode::Recommend), 1 => Just(Mode::Observe)];
+    let happening = prop_oneof![
+        12 => report,
+        4 => any::<bool>().prop_map(|applied| Happening::Answer { applied }),
+        1 => (0..2usize).prop_map(Happening::Up),
+        1 => (0..2usize).prop_map(Happening::Lost),
+        1 => request.prop_map(Happening::Operator),
+        1 => mode.prop_map(Happening::Mode),
+        2 => Just(Happening::Fits),
+        2 => Just(Happening::TimeOut),
+    ];
+    let pause = prop_oneof![16 => 5i64..15, 1 => -5000i64..5000];
+    proptest::collection::vec((pause, happening), 1..120)
+}
+
+/// What a driver would know, and checks.
+#[derive(Default)]
+struct Driver {
+    written: BTreeSet<String>,
+    in_flight: BTreeMap<VmId, Command>,
+    fences: BTreeMap<VmId, Fence>,
+    ids: BTreeSet<String>,
+    fits: Vec<FitJob>,
+    transcript: String,
+}
+
+impl Driver {
+    fn drain(&mut self, core: &mut Core) {
+        while let Some(output) = core.poll_output() {
+            self.transcript += &format!("{output:?}\n");
+            match output {
+                Output::Persist(Record::Command(record)) => {
+                    self.written.insert(record.command.id.to_string());
+                    if record.outcome.is_some() || record.unanswered {
+                        self.in_flight.remove(&record.command.vm);
+                    }
+                }
+                Output::Command { command, .. } => self.sent(command),
+                Output::Fit(job) => self.fits.push(*job),
+                Output::Persist(_) | Output::Notice(_) => {}
+            }
+        }
+    }
+
+    fn sent(&mut self, command: Command) {
+        let id = command.id.to_string();
+        assert!(self.written.contains(&id), "{id} was sent before it was written");
+        assert!(self.ids.insert(id), "an id was used twice");
+        let before = self.fences.insert(command.vm, command.fence);
+        assert!(before.is_none_or(|before| before < command.fence), "a fence did not rise");
+        if let Action::SetCpuQuota { cores } = command.action {
+            assert!((0.1..=1.0).contains(&cores), "{cores} cores are out of bounds");
+            let steps = cores / QUOTA_STEP_CORES;
+            assert!((steps - steps.round()).abs() < 1e-6, "{cores} is no multiple");
+        }
+        assert!(self.in_flight.insert(command.vm, command).is_none(), "two commands in flight");
+    }
+}
+
+fn play(happenings: &[(i64, Happening)]) -> String {
+    let mut core = Core::new(policy(Mode::Auto), 7, 1);
+    let mut driver = Driver::default();
+    let mut now = 1_700_000_000i64;
+    for name in HOSTS {
+        core.handle(at(now), Input::HostUp { host: host(name), facts: facts() });
+    }
+    for (index, (pause, happening)) in happenings.iter().enumerate() {
+        now += pause;
+        let now_at = at(now);
+        match happening.clone() {
+            Happening::Report { on, vms, quota, late_s, complete } => {
+                let demands: Vec<_> = vms.iter().map(|&(number, low, high, _)| (number, low, high)).collect();
+                let mut report = report_of(HOSTS[on], 0, &demands, quota);
+                for (window, (.., state)) in report.vms.iter_mut().zip(&vms) {
+                    window.state = *state;
+                    if let Some(cpu) = &mut window.cpu {
+                        cpu.throttled = MeanMax::default();
+                    }
+                }
+                report.start = at(now - 10 - late_s);
+                report.sequence = Sequence(index as u64 + 1);
+                report.inventory_complete = complete;
+                core.handle(now_at, Input::Report(Box::new(report)));
+            }
+            Happening::Answer { applied } => {
+                let Some(command) = driver.in_flight.values().next().cloned() else { continue };
+                let result = match (applied, command.action) {
+                    (true, Action::SetCpuQuota { cores }) => {
+                        OutcomeResult::Applied { before_cores: None, after_cores: Some(cores), took_us: 1 }
+                    }
+                    (true, Action::Release) => {
+                        OutcomeResult::Applied { before_cores: None, after_cores: None, took_us: 1 }
+                    }
+                    (false, _) => OutcomeResult::Refused(RefusedCommand::UnknownVm),
+                };
+                let outcome = Outcome { id: command.id, vm: command.vm, at: now_at, result };
+                core.handle(now_at, Input::Outcome { host: host("a"), outcome });
+            }
+            Happening::Up(on) => core.handle(now_at, Input::HostUp { host: host(HOSTS[on]), facts: facts() }),
+            Happening::Lost(on) => core.handle(now_at, Input::HostLost { host: host(HOSTS[on]) }),
+            Happening::Operator(request) => {
+                core.handle(now_at, Input::Operator { actor: "alice".to_owned(), request });
+            }
+            Happening::Mode(mode) => core.handle(now_at, Input::Policy(Box::new(policy(mode)))),
+            Happening::Fits => {
+                for job in std::mem::take(&mut driver.fits) {
+                    core.handle(now_at, Input::FitDone(Box::new(job.run())));
+                }
+            }
+            Happening::TimeOut => core.handle_timeout(now_at),
+        }
+        driver.drain(&mut core);
+        for view in core.vms() {
+            assert!(core.explain(view.vm).is_some());
+            let forecast = core.forecast(view.vm);
+            for q in forecast.iter().flat_map(|forecast| &forecast.steps) {
+                assert!([0.0, q.p50, q.p90, q.p95, q.p99, 1.0].is_sorted(), "{q:?}");
+            }
+            assert_eq!(view.in_flight, driver.in_flight.get(&view.vm).map(|command| command.id));
+        }
+    }
+    driver.transcript
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::default() + Duration::from_secs(second.unsigned_abs())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn whatever_happens_commands_are_bounded_fenced_written_and_one_at_a_time(happenings in happenings()) {
+        // Twice: the same inputs give the same outputs, byte for byte.
+        prop_assert_eq!(play(&happenings), play(&happenings));
+    }
+}
