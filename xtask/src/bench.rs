@@ -32,10 +32,11 @@ enum Name {
 }
 
 impl Name {
-    /// Package and bench target.
-    fn target(self) -> (&'static str, &'static str) {
+    /// Package, bench target and profile.
+    fn target(self) -> (&'static str, &'static str, &'static str) {
         match self {
-            Self::Probe => ("gnomon-agent", "probe"),
+            // What it measures runs in the kernel, from an eBPF object that is optimised in every profile.
+            Self::Probe => ("gnomon-agent", "probe", "dev"),
         }
     }
 }
@@ -53,9 +54,9 @@ pub fn run(args: &Args) -> Result<()> {
         return Ok(());
     };
     setup::ensure(&[Purpose::Build, Purpose::Bench])?;
-    let (package, target) = name.target();
+    let (package, target, profile) = name.target();
     let mut command = cargo();
-    command.args(["bench", "--package", package, "--bench", target, "--"]);
+    command.args(["bench", "--profile", profile, "--package", package, "--bench", target, "--"]);
     if let Some(file) = &args.json {
         // cargo runs a bench in its package's directory.
         command.arg("--json").arg(absolute(file).with_context(|| format!("no such place: {}", file.display()))?);
