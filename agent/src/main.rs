@@ -99,7 +99,7 @@ fn main() -> ExitCode {
     match execute(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "gnomon-agent: {error:#}");
+            let _ = writeln!(std::io::stderr(), "gnomon-agent: {}", explain(&error));
             ExitCode::from(exit_code(&error))
         }
     }
@@ -116,8 +116,9 @@ fn execute(command: Command) -> Result<()> {
             runtime()?.block_on(release(&Config::load(&file.config)?, &vms, dry_run, yes))
         }
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "gnomon-agent", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "gnomon-agent", &mut script);
+            std::io::stdout().write_all(&script).context("writing to stdout")
         }
     }
 }
@@ -190,6 +191,15 @@ fn log_to_stderr() {
     let filter = EnvFilter::try_from_env("GNOMON_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let ansi = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
+}
+
+/// An error with its causes, without those that its own words already contain.
+fn explain(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |said, cause| match said.as_str() {
+        "" => cause,
+        _ if said.contains(&cause) => said,
+        _ => format!("{said}: {cause}"),
+    })
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {

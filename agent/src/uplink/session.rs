@@ -113,6 +113,7 @@ fn accept(uplink: &Uplink, welcome: &Welcome) -> Result<Duration, Failure> {
     uplink.commands.see_term(welcome.term)?;
     let acknowledged = uplink.spool.with(|outbox| outbox.resume(welcome.acknowledged))?;
     uplink.metrics.reports_acknowledged.inc_by(acknowledged);
+    uplink.metrics.show(&uplink.spool);
     let to_send = uplink.spool.with(|outbox| outbox.len());
     tracing::info!(
         brain = uplink.address,

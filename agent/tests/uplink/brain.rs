@@ -18,16 +18,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Nothing in these tests should take a second; this is for a machine that is busy with something else.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An authority and the certificates it signs.
-pub struct Authority {
+pub(super) struct Authority {
     certificate: rcgen::Certificate,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Authority {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -43,7 +43,7 @@ impl Authority {
     }
 
     /// Writes what an agent needs: an identity signed by this authority, and `trusted` as the authority it trusts.
-    pub fn write_agent(&self, folder: &Path, trusted: &Authority) -> [PathBuf; 3] {
+    pub(super) fn write_agent(&self, folder: &Path, trusted: &Authority) -> [PathBuf; 3] {
         let (certificate, key) = self.sign("host-1");
         let write = |name: &str, text: String| {
             let path = folder.join(name);
@@ -60,12 +60,12 @@ impl Authority {
 }
 
 /// Listens on loopback with a certificate for `gnomon-brain`, and demands one of the same authority.
-pub struct Brain {
+pub(super) struct Brain {
     endpoint: Endpoint,
 }
 
 impl Brain {
-    pub fn listen(authority: &Authority) -> Self {
+    pub(super) fn listen(authority: &Authority) -> Self {
         let (certificate, key) = authority.sign("gnomon-brain");
         let mut roots = RootCertStore::empty();
         roots.add(authority.certificate.der().clone()).unwrap();
@@ -84,17 +84,17 @@ impl Brain {
         Self { endpoint }
     }
 
-    pub fn address(&self) -> String {
+    pub(super) fn address(&self) -> String {
         self.endpoint.local_addr().unwrap().to_string()
     }
 
     /// The next connection attempt, through TLS.
-    pub async fn connection(&self) -> Result<Connection, ConnectionError> {
+    pub(super) async fn connection(&self) -> Result<Connection, ConnectionError> {
         soon(self.endpoint.accept()).await.unwrap().await
     }
 
     /// The next connection, up to its hello.
-    pub async fn greeted(&self) -> Greeted {
+    pub(super) async fn greeted(&self) -> Greeted {
         let connection = self.connection().await.unwrap();
         let (control_out, mut control_in) = soon(connection.accept_bi()).await.unwrap();
         let AgentMessage::Hello(hello) = read(&mut control_in).await else { panic!("the first message is no hello") };
@@ -103,31 +103,31 @@ impl Brain {
 }
 
 /// A connection that has said hello and waits for its answer.
-pub struct Greeted {
-    pub connection: Connection,
-    pub control_out: SendStream,
-    pub control_in: RecvStream,
-    pub hello: Hello,
+pub(super) struct Greeted {
+    pub(super) connection: Connection,
+    pub(super) control_out: SendStream,
+    pub(super) control_in: RecvStream,
+    pub(super) hello: Hello,
 }
 
 impl Greeted {
-    pub async fn say(&mut self, message: BrainMessage) {
+    pub(super) async fn say(&mut self, message: BrainMessage) {
         write(&mut self.control_out, &message).await;
     }
 
     /// Welcomes the agent, with heart-beats so rare that a test need not answer them.
-    pub async fn welcome(&mut self, term: u64, acknowledged: u64) {
+    pub(super) async fn welcome(&mut self, term: u64, acknowledged: u64) {
         self.welcome_with_heartbeat(term, acknowledged, 10_000).await;
     }
 
-    pub async fn welcome_with_heartbeat(&mut self, term: u64, acknowledged: u64, heartbeat_ms: u32) {
+    pub(super) async fn welcome_with_heartbeat(&mut self, term: u64, acknowledged: u64, heartbeat_ms: u32) {
         let version = VERSIONS.max;
         let acknowledged = Sequence(acknowledged);
         self.say(BrainMessage::Welcome(Welcome { version, term, heartbeat_ms, acknowledged })).await;
     }
 
     /// The next message that is not a heart-beat; heart-beats are answered.
-    pub async fn hear(&mut self) -> AgentMessage {
+    pub(super) async fn hear(&mut self) -> AgentMessage {
         loop {
             match read(&mut self.control_in).await {
                 AgentMessage::Heartbeat { at } => self.say(BrainMessage::Heartbeat { at }).await,
@@ -136,13 +136,13 @@ impl Greeted {
         }
     }
 
-    pub async fn reports(&self) -> Reports {
+    pub(super) async fn reports(&self) -> Reports {
         let (acks, reports) = soon(self.connection.accept_bi()).await.unwrap();
         Reports { acks, reports }
     }
 
     /// How the agent closes this connection: its code and its reason.
-    pub async fn closed(&self) -> (u64, String) {
+    pub(super) async fn closed(&self) -> (u64, String) {
         match soon(self.connection.closed()).await {
             ConnectionError::ApplicationClosed(close) => {
                 (close.error_code.into_inner(), String::from_utf8_lossy(&close.reason).into_owned())
@@ -153,26 +153,26 @@ impl Greeted {
 }
 
 /// The report stream.
-pub struct Reports {
-    pub acks: SendStream,
+pub(super) struct Reports {
+    pub(super) acks: SendStream,
     reports: RecvStream,
 }
 
 impl Reports {
-    pub async fn next(&mut self) -> Report {
+    pub(super) async fn next(&mut self) -> Report {
         read(&mut self.reports).await
     }
 
-    pub async fn acknowledge(&mut self, report: &Report) {
+    pub(super) async fn acknowledge(&mut self, report: &Report) {
         write(&mut self.acks, &ReportAck { epoch: report.epoch, sequence: report.sequence }).await;
     }
 }
 
-pub async fn soon<T>(work: impl Future<Output = T>) -> T {
+pub(super) async fn soon<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, work).await.expect("nothing happened for too long")
 }
 
-pub async fn write<T: Serialize>(stream: &mut SendStream, message: &T) {
+pub(super) async fn write<T: Serialize>(stream: &mut SendStream, message: &T) {
     soon(stream.write_all(&frame::encode(message).unwrap())).await.unwrap();
 }
 
