@@ -6,7 +6,7 @@ use thiserror::Error;
 /// The levels that forecasts come in; [`CpuPolicy::quantile`] is one of them.
 pub const QUANTILES: [f64; 4] = [0.5, 0.9, 0.95, 0.99];
 
-/// Longest season that history is kept for, in steps: four of these for each VM are about 300 KiB.
+/// Longest season that history is kept for, in steps: four of these for each VM are 630 KiB.
 pub const SEASON_STEPS_LIMIT: usize = 10_080;
 
 /// Longest horizon, in steps: a week of minutes.

@@ -14,8 +14,9 @@ use crate::brain::Store;
 use crate::guest::Guest;
 use crate::scenario::{Event, Scenario};
 
-/// When a world begins: a round number of the year 2026, far from zero so that "long ago" exists.
-const START: Timestamp = Timestamp::from_unix_ms(1_767_225_600_000);
+/// When a world begins: in the year 2026, far from zero so that "long ago" exists, and at no full second, so that windows straddle
+/// the steps of history as they do in life.
+const START: Timestamp = Timestamp::from_unix_ms(1_767_225_600_700);
 
 /// The first VM's id; the others follow.
 const FIRST_VM: u128 = 0x676e_6f6d_6f6e_4000_8000_0000_0000_0000;
