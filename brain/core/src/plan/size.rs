@@ -8,8 +8,8 @@ use crate::policy::CpuPolicy;
 /// Quotas are multiples of this, in cores: finer steps would be resizes for nothing.
 pub(crate) const QUOTA_STEP_CORES: f64 = 0.01;
 
-/// From this share of the quota on, it counts as what holds the VM back, throttling reported or not.
-const QUOTA_USED_SHARE: f64 = 0.95;
+/// From this share of the quota on, it counts as what holds the VM back even where no throttling is reported.
+const QUOTA_USED_SHARE: f64 = 0.97;
 
 /// Sizes a VM may have, in cores.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -52,7 +52,12 @@ pub(crate) fn live_cores(cpu: &CpuWindow, allocation: &Allocation) -> f64 {
     let vcpus = f64::from(allocation.vcpus);
     let (low, high) = (cpu.demand_low.mean, cpu.demand_high.mean.max(cpu.demand_low.mean));
     let quota_is_used_up = allocation.quota_cores.is_some_and(|quota| low >= QUOTA_USED_SHARE * quota);
-    let held_back = if quota_is_used_up { high - low } else { (high - low).min(cpu.throttled.mean * vcpus) };
+    let throttling_is_unknown = cpu.throttled.mean <= 0.0;
+    let held_back = if quota_is_used_up && throttling_is_unknown {
+        high - low
+    } else {
+        (high - low).min(cpu.throttled.mean.max(0.0) * vcpus)
+    };
     (low + held_back).min(vcpus)
 }
 
@@ -128,6 +133,7 @@ mod tests {
         assert_eq!(live(0.5, 0.9, 0.0, Some(1.0)), 0.5);
         assert!((live(0.5, 0.9, 0.1, Some(1.0)) - 0.7).abs() < 1e-9);
         assert!((live(0.2, 0.9, 0.0, Some(0.2)) - 0.9).abs() < 1e-9);
+        assert!((live(0.2, 0.9, 0.1, Some(0.2)) - 0.4).abs() < 1e-9);
         assert_eq!(live(0.2, 9.0, 1.0, Some(0.2)), 2.0);
     }
 
