@@ -2,7 +2,7 @@
 //!
 //! Windows begin at multiples of their length of the *wall* clock, so that those of different hosts line up, but are timed on the
 //! *monotonic* clock, so that a wall clock that steps cannot make a window long, short or negative. When the two have drifted
-//! apart by more than [`STEP_MAX`] (someone set the clock), the grid is laid anew.
+//! apart by more than half a second (someone set the clock), the grid is laid anew.
 
 use gnomon_common::time::Timestamp;
 use std::time::Duration;
