@@ -77,14 +77,14 @@ pub fn now_ns() -> u64 {
 #[inline(always)]
 pub fn entry_of(tgid: u32) -> Option<TgidEntry> {
     // SAFETY: copied at once. An entry that the agent removes meanwhile is still valid memory, and whoever acts on it looks again.
-    unsafe { TGID_SLOT.get(&tgid) }.copied()
+    unsafe { TGID_SLOT.get(tgid) }.copied()
 }
 
 /// Forgets a process that cannot be a VM's (its id was used again).
 #[inline(always)]
 pub fn forget(tgid: u32) {
     // It may already be gone, and that is what is wanted.
-    let _ = TGID_SLOT.remove(&tgid);
+    let _ = TGID_SLOT.remove(tgid);
 }
 
 /// What is registered for a thread, if anything.

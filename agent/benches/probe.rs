@@ -3,7 +3,8 @@
 //! Two threads on one CPU pass a byte to and fro through pipes: the worst case, where nearly all that happens is switches and
 //! wake-ups. All candidates take turns, `--rounds` times over, and medians are compared, so that a drift of the machine
 //! falls on all alike. In-kernel time is the kernel's own count (BPF run-time statistics, which contain two clock readings per
-//! run: an empty program does not cost 0). The slowdown is measured without statistics, attached against detached just after.
+//! run: an empty program does not cost 0). The slowdown is CPU time per round trip without statistics, attached against detached
+//! just after; a round trip is two switches and two wake-ups.
 //!
 //! Run as root: `cargo bench --profile dev -p gnomon-agent --bench probe -- [--rounds N] [--json FILE]`. The profile makes no
 //! difference to what runs in the kernel, and `dev` is the one whose eBPF object is built already.
@@ -85,8 +86,8 @@ struct Row {
     candidate: &'static str,
     switch_ns: Option<f64>,
     wakeup_ns: Option<f64>,
-    attached_us_per_op: f64,
-    slowdown_us_per_op: f64,
+    attached_cpu_us_per_op: f64,
+    slowdown_cpu_us_per_op: f64,
 }
 
 /// What `--json` writes.
@@ -287,12 +288,23 @@ impl Workload {
         Ok(switches.context("no voluntary_ctxt_switches in /proc/PID/status")?.trim().parse()?)
     }
 
+    /// CPU time of a round trip: unlike wall time, it does not depend on what else the CPU has to do.
     fn us_per_op(&self) -> Result<f64> {
-        let (start, before) = (Instant::now(), self.ops()?);
+        let (ops, run_ns) = (self.ops()?, self.run_ns()?);
         sleep(SLICE);
-        let ops = self.ops()? - before;
+        let (ops, run_ns) = (self.ops()? - ops, self.run_ns()? - run_ns);
         ensure!(ops > 0, "the workload has stopped");
-        Ok(start.elapsed().as_secs_f64() * 1e6 / ops as f64)
+        Ok(run_ns as f64 / 1e3 / ops as f64)
+    }
+
+    /// CPU time of both threads so far.
+    fn run_ns(&self) -> Result<u64> {
+        let mut run_ns = 0;
+        for thread in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let stat = fs::read_to_string(thread?.path().join("schedstat"))?;
+            run_ns += stat.split(' ').next().context("empty schedstat")?.parse::<u64>()?;
+        }
+        Ok(run_ns)
     }
 }
 
@@ -342,8 +354,8 @@ fn summarise(samples: &[Samples], rounds: usize) -> Summary {
             candidate: candidate.title(),
             switch_ns: median(&samples.switch_ns),
             wakeup_ns: median(&samples.wakeup_ns),
-            attached_us_per_op: median(&samples.attached_us).unwrap_or(f64::NAN),
-            slowdown_us_per_op: median(&samples.slowdown_us).unwrap_or(f64::NAN),
+            attached_cpu_us_per_op: median(&samples.attached_us).unwrap_or(f64::NAN),
+            slowdown_cpu_us_per_op: median(&samples.slowdown_us).unwrap_or(f64::NAN),
         })
         .collect();
     let cost = |candidate: Candidate| {
@@ -377,10 +389,10 @@ fn table(summary: &Summary) -> String {
         let [name, switch, wakeup, attached, slowdown] = cells;
         format!("{name:<26} {switch:>10} {wakeup:>10} {attached:>12} {slowdown:>12}\n")
     };
-    text += &line(["", "switch ns", "wakeup ns", "us/op", "slowdown us"]);
+    text += &line(["", "switch ns", "wakeup ns", "CPU us/op", "slowdown us"]);
     for row in &summary.rows {
-        let attached = number(Some(row.attached_us_per_op), 3);
-        let slowdown = number(Some(row.slowdown_us_per_op), 3);
+        let attached = number(Some(row.attached_cpu_us_per_op), 3);
+        let slowdown = number(Some(row.slowdown_cpu_us_per_op), 3);
         text += &line([row.candidate, &number(row.switch_ns, 0), &number(row.wakeup_ns, 0), &attached, &slowdown]);
     }
     let ratios = [
