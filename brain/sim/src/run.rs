@@ -29,7 +29,7 @@ pub struct VmSeries {
     pub ran: Vec<f64>,
     /// What it might have used.
     pub limit: Vec<f64>,
-    /// What was forecast, one lead time ahead of the second, as its median; NaN-free: absent where there was no forecast.
+    /// What was forecast, one lead time ahead of the second, as its median; `None` where there was no forecast.
     pub forecast_p50: Vec<Option<f64>>,
     /// The same as the 95 % quantile.
     pub forecast_p95: Vec<Option<f64>>,
