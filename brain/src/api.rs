@@ -1,7 +1,8 @@
 //! HTTP for people and programs: `/api/v1/...`, `/metrics`, `/healthz`.
 //!
-//! Everything under `/api/v1` but the OpenAPI document wants a bearer token. Errors are problem documents (RFC 9457). Handlers hold no state: they ask the loop
-//! that owns the core, or read the store, and answer 503 when neither answers in time.
+//! Everything under `/api/v1` but the OpenAPI document wants a bearer token. Errors are problem documents (RFC 9457).
+//! Handlers hold no state: they ask the loop that owns the core, or read the store, and answer 503 when neither answers
+//! in time.
 
 mod affairs;
 mod auth;

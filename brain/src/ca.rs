@@ -1,8 +1,8 @@
 //! The certificate authority: one self-signed CA that vouches for the brain and for every agent.
 //!
-//! A directory holds `ca.pem` and `ca.key` (mode 0600). The brain's certificate is for servers, an agent's for clients: one cannot
-//! pose as the other. An agent's certificate names its host in the subject alternative name, and that name is the only
-//! host it can speak for. Keys are ECDSA P-256, made and used by ring.
+//! A directory holds `ca.pem` and `ca.key` (mode 0600). The brain's certificate is for servers, an agent's for clients:
+//! one cannot pose as the other. An agent's certificate names its host in the subject alternative name, and that name
+//! is the only host it can speak for. Keys are ECDSA P-256, made and used by ring.
 
 mod issue;
 mod show;

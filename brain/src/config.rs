@@ -15,7 +15,8 @@ use std::time::Duration;
 /// The commented example, which is also what `gnomon-brain init` writes.
 pub const EXAMPLE: &str = include_str!("../../deploy/brain.toml");
 
-/// Heart-beats faster than this would cost more than they tell; slower ones would not notice a dead host within minutes.
+/// Heart-beats faster than this would cost more than they tell; slower ones would not notice a dead host within
+/// minutes.
 const HEARTBEAT_MS: std::ops::RangeInclusive<u64> = 100..=60_000;
 /// A forecast wants to see its season at least twice.
 const SEASONS_KEPT_MIN: u64 = 2;

@@ -1,8 +1,9 @@
 //! The one loop that owns the core.
 //!
-//! Inputs come by one bounded queue and are handled in their order; outputs leave through [`carry`](self), which syncs every record before it
-//! sends a command that came after it. The loop itself never waits for a disk, a network or a fit: while outputs pile up it takes no
-//! more inputs (and so pushes back on the agents), but it still answers questions and notices the time.
+//! Inputs come by one bounded queue and are handled in their order; outputs leave through [`carry`](self), which syncs
+//! every record before it sends a command that came after it. The loop itself never waits for a disk, a network or a
+//! fit: while outputs pile up it takes no more inputs (and so pushes back on the agents), but it still answers
+//! questions and notices the time.
 //!
 //! One lease term is one [`Drive`]: a new core, told what the store remembers, with a term above every earlier one.
 
@@ -34,7 +35,8 @@ const QUESTIONS_MAX: usize = 64;
 pub enum Event {
     /// Something for the core.
     Input(Input),
-    /// An operator's request; `synced` resolves once all that follows from it is in the store and its commands are sent.
+    /// An operator's request; `synced` resolves once all that follows from it is in the store and its commands are
+    /// sent.
     Operator {
         /// Who asks: the token's name.
         actor: String,
@@ -168,7 +170,8 @@ impl Drive {
                 }
                 turn.timeout(clock::now());
             }
-            // What was decided is still carried out; what was not yet taken in is in the store, or nobody was told that it is.
+            // What was decided is still carried out; what was not yet taken in is in the store, or nobody was told that
+            // it is.
             while turn.has_effects() {
                 let Ok(place) = effects.reserve().await else { break };
                 turn.hand_over(place, &effects);

@@ -5,8 +5,8 @@
 //!          -> control stream: heart-beats, outcomes in, commands out | report stream: reports in, acknowledgements out
 //!          -> end: replaced, lost, refused, closed, brain stopping
 //! ```
-//! A [`serve`] serves one lease term. What a peer does wrong ends its own connection, with a reason told to it, logged and counted; no
-//! peer can make another wait, beyond the store they share.
+//! A [`serve`] serves one lease term. What a peer does wrong ends its own connection, with a reason told to it, logged
+//! and counted; no peer can make another wait, beyond the store they share.
 
 mod close;
 mod framing;
@@ -34,7 +34,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-/// Connections between their first packet and their welcome. Only these can come from strangers; more are refused at once.
+/// Connections between their first packet and their welcome. Only these can come from strangers; more are refused at
+/// once.
 const HANDSHAKES_MAX: usize = 256;
 /// How long the TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -68,8 +69,8 @@ pub struct Ingest {
 pub enum Served {
     /// It was told to stop.
     Stopped,
-    /// An agent has obeyed a newer fence than this brain ever sent it: the store is older than the brain that sent it (a restored
-    /// back-up). A term above that fence's is needed before any command can be obeyed there.
+    /// An agent has obeyed a newer fence than this brain ever sent it: the store is older than the brain that sent it
+    /// (a restored back-up). A term above that fence's is needed before any command can be obeyed there.
     Regressed {
         /// Who showed it.
         host: String,

@@ -17,8 +17,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Forecasts what virtual machines will want and sizes them before they want it.
 ///
-/// First time: `gnomon-brain init --dir /etc/gnomon`, then `gnomon-brain run --config /etc/gnomon/brain.toml`, and for each
-/// host `gnomon-brain ca issue-agent --dir /etc/gnomon --host NAME --out NAME`. GNOMON_LOG chooses what is logged.
+/// First time: `gnomon-brain init --dir /etc/gnomon`, then `gnomon-brain run --config /etc/gnomon/brain.toml`, and for
+/// each host `gnomon-brain ca issue-agent --dir /etc/gnomon --host NAME --out NAME`. GNOMON_LOG chooses what is logged.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
 struct Arguments {

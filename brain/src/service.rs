@@ -1,10 +1,11 @@
 //! The running brain: sockets, store, API, and one life after another.
 //!
-//! A *life* is one lease term: a core restored from the store, the loop that drives it, and the sessions of the agents that were welcomed with
-//! its term. A life ends when the brain is told to stop, or when an agent shows a fence that this brain never sent. The
-//! latter means that the store is older than the brain that sent the fence (somebody restored a back-up): commands of
-//! this term would be refused as stale, or worse, bear ids that another brain has used. So the life ends: every connection is closed, the term goes
-//! above the fence and is persisted, it is said in the audit log, and a new life begins from the store. Agents come back within a second.
+//! A *life* is one lease term: a core restored from the store, the loop that drives it, and the sessions of the agents
+//! that were welcomed with its term. A life ends when the brain is told to stop, or when an agent shows a fence that
+//! this brain never sent. The latter means that the store is older than the brain that sent the fence (somebody
+//! restored a back-up): commands of this term would be refused as stale, or worse, bear ids that another brain has
+//! used. So the life ends: every connection is closed, the term goes above the fence and is persisted, it is said in
+//! the audit log, and a new life begins from the store. Agents come back within a second.
 
 use crate::api::{self, ApiState, Tokens, TokensError};
 use crate::clock;
@@ -25,7 +26,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-/// Least time between two new terms for agents' sake: an agent that lies about its fence cannot keep the others disconnected.
+/// Least time between two new terms for agents' sake: an agent that lies about its fence cannot keep the others
+/// disconnected.
 const RAISE_INTERVAL: Duration = Duration::from_secs(30);
 /// Pause before a store that failed at the begin of a life is tried again.
 const STORE_RETRY: Duration = Duration::from_secs(2);
@@ -237,8 +239,8 @@ impl Lives {
             served = ingest::serve(ingest, self.stop.clone()) => served,
             served = forward_policy(&mut self.policy, &handle) => served,
         };
-        // First nobody can ask any more, then the loop ends with what it has decided, then all of it is on disk: only so
-        // does a next life restore everything that was acknowledged.
+        // First nobody can ask any more, then the loop ends with what it has decided, then all of it is on disk: only
+        // so does a next life restore everything that was acknowledged.
         self.drive.send_replace(None);
         ending.cancel();
         if tokio::time::timeout(DRAIN_TIMEOUT, &mut driven).await.is_err() {

@@ -1,8 +1,8 @@
 //! The host information database: what the brain must not forget.
 //!
-//! [`Store`] is the contract, [`SqliteStore`] the embedded implementation, [`Journal`] the one writer in front of it: it gathers
-//! what is waiting into one transaction and one sync, and answers only then. Everything acknowledged to an agent, and every
-//! command sent to one, went through the journal before.
+//! [`Store`] is the contract, [`SqliteStore`] the embedded implementation, [`Journal`] the one writer in front of it:
+//! it gathers what is waiting into one transaction and one sync, and answers only then. Everything acknowledged to an
+//! agent, and every command sent to one, went through the journal before.
 
 mod journal;
 mod sqlite;
@@ -24,8 +24,8 @@ pub type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + S
 
 /// Where the brain keeps what it must not forget.
 pub trait Store: Send + Sync + 'static {
-    /// Writes all entries in one transaction and returns once it is synced; an error means that none was written. The answer tells, entry
-    /// by entry, whether it is new: `false` for a report or outcome that was there already.
+    /// Writes all entries in one transaction and returns once it is synced; an error means that none was written. The
+    /// answer tells, entry by entry, whether it is new: `false` for a report or outcome that was there already.
     fn commit<'a>(&'a self, entries: &'a [Entry]) -> Pending<'a, Vec<bool>>;
 
     /// Takes and persists a lease term above `at_least` and above every term taken before.
@@ -34,8 +34,9 @@ pub trait Store: Send + Sync + 'static {
     /// The highest sequence stored of a host's epoch; 0 if none.
     fn acknowledged<'a>(&'a self, host: &'a HostId, epoch: AgentEpoch) -> Pending<'a, Sequence>;
 
-    /// Hands everything a new core has to know to `sink`, in the order that [`Restored`] asks for, reports received since `reports_since`
-    /// among it. Returns the outcomes of unsettled commands that were stored but perhaps never reached the core.
+    /// Hands everything a new core has to know to `sink`, in the order that [`Restored`] asks for, reports received
+    /// since `reports_since` among it. Returns the outcomes of unsettled commands that were stored but perhaps never
+    /// reached the core.
     fn restore<'a>(
         &'a self,
         reports_since: Timestamp,
@@ -48,8 +49,8 @@ pub trait Store: Send + Sync + 'static {
     /// The latest commands, newest first.
     fn commands(&self, limit: u32) -> Pending<'_, Vec<CommandRecord>>;
 
-    /// Forgets reports received before `reports_before` and affairs (audit, plans, commands, outcomes, old allocations) from before `affairs_before`, a bounded amount per call. Returns
-    /// how many rows went.
+    /// Forgets reports received before `reports_before` and affairs (audit, plans, commands, outcomes, old allocations)
+    /// from before `affairs_before`, a bounded amount per call. Returns how many rows went.
     fn prune(&self, reports_before: Timestamp, affairs_before: Timestamp) -> Pending<'_, u64>;
 }
 

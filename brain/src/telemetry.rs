@@ -1,4 +1,5 @@
-//! Logs and metrics of the whole process. Each metric is registered beside the code that it measures; here they only meet.
+//! Logs and metrics of the whole process. Each metric is registered beside the code that it measures; here they only
+//! meet.
 
 use crate::api::ApiMetrics;
 use crate::drive::DriveMetrics;

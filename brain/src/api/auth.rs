@@ -91,7 +91,8 @@ impl Tokens {
         self.0.first().map(|token| token.secret.as_str())
     }
 
-    /// Whose token this is. Every token is compared in full, so that the time taken tells nothing of how near a guess came.
+    /// Whose token this is. Every token is compared in full, so that the time taken tells nothing of how near a guess
+    /// came.
     fn owner(&self, shown: &str) -> Option<&str> {
         let mut owner = None;
         for token in &self.0 {

@@ -56,7 +56,8 @@ pub struct TouchedVm {
     /// Where it is.
     #[schema(value_type = String)]
     pub host: HostId,
-    /// Its CPU quota now, in cores; `null` is unlimited. A release restores what its agent noted before the first change.
+    /// Its CPU quota now, in cores; `null` is unlimited. A release restores what its agent noted before the first
+    /// change.
     pub quota_cores: Option<f64>,
 }
 
@@ -95,7 +96,8 @@ pub(super) async fn release(State(state): State<ApiState>, actor: Extension<Acto
     operate(&state, actor.0, ask, body, |scope| OperatorRequest::Release { scope }).await
 }
 
-/// Resolves the scope and, unless it is a dry run, returns once the core has taken the request and all that follows is synced.
+/// Resolves the scope and, unless it is a dry run, returns once the core has taken the request and all that follows is
+/// synced.
 async fn operate(
     state: &ApiState,
     Actor(actor): Actor,

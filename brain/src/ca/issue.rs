@@ -12,7 +12,8 @@ use rcgen::{
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// How long a certificate is valid, in days from today. It is valid from yesterday on, so that a clock that is late does not refuse it.
+/// How long a certificate is valid, in days from today. It is valid from yesterday on, so that a clock that is late
+/// does not refuse it.
 #[derive(Clone, Copy, Debug)]
 pub struct Days(pub u16);
 
@@ -103,8 +104,8 @@ impl Ca {
 }
 
 impl Issued {
-    /// Writes `ca.pem`, `STEM.pem` and `STEM.key` into `dir` (created if needed); overwrites nothing but an identical `ca.pem`.
-    /// Returns the paths written.
+    /// Writes `ca.pem`, `STEM.pem` and `STEM.key` into `dir` (created if needed); overwrites nothing but an identical
+    /// `ca.pem`. Returns the paths written.
     pub fn write(&self, dir: &Path, stem: &str) -> Result<Vec<PathBuf>, CaError> {
         fs::create_dir_all(dir).map_err(|source| secret::SecretError::Io { path: dir.to_owned(), source })?;
         let ca_path = dir.join(CA_CERTIFICATE);

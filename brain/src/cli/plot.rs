@@ -13,8 +13,8 @@ const EIGHTHS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇'
 /// Between median and 95th percentile.
 const BAND: char = '░';
 
-/// Draws median (solid) and 95th percentile (shaded) over the horizon; a dashed line where `limit_cores` is. Several steps share a column
-/// where there are more than fit: the column shows the largest.
+/// Draws median (solid) and 95th percentile (shaded) over the horizon; a dashed line where `limit_cores` is. Several
+/// steps share a column where there are more than fit: the column shows the largest.
 pub fn plot(forecast: &Forecast, limit_cores: Option<f64>) -> String {
     let steps = &forecast.steps;
     if steps.is_empty() {

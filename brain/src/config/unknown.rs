@@ -3,8 +3,8 @@
 /// Names further than this many edits away are not suggested: they would only confuse.
 const DISTANCE_MAX: usize = 4;
 
-/// Rewrites a deserializer's message about an unknown key or variant (`unknown field `x`, expected one of `a`, `b``); others are
-/// returned as they are.
+/// Rewrites a deserializer's message about an unknown key or variant (`unknown field `x`, expected one of `a`, `b``);
+/// others are returned as they are.
 pub(super) fn explain(message: &str) -> String {
     let Some((what, rest)) = ["field", "variant"].iter().find_map(|kind| {
         let what = if *kind == "field" { "key" } else { "value" };

@@ -32,7 +32,8 @@ pub trait Dispatch: Send + Sync + 'static {
     fn dispatch(&self, host: &HostId, command: Command) -> bool;
 }
 
-/// The newest fence sent to each host in this term: an agent that has obeyed a newer one has seen a brain that we have forgotten.
+/// The newest fence sent to each host in this term: an agent that has obeyed a newer one has seen a brain that we have
+/// forgotten.
 #[derive(Debug, Default)]
 pub struct Issued(Mutex<BTreeMap<HostId, Fence>>);
 

@@ -5,7 +5,7 @@ use gnomon_common::wire::{Report, VmId, VmWindow};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 
-/// Points kept per VM: with 10 s windows four hours, at 64 bytes each.
+/// Points kept per VM: with 10 s windows four hours, in some 130 KiB.
 const POINTS_MAX: usize = 1440;
 /// VMs kept: the one that was silent for the longest makes room.
 const VMS_MAX: usize = 16_384;

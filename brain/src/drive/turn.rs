@@ -88,8 +88,8 @@ impl Turn {
         self.sort_outputs(now);
     }
 
-    /// Before anything new: what this host may not have heard, or has answered into the void. What has expired is left to the core, which
-    /// gives it up, and to the agent, which repeats its answers by itself.
+    /// Before anything new: what this host may not have heard, or has answered into the void. What has expired is left
+    /// to the core, which gives it up, and to the agent, which repeats its answers by itself.
     fn repeat(&mut self, now: Timestamp, host: &HostId) {
         self.unanswered
             .retain(|_, waiting| now.since(waiting.issued) < Duration::from_millis(waiting.command.time_to_live_ms));
@@ -135,7 +135,8 @@ impl Turn {
         }
     }
 
-    /// The next fit that ended; `None` at once when none runs. A fit that panicked is counted and gone: the core keeps its last model.
+    /// The next fit that ended; `None` at once when none runs. A fit that panicked is counted and gone: the core keeps
+    /// its last model.
     pub(super) async fn fitted(&mut self) -> Option<Option<FitResult>> {
         let ended = self.fits_running.join_next().await?;
         Some(ended.inspect_err(|error| tracing::error!(%error, "a fit failed")).ok())

@@ -4,8 +4,8 @@ use super::close::{CloseCode, Ending};
 use crate::store::INTEGER_MAX;
 use gnomon_common::wire::{Fence, Hello, VERSIONS, VersionRange};
 
-/// How far above our own a believable lease term may be. A brain restored from a back-up is behind by as many starts as were made since;
-/// a million is beyond any of them, and what is above it would let one agent use the terms up.
+/// How far above our own a believable lease term may be. A brain restored from a back-up is behind by as many starts as
+/// were made since; a million is beyond any of them, and what is above it would let one agent use the terms up.
 const TERM_AHEAD_MAX: u64 = 1_000_000;
 
 /// What to do with a hello that is in order.
@@ -17,10 +17,11 @@ pub(super) enum Verdict {
     Regressed(Fence),
 }
 
-/// Judges a hello against the names in the peer's certificate, our term, and the newest fence we sent to that host in this term.
+/// Judges a hello against the names in the peer's certificate, our term, and the newest fence we sent to that host in
+/// this term.
 ///
-/// An agent that reconnects shows the fence of our own last command; only a newer one than we sent it proves that the store we
-/// started from is older than the brain that sent it.
+/// An agent that reconnects shows the fence of our own last command; only a newer one than we sent it proves that the
+/// store we started from is older than the brain that sent it.
 pub(super) fn judge(
     hello: &Hello,
     certificate_names: &[String],
@@ -68,6 +69,7 @@ fn version(theirs: VersionRange) -> Ending {
 mod tests {
     use super::*;
     use gnomon_common::wire::{AgentEpoch, CpuBounds, HostFacts, HostId};
+    use proptest::prelude::*;
 
     fn hello() -> Hello {
         Hello {
@@ -134,5 +136,21 @@ mod tests {
         let mut absurd_capacity = hello();
         absurd_capacity.facts.capacity_cores = f64::NAN;
         assert_eq!(judge(&absurd_capacity, &names(), 3, None).unwrap_err().code, CloseCode::Malformed);
+    }
+
+    proptest! {
+        // An agent obeys a fence that is newer than any it has seen: whoever is welcome must obey our next command.
+        #[test]
+        fn a_welcome_agent_finds_our_next_command_newer_than_anything_it_obeyed(
+            term in 1u64..6,
+            sent in proptest::option::of(0u64..6),
+            shown in proptest::option::of((0u64..8, 0u64..8)),
+        ) {
+            let sent = sent.map(|generation| Fence { term, generation });
+            let shown = shown.map(|(term, generation)| Fence { term, generation });
+            let next = Fence { term, generation: sent.map_or(1, |sent| sent.generation + 1) };
+            let verdict = judge(&Hello { fence_highest: shown, ..hello() }, &names(), term, sent).unwrap();
+            prop_assert_eq!(verdict == Verdict::Welcome(1), shown.is_none_or(|shown| shown < next));
+        }
     }
 }

@@ -46,8 +46,8 @@ impl Registry {
         Self { agents_max, metrics, table: Mutex::default() }
     }
 
-    /// Takes the host's place, from an older session if need be, and tells the core in the same moment: so the core hears of
-    /// ups and losses in the order in which they happen here.
+    /// Takes the host's place, from an older session if need be, and tells the core in the same moment: so the core
+    /// hears of ups and losses in the order in which they happen here.
     pub(super) fn enter(
         &self,
         host: &HostId,

@@ -8,7 +8,8 @@ use gnomon_common::wire::{AgentEpoch, HostId, Report, ReportAck};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::mpsc;
 
-/// Reports of one agent between receipt and sync. Enough to fill a batch after a reconnect; the rest waits in QUIC's window and the spool.
+/// Reports of one agent between receipt and sync. Enough to fill a batch after a reconnect; the rest waits in QUIC's
+/// window and the spool.
 const IN_FLIGHT_MAX: usize = 16;
 
 /// Serves the report stream until it fails; ends well only with the connection.

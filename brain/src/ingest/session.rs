@@ -85,6 +85,10 @@ pub(super) async fn run(connection: Connection, context: Arc<SessionContext>, ha
         () = context.ending.cancelled() => {
             Err(Refused { control: None, ending: SessionContext::stopping(Stopped) })
         }
+        // Whoever hangs up while the brain is busy must not keep a stranger's place taken.
+        gone = connection.closed() => {
+            Err(Refused { control: None, ending: Ending::new(CloseCode::Done, gone.to_string()) })
+        }
     };
     drop(handshake);
     match admitted {

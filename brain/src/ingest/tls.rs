@@ -19,7 +19,8 @@ const BIDI_STREAMS_MAX: u32 = 2;
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 /// What one agent may have in flight: a largest report and some control messages.
 const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES + (1 << 20);
-/// QUIC's own idle timeout is only the net below the heart-beat: this many of the three that make an agent lost, times two.
+/// QUIC's own idle timeout is only the net below the heart-beat: this many of the three that make an agent lost, times
+/// two.
 const IDLE_HEARTBEATS: u32 = 6;
 
 /// The files that say who the brain is and whom it trusts; all PEM.
@@ -58,7 +59,8 @@ pub enum TlsError {
     Cipher(#[from] NoInitialCipherSuite),
 }
 
-/// QUIC's server side: TLS 1.3 only, client certificates required, no resumption (it would skip the certificate check) and so no 0-RTT.
+/// QUIC's server side: TLS 1.3 only, client certificates required, no resumption (it would skip the certificate check)
+/// and so no 0-RTT.
 pub fn server_config(files: &TlsFiles, heartbeat: Duration) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(ring::default_provider());
     let mut roots = RootCertStore::empty();

@@ -1,10 +1,11 @@
 //! The one writer: group commit.
 //!
-//! Whatever waits when the store is free is written in one transaction with one sync (bounded by [`BATCH_MAX`]); while the disk syncs, the
-//! next batch gathers by itself. So a lone record pays one sync and no artificial wait, and a thousand agents share one.
+//! Whatever waits when the store is free is written in one transaction with one sync (bounded by [`BATCH_MAX`]); while
+//! the disk syncs, the next batch gathers by itself. So a lone record pays one sync and no artificial wait, and a
+//! thousand agents share one.
 //!
-//! A failing store is retried for ever with a growing pause: nothing is answered meanwhile, so nothing is acknowledged and no
-//! command leaves, and the bounded queue pushes back on the agents, whose spools hold what was not acknowledged.
+//! A failing store is retried for ever with a growing pause: nothing is answered meanwhile, so nothing is acknowledged
+//! and no command leaves, and the bounded queue pushes back on the agents, whose spools hold what was not acknowledged.
 
 use super::{Entry, Store, StoreError, StoredReport};
 use crate::drive::Event;
@@ -22,7 +23,8 @@ use tokio::time::{Instant, sleep};
 
 /// Submissions in one transaction: more would only make the first of them wait longer.
 const BATCH_MAX: usize = 512;
-/// Submissions waiting for the writer. Beyond it, submitters wait: sessions stop reading, and QUIC's flow control stops the agents.
+/// Submissions waiting for the writer. Beyond it, submitters wait: sessions stop reading, and QUIC's flow control stops
+/// the agents.
 const QUEUE_MAX: usize = 1024;
 /// Bytes of report payloads waiting for the writer: 64 MiB bounds memory when many agents come back with full spools.
 const QUEUE_BYTES_MAX: u32 = 64 << 20;
@@ -90,7 +92,8 @@ impl JournalMetrics {
     }
 }
 
-/// What goes to the core once it is synced, and its reserved place in the core's queue: the writer never waits for the core.
+/// What goes to the core once it is synced, and its reserved place in the core's queue: the writer never waits for the
+/// core.
 struct Feed {
     place: OwnedPermit<Event>,
     input: Input,

@@ -1,8 +1,8 @@
 //! The embedded store: SQLite by sqlx.
 //!
-//! Write-ahead log with `synchronous=FULL`: a commit returns after the log is synced, so `kill -9` and power loss take nothing that was answered
-//! (<https://www.sqlite.org/pragma.html#pragma_synchronous>). One connection writes, a few read; in WAL mode readers never
-//! wait for the writer. The SQL is the part that SQLite and PostgreSQL share.
+//! Write-ahead log with `synchronous=FULL`: a commit returns after the log is synced, so `kill -9` and power loss take
+//! nothing that was answered (<https://www.sqlite.org/pragma.html#pragma_synchronous>). One connection writes, a few
+//! read; in WAL mode readers never wait for the writer. The SQL is the part that SQLite and PostgreSQL share.
 
 mod read;
 mod write;
@@ -24,8 +24,8 @@ static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 const READERS_MAX: u32 = 4;
 /// How long a write waits for a lock that somebody else (a backup, a curious sqlite3) holds before it counts as failed.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
-/// How much received time one prune takes away at most: after the retention was shortened, old reports go piece by piece instead of
-/// in one transaction that would hold up acknowledgements.
+/// How much received time one prune takes away at most: after the retention was shortened, old reports go piece by
+/// piece instead of in one transaction that would hold up acknowledgements.
 const PRUNE_SPAN: Duration = Duration::from_secs(3600);
 
 /// The store in one SQLite file (with its `-wal` and `-shm` beside it).
@@ -170,4 +170,19 @@ fn integer(value: u64) -> i64 {
 
 fn ms(at: Timestamp) -> i64 {
     integer(at.unix_ms())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // `kill -9` leaves the page cache alone, so only this tells whether a power cut would, too.
+    #[tokio::test]
+    async fn the_writing_connection_syncs_every_commit() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
+        let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(&store.writer).await.unwrap();
+        let journal: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&store.writer).await.unwrap();
+        assert_eq!((synchronous, journal.as_str()), (2, "wal"), "2 is FULL");
+    }
 }
