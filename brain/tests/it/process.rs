@@ -24,7 +24,6 @@ fn start(home: &Home) -> (Process, SocketAddr) {
         .args(["run", "--config"])
         .arg(home.config_path())
         .env("GNOMON_LOG", "info")
-        .env("NO_COLOR", "1")
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
