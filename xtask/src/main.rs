@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
-use xtask::{bench, ebpf, lab, setup, test};
+use xtask::{bench, demo, ebpf, lab, setup, test};
 
 /// Sets up a machine for Gnomon, shows it at work, tests and measures it.
 #[derive(Debug, Parser)]
@@ -27,6 +27,7 @@ enum Task {
     Setup(setup::Args),
     Ebpf(ebpf::Args),
     Lab(lab::Args),
+    Demo(demo::Args),
     Test(test::Args),
     Bench(bench::Args),
     /// Prints a completion script, for example `cargo xtask completions bash > ~/.local/share/bash-completion/completions/xtask`
@@ -53,6 +54,7 @@ fn carry_out(task: Task) -> Result<bool> {
         Task::Setup(args) => setup::run(&args),
         Task::Ebpf(args) => ebpf::run(&args).map(|()| true),
         Task::Lab(args) => lab::run(args).map(|()| true),
+        Task::Demo(args) => demo::run(&args).map(|()| true),
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args).map(|()| true),
         Task::Completions { shell } => {

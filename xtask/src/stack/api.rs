@@ -1,0 +1,54 @@
+//! A client of the brain's API, as far as demo and tests need one.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::lab::Published;
+
+/// No request of the lab takes longer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The brain's API.
+#[derive(Debug)]
+pub struct Api {
+    published: Published,
+    token: String,
+    client: ureq::Agent,
+}
+
+impl Api {
+    pub(super) fn new(published: Published, token: String) -> Self {
+        let config = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).http_status_as_error(false).build();
+        Self { published, token, client: config.into() }
+    }
+
+    /// Where it is, reachable from this process.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.published.address())
+    }
+
+    /// The token.
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    /// The answer to a GET; text that is not JSON comes as a string.
+    pub fn get(&self, path: &str) -> Result<Value> {
+        let request = self.client.get(self.url(path)).header("authorization", format!("Bearer {}", self.token));
+        let mut response = request.call().with_context(|| format!("GET {path}"))?;
+        let text = response.body_mut().read_to_string()?;
+        ensure!(response.status().is_success(), "GET {path}: {} {text}", response.status());
+        Ok(serde_json::from_str(&text).unwrap_or(Value::String(text)))
+    }
+
+    /// The answer to a POST of JSON.
+    pub fn post(&self, path: &str, body: &Value) -> Result<Value> {
+        let request = self.client.post(self.url(path)).header("authorization", format!("Bearer {}", self.token));
+        let mut response = request.send_json(body).with_context(|| format!("POST {path}"))?;
+        let text = response.body_mut().read_to_string()?;
+        ensure!(response.status().is_success(), "POST {path}: {} {text}", response.status());
+        Ok(serde_json::from_str(&text).unwrap_or(Value::String(text)))
+    }
+}
