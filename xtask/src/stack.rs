@@ -21,6 +21,8 @@ use crate::lab::{Host, Lab};
 
 pub use api::Api;
 pub use config::{AgentSettings, BrainSettings};
+pub use gnomon_core::Mode;
+pub use gnomon_sim::demo::demo_policy;
 
 /// UDP port of the brain for agents.
 const QUIC_PORT: u16 = 9470;
@@ -88,14 +90,21 @@ impl Stack {
         Ok(())
     }
 
+    /// Starts the agent of a host, and no more.
+    pub fn launch_agent(&mut self, host: &str) -> Result<()> {
+        ensure!(!self.agents.contains_key(host), "the agent of {host} runs already");
+        let place = self.lab.host(host)?;
+        let mut command = place.command(bin_dir().join("gnomon-agent"));
+        command.args(["run", "--config"]).arg(agent_config(place));
+        let agent = spawn(&mut command, &agent_log(place))?;
+        self.agents.insert(host.to_owned(), agent);
+        Ok(())
+    }
+
     /// Starts the agent of a host and waits until the brain sees it.
     pub fn start_agent(&mut self, host: &str) -> Result<()> {
-        ensure!(!self.agents.contains_key(host), "the agent of {host} runs already");
-        let place = self.lab.host(host)?.clone();
-        let log = agent_log(&place);
-        let mut command = place.command(bin_dir().join("gnomon-agent"));
-        command.args(["run", "--config"]).arg(agent_config(&place));
-        self.agents.insert(host.to_owned(), spawn(&mut command, &log)?);
+        self.launch_agent(host)?;
+        let log = agent_log(self.lab.host(host)?);
         let deadline = Instant::now() + START_DEADLINE;
         while !self.connected(host)? {
             if let Some(agent) = self.agents.get_mut(host)

@@ -1,0 +1,103 @@
+//! A brain that a test plays itself, with the real brain's certificate and address, so that it can say anything to a real agent.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use gnomon_common::wire::frame::{self, PREFIX_BYTES};
+use gnomon_common::wire::{ALPN, AgentMessage, BrainMessage, Command, Hello, Outcome, Sequence, VERSIONS, Welcome};
+use quinn::crypto::rustls::QuicServerConfig;
+use quinn::{Connection, Endpoint, EndpointConfig, RecvStream, SendStream, TokioRuntime};
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use tokio::time::timeout;
+use xtask::lab::{BRAIN_ADDRESS, Lab};
+
+/// An agent that lost its brain comes back within its longest back-off.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PORT: u16 = 9470;
+
+/// One agent's connection to the played brain.
+pub(crate) struct Usurper {
+    _endpoint: Endpoint,
+    connection: Connection,
+    out: SendStream,
+    heard: RecvStream,
+    pub(crate) hello: Hello,
+}
+
+impl Usurper {
+    /// Takes the brain's place and welcomes the first agent that comes, as a brain of `term`.
+    pub(crate) async fn welcome(lab: &Lab, brain_dir: &Path, term: u64) -> Result<Self> {
+        let address = SocketAddr::from((BRAIN_ADDRESS, PORT));
+        let socket = lab.in_brain_net(|| UdpSocket::bind(address))?.context("taking the brain's address")?;
+        let config = Some(quinn::ServerConfig::with_crypto(Arc::new(tls(brain_dir)?)));
+        let endpoint = Endpoint::new(EndpointConfig::default(), config, socket, Arc::new(TokioRuntime))?;
+        let incoming = timeout(PATIENCE, endpoint.accept()).await.context("no agent came")?;
+        let connection = incoming.context("the endpoint is closed")?.await?;
+        let (out, mut heard) = timeout(PATIENCE, connection.accept_bi()).await??;
+        let AgentMessage::Hello(hello) = read(&mut heard).await? else { bail!("the first message is no hello") };
+        let mut usurper = Self { _endpoint: endpoint, connection, out, heard, hello };
+        let acknowledged = Sequence(0);
+        let welcome = Welcome { version: VERSIONS.max, term, heartbeat_ms: 1000, acknowledged };
+        usurper.say(&BrainMessage::Welcome(welcome)).await?;
+        Ok(usurper)
+    }
+
+    /// Gives a command and returns what the agent says became of it.
+    pub(crate) async fn command(&mut self, command: &Command) -> Result<Outcome> {
+        self.say(&BrainMessage::Command(command.clone())).await?;
+        loop {
+            match read(&mut self.heard).await? {
+                AgentMessage::Heartbeat { at } => self.say(&BrainMessage::Heartbeat { at }).await?,
+                AgentMessage::Outcome(outcome) => {
+                    self.say(&BrainMessage::OutcomeAck { id: outcome.id }).await?;
+                    if outcome.id == command.id {
+                        return Ok(outcome);
+                    }
+                }
+                AgentMessage::Hello(_) => bail!("a second hello"),
+            }
+        }
+    }
+
+    /// Sends bytes that are no frame and returns the reason with which the agent closes the connection.
+    pub(crate) async fn babble(&mut self, bytes: &[u8]) -> Result<String> {
+        self.out.write_all(bytes).await?;
+        match timeout(PATIENCE, self.connection.closed()).await? {
+            quinn::ConnectionError::ApplicationClosed(close) => Ok(String::from_utf8_lossy(&close.reason).into_owned()),
+            other => bail!("not closed by the agent: {other}"),
+        }
+    }
+
+    async fn say(&mut self, message: &BrainMessage) -> Result<()> {
+        self.out.write_all(&frame::encode(message)?).await.context("the agent is gone")
+    }
+}
+
+async fn read(stream: &mut RecvStream) -> Result<AgentMessage> {
+    let mut prefix = [0; PREFIX_BYTES];
+    timeout(PATIENCE, stream.read_exact(&mut prefix)).await.context("the agent says nothing")??;
+    let mut payload = vec![0; frame::payload_len(prefix)?];
+    stream.read_exact(&mut payload).await?;
+    Ok(frame::decode(&payload)?)
+}
+
+fn tls(brain_dir: &Path) -> Result<QuicServerConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(brain_dir.join("ca.pem"))?)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build()?;
+    let chain = CertificateDer::pem_file_iter(brain_dir.join("brain.pem"))?.collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_file(brain_dir.join("brain.key"))?;
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)?;
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(QuicServerConfig::try_from(tls)?)
+}
