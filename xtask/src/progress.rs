@@ -42,16 +42,16 @@ impl Activity {
     }
 
     /// Ends it with success.
-    pub fn done(self) {
+    pub fn done(&self) {
         self.end("✓");
     }
 
     /// Ends it with failure; the caller reports why.
-    pub fn failed(self) {
+    pub fn failed(&self) {
         self.end("✗");
     }
 
-    fn end(self, mark: &str) {
+    fn end(&self, mark: &str) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }

@@ -79,7 +79,7 @@ impl RealWorld {
             booted.push(lab.define(host, &GuestOptions::new(name, schedule.clone()))?);
         }
         lab.boot(&booted)?;
-        activity.detail("all guests are up");
+        activity.done();
         let activity_stack = Activity::start("a brain and three agents", 5);
         let settings = BrainSettings { policy: gnomon_sim::demo::demo_policy(), heartbeat_ms: HEARTBEAT_MS };
         let agents = AgentSettings::default();

@@ -15,6 +15,7 @@ const SECOND: Duration = Duration::from_millis(50);
 /// The simulator's demo fleet.
 pub(super) struct SimulatedWorld {
     world: gnomon_sim::World,
+    pace: Duration,
     start: Option<Timestamp>,
     foresight: Vec<Foresight>,
 }
@@ -22,9 +23,14 @@ pub(super) struct SimulatedWorld {
 impl SimulatedWorld {
     /// A fleet whose workloads are drawn from `seed`.
     pub(super) fn new(seed: u64) -> Self {
+        Self::with_pace(seed, SECOND)
+    }
+
+    /// The same with another length of a simulated second.
+    pub(super) fn with_pace(seed: u64, pace: Duration) -> Self {
         let world = gnomon_sim::demo_fleet(seed);
         let foresight = world.scenario().vms.iter().map(|_| Foresight::default()).collect();
-        Self { world, start: None, foresight }
+        Self { world, pace, start: None, foresight }
     }
 }
 
@@ -46,7 +52,7 @@ impl World for SimulatedWorld {
     }
 
     fn next_second(&mut self) -> anyhow::Result<Second> {
-        thread::sleep(SECOND);
+        thread::sleep(self.pace);
         let snapshot = self.world.step();
         let start = *self.start.get_or_insert(snapshot.at);
         let lead_ms = self.world.scenario().policy.cpu.lead_ms;
