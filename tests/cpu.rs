@@ -103,3 +103,20 @@ fn the_demand_interval_of_a_throttled_guest_contains_its_load() -> Result<()> {
     ensure!(low <= LOAD && LOAD <= high, "{LOAD} is not within {low:.3}..{high:.3}");
     Ok(())
 }
+
+#[test]
+fn a_host_counts_its_own_load_and_not_the_machines() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let (stack, _guests) = stack("own", &[("g1", "constant:0.1")], observing())?;
+    // A core's worth of work outside the lab.
+    let end = std::time::Instant::now() + Duration::from_secs(8);
+    while std::time::Instant::now() < end {
+        std::hint::spin_loop();
+    }
+    let used = stack.api().get("/api/v1/hosts/h1")?["window"]["cpu_cores"]["mean"].as_f64().context("no window")?;
+    println!("h1 uses {used:.3} cores beside a core's worth of work outside");
+    ensure!((0.05..0.6).contains(&used), "h1 says it uses {used:.3} cores");
+    Ok(())
+}

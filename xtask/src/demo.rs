@@ -13,7 +13,6 @@ mod simulated;
 mod verdict;
 mod world;
 
-use crate::setup::items::Purpose;
 use anyhow::Context;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyModifiers};
 use record::{Kind, Track};
@@ -30,6 +29,10 @@ const WARM_DAYS: f64 = 3.0;
 const JUDGED_SURGES: usize = 5;
 /// Days recorded after warm-up: one more than the surges, since the recording starts and ends anywhere within a day.
 const JUDGED_DAYS: f64 = JUDGED_SURGES as f64 + 1.1;
+/// Share of the judged seconds that each guest's recording must have.
+const RECORDED_SHARE: f64 = 0.9;
+/// Longest silence of a guest: an agent that restarts is back well before.
+const SILENCE_S: usize = 30;
 /// Every guest of the demo has one vCPU.
 const GUEST_VCPUS: f64 = 1.0;
 /// How often progress is printed where there is no terminal.
@@ -72,10 +75,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     println!("\n{}", report::text(&verdict, &terms));
     println!("workloads drawn from --seed {seed}");
     recording.write(args, &verdict, &terms)?;
-    if !finished {
-        println!("Stopped early: nothing was judged.");
+    if !args.once {
         return Ok(());
     }
+    anyhow::ensure!(finished, "stopped before the end: nothing is proven");
     anyhow::ensure!(
         verdict.failures.is_empty(),
         "the demo did not hold what it promises:\n  {}",
@@ -86,10 +89,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
 fn choose_world(args: &Args, seed: u64) -> anyhow::Result<Box<dyn World>> {
     if !args.simulated {
-        if !args.no_setup && requirements::can_install() {
-            crate::setup::ensure(&[Purpose::Build, Purpose::Lab]).context("setting up what the demo needs")?;
-        }
-        let missing = requirements::missing();
+        let missing = requirements::prepare(!args.no_setup);
         if missing.is_empty() {
             return Ok(Box::new(real::RealWorld::start(seed).context("starting the real demo")?));
         }
@@ -138,6 +138,7 @@ impl Recording {
             headroom: cpu.headroom,
             ceiling_cores: GUEST_VCPUS,
             surges_min: JUDGED_SURGES,
+            rows_min: ((self.end_s - self.warm_s) * RECORDED_SHARE) as usize,
         }
     }
 
@@ -170,10 +171,13 @@ impl Recording {
         once: bool,
         mut show: impl FnMut(&Scene<'_>) -> anyhow::Result<bool>,
     ) -> anyhow::Result<bool> {
+        let mut silent_s = vec![0; self.tracks.len()];
         loop {
             let second = world.next_second()?;
-            for (track, guest) in self.tracks.iter_mut().zip(&second.guests) {
+            for ((track, guest), silent_s) in self.tracks.iter_mut().zip(&second.guests).zip(&mut silent_s) {
                 track.rows.extend(&guest.rows);
+                *silent_s = if guest.rows.is_empty() { *silent_s + 1 } else { 0 };
+                anyhow::ensure!(*silent_s < SILENCE_S, "nothing was heard of {} for {SILENCE_S} s", track.name);
             }
             self.latest = second;
             let now_s = self.tracks.first().and_then(|track| track.rows.last()).map_or(0.0, |row| row.at_s);

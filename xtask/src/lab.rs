@@ -245,6 +245,11 @@ impl Lab {
             .with_context(|| format!("no host {name}: there are {}", known()))
     }
 
+    /// The ceiling for all guests of a host together, in cores, if it has one.
+    pub fn capacity_cores(&self, host: &Host) -> Option<f64> {
+        self.state().hosts.iter().find(|state| state.name == host.name()).and_then(|state| state.capacity_cores)
+    }
+
     /// A directory of the lab's own. Gone after the lab.
     pub fn dir(&self) -> &Path {
         &self.dir

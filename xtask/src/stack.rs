@@ -50,7 +50,7 @@ impl Stack {
         fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
         let token = config::prepare_brain(&dir, &brain)?;
         for host in lab.hosts() {
-            config::prepare_agent(&dir, host, agent)?;
+            config::prepare_agent(&dir, host, lab.capacity_cores(host), agent)?;
         }
         let api = Api::new(lab.publish(API_PORT)?, token);
         let mut stack = Stack { lab, settings: brain, brain: None, agents: BTreeMap::new(), api };

@@ -14,6 +14,9 @@ const HEADROOM_MAX: f64 = 50.0;
 /// Halvings of that range: finer than a thousandth of a core.
 const BISECTIONS: usize = 40;
 
+/// Slack this close to the target is the same slack.
+const SLACK_TOLERANCE: f64 = 0.02;
+
 /// The best reactive policy at a given slack.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Reactive {
@@ -37,7 +40,7 @@ fn allocations(rows: &[Row], window_s: usize, lag_s: usize, headroom: f64, floor
         .collect()
 }
 
-/// The reactive policy whose slack is that of `target` and that violates least, over `rows` at one per second.
+/// The reactive policy whose slack is that of `target` and that violates least (`None` if no headroom brings that slack), over `rows` at one per second.
 ///
 /// `lag_s` is the time from demand to changed limit; `floor` and `ceiling` are in cores, the same that bound Gnomon.
 pub(super) fn at_equal_slack(
@@ -63,7 +66,12 @@ pub(super) fn at_equal_slack(
     if rows.is_empty() {
         return None;
     }
-    WINDOWS_S.into_iter().map(tuned).min_by_key(|reactive| (reactive.service.violated_s, reactive.service.resizes))
+    let comparable = |reactive: &Reactive| (reactive.service.slack - target.slack).abs() <= SLACK_TOLERANCE;
+    WINDOWS_S
+        .into_iter()
+        .map(tuned)
+        .filter(comparable)
+        .min_by_key(|reactive| (reactive.service.violated_s, reactive.service.resizes))
 }
 
 #[cfg(test)]

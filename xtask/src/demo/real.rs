@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use super::foresight::Foresight;
 use super::record::{Kind, Row};
 use super::world::{Guest, GuestSecond, HostLine, Second, World};
-use crate::lab::{self, DayRange, GuestOptions, Lab, Schedule, Truth};
+use crate::lab::{self, DayRange, GuestOptions, HostOptions, Lab, Schedule, Truth};
 use crate::process::{cargo, run_logged, target_dir};
 use crate::progress::Activity;
 use crate::stack::{AgentSettings, BrainSettings, Stack};
@@ -21,6 +21,8 @@ const DAY: DayRange = DayRange { period_s: (55.0, 75.0), base: (0.08, 0.12), pea
 const FLAT_CORES: f64 = 0.2;
 /// The walking guest's schedule; low enough that three guests fit on two cores.
 const WALK: &str = "step_s=3,step=0.05,low=0.1,high=0.4";
+/// What each host declares to have, and cannot exceed, in cores.
+const HOST_CORES: f64 = 1.0;
 /// Points of the truth averaged over a window.
 const TRUTH_POINTS: u32 = 10;
 const HEARTBEAT_MS: u64 = 1000;
@@ -65,6 +67,7 @@ impl RealWorld {
         let activity = std::sync::Arc::new(Activity::start("three libvirt hosts with a guest each", 15));
         let mut options = lab::Options::new("demo", 3);
         options.seed = Some(seed);
+        options.hosts.fill(HostOptions { capacity_cores: Some(HOST_CORES), ..HostOptions::default() });
         let told = activity.clone();
         options.progress = lab::Progress::new(move |what| told.detail(what));
         let lab = Lab::up(options)?;

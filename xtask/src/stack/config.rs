@@ -14,6 +14,9 @@ use crate::lab::{BRAIN_ADDRESS, Host};
 /// Reports of a lab are kept for as long as any lab lives.
 const RETENTION_S: u64 = 86_400;
 
+/// The top of a host's own groups as seen on the host, in the hierarchy that counts CPU time.
+const HOST_GROUP: &str = "/sys/fs/cgroup/cpuacct";
+
 /// How the brain is to be.
 #[derive(Debug, Clone)]
 pub struct BrainSettings {
@@ -87,19 +90,25 @@ pub(super) fn prepare_brain(dir: &Path, settings: &BrainSettings) -> Result<Stri
 }
 
 /// Issues a host's certificate into its directory and writes the agent's configuration there.
-pub(super) fn prepare_agent(brain_dir: &Path, host: &Host, settings: &AgentSettings) -> Result<()> {
+pub(super) fn prepare_agent(
+    brain_dir: &Path,
+    host: &Host,
+    capacity_cores: Option<f64>,
+    settings: &AgentSettings,
+) -> Result<()> {
     let mut issue = Command::new(bin_dir().join("gnomon-brain"));
     issue.args(["ca", "issue-agent", "--host", host.name(), "--dir"]).arg(brain_dir);
     output(issue.arg("--out").arg(host.dir().join("agent")))?;
     let AgentSettings { sample_ms, window_ms, floor_cores, ceiling_cores } = settings;
     let name = host.name();
+    let capacity = capacity_cores.map_or(String::new(), |cores| format!("capacity_cores = {cores:?}\n"));
     // Debug formatting quotes a path as TOML's basic strings do.
     let state = host.dir().join("agent-state");
     let ca = brain_dir.join("ca.pem");
     let files = host.dir().join("agent");
     let config = format!(
         "state_dir = {state:?}\n\
-         [host]\nname = {name:?}\n\
+         [host]\nname = {name:?}\n{capacity}cgroup_root = {HOST_GROUP:?}\n\
          [brain]\naddress = \"{BRAIN_ADDRESS}:{QUIC_PORT}\"\nca = {ca:?}\n\
          certificate = {:?}\nkey = {:?}\n\
          [sample]\nsample_ms = {sample_ms}\nwindow_ms = {window_ms}\n\
