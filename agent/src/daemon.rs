@@ -114,7 +114,7 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
     let tls = identity::load(&config.brain.ca, &config.brain.certificate, &config.brain.key)?;
     let clock = Clock::new().map_err(system("the boot's id"))?;
     let ledger = Ledger::open(&config.ledger_path())?;
-    let epoch = ledger.raise_epoch()?;
+    let epoch = ledger.raise_epoch(clock.now().wall)?;
     tracing::info!(host = %config.host.name, epoch = epoch.0, version = env!("CARGO_PKG_VERSION"), dry_run, "gnomon-agent starts");
     let scheduler = Scheduler::load(SchedulerOptions::default())?;
 

@@ -17,6 +17,7 @@ mod record;
 
 pub use record::{Intent, UndoRecord};
 
+use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{AgentEpoch, CommandId, Fence, Outcome, VmId};
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
 use serde::de::DeserializeOwned;
@@ -125,11 +126,16 @@ impl Ledger {
         if found == SCHEMA { Ok(ledger) } else { Err(LedgerError::Schema { path: path.to_owned(), found }) }
     }
 
-    /// Begins a new life of the agent: raises its epoch by one and returns it.
-    pub fn raise_epoch(&self) -> Result<AgentEpoch, LedgerError> {
+    /// Begins a new life of the agent: raises its epoch above every earlier one and returns it.
+    ///
+    /// The epoch is the present second since 1970, or the stored one plus one where that is more (two starts in a second, a clock set
+    /// back). A count alone would begin again where the ledger is lost, with epochs whose reports the brain already has: it would
+    /// acknowledge what was never made. Only a lost ledger together with a clock set back can still repeat an epoch.
+    pub fn raise_epoch(&self, now: Timestamp) -> Result<AgentEpoch, LedgerError> {
         self.write(|txn| {
             let mut meta = txn.open_table(META)?;
-            let epoch = meta.get("epoch")?.map_or(0, |value| value.value()) + 1;
+            let after_stored = meta.get("epoch")?.map_or(0, |value| value.value()) + 1;
+            let epoch = after_stored.max(now.unix_ms() / 1_000);
             meta.insert("epoch", epoch)?;
             Ok(AgentEpoch(epoch))
         })

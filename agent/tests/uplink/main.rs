@@ -116,7 +116,7 @@ impl Agent {
 
 fn executor(ledger: &Path, clock: Clock, metrics: command::Metrics) -> (command::Commands, AgentEpoch) {
     let ledger = Ledger::open(ledger).unwrap();
-    let epoch = ledger.raise_epoch().unwrap();
+    let epoch = ledger.raise_epoch(clock.now().wall).unwrap();
     let policy = Policy { bounds: facts().cpu_bounds, dry_run: false };
     let executor = Executor::new(ledger, Box::new(OneVm(None)), Box::new(Everywhere), policy, clock, metrics);
     (executor::spawn(executor).unwrap().0, epoch)

@@ -86,7 +86,8 @@ impl FromStr for VmId {
     }
 }
 
-/// One life of an agent process: persisted, and raised by one at every start.
+/// One life of an agent process: persisted, and raised at every start, to the second since 1970 or beyond, so that an agent that lost
+/// what it persisted still gets one never used before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct AgentEpoch(pub u64);

@@ -1,6 +1,5 @@
 use super::*;
 use crate::command::clock::BootInstant;
-use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Action, Command, OutcomeResult, RefusedCommand};
 use uuid::Uuid;
 
@@ -45,8 +44,9 @@ fn fresh() -> (tempfile::TempDir, PathBuf, Ledger) {
 #[test]
 fn every_write_survives_a_kill_right_after_it() {
     let (_folder, path, ledger) = fresh();
-    assert_eq!(ledger.raise_epoch().unwrap(), AgentEpoch(1));
-    assert_eq!(after_kill(&path, "1").raise_epoch().unwrap(), AgentEpoch(2));
+    let now = Timestamp::from_unix_ms(1_700_000_000_999);
+    assert_eq!(ledger.raise_epoch(now).unwrap(), AgentEpoch(1_700_000_000));
+    assert_eq!(after_kill(&path, "1").raise_epoch(now).unwrap(), AgentEpoch(1_700_000_001));
 
     let first = intent(7, 3, 1);
     ledger.begin(&first, Some(&undo(7, Some(2.0)))).unwrap();
@@ -63,6 +63,22 @@ fn every_write_survives_a_kill_right_after_it() {
 
     assert!(ledger.acknowledge(first.command.id).unwrap());
     assert_eq!(after_kill(&path, "4").pending().unwrap(), []);
+}
+
+#[test]
+fn a_lost_ledger_gets_an_epoch_that_was_never_used() {
+    let second = |s: u64| Timestamp::from_unix_ms(s * 1_000);
+    let (_folder, _path, lost) = fresh();
+    let last = (0..3).map(|start| lost.raise_epoch(second(1_700_000_000 + start)).unwrap()).last().unwrap();
+    let (_folder, _path, empty) = fresh();
+    assert!(empty.raise_epoch(second(1_700_000_060)).unwrap() > last);
+}
+
+#[test]
+fn epochs_rise_even_when_the_clock_is_set_back() {
+    let (_folder, _path, ledger) = fresh();
+    let before = ledger.raise_epoch(Timestamp::from_unix_ms(1_700_000_000_000)).unwrap();
+    assert_eq!(ledger.raise_epoch(Timestamp::from_unix_ms(0)).unwrap(), AgentEpoch(before.0 + 1));
 }
 
 #[test]
