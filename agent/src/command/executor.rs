@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// How often unresolved intents are tried again.
@@ -66,10 +66,21 @@ impl Executor {
     }
 
     fn run(&mut self, requests: &Receiver<Request>, waiting: &AtomicUsize, publish: &watch::Sender<Answers>) {
+        self.run_every(RESOLVE_INTERVAL, requests, waiting, publish);
+    }
+
+    fn run_every(
+        &mut self,
+        resolve_interval: Duration,
+        requests: &Receiver<Request>,
+        waiting: &AtomicUsize,
+        publish: &watch::Sender<Answers>,
+    ) {
         let mut unresolved = self.try_resolve();
+        let mut next_try = Instant::now() + resolve_interval;
         self.publish(publish);
         loop {
-            match requests.recv_timeout(RESOLVE_INTERVAL) {
+            match requests.recv_timeout(next_try.saturating_duration_since(Instant::now())) {
                 Ok(request) => {
                     let was_command = matches!(request, Request::Command { .. });
                     if let Err(error) = self.handle(request) {
@@ -81,9 +92,13 @@ impl Executor {
                         waiting.fetch_sub(1, Ordering::Relaxed);
                     }
                 }
-                Err(RecvTimeoutError::Timeout) if unresolved => unresolved = self.try_resolve(),
-                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
+            }
+            // After a request too: steady traffic must not put the next try off for ever.
+            if Instant::now() >= next_try {
+                unresolved = unresolved && self.try_resolve();
+                next_try = Instant::now() + resolve_interval;
             }
             self.publish(publish);
         }
