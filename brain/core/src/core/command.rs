@@ -54,6 +54,12 @@ impl Core {
         let Some(vm) = self.fleet.vms.get_mut(&vm_id) else {
             return self.notice("outcome_of_unknown_vm", format!("host {host} answered {id} for unknown VM {vm_id}"));
         };
+        // An agent speaks for its own host only: what it says of another's command is not that command's answer.
+        let mut awaited = vm.flight.iter().map(|flight| &flight.record).chain(&vm.given_up);
+        if let Some(record) = awaited.find(|record| record.command.id == id && record.host != *host) {
+            let text = format!("host {host} answered {id}, which was sent to host {}", record.host);
+            return self.notice("outcome_of_foreign_command", text);
+        }
         let record = match vm.flight.take_if(|flight| flight.record.command.id == id) {
             Some(flight) => {
                 self.deadlines.remove(&(flight.deadline, vm_id));

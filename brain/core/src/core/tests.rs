@@ -71,6 +71,27 @@ fn an_answer_that_awaits_none_changes_nothing() {
 }
 
 #[test]
+fn an_answer_by_another_host_changes_nothing_whether_the_command_is_in_flight_or_given_up() {
+    let mut bench = Bench::new(policy(Mode::Auto));
+    bench.report(0, &[(1, 0.2, 0.9)], Some(0.2));
+    let command = bench.commands().pop().unwrap();
+    bench.outcome_by("b", 11, command.id, applied(0.2, 0.5));
+    let [Output::Notice(notice)] = &bench.take()[..] else { panic!("nothing but a notice comes of it") };
+    assert_eq!(notice.kind, "outcome_of_foreign_command");
+    assert_eq!(bench.core.vm(vm(1)).unwrap().in_flight, Some(command.id));
+
+    bench.core.handle_timeout(at(70));
+    assert_eq!(bench.notices(), ["command_unanswered"]);
+    bench.outcome_by("b", 71, command.id, applied(0.2, 0.5));
+    assert!(matches!(&bench.take()[..], [Output::Notice(_)]));
+    assert_eq!(bench.core.vm(vm(1)).unwrap().allocation.quota_cores, Some(0.2));
+
+    // The host that was commanded is still heard.
+    bench.outcome(72, command.id, applied(0.2, 0.99));
+    assert_eq!(bench.core.vm(vm(1)).unwrap().allocation.quota_cores, Some(0.99));
+}
+
+#[test]
 fn modes_that_do_not_act_send_nothing() {
     for (mode, plans) in [(Mode::Observe, 0), (Mode::Recommend, 1)] {
         let mut bench = Bench::new(policy(mode));

@@ -144,8 +144,12 @@ impl Bench {
     }
 
     pub(super) fn outcome(&mut self, second: u64, id: CommandId, result: OutcomeResult) {
+        self.outcome_by("a", second, id, result);
+    }
+
+    pub(super) fn outcome_by(&mut self, name: &str, second: u64, id: CommandId, result: OutcomeResult) {
         let outcome = Outcome { id, vm: vm(1), at: at(second), result };
-        self.core.handle(at(second), Input::Outcome { host: host("a"), outcome });
+        self.core.handle(at(second), Input::Outcome { host: host(name), outcome });
     }
 
     pub(super) fn operate(&mut self, second: u64, request: OperatorRequest) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, Command, Fence, MeanMax, Outcome, OutcomeResult, RefusedCommand, Sequence, VmId, VmState,
+    Action, Command, Fence, HostId, MeanMax, Outcome, OutcomeResult, RefusedCommand, Sequence, VmId, VmState,
 };
 use proptest::prelude::*;
 
@@ -70,7 +70,7 @@ fn happenings() -> impl Strategy<Value = Vec<(i64, Happening)>> {
 #[derive(Default)]
 struct Driver {
     written: BTreeSet<String>,
-    in_flight: BTreeMap<VmId, Command>,
+    in_flight: BTreeMap<VmId, (HostId, Command)>,
     fences: BTreeMap<VmId, Fence>,
     ids: BTreeSet<String>,
     fits: Vec<FitJob>,
@@ -88,14 +88,14 @@ impl Driver {
                         self.in_flight.remove(&record.command.vm);
                     }
                 }
-                Output::Command { command, .. } => self.sent(command),
+                Output::Command { host, command } => self.sent(host, command),
                 Output::Fit(job) => self.fits.push(*job),
                 Output::Persist(_) | Output::Notice(_) => {}
             }
         }
     }
 
-    fn sent(&mut self, command: Command) {
+    fn sent(&mut self, host: HostId, command: Command) {
         let id = command.id.to_string();
         assert!(self.written.contains(&id), "{id} was sent before it was written");
         assert!(self.ids.insert(id), "an id was used twice");
@@ -106,7 +106,7 @@ impl Driver {
             let steps = cores / QUOTA_STEP_CORES;
             assert!((steps - steps.round()).abs() < 1e-6, "{cores} is no multiple");
         }
-        assert!(self.in_flight.insert(command.vm, command).is_none(), "two commands in flight");
+        assert!(self.in_flight.insert(command.vm, (host, command)).is_none(), "two commands in flight");
     }
 }
 
@@ -136,7 +136,7 @@ fn play(happenings: &[(i64, Happening)]) -> String {
                 core.handle(now_at, Input::Report(Box::new(report)));
             }
             Happening::Answer { applied } => {
-                let Some(command) = driver.in_flight.values().next().cloned() else { continue };
+                let Some((host, command)) = driver.in_flight.values().next().cloned() else { continue };
                 let result = match (applied, command.action) {
                     (true, Action::SetCpuQuota { cores }) => {
                         OutcomeResult::Applied { before_cores: None, after_cores: Some(cores), took_us: 1 }
@@ -147,7 +147,7 @@ fn play(happenings: &[(i64, Happening)]) -> String {
                     (false, _) => OutcomeResult::Refused(RefusedCommand::UnknownVm),
                 };
                 let outcome = Outcome { id: command.id, vm: command.vm, at: now_at, result };
-                core.handle(now_at, Input::Outcome { host: host("a"), outcome });
+                core.handle(now_at, Input::Outcome { host, outcome });
             }
             Happening::Up(on) => core.handle(now_at, Input::HostUp { host: host(HOSTS[on]), facts: facts() }),
             Happening::Lost(on) => core.handle(now_at, Input::HostLost { host: host(HOSTS[on]) }),
@@ -169,7 +169,7 @@ fn play(happenings: &[(i64, Happening)]) -> String {
             for q in forecast.iter().flat_map(|forecast| &forecast.steps) {
                 assert!([0.0, q.p50, q.p90, q.p95, q.p99, 1.0].is_sorted(), "{q:?}");
             }
-            assert_eq!(view.in_flight, driver.in_flight.get(&view.vm).map(|command| command.id));
+            assert_eq!(view.in_flight, driver.in_flight.get(&view.vm).map(|(_, command)| command.id));
         }
     }
     driver.transcript
