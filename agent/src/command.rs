@@ -20,7 +20,7 @@
 //! Architecture Invariant: this module opens no socket and makes no decision about sizes; it obeys or refuses.
 
 pub mod clock;
-mod directory;
+pub mod directory;
 pub mod executor;
 pub mod judge;
 pub mod ledger;
@@ -29,6 +29,7 @@ pub mod release;
 use clock::BootInstant;
 use gnomon_common::wire::{Command, CommandId, Fence, Outcome, VmId};
 use judge::Sighting;
+use ledger::VmLife;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -47,10 +48,21 @@ pub const COMMANDS_WAITING_MAX: usize = 64;
 /// Room beyond waiting commands, for acknowledgements and terms, which are never refused in favour of a command.
 const NOTICES_WAITING_MAX: usize = 1_024;
 
-/// Tells the judge about VMs: the last inventory, never a call to libvirt.
+/// What is known of a VM without asking libvirt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Known {
+    /// Whether it is here.
+    pub sighting: Sighting,
+    /// Its name.
+    pub name: Option<String>,
+    /// Its present life, if that can be told.
+    pub life: Option<VmLife>,
+}
+
+/// Tells about VMs: the last inventory, never a call to libvirt.
 pub trait VmDirectory: Send {
-    /// What is known of a VM, and its name.
-    fn find(&self, vm: VmId) -> (Sighting, Option<String>);
+    /// What is known of a VM.
+    fn find(&self, vm: VmId) -> Known;
 }
 
 /// What the executor has to say: the latest of it is always complete.

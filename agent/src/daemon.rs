@@ -9,6 +9,7 @@ use crate::actuate::cpu_quota::{CgroupWitness, CpuQuota, LibvirtControl};
 use crate::actuate::deadline::{ACTUATION_MAX, WithDeadline};
 use crate::command;
 use crate::command::clock::Clock;
+use crate::command::directory::InventoryDirectory;
 use crate::command::executor::{self, Executor, Policy};
 use crate::command::ledger::{Ledger, LedgerError};
 use crate::config::{Config, Listen};
@@ -125,9 +126,8 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
     let command_metrics = command::Metrics::register(&mut registry);
     let actuator = actuator(&config, inventory.clone()).map_err(system("the actuation thread"))?;
     let policy = Policy { bounds: config.guard.cpu_bounds(), dry_run };
-    let executor =
-        Executor::new(ledger, Box::new(actuator), Box::new(inventory.clone()), policy, clock, command_metrics.clone());
-    let (commands, executor) = executor::spawn(executor).map_err(system("the command thread"))?;
+    let directory = Box::new(InventoryDirectory::new(inventory.clone(), clock));
+    let executor = Executor::new(ledger, Box::new(actuator), directory, policy, clock, command_metrics.clone());
 
     let uplink_metrics = uplink::Metrics::register(&mut registry);
     let facts = facts(&config, dry_run, inventory.clone());
@@ -140,6 +140,8 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
     }
     // A libvirt that is down must not keep the agent from telling the brain so.
     let _ = timeout(FIRST_SURVEY_MAX, inventory.wait_for(|inventory| inventory.complete)).await;
+    // After the survey: what a crash left under way is resolved at once only for VMs that are known.
+    let (commands, executor) = executor::spawn(executor).map_err(system("the command thread"))?;
     let uplink = Uplink {
         address: config.brain.address,
         server_name: config.brain.server_name,

@@ -4,6 +4,9 @@ use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use gnomon_agent::actuate::cores;
+use gnomon_agent::command::VmDirectory;
+use gnomon_agent::command::clock::Clock;
+use gnomon_agent::command::directory::InventoryDirectory;
 use gnomon_agent::command::ledger::{Ledger, LedgerError, UndoRecord};
 use gnomon_agent::command::release::{self, Released};
 use gnomon_agent::config::{Config, ConfigError};
@@ -148,13 +151,15 @@ async fn release(config: &Config, vms: &[String], dry_run: bool, yes: bool) -> R
     if survey.await.is_err() {
         bail!("libvirt ({}) does not answer: nothing was changed", config.host.libvirt_uri);
     }
+    let directory = InventoryDirectory::new(inventory, Clock::new().context("reading the boot's id")?);
     let mut failed = 0;
     for record in &records {
-        match release::restore(&ledger, &mut actuator, record) {
+        match release::restore(&ledger, &mut actuator, record, directory.find(record.vm).life) {
             Ok(Released::Restored { before_cores, after_cores }) => {
                 say(&format!("{}: CPU was {}, is {}", record.name, cores(before_cores), cores(after_cores)))?;
             }
             Ok(Released::Gone) => say(&format!("{}: not running here, its limit ended with it", record.name))?,
+            Ok(Released::Restarted) => say(&format!("{}: restarted since, its limit ended with that", record.name))?,
             Err(error) => {
                 failed += 1;
                 say(&format!("{}: {error}", record.name))?;

@@ -47,6 +47,11 @@ impl Clock {
         Ok(Self { boot })
     }
 
+    /// The boot's id.
+    pub fn boot(&self) -> Uuid {
+        self.boot
+    }
+
     /// Reads both clocks.
     pub fn now(&self) -> Now {
         let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);

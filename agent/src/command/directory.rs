@@ -1,32 +1,59 @@
 //! Finds a command's VM in the last inventory.
 
-use super::VmDirectory;
+use super::clock::Clock;
 use super::judge::Sighting;
-use crate::host::inventory::Inventory;
+use super::ledger::VmLife;
+use super::{Known, VmDirectory};
+use crate::host::inventory::{Inventory, VmFacts};
+use crate::host::process::Proc;
 use gnomon_common::wire::{VmId, VmState};
 use std::sync::Arc;
 use tokio::sync::watch;
+use uuid::Uuid;
 
-impl VmDirectory for watch::Receiver<Arc<Inventory>> {
-    fn find(&self, vm: VmId) -> (Sighting, Option<String>) {
-        let inventory = self.borrow();
-        match inventory.vm(vm) {
-            Some(facts) if matches!(facts.state, VmState::ShutOff | VmState::Crashed) => {
-                (Sighting::Absent, Some(facts.name.clone()))
-            }
-            Some(facts) => (Sighting::Active { vcpus: facts.vcpus }, Some(facts.name.clone())),
-            None if inventory.complete => (Sighting::Absent, None),
-            None => (Sighting::Unknown, None),
-        }
+/// The inventory's VMs, each with its present life.
+#[derive(Clone, Debug)]
+pub struct InventoryDirectory {
+    inventory: watch::Receiver<Arc<Inventory>>,
+    boot: Uuid,
+    proc: Proc,
+}
+
+impl InventoryDirectory {
+    /// Looks VMs up in this inventory, and at their processes in the host's `/proc`.
+    pub fn new(inventory: watch::Receiver<Arc<Inventory>>, clock: Clock) -> Self {
+        Self { inventory, boot: clock.boot(), proc: Proc::default() }
+    }
+
+    /// The VM's life, unless its process has ended since the survey: then a new one may have begun already.
+    fn life(&self, facts: &VmFacts) -> Option<VmLife> {
+        let process = facts.process.as_ref()?;
+        let start_ticks = self.proc.stat(process.pid).ok()?.start_ticks;
+        let life = VmLife { boot: self.boot, pid: process.pid, start_ticks };
+        (start_ticks == process.start_ticks).then_some(life)
+    }
+}
+
+impl VmDirectory for InventoryDirectory {
+    fn find(&self, vm: VmId) -> Known {
+        let inventory = self.inventory.borrow();
+        let facts = inventory.vm(vm);
+        let sighting = match facts {
+            Some(facts) if matches!(facts.state, VmState::ShutOff | VmState::Crashed) => Sighting::Absent,
+            Some(facts) => Sighting::Active { vcpus: facts.vcpus },
+            None if inventory.complete => Sighting::Absent,
+            None => Sighting::Unknown,
+        };
+        let name = facts.map(|facts| facts.name.clone());
+        Known { sighting, name, life: facts.and_then(|facts| self.life(facts)) }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::inventory::VmFacts;
+    use crate::host::process::QemuProcess;
     use std::time::Instant;
-    use uuid::Uuid;
 
     fn facts(id: u128, state: VmState) -> VmFacts {
         VmFacts {
@@ -46,13 +73,33 @@ mod tests {
     fn a_vm_is_absent_only_when_a_complete_inventory_says_so() {
         let vms = vec![facts(1, VmState::Running), facts(2, VmState::Paused), facts(3, VmState::ShutOff)];
         let inventory = Inventory { vms, complete: true, taken: Instant::now(), hypervisor: String::new() };
-        let (publish, directory) = watch::channel(Arc::new(inventory.clone()));
-        let seen = |id| directory.find(VmId(Uuid::from_u128(id))).0;
+        let (publish, receiver) = watch::channel(Arc::new(inventory.clone()));
+        let directory = InventoryDirectory::new(receiver, Clock::new().unwrap());
+        let seen = |id| directory.find(VmId(Uuid::from_u128(id))).sighting;
         assert_eq!(
             [1, 2, 3, 4].map(seen),
             [Sighting::Active { vcpus: 2 }, Sighting::Active { vcpus: 2 }, Sighting::Absent, Sighting::Absent]
         );
         publish.send_replace(Arc::new(Inventory { complete: false, ..inventory }));
         assert_eq!([1, 4].map(seen), [Sighting::Active { vcpus: 2 }, Sighting::Unknown]);
+    }
+
+    #[test]
+    fn a_life_is_told_only_while_its_process_runs() {
+        let pid = std::process::id();
+        let start_ticks = Proc::default().stat(pid).unwrap().start_ticks;
+        let life_of = |start_ticks| {
+            let process = Some(QemuProcess { pid, start_ticks, threads: Vec::new(), vhost_pids: Vec::new() });
+            let vms = vec![VmFacts { process, ..facts(1, VmState::Running) }];
+            let inventory = Inventory { vms, complete: true, taken: Instant::now(), hypervisor: String::new() };
+            let clock = Clock::new().unwrap();
+            let directory = InventoryDirectory::new(watch::channel(Arc::new(inventory)).1, clock);
+            directory
+                .find(VmId(Uuid::from_u128(1)))
+                .life
+                .map(|life| (life.boot == clock.boot(), life.pid, life.start_ticks))
+        };
+        assert_eq!(life_of(start_ticks), Some((true, pid, start_ticks)));
+        assert_eq!(life_of(start_ticks.wrapping_sub(1)), None, "a process that had this id before");
     }
 }

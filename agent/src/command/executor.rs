@@ -5,10 +5,10 @@
 
 use super::clock::{Clock, Now};
 use super::judge::{self, Circumstances, Sighting, Verdict};
-use super::ledger::{Intent, Ledger, LedgerError, UndoRecord};
+use super::ledger::{Intent, Ledger, LedgerError, UndoRecord, VmLife};
 use super::{
-    APPLIED, Answers, COMMANDS_WAITING_MAX, Commands, DRY_RUN, FAILED, Metrics, NOTICES_WAITING_MAX, REFUSED, Request,
-    VmDirectory, took_us,
+    APPLIED, Answers, COMMANDS_WAITING_MAX, Commands, DRY_RUN, FAILED, Known, Metrics, NOTICES_WAITING_MAX, REFUSED,
+    Request, VmDirectory, took_us,
 };
 use crate::actuate::{ActuateError, Actuator, cores, same_limit};
 use gnomon_common::wire::{Action, Command, CpuBounds, Outcome, OutcomeResult, RefusedCommand};
@@ -155,8 +155,8 @@ impl Executor {
             tracing::info!(id = %command.id, result = ?outcome.result, "command came again: answered from the ledger");
             return Ok(());
         }
-        let (vm, name) = self.vms.find(command.vm);
-        let verdict = judge::judge(command, &self.circumstances(command, received, vm)?);
+        let known = self.vms.find(command.vm);
+        let verdict = judge::judge(command, &self.circumstances(command, received, known.sighting)?);
         match verdict {
             Verdict::Refuse(refused) => {
                 // Changes are made to the running domain only: with it, there is nothing left to undo.
@@ -167,7 +167,7 @@ impl Executor {
                 let error = "libvirt does not answer: the VM cannot be found".to_owned();
                 self.conclude(command, OutcomeResult::Failed { error, retryable: true }, false)
             }
-            Verdict::Obey => self.obey(command, received, name),
+            Verdict::Obey => self.obey(command, received, known),
         }
     }
 
@@ -181,17 +181,19 @@ impl Executor {
         })
     }
 
-    fn obey(&mut self, command: &Command, received: Now, name: Option<String>) -> Result<(), LedgerError> {
+    fn obey(&mut self, command: &Command, received: Now, known: Known) -> Result<(), LedgerError> {
+        let Known { name, life, .. } = known;
         let before_cores = match self.actuator.in_force(command.vm) {
             Ok(before_cores) => before_cores,
             Err(error) => return self.conclude(command, failed(&error), false),
         };
-        let recorded = self.ledger.undo(command.vm)?;
+        // Of an earlier life it says nothing: with the restart of its domain the owner's limit came back.
+        let recorded = self.ledger.undo(command.vm)?.filter(|undo| !VmLife::ended(undo.life, life));
         let (target_cores, undo) = match command.action {
             Action::SetCpuQuota { cores } if recorded.is_none() => {
                 let name = name.unwrap_or_else(|| command.vm.to_string());
                 let at = (self.clock)().wall;
-                (Some(cores), Some(UndoRecord { vm: command.vm, name, baseline_cores: before_cores, at }))
+                (Some(cores), Some(UndoRecord { vm: command.vm, name, life, baseline_cores: before_cores, at }))
             }
             Action::SetCpuQuota { cores } => (Some(cores), None),
             // A VM that was never changed is already as it was.
@@ -205,7 +207,7 @@ impl Executor {
             return self.conclude(command, OutcomeResult::DryRun, false);
         }
         let (received, received_at) = (received.boot, received.wall);
-        let intent = Intent { command: command.clone(), received, received_at, before_cores, target_cores };
+        let intent = Intent { command: command.clone(), received, received_at, before_cores, target_cores, life };
         self.ledger.begin(&intent, undo.as_ref())?;
         self.apply(&intent)
     }
@@ -269,14 +271,28 @@ impl Executor {
     fn resolve(&mut self, intent: &Intent) -> Result<bool, LedgerError> {
         let command = &intent.command;
         tracing::info!(id = %command.id, vm = %command.vm, "resolving a command that was under way when the agent stopped");
+        let known = self.vms.find(command.vm);
+        if intent.life.is_some() && known.sighting == Sighting::Unknown {
+            tracing::info!(id = %command.id, "whether the VM was restarted meanwhile is not known yet");
+            return Ok(false);
+        }
+        let restarted = VmLife::ended(intent.life, known.life);
         match self.actuator.in_force(command.vm) {
-            Ok(now_cores) if same_limit(now_cores, intent.target_cores) => self.applied(intent, now_cores)?,
+            // What was changed, if it was, ended with the life it was changed in, and the undo record is of that life, too.
+            Ok(now_cores) if restarted && command.action == Action::Release => self.applied(intent, now_cores)?,
+            Ok(now_cores) if !restarted && same_limit(now_cores, intent.target_cores) => {
+                self.applied(intent, now_cores)?
+            }
             Ok(_) => {
                 let now = (self.clock)();
                 let late_ms = judge::expired(command, now.boot.since(intent.received));
                 match late_ms {
                     Some(late_ms) => {
                         self.conclude(command, OutcomeResult::Refused(RefusedCommand::Expired { late_ms }), false)?;
+                    }
+                    None if restarted => {
+                        let error = "the VM was restarted while the command was under way".to_owned();
+                        self.conclude(command, OutcomeResult::Failed { error, retryable: true }, false)?;
                     }
                     // Left by a real run and found by a dry one: it must not be carried out.
                     None if self.policy.dry_run => self.conclude(command, OutcomeResult::DryRun, false)?,

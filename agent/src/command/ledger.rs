@@ -15,7 +15,7 @@
 
 mod record;
 
-pub use record::{Intent, UndoRecord};
+pub use record::{Intent, UndoRecord, VmLife};
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{AgentEpoch, CommandId, Fence, Outcome, VmId};
@@ -173,18 +173,19 @@ impl Ledger {
     }
 
     /// Writes an intent ahead of its actuation, and with it its fence and, before a VM's first change, how to undo it. An undo
-    /// record that exists is kept: its baseline is the older one.
+    /// record of the same life that exists is kept: its baseline is the older one.
     pub fn begin(&self, intent: &Intent, undo: Option<&UndoRecord>) -> Result<(), LedgerError> {
         let command = &intent.command;
         let intent = serde_json::to_vec(intent)?;
-        let undo = undo.map(|undo| Ok::<_, LedgerError>((undo.vm, serde_json::to_vec(undo)?))).transpose()?;
         self.write(|txn| {
             raise_fence(txn, command.vm, command.fence)?;
             txn.open_table(INTENTS)?.insert(key(command.id), intent.as_slice())?;
-            if let Some((vm, undo)) = undo {
+            if let Some(undo) = undo {
                 let mut table = txn.open_table(UNDO)?;
-                if table.get(vm.0.as_u128())?.is_none() {
-                    table.insert(vm.0.as_u128(), undo.as_slice())?;
+                let stored = table.get(undo.vm.0.as_u128())?.map(|record| serde_json::from_slice(record.value()));
+                let stored: Option<UndoRecord> = stored.transpose()?;
+                if stored.is_none_or(|stored| VmLife::ended(stored.life, undo.life)) {
+                    table.insert(undo.vm.0.as_u128(), serde_json::to_vec(undo)?.as_slice())?;
                 }
             }
             Ok(())

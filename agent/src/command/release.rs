@@ -4,7 +4,7 @@
 //! that the daemon does not carry them out at its next start and take the release back.
 
 use super::clock::wall_clock;
-use super::ledger::{Ledger, LedgerError, UndoRecord};
+use super::ledger::{Ledger, LedgerError, UndoRecord, VmLife};
 use crate::actuate::{ActuateError, Actuator};
 use gnomon_common::wire::{Outcome, OutcomeResult};
 
@@ -36,6 +36,8 @@ pub enum Released {
     },
     /// The VM is not active here: its changed limit ended with it.
     Gone,
+    /// The VM was restarted since: its changed limit ended with the life before, and what it has now is its owner's.
+    Restarted,
 }
 
 /// The undo records of the VMs named, by name or UUID; of all when `names` is empty.
@@ -48,14 +50,20 @@ pub fn select(records: Vec<UndoRecord>, names: &[String]) -> Result<Vec<UndoReco
     Ok(records.into_iter().filter(wanted).collect())
 }
 
-/// Restores one VM's baseline and forgets its undo record.
-pub fn restore(ledger: &Ledger, actuator: &mut dyn Actuator, record: &UndoRecord) -> Result<Released, ReleaseError> {
+/// Restores one VM's baseline, if its present life is still the one that was changed, and forgets its undo record.
+pub fn restore(
+    ledger: &Ledger,
+    actuator: &mut dyn Actuator,
+    record: &UndoRecord,
+    life: Option<VmLife>,
+) -> Result<Released, ReleaseError> {
     for intent in ledger.intents()?.into_iter().filter(|intent| intent.command.vm == record.vm) {
         let error = "the VM was released by the host's operator".to_owned();
         let result = OutcomeResult::Failed { error, retryable: false };
         ledger.conclude(&Outcome { id: intent.command.id, vm: record.vm, at: wall_clock(), result }, false)?;
     }
     let released = match actuator.in_force(record.vm) {
+        Ok(_) if VmLife::ended(record.life, life) => Released::Restarted,
         Ok(before_cores) => {
             let after_cores = actuator.apply(record.vm, record.baseline_cores)?;
             Released::Restored { before_cores, after_cores }
@@ -89,9 +97,19 @@ mod tests {
         }
     }
 
+    fn life(pid: u32) -> Option<VmLife> {
+        Some(VmLife { boot: Uuid::from_u128(1), pid, start_ticks: 5 })
+    }
+
     fn record(vm: u128, name: &str) -> UndoRecord {
         let vm = VmId(Uuid::from_u128(vm));
-        UndoRecord { vm, name: name.to_owned(), baseline_cores: Some(2.0), at: Timestamp::from_unix_ms(1) }
+        UndoRecord {
+            vm,
+            name: name.to_owned(),
+            life: life(1),
+            baseline_cores: Some(2.0),
+            at: Timestamp::from_unix_ms(1),
+        }
     }
 
     fn ledger_with(record: &UndoRecord) -> (tempfile::TempDir, Ledger) {
@@ -106,8 +124,14 @@ mod tests {
             reason: String::new(),
         };
         let now = Clock::new().unwrap().now();
-        let intent =
-            Intent { command, received: now.boot, received_at: now.wall, before_cores: None, target_cores: Some(1.0) };
+        let intent = Intent {
+            command,
+            received: now.boot,
+            received_at: now.wall,
+            before_cores: None,
+            target_cores: Some(1.0),
+            life: record.life,
+        };
         ledger.begin(&intent, Some(record)).unwrap();
         (folder, ledger)
     }
@@ -128,7 +152,7 @@ mod tests {
         let record = record(1, "web");
         let (_folder, ledger) = ledger_with(&record);
         let mut vm = OneVm(Ok(Some(1.0)));
-        let released = restore(&ledger, &mut vm, &record).unwrap();
+        let released = restore(&ledger, &mut vm, &record, life(1)).unwrap();
         assert_eq!(released, Released::Restored { before_cores: Some(1.0), after_cores: Some(2.0) });
         assert_eq!(ledger.undo_records().unwrap(), []);
         assert_eq!(ledger.intents().unwrap(), []);
@@ -139,8 +163,18 @@ mod tests {
     fn a_vm_that_is_gone_has_nothing_to_restore() {
         let record = record(1, "web");
         let (_folder, ledger) = ledger_with(&record);
-        let released = restore(&ledger, &mut OneVm(Err(ActuateError::NoSuchVm(record.vm))), &record).unwrap();
+        let released = restore(&ledger, &mut OneVm(Err(ActuateError::NoSuchVm(record.vm))), &record, None).unwrap();
         assert_eq!(released, Released::Gone);
+        assert_eq!(ledger.undo_records().unwrap(), []);
+    }
+
+    #[test]
+    fn a_vm_that_was_restarted_keeps_what_its_owner_defined() {
+        let record = record(1, "web");
+        let (_folder, ledger) = ledger_with(&record);
+        let mut vm = OneVm(Ok(Some(3.0)));
+        assert_eq!(restore(&ledger, &mut vm, &record, life(2)).unwrap(), Released::Restarted);
+        assert_eq!(vm.0, Ok(Some(3.0)));
         assert_eq!(ledger.undo_records().unwrap(), []);
     }
 
@@ -149,7 +183,7 @@ mod tests {
         let record = record(1, "web");
         let (_folder, ledger) = ledger_with(&record);
         let error = ActuateError::Unavailable("down".to_owned());
-        assert!(restore(&ledger, &mut OneVm(Err(error)), &record).is_err());
+        assert!(restore(&ledger, &mut OneVm(Err(error)), &record, life(1)).is_err());
         assert_eq!(ledger.undo_records().unwrap(), [record]);
     }
 }

@@ -25,6 +25,10 @@ struct World {
     limits: BTreeMap<VmId, Option<f64>>,
     changes: Vec<(VmId, Option<f64>)>,
     failing: Option<ActuateError>,
+    /// How often a VM was restarted, on its definition each time.
+    restarts: BTreeMap<VmId, u64>,
+    /// The first survey is not done yet.
+    unsurveyed: bool,
     boot: u128,
     us: u64,
     /// At this point the ledger's bytes and the host are put aside, as a kill there would leave them.
@@ -49,6 +53,17 @@ impl World {
             std::fs::copy(&ledger, &copy).unwrap();
             self.crashed = Some(Wreck { ledger: copy, limits: self.limits.clone(), changes: self.changes.len() });
         }
+    }
+
+    fn life(&self, vm: VmId) -> Option<VmLife> {
+        let start_ticks = self.restarts.get(&vm).copied().unwrap_or(0);
+        Some(VmLife { boot: Uuid::from_u128(self.boot), pid: 4_711, start_ticks })
+    }
+
+    /// The domain ends and starts again, with what its definition says.
+    fn restart(&mut self, vm: VmId, defined_cores: Option<f64>) {
+        *self.restarts.entry(vm).or_default() += 1;
+        self.limits.insert(vm, defined_cores);
     }
 
     /// Sets the host back to the kill, if there was one, and returns the ledger it left.
@@ -88,10 +103,16 @@ impl Actuator for Host {
 }
 
 impl VmDirectory for Host {
-    fn find(&self, vm: VmId) -> (Sighting, Option<String>) {
-        match self.0.lock().unwrap().limits.contains_key(&vm) {
-            true => (Sighting::Active { vcpus: 4 }, Some("web".to_owned())),
-            false => (Sighting::Absent, None),
+    fn find(&self, vm: VmId) -> Known {
+        let world = self.0.lock().unwrap();
+        if world.unsurveyed {
+            return Known { sighting: Sighting::Unknown, name: None, life: None };
+        }
+        match world.limits.contains_key(&vm) {
+            true => {
+                Known { sighting: Sighting::Active { vcpus: 4 }, name: Some("web".to_owned()), life: world.life(vm) }
+            }
+            false => Known { sighting: Sighting::Absent, name: None, life: None },
         }
     }
 }
@@ -208,6 +229,60 @@ fn a_release_restores_the_baseline_and_forgets_the_undo_record() {
     assert_eq!(executor.ledger.undo_records().unwrap(), []);
     send(&mut executor, &world, &command(3, 1, Action::Release));
     assert_eq!(results(&executor)[2], (3, applied(Some(2.0), Some(2.0))), "releasing the untouched is no failure");
+}
+
+#[test]
+fn a_release_in_a_later_life_changes_nothing() {
+    let (_folder, path, world) = host();
+    let mut executor = executor(&path, &world, false);
+    send(&mut executor, &world, &set(1, 1.5));
+    world.lock().unwrap().restart(vm(1), Some(3.0));
+    send(&mut executor, &world, &command(2, 1, Action::Release));
+    assert_eq!(results(&executor)[1], (2, applied(Some(3.0), Some(3.0))));
+    assert_eq!(world.lock().unwrap().limits[&vm(1)], Some(3.0), "not the 2 cores of the life before");
+    assert_eq!(executor.ledger.undo_records().unwrap(), []);
+}
+
+#[test]
+fn the_first_change_of_a_later_life_takes_that_lifes_limit_as_the_baseline() {
+    let (_folder, path, world) = host();
+    let mut executor = executor(&path, &world, false);
+    send(&mut executor, &world, &set(1, 1.5));
+    world.lock().unwrap().restart(vm(1), None);
+    send(&mut executor, &world, &set(2, 1.0));
+    send(&mut executor, &world, &set(3, 1.25));
+    send(&mut executor, &world, &command(4, 1, Action::Release));
+    assert_eq!(world.lock().unwrap().limits[&vm(1)], None);
+}
+
+#[test]
+fn an_intent_of_an_earlier_life_is_not_carried_out_in_a_later_one() {
+    let restart = |world: &mut World| world.restart(vm(1), Some(3.0));
+    for point in [Point::BeforeActuation, Point::AfterActuation] {
+        let (_folder, executor, world) = killed_at(point, &set(1, 1.5), restart);
+        assert!(matches!(results(&executor)[..], [(1, OutcomeResult::Failed { retryable: true, .. })]), "{point:?}");
+        assert_eq!(world.lock().unwrap().changes, [], "{point:?}");
+        let release = command(1, 1, Action::Release);
+        let (_folder, executor, world) = killed_at(point, &release, restart);
+        assert!(matches!(results(&executor)[..], [(1, OutcomeResult::Applied { after_cores: Some(3.0), .. })]));
+        assert_eq!(world.lock().unwrap().changes, [], "{point:?}");
+    }
+}
+
+#[test]
+fn an_intent_waits_until_it_is_known_whether_its_vm_was_restarted() {
+    let (_folder, path, world) = host();
+    let mut executor_1 = executor(&path, &world, false);
+    world.lock().unwrap().crash = Some((Point::BeforeActuation, path));
+    send(&mut executor_1, &world, &set(1, 1.5));
+    let left = world.lock().unwrap().back_to_the_kill().unwrap();
+    world.lock().unwrap().unsurveyed = true;
+    let mut executor_2 = executor(&left, &world, false);
+    assert!(executor_2.try_resolve());
+    assert_eq!(world.lock().unwrap().changes, []);
+    world.lock().unwrap().unsurveyed = false;
+    assert!(!executor_2.try_resolve());
+    assert_eq!(world.lock().unwrap().changes, [(vm(1), Some(1.5))]);
 }
 
 #[test]

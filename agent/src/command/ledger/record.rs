@@ -4,6 +4,26 @@ use crate::command::clock::BootInstant;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Command, VmId};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// One life of a VM: its QEMU process. Limits are set on the running domain only, so they end with it, and so does what undoes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmLife {
+    /// The host's boot, `/proc/sys/kernel/random/boot_id`.
+    pub boot: Uuid,
+    /// QEMU's process id.
+    pub pid: u32,
+    /// When it started, in clock ticks since that boot.
+    pub start_ticks: u64,
+}
+
+impl VmLife {
+    /// Whether two sightings are of different lives for sure. Where one is not known nothing is: to restore an earlier life's limit is
+    /// a lesser evil than to take a limit of Gnomon's for the owner's.
+    pub fn ended(earlier: Option<Self>, now: Option<Self>) -> bool {
+        matches!((earlier, now), (Some(earlier), Some(now)) if earlier != now)
+    }
+}
 
 /// A command that was judged good: written before anything is changed, removed together with the writing of its outcome.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,16 +38,21 @@ pub struct Intent {
     pub before_cores: Option<f64>,
     /// What is to be in force, in cores; `None` is unlimited. For a release, the baseline.
     pub target_cores: Option<f64>,
+    /// Which life of the VM it is meant for, if that could be told.
+    pub life: Option<VmLife>,
 }
 
-/// How to undo everything Gnomon did to one VM: written before its first change, forgotten by a release.
+/// How to undo everything Gnomon did to one VM: written before its first change, forgotten by a release,
+/// replaced at the first change in its next life.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UndoRecord {
     /// Which VM.
     pub vm: VmId,
     /// Its name then, for people.
     pub name: String,
-    /// CPU quota before the first change, in cores; `None` is unlimited.
+    /// Which life of the VM it belongs to, if that could be told: it says nothing about another one.
+    pub life: Option<VmLife>,
+    /// CPU quota before the first change in this life, in cores; `None` is unlimited.
     pub baseline_cores: Option<f64>,
     /// When it was read.
     pub at: Timestamp,

@@ -14,12 +14,12 @@ fn intent(vm: u128, term: u64, number: u64) -> Intent {
     };
     let received = BootInstant { boot: Uuid::from_u128(1), us: 5 };
     let received_at = Timestamp::from_unix_ms(9);
-    Intent { command, received, received_at, before_cores: None, target_cores: Some(1.1) }
+    Intent { command, received, received_at, before_cores: None, target_cores: Some(1.1), life: None }
 }
 
 fn undo(vm: u128, baseline_cores: Option<f64>) -> UndoRecord {
     let at = Timestamp::from_unix_ms(1);
-    UndoRecord { vm: VmId(Uuid::from_u128(vm)), name: format!("vm{vm}"), baseline_cores, at }
+    UndoRecord { vm: VmId(Uuid::from_u128(vm)), name: format!("vm{vm}"), life: None, baseline_cores, at }
 }
 
 fn outcome(intent: &Intent) -> Outcome {
@@ -102,6 +102,21 @@ fn an_undo_record_keeps_the_first_baseline() {
     ledger.begin(&intent(7, 3, 1), Some(&undo(7, Some(2.0)))).unwrap();
     ledger.begin(&intent(7, 3, 2), Some(&undo(7, Some(1.1)))).unwrap();
     assert_eq!(ledger.undo_records().unwrap(), [undo(7, Some(2.0))]);
+}
+
+#[test]
+fn an_undo_record_of_an_earlier_life_is_replaced_and_one_that_may_be_of_this_life_is_not() {
+    let life = |pid| Some(VmLife { boot: Uuid::from_u128(1), pid, start_ticks: 9 });
+    for (earlier, now, replaced) in
+        [(life(1), life(2), true), (life(1), life(1), false), (None, life(2), false), (life(1), None, false)]
+    {
+        let (_folder, _path, ledger) = fresh();
+        let (old, new) =
+            (UndoRecord { life: earlier, ..undo(7, Some(2.0)) }, UndoRecord { life: now, ..undo(7, None) });
+        ledger.begin(&intent(7, 3, 1), Some(&old)).unwrap();
+        ledger.begin(&intent(7, 3, 2), Some(&new)).unwrap();
+        assert_eq!(ledger.undo_records().unwrap(), [if replaced { new } else { old }]);
+    }
 }
 
 #[test]
