@@ -159,6 +159,8 @@ impl Drive {
                     // In this order, so that neither questions nor stopping wait behind a flood of reports.
                     biased;
                     () = stop.cancelled() => break,
+                    // Whoever carries effects out is gone: nothing that is decided from here on would happen.
+                    () = effects.closed() => break,
                     Some(question) = questions.recv() => question(turn.desk()),
                     Some(fitted) = turn.fitted() => turn.fit_done(clock::now(), fitted),
                     place = effects.reserve(), if turn.has_effects() => match place {

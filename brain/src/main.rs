@@ -95,11 +95,15 @@ async fn run(path: &Path) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let store = Arc::new(SqliteStore::open(&config.store.path).await?);
-    let service = Service::start(config, store).await?;
-    loop {
+    let mut service = Service::start(config, store).await?;
+    let ended = loop {
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break Ok(()),
+            _ = interrupt.recv() => break Ok(()),
+            error = service.failed() => {
+                tracing::error!(%error, "the brain cannot go on");
+                break Err(error.into());
+            }
             _ = hangup.recv() => match Config::load(path) {
                 Ok(config) => {
                     tracing::info!("the policy was reread");
@@ -108,10 +112,10 @@ async fn run(path: &Path) -> Result<()> {
                 Err(error) => tracing::error!(%error, "the configuration is wrong now; the policy stays as it was"),
             },
         }
-    }
+    };
     tracing::info!("stopping; limits on VMs stay as they are");
     service.stop().await;
-    Ok(())
+    ended
 }
 
 fn check(path: &Path) -> Result<()> {

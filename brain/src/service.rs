@@ -6,6 +6,9 @@
 //! restored a back-up): commands of this term would be refused as stale, or worse, bear ids that another brain has
 //! used. So the life ends: every connection is closed, the term goes above the fence and is persisted, it is said in
 //! the audit log, and a new life begins from the store. Agents come back within a second.
+//!
+//! A part that ends although nobody stopped it (a panic, a listener that broke) leaves a brain that looks alive and
+//! decides nothing. So it is never lived with: [`Service::failed`] says which part it was, and the process ends.
 
 use crate::api::{self, ApiState, Tokens, TokensError};
 use crate::clock;
@@ -22,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -35,6 +38,8 @@ const STORE_RETRY: Duration = Duration::from_secs(2);
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 /// How long stopping waits for what was already decided to be synced and sent.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// The journal's name in an error.
+const JOURNAL: &str = "the writer of the store";
 
 /// Why the brain cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +65,24 @@ pub enum ServiceError {
         /// Why.
         source: io::Error,
     },
+    /// A part of a running brain ended on its own.
+    #[error("{part} ended on its own ({how}); the brain does nothing without it and has to be started again")]
+    Ended {
+        /// Which part.
+        part: &'static str,
+        /// How it ended.
+        how: String,
+    },
 }
+
+impl ServiceError {
+    fn ended(part: &'static str, how: impl ToString) -> Self {
+        Self::Ended { part, how: how.to_string() }
+    }
+}
+
+/// A part of the brain, and how it came to its end.
+type Part = (&'static str, Result<Result<(), ServiceError>, JoinError>);
 
 /// A brain that runs.
 pub struct Service {
@@ -68,7 +90,7 @@ pub struct Service {
     api_address: SocketAddr,
     policy: watch::Sender<Policy>,
     stop: CancellationToken,
-    tasks: Vec<JoinHandle<()>>,
+    parts: JoinSet<Part>,
 }
 
 impl Service {
@@ -106,17 +128,14 @@ impl Service {
             stop: stop.clone(),
         };
         let api_stop = stop.clone();
-        let tasks = vec![
-            tokio::spawn(lives.run()),
-            tokio::spawn(prune(store, config.store, stop.clone())),
-            tokio::spawn(async move {
-                if let Err(error) = api::serve(listener, state, api_stop).await {
-                    tracing::error!(%error, "the API ended");
-                }
-            }),
-        ];
+        let mut parts = JoinSet::new();
+        start_part(&mut parts, "serving agents", lives.run());
+        start_part(&mut parts, "pruning the store", prune(store, config.store, stop.clone()));
+        start_part(&mut parts, "the API", async move {
+            api::serve(listener, state, api_stop).await.map_err(|error| ServiceError::ended("the API", error))
+        });
         tracing::info!(agents = %agents_address, api = %api_address, "listening");
-        Ok(Self { agents_address, api_address, policy, stop, tasks })
+        Ok(Self { agents_address, api_address, policy, stop, parts })
     }
 
     /// Where agents connect.
@@ -134,15 +153,40 @@ impl Service {
         self.policy.send_replace(policy);
     }
 
+    /// Resolves when a part of the brain ends on its own, and says which. Then only [`Service::stop`] is left to do.
+    pub async fn failed(&mut self) -> ServiceError {
+        let Some(ended) = self.parts.join_next().await else {
+            return ServiceError::ended("every part", "nothing is left that runs");
+        };
+        match ended {
+            Ok((_, Ok(Err(error)))) => error,
+            Ok((part, Err(panicked))) => ServiceError::ended(part, panicked),
+            Ok((part, Ok(Ok(())))) => ServiceError::ended(part, "it returned"),
+            Err(error) => ServiceError::ended("a part", error),
+        }
+    }
+
     /// Stops: agents are told, what was decided is synced, then it returns. Limits on VMs stay as they are.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         self.stop.cancel();
-        for task in self.tasks {
-            if let Err(error) = task.await {
-                tracing::error!(%error, "a task failed");
+        while let Some(ended) = self.parts.join_next().await {
+            match ended {
+                Ok((_, Ok(Ok(())))) => {}
+                Ok((_, Ok(Err(error)))) => tracing::error!(%error, "a part failed"),
+                Ok((_, Err(error))) | Err(error) => tracing::error!(%error, "a part failed"),
             }
         }
     }
+}
+
+fn start_part(
+    parts: &mut JoinSet<Part>,
+    part: &'static str,
+    work: impl Future<Output = Result<(), ServiceError>> + Send + 'static,
+) {
+    // In a task of its own, so that whoever waits for a panic still knows the part's name.
+    let work = tokio::spawn(work);
+    parts.spawn(async move { (part, work.await) });
 }
 
 /// One life after another.
@@ -158,24 +202,25 @@ struct Lives {
 }
 
 impl Lives {
-    async fn run(mut self) {
+    async fn run(mut self) -> Result<(), ServiceError> {
         let mut term_floor = 0;
         let mut may_raise_from = Instant::now();
         let mut said: Option<Audit> = None;
         let stop = self.stop.clone();
-        loop {
-            let Some(begun) = stop.run_until_cancelled(self.begin(term_floor)).await else { break };
+        let ended = loop {
+            let Some(begun) = stop.run_until_cancelled(self.begin(term_floor)).await else { break Ok(()) };
             let term = begun.handle().term();
             if let Some(mut line) = said.take() {
                 line.detail.push_str(&format!("; this brain now has term {term}"));
                 // Synced like everything: before a command of the new term can be.
                 if self.journal.records(vec![Record::Audit(line)]).await.is_err() {
-                    break;
+                    break Err(ServiceError::ended(JOURNAL, "it takes no more records"));
                 }
             }
             match self.live(begun, may_raise_from).await {
-                Served::Stopped => break,
-                Served::Regressed { host, fence } => {
+                Err(error) => break Err(error),
+                Ok(Served::Stopped) => break Ok(()),
+                Ok(Served::Regressed { host, fence }) => {
                     tracing::warn!(host, %fence, term, "the store is older than the brain that sent this fence: taking a new term");
                     said = Some(Audit {
                         at: clock::now(),
@@ -190,12 +235,13 @@ impl Lives {
                     may_raise_from = Instant::now() + RAISE_INTERVAL;
                 }
             }
-        }
+        };
         self.endpoint.close(ingest::CloseCode::Stopping.var_int(), b"the brain is shutting down");
         if tokio::time::timeout(DRAIN_TIMEOUT, self.journal.drained()).await.is_err() {
             tracing::warn!("stopping although the store does not take what is left; nothing of it was acknowledged");
         }
         self.endpoint.wait_idle().await;
+        ended
     }
 
     /// Takes a term and restores a core; a store that fails is tried again until it works.
@@ -217,7 +263,7 @@ impl Lives {
         }
     }
 
-    async fn live(&mut self, drive: Drive, may_raise_from: Instant) -> Served {
+    async fn live(&mut self, drive: Drive, may_raise_from: Instant) -> Result<Served, ServiceError> {
         let handle = drive.handle();
         let registry = Arc::new(Registry::new(self.config.listen.agents_max, self.telemetry.ingest.clone()));
         let issued = Arc::new(Issued::default());
@@ -236,8 +282,19 @@ impl Lives {
             metrics: self.telemetry.ingest.clone(),
         };
         let served = tokio::select! {
-            served = ingest::serve(ingest, self.stop.clone()) => served,
-            served = forward_policy(&mut self.policy, &handle) => served,
+            served = ingest::serve(ingest, self.stop.clone()) => Ok(served),
+            served = forward_policy(&mut self.policy, &handle) => Ok(served),
+            // Neither ends before it is told to, unless something broke.
+            () = self.journal.stopped() => Err(ServiceError::ended(JOURNAL, "it takes no more records")),
+            ended = &mut driven => {
+                self.drive.send_replace(None);
+                let how = match ended {
+                    Err(panicked) => panicked.to_string(),
+                    Ok(Err(stopped)) => stopped.to_string(),
+                    Ok(Ok(())) => "it returned".to_owned(),
+                };
+                return Err(ServiceError::ended("the loop that decides", how));
+            }
         };
         // First nobody can ask any more, then the loop ends with what it has decided, then all of it is on disk: only
         // so does a next life restore everything that was acknowledged.
@@ -247,7 +304,7 @@ impl Lives {
             tracing::warn!("the store is too slow for what was left to do; it was neither acknowledged nor sent");
             driven.abort();
         }
-        if served != Served::Stopped {
+        if matches!(served, Ok(Served::Regressed { .. })) {
             let _ = self.journal.drained().await;
         }
         served
@@ -265,7 +322,7 @@ async fn forward_policy(policy: &mut watch::Receiver<Policy>, drive: &DriveHandl
     std::future::pending().await
 }
 
-async fn prune(store: Arc<dyn Store>, config: StoreConfig, stop: CancellationToken) {
+async fn prune(store: Arc<dyn Store>, config: StoreConfig, stop: CancellationToken) -> Result<(), ServiceError> {
     while stop.run_until_cancelled(sleep(PRUNE_INTERVAL)).await.is_some() {
         let now = clock::now();
         match store.prune(now - config.report_retention(), now - config.affairs_retention()).await {
@@ -274,4 +331,5 @@ async fn prune(store: Arc<dyn Store>, config: StoreConfig, stop: CancellationTok
             Err(error) => tracing::warn!(%error, "old rows could not be pruned; trying again in {PRUNE_INTERVAL:?}"),
         }
     }
+    Ok(())
 }

@@ -161,6 +161,11 @@ impl Journal {
         self.records(Vec::new()).await?.await.map_err(|_| Stopped)
     }
 
+    /// Resolves when the writer has ended, which it does not while a `Journal` lives, unless it panicked.
+    pub async fn stopped(&self) {
+        self.queue.closed().await;
+    }
+
     async fn submit(
         &self,
         entries: Vec<Entry>,

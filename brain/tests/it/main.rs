@@ -3,6 +3,7 @@
 mod agent;
 mod api;
 mod brain;
+mod broken;
 mod cli;
 mod crash;
 mod forgetful;

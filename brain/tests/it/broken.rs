@@ -1,0 +1,98 @@
+//! Parts of a brain that break: it must end and say so, not live on as if nothing were.
+
+use crate::agent::{Agent, PATIENCE, hello, host, report, vm};
+use crate::brain::{Brain, Home};
+use gnomon_brain::clock::now;
+use gnomon_brain::drive::{Dispatch, Drive, Event, Issued};
+use gnomon_brain::store::{Entry, Journal, Pending, SqliteStore, Stopped, Store};
+use gnomon_brain::telemetry::Telemetry;
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{AgentEpoch, Command, HostId, Outcome, Sequence};
+use gnomon_core::{Audit, CommandRecord, Input, OperatorRequest, Policy, Restored, Scope};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+/// A store whose driver panics when it is written to.
+struct Panicking(SqliteStore);
+
+impl Store for Panicking {
+    fn commit<'a>(&'a self, _entries: &'a [Entry]) -> Pending<'a, Vec<bool>> {
+        Box::pin(async { panic!("a defect in the store's driver") })
+    }
+
+    fn raise_term(&self, at_least: u64) -> Pending<'_, u64> {
+        self.0.raise_term(at_least)
+    }
+
+    fn acknowledged<'a>(&'a self, host: &'a HostId, epoch: AgentEpoch) -> Pending<'a, Sequence> {
+        self.0.acknowledged(host, epoch)
+    }
+
+    fn restore<'a>(
+        &'a self,
+        reports_since: Timestamp,
+        sink: &'a mut (dyn FnMut(Restored) + Send),
+    ) -> Pending<'a, Vec<(HostId, Outcome)>> {
+        self.0.restore(reports_since, sink)
+    }
+
+    fn audit(&self, limit: u32) -> Pending<'_, Vec<Audit>> {
+        self.0.audit(limit)
+    }
+
+    fn commands(&self, limit: u32) -> Pending<'_, Vec<CommandRecord>> {
+        self.0.commands(limit)
+    }
+
+    fn prune(&self, reports_before: Timestamp, affairs_before: Timestamp) -> Pending<'_, u64> {
+        self.0.prune(reports_before, affairs_before)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_brain_whose_journal_died_says_so_and_ends() {
+    let home = Home::new();
+    let store = SqliteStore::open(&home.database()).await.unwrap();
+    let mut brain = Brain::start_on(&home, Arc::new(Panicking(store))).await;
+    assert!(timeout(Duration::from_millis(200), brain.service.failed()).await.is_err(), "nothing has happened yet");
+    // Its arrival is the first thing to be written.
+    let _agent = Agent::join(brain.agents, &home.agent("a"), hello("a", 1)).await;
+    let error = timeout(PATIENCE, brain.service.failed()).await.expect("it lives on without its journal").to_string();
+    assert!(error.contains("ended on its own"), "{error}");
+    timeout(PATIENCE, brain.stop()).await.expect("what is left can be stopped");
+}
+
+struct NoWayOut;
+
+impl Dispatch for NoWayOut {
+    fn dispatch(&self, _host: &HostId, _command: Command) -> bool {
+        panic!("a defect on the way to the agents")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_loop_ends_with_the_task_that_carries_its_effects_out() {
+    let home = Home::new();
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&home.database()).await.unwrap());
+    let telemetry = Telemetry::new();
+    let retention = Duration::from_secs(3600);
+    let drive = Drive::restore(Policy::default(), 1, retention, &store, telemetry.drive.clone()).await.unwrap();
+    let handle = drive.handle();
+    let journal = Journal::start(store, telemetry.journal.clone());
+    let ran = drive.run(journal, Arc::new(NoWayOut), Arc::new(Issued::default()), CancellationToken::new());
+    let report = report("a", 1, 1, now().unix_ms(), vm(1), 0.3);
+    let (synced, _) = oneshot::channel();
+    let request = OperatorRequest::Release { scope: Scope::Fleet };
+    for event in [
+        Event::Input(Input::HostUp { host: host("a"), facts: hello("a", 1).facts }),
+        Event::Input(Input::Report(Box::new(report))),
+        Event::Operator { actor: "test".into(), request, synced },
+    ] {
+        assert!(handle.events().send(event).await.is_ok());
+    }
+    let ended = timeout(PATIENCE, ran).await.expect("it goes on although nothing it decides is done").unwrap();
+    assert_eq!(ended, Err(Stopped));
+}
