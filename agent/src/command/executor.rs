@@ -281,7 +281,7 @@ impl Executor {
             // What was changed, if it was, ended with the life it was changed in, and the undo record is of that life, too.
             Ok(now_cores) if restarted && command.action == Action::Release => self.applied(intent, now_cores)?,
             Ok(now_cores) if !restarted && same_limit(now_cores, intent.target_cores) => {
-                self.applied(intent, now_cores)?
+                self.applied(intent, now_cores)?;
             }
             Ok(_) => {
                 let now = (self.clock)();

@@ -69,7 +69,7 @@ fn every_write_survives_a_kill_right_after_it() {
 fn a_lost_ledger_gets_an_epoch_that_was_never_used() {
     let second = |s: u64| Timestamp::from_unix_ms(s * 1_000);
     let (_folder, _path, lost) = fresh();
-    let last = (0..3).map(|start| lost.raise_epoch(second(1_700_000_000 + start)).unwrap()).last().unwrap();
+    let last = (0..3).map(|start| lost.raise_epoch(second(1_700_000_000 + start)).unwrap()).max().unwrap();
     let (_folder, _path, empty) = fresh();
     assert!(empty.raise_epoch(second(1_700_000_060)).unwrap() > last);
 }
