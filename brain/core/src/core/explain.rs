@@ -134,7 +134,7 @@ impl Core {
 }
 
 fn demand(vm: &Vm) -> String {
-    let Some(cpu) = vm.cpu else { return "Its demand has not been measured.".to_owned() };
+    let Some(cpu) = vm.cpu else { return "Its latest window does not tell its demand.".to_owned() };
     let (low, high) = (cpu.demand_low.mean, cpu.demand_high.mean);
     let live = live_cores(&cpu, &vm.allocation);
     format!(

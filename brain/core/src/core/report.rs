@@ -19,7 +19,7 @@ const CLOCK_AHEAD_MAX: Duration = Duration::from_mins(5);
 impl Core {
     pub(super) fn report(&mut self, now: Timestamp, report: &Report) {
         let end = report.start + window_of(report);
-        if end > now + CLOCK_AHEAD_MAX {
+        if Self::is_from_the_future(report, now) {
             let ahead = end.since(now).as_secs();
             let text = format!("host {}: its clock is {ahead} s ahead; the report was left out", report.host);
             return self.notice("report_from_the_future", text);
@@ -30,6 +30,12 @@ impl Core {
         self.order_fits(now, &report.vms);
         self.restore_baselines_on(now, &report.host);
         self.plan(now, report, end);
+    }
+
+    /// Whether a report that was received at `received`, on the brain's clock, is of a host whose clock is too far ahead to be
+    /// believed. It is stored (so that the agent can forget it), but neither taken in when it comes nor at a restart.
+    pub fn is_from_the_future(report: &Report, received: Timestamp) -> bool {
+        report.start + window_of(report) > received + CLOCK_AHEAD_MAX
     }
 
     /// Takes in what a report says. `now` is `None` while a restart replays stored reports: then nothing comes out. Says
@@ -94,9 +100,9 @@ impl Core {
         vm.state = window.state;
         vm.last_window = Some(report.start);
         vm.window_end = end;
-        if window.state != VmState::Running {
-            vm.cpu = None;
-        }
+        // Set again if this window teaches what the VM wants. What an earlier one told is no evidence for now: windows that
+        // are not believed would else keep an old, small demand alive until the VM shrinks to it.
+        vm.cpu = None;
         if vm.report_allocation(window.allocation, end, now) {
             let record = Record::Allocation { vm: id, allocation: vm.allocation, at: end };
             self.outputs.push_back(Output::Persist(record));

@@ -4,7 +4,7 @@ mod bench;
 mod invariants;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Action, Fence, OutcomeResult, RefusedCommand, VmState};
+use gnomon_common::wire::{Action, Fence, OutcomeResult, RefusedCommand, Report, VmState};
 
 use crate::io::{Hold, Input, OperatorRequest, Output, Record, Restored, Scope};
 use crate::plan::Reason;
@@ -118,6 +118,69 @@ fn a_vm_that_does_not_run_teaches_nothing() {
     let history = bench.core.history(vm(1), Timestamp::default());
     assert_eq!(history.len(), 2);
     assert!(history.iter().all(|step| (step.low - 0.5).abs() < 1e-6));
+}
+
+#[test]
+fn windows_that_are_not_believed_shrink_nothing() {
+    let run = |doubtful: &dyn Fn(&mut Report, u64)| {
+        let mut bench = Bench::new(policy(Mode::Auto));
+        for second in (0..200).step_by(10) {
+            let mut report = bench::report_of("a", second, &[(1, 0.2, 0.2)], Some(1.0));
+            if second > 0 {
+                doubtful(&mut report, second);
+            }
+            bench.core.handle(at(second + 10), Input::Report(Box::new(report)));
+        }
+        bench.commands().len()
+    };
+    assert_eq!(run(&|_, _| ()), 1, "what is believed shrinks it");
+    let absurd = |report: &mut Report, _| report.vms[0].cpu.as_mut().unwrap().covered = f64::NAN;
+    assert_eq!(run(&absurd), 0);
+    let every_second = |report: &mut Report, second: u64| {
+        if second % 20 == 0 {
+            absurd(report, second);
+        }
+    };
+    assert_eq!(run(&every_second), 1, "every second window is evidence enough");
+}
+
+#[test]
+fn a_window_that_is_not_believed_leaves_no_demand_to_go_by() {
+    let mut bench = Bench::new(policy(Mode::Auto));
+    bench.report(0, &[(1, 0.2, 0.2)], Some(1.0));
+    assert!(bench.core.vm(vm(1)).unwrap().cpu.is_some());
+    bench.report(10, &[(1, 0.5, 0.1)], Some(1.0));
+    assert!(bench.core.vm(vm(1)).unwrap().cpu.is_none(), "not believed");
+    bench.report(20, &[(1, 0.2, 0.2)], Some(1.0));
+    // The host's next report, but of a time that is over.
+    let mut behind = bench::report_of("a", 0, &[(1, 0.2, 0.2)], Some(1.0));
+    behind.sequence.0 = 100;
+    bench.core.handle(at(31), Input::Report(Box::new(behind)));
+    assert!(bench.core.vm(vm(1)).unwrap().cpu.is_none(), "out of order");
+}
+
+#[test]
+fn a_forecast_says_nothing_beyond_its_horizon() {
+    let mut bench = Bench::new(policy(Mode::Observe));
+    let has_outlook = |bench: &mut Bench, second| {
+        while let Some(output) = bench.core.poll_output() {
+            if let Output::Fit(job) = output {
+                bench.core.handle(at(second), Input::FitDone(Box::new(job.run())));
+            }
+        }
+        let explained = bench.core.explain(vm(1)).unwrap().lines;
+        explained.iter().any(|line| line.starts_with("Within the lead time"))
+    };
+    for second in (0..1000).step_by(10) {
+        bench.report(second, &[(1, 0.2, 0.2)], Some(1.0));
+        has_outlook(&mut bench, second + 10);
+    }
+    assert!(has_outlook(&mut bench, 1000));
+    // 20 steps of 10 s and two more; paused, it teaches nothing.
+    bench.report_state(1180, 1, VmState::Paused);
+    assert!(has_outlook(&mut bench, 1190));
+    bench.report_state(1220, 1, VmState::Paused);
+    assert!(!has_outlook(&mut bench, 1230));
 }
 
 #[test]

@@ -21,6 +21,9 @@ const RECENT_ACTIONS_MAX: usize = 16;
 /// More than this many times a VM's vCPUs (and one core for its other threads) cannot be its demand: a counter went mad.
 const DEMAND_PER_VCPU_MAX: f64 = 4.0;
 
+/// Steps beyond the horizon that an outlook may touch: the step that is still open, and the one that the lead time ends in.
+const STEPS_PAST_HORIZON: u64 = 2;
+
 /// How long an outcome's read-back outweighs reports of windows that ended before it.
 const READ_BACK_PREVAILS: Duration = Duration::from_mins(1);
 
@@ -68,6 +71,7 @@ pub(crate) struct Vm {
     pub(crate) allocation: Allocation,
     /// When a command's result was read back (on the agent's clock) and when that was heard of (on the brain's).
     read_back: Option<(Timestamp, Timestamp)>,
+    /// Demand in the latest window; `None` where that was not measured, not believed, or out of order.
     pub(crate) cpu: Option<CpuWindow>,
     pub(crate) last_window: Option<Timestamp>,
     pub(crate) window_end: Timestamp,
@@ -176,13 +180,18 @@ impl Vm {
         std::mem::replace(&mut self.allocation.quota_cores, quota_cores) != quota_cores
     }
 
-    /// What the forecast says from `at` until `lead_ms` (and the step that this falls into) later.
+    /// What the forecast says from `at` until `lead_ms` (and the step that this falls into) later. `None` too where `at` is
+    /// beyond the horizon: a VM that was not measured for so long. O(horizon).
     pub(crate) fn outlook(&self, at: Timestamp, policy: &Policy) -> Option<Outlook> {
         let forecaster = self.ready()?;
         let resolution_ms = self.history.resolution_ms();
         let since_ms = at.since(self.history.closed_until()).as_millis() as u64;
         let first = 1 + since_ms / resolution_ms;
-        let last = 1 + (since_ms + policy.cpu.lead_ms + resolution_ms) / resolution_ms;
+        let reach = policy.forecast.horizon_steps as u64 + STEPS_PAST_HORIZON;
+        if first > reach {
+            return None;
+        }
+        let last = reach.min(1 + (since_ms + policy.cpu.lead_ms + resolution_ms) / resolution_ms);
         let limit = self.allocation.cpu_limit_cores();
         let cores_max = f64::from(self.allocation.vcpus);
         let mut outlook = Outlook { seasonal: forecaster.season_steps().is_some(), most_cores: 0.0, outgrown: None };
