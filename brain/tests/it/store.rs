@@ -75,6 +75,25 @@ async fn reports_are_restored_oldest_first_and_one_that_no_longer_decodes_is_ski
 }
 
 #[tokio::test]
+async fn reports_of_a_clock_that_was_far_ahead_are_not_restored_however_late_it_is_by_now() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
+    // The window of a second that begins at `sequence` seconds, received when that was 299 or 300 seconds ahead.
+    let received = |sequence: u64, ahead_s| Timestamp::from_unix_ms((sequence - ahead_s) * 1000);
+    store.commit(&[entry(1000, received(1000, 299)), entry(1001, received(1001, 300))]).await.unwrap();
+    let mut sequences = Vec::new();
+    store
+        .restore(Timestamp::default(), &mut |restored| {
+            if let Restored::Report(report) = restored {
+                sequences.push(report.sequence.0);
+            }
+        })
+        .await
+        .unwrap();
+    assert_eq!(sequences, [1000]);
+}
+
+#[tokio::test]
 async fn pruning_takes_what_is_old_piece_by_piece_and_leaves_the_rest() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("db");

@@ -5,7 +5,7 @@ use crate::store::StoreError;
 use futures_util::TryStreamExt;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{AgentEpoch, HostId, Outcome, Report, Sequence, frame};
-use gnomon_core::{Audit, CommandRecord, Restored};
+use gnomon_core::{Audit, CommandRecord, Core, Restored};
 use serde::de::DeserializeOwned;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{Row, query, query_scalar};
@@ -33,15 +33,21 @@ pub(super) async fn restore(
     {
         // Streamed: the reports of several seasons need not fit into memory.
         let mut reports = pin!(
-            query("SELECT payload FROM report WHERE received_ms >= $1 ORDER BY start_ms, host, epoch, sequence")
+            query("SELECT payload, received_ms FROM report WHERE received_ms >= $1 ORDER BY start_ms, host, epoch, sequence")
                 .bind(ms(reports_since))
                 .fetch(db)
         );
+        let mut left_out = 0u64;
         while let Some(row) = reports.try_next().await? {
             match frame::decode::<Report>(row.try_get(0)?) {
+                // Refused when it came, so refused now: it would fill history that is still to come.
+                Ok(report) if Core::is_from_the_future(&report, received(&row)?) => left_out += 1,
                 Ok(report) => sink(Restored::Report(Box::new(report))),
                 Err(error) => tracing::warn!(%error, "a stored report does not decode and is skipped"),
             }
+        }
+        if left_out > 0 {
+            tracing::warn!(left_out, "stored reports of hosts whose clocks were far ahead are left out");
         }
     }
     for row in query("SELECT scope, hold FROM hold ORDER BY scope").fetch_all(db).await? {
@@ -90,6 +96,10 @@ pub(super) async fn commands(db: &SqlitePool, limit: u32) -> Result<Vec<CommandR
         .fetch_all(db)
         .await?;
     rows.iter().filter_map(|row| json(row, 0).transpose()).collect()
+}
+
+fn received(row: &SqliteRow) -> Result<Timestamp, StoreError> {
+    Ok(Timestamp::from_unix_ms(row.try_get::<i64, _>("received_ms")?.unsigned_abs()))
 }
 
 fn host_id(row: &SqliteRow) -> Result<Option<HostId>, StoreError> {
