@@ -363,11 +363,11 @@ impl World {
     /// An agent and the brain meet: hello, what is left unanswered, what waits.
     fn connect(&mut self, now: Timestamp, host: &HostId) {
         let Some(agent) = self.agents.get_mut(host).filter(|agent| agent.running && agent.linked) else { return };
-        if self.core.is_none() {
-            return;
-        }
+        let Some(core) = &self.core else { return };
+        let mut repeated = self.store.resend(host, now);
+        repeated.retain(|command| core.may_send_again(host, command));
         let (facts, reports, outcomes) = (agent.facts.clone(), agent.take_reports(), agent.outcomes.clone());
-        for command in self.store.resend(host, now) {
+        for command in repeated {
             self.send(now, host.clone(), command);
         }
         self.feed(now, Input::HostUp { host: host.clone(), facts });

@@ -93,7 +93,11 @@ impl Turn {
     fn repeat(&mut self, now: Timestamp, host: &HostId) {
         self.unanswered
             .retain(|_, waiting| now.since(waiting.issued) < Duration::from_millis(waiting.command.time_to_live_ms));
-        let repeated = self.unanswered.values().filter(|waiting| waiting.host == *host);
+        let core = &self.desk.core;
+        let repeated = self
+            .unanswered
+            .values()
+            .filter(|waiting| waiting.host == *host && core.may_send_again(host, &waiting.command));
         self.effects.extend(repeated.map(|waiting| Effect::Command {
             host: waiting.host.clone(),
             command: waiting.command.clone(),
@@ -189,5 +193,62 @@ impl Turn {
         {
             self.fits_running.spawn_blocking(move || job.run());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Recent;
+    use super::*;
+    use gnomon_common::wire::{Action, CpuBounds, Fence, HostFacts, VmId};
+    use gnomon_core::{CommandRecord, Core, Hold, Mode, Policy, Scope};
+    use prometheus_client::registry::Registry;
+    use uuid::Uuid;
+
+    /// Which commands are sent again when the host of an unanswered resize and an unanswered release comes back.
+    fn sent_again(mode: Mode, hold: Option<Hold>) -> Vec<Action> {
+        let (now, host) = (Timestamp::from_unix_ms(1_700_000_000_000), HostId::new("a").unwrap());
+        let core = Core::new(Policy { mode, ..Policy::default() }, 1, 2);
+        let mut turn =
+            Turn::new(Desk { core, recent: Recent::default() }, DriveMetrics::register(&mut Registry::default()));
+        if let Some(hold) = hold {
+            turn.restore(Restored::Hold { scope: Scope::Host(host.clone()), hold });
+        }
+        for (number, action) in [(1, Action::SetCpuQuota { cores: 0.5 }), (2, Action::Release)] {
+            let command = Command {
+                id: CommandId { term: 1, number },
+                vm: VmId(Uuid::from_u128(number.into())),
+                action,
+                fence: Fence { term: 1, generation: number },
+                time_to_live_ms: 30_000,
+                reason: String::new(),
+            };
+            let record = CommandRecord { host: host.clone(), command, issued: now, outcome: None, unanswered: false };
+            turn.restore(Restored::Command(record));
+        }
+        let facts = HostFacts {
+            capacity_cores: 1.0,
+            memory_bytes: 1 << 30,
+            kernel: String::new(),
+            hypervisor: String::new(),
+            cpu_bounds: CpuBounds { floor_cores: 0.1, ceiling_cores: 1.0 },
+            dry_run: false,
+        };
+        turn.input(now, Input::HostUp { host, facts });
+        let commands = turn.effects.into_iter().filter_map(|effect| match effect {
+            Effect::Command { command, .. } => Some(command.action),
+            _ => None,
+        });
+        commands.collect()
+    }
+
+    #[test]
+    fn what_an_operator_holds_or_the_mode_forbids_is_not_sent_again_but_releases_are() {
+        let resize = Action::SetCpuQuota { cores: 0.5 };
+        assert_eq!(sent_again(Mode::Auto, None), [resize, Action::Release]);
+        assert_eq!(sent_again(Mode::Auto, Some(Hold::Paused)), [Action::Release]);
+        assert_eq!(sent_again(Mode::Auto, Some(Hold::Released)), [Action::Release]);
+        assert_eq!(sent_again(Mode::Recommend, None), [Action::Release]);
+        assert_eq!(sent_again(Mode::Observe, None), [Action::Release]);
     }
 }

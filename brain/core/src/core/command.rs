@@ -9,6 +9,7 @@ use super::{ACTOR, Core};
 use crate::fleet::Flight;
 use crate::io::{CommandRecord, Hold, Output, Record};
 use crate::plan::{PlannedAction, Reason};
+use crate::policy::Mode;
 use crate::view::RecentAction;
 
 /// After its time to live a command is not started any more; what was started may take this long, answer included.
@@ -47,6 +48,13 @@ impl Core {
         self.persist(Record::Command(record));
         self.audit(now, ACTOR, "command", format!("vm {}", command.vm), detail);
         self.outputs.push_back(Output::Command { host, command });
+    }
+
+    /// Whether an unanswered command may be sent again to its host now. It was decided before, maybe in an earlier life: since then
+    /// an operator may have taken the VM out of Gnomon's hands, or the mode may have changed. Restoring baselines always may.
+    pub fn may_send_again(&self, host: &HostId, command: &Command) -> bool {
+        let acts = self.policy.mode == Mode::Auto && self.holds.on_vm(command.vm, Some(host)).is_none();
+        command.action == Action::Release || acts
     }
 
     pub(super) fn outcome(&mut self, now: Timestamp, host: &HostId, outcome: Outcome) {
