@@ -137,7 +137,7 @@ fn windows_that_are_not_believed_shrink_nothing() {
     let absurd = |report: &mut Report, _| report.vms[0].cpu.as_mut().unwrap().covered = f64::NAN;
     assert_eq!(run(&absurd), 0);
     let every_second = |report: &mut Report, second: u64| {
-        if second % 20 == 0 {
+        if second.is_multiple_of(20) {
             absurd(report, second);
         }
     };
