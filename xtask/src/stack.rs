@@ -139,11 +139,6 @@ impl Stack {
         end(self.agents.remove(host).with_context(|| format!("no agent runs on {host}"))?, Signal::TERM)
     }
 
-    /// The agent's process on a host.
-    pub fn agent_pid(&self, host: &str) -> Option<u32> {
-        self.agents.get(host).map(Child::id)
-    }
-
     /// What the brain logged.
     pub fn brain_log(&self) -> Result<String> {
         let path = self.brain_dir().join("brain.log");

@@ -29,11 +29,6 @@ impl Api {
         format!("http://{}{path}", self.published.address())
     }
 
-    /// The token.
-    pub fn token(&self) -> &str {
-        &self.token
-    }
-
     /// The answer to a GET; text that is not JSON comes as a string.
     pub fn get(&self, path: &str) -> Result<Value> {
         let request = self.client.get(self.url(path)).header("authorization", format!("Bearer {}", self.token));
