@@ -85,7 +85,7 @@ fn kill_9_of_brain_and_agent_loses_no_acknowledged_report_and_repeats_no_command
     let once: BTreeSet<&String> = applied.iter().collect();
     ensure!(once.len() == applied.len(), "applied twice: {applied:?}");
     // What is in force is what the newest applied command said.
-    let after = |command: &Value| command["outcome"]["result"]["applied"]["after_cores"].as_f64();
+    let after = |command: &Value| command["outcome"]["result"]["applied"]["after"][0]["cpu_quota"]["cores"].as_f64();
     let newest = commands.iter().find_map(after).context("no command was applied")?;
     println!("{} commands, {} applied; the newest set {newest} cores", commands.len(), applied.len());
     let in_force = cgroup_quota_cores(&guests[0])?.context("no quota is in force")?;

@@ -7,7 +7,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use gnomon_common::wire::{Action, Command, CommandId, Fence, OutcomeResult, RefusedCommand, VmId};
+use gnomon_common::wire::{Setting, Action, Command, CommandId, Fence, OutcomeResult, RefusedCommand, VmId};
 use gnomon_e2e::{cgroup_quota_cores, observing, skipped, stack, wait_for};
 use usurper::Usurper;
 use xtask::env::bin_dir;
@@ -33,7 +33,7 @@ async fn a_real_agent_obeys_only_fresh_fenced_commands_within_its_bounds() -> Re
     let order = |number: u64, term: u64, generation: u64, cores: f64| Command {
         id: CommandId { term, number },
         vm: VmId(guest.uuid()),
-        action: Action::SetCpuQuota { cores },
+        action: Action::Set(Setting::CpuQuota { cores: Some(cores) }),
         fence: Fence { term, generation },
         time_to_live_ms: 10_000,
         reason: "a test wants it".to_owned(),
@@ -44,7 +44,7 @@ async fn a_real_agent_obeys_only_fresh_fenced_commands_within_its_bounds() -> Re
     ensure!(cgroup_quota_cores(guest)? == Some(0.5), "the quota is {:?}", cgroup_quota_cores(guest)?);
 
     // The same command again is answered again and done once, whatever it now claims to want.
-    let again = brain.command(&Command { action: Action::SetCpuQuota { cores: 0.9 }, ..first.clone() }).await?;
+    let again = brain.command(&Command { action: Action::Set(Setting::CpuQuota { cores: Some(0.9) }), ..first.clone() }).await?;
     ensure!(again.result == outcome.result, "answered differently: {again:?}");
 
     let older_plan = brain.command(&order(2, 7, 9, 0.9)).await?;

@@ -32,8 +32,8 @@ fn a_resize_is_read_back_from_libvirt_and_the_cgroup_and_a_release_undoes_it() -
     let commands = stack.api().get("/api/v1/commands")?;
     let applied = commands.as_array().context("no list")?.iter().find(|command| !command["outcome"].is_null());
     let applied = applied.context("no command was answered")?;
-    let after = applied["outcome"]["result"]["applied"]["after_cores"].as_f64().context("not applied")?;
-    let wanted = applied["command"]["action"]["set_cpu_quota"]["cores"].as_f64().context("no quota")?;
+    let after = applied["outcome"]["result"]["applied"]["after"][0]["cpu_quota"]["cores"].as_f64().context("not applied")?;
+    let wanted = applied["command"]["action"]["set"]["cpu_quota"]["cores"].as_f64().context("no quota")?;
     ensure!((after - wanted).abs() < 0.002, "wanted {wanted}, read back {after}");
     ensure!(applied["command"]["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "no reason in {applied}");
 

@@ -6,16 +6,16 @@
 pub mod cpu_quota;
 pub mod deadline;
 
-use gnomon_common::wire::VmId;
+use gnomon_common::wire::{Means, Setting, VmId};
 use std::time::Duration;
 
-/// A means of changing a VM's CPU limit.
+/// Changes VMs, by one means or several.
 pub trait Actuator: Send {
-    /// The limit in force now, in cores; `None` is unlimited.
-    fn in_force(&mut self, vm: VmId) -> Result<Option<f64>, ActuateError>;
+    /// The state that a means is in now.
+    fn in_force(&mut self, vm: VmId, means: Means) -> Result<Setting, ActuateError>;
 
-    /// Brings the limit to `target_cores` (`None` is unlimited) and returns what was read back, which is the target within rounding.
-    fn apply(&mut self, vm: VmId, target_cores: Option<f64>) -> Result<Option<f64>, ActuateError>;
+    /// Brings the target's means to that state and returns what was read back, which [is the same](same) within rounding.
+    fn apply(&mut self, vm: VmId, target: Setting) -> Result<Setting, ActuateError>;
 }
 
 /// Why a limit was not read or not changed.
@@ -24,6 +24,14 @@ pub enum ActuateError {
     /// The VM is not active on this host.
     #[error("VM {0} is not active on this host")]
     NoSuchVm(VmId),
+    /// The VM, its hypervisor or this agent has no such means.
+    #[error("the {means} of this VM cannot be changed: {why}")]
+    Unsupported {
+        /// Which means.
+        means: Means,
+        /// What is missing, for a person.
+        why: String,
+    },
     /// libvirt refuses, now and later.
     #[error("libvirt refused: {0}")]
     Rejected(String),
@@ -34,14 +42,14 @@ pub enum ActuateError {
     #[error("the VM's cgroup does not tell its quota: {0}")]
     Unwitnessed(String),
     /// What was read back is not what was set: someone else changes the same limit, or it did not reach the kernel.
-    #[error("wanted {}, but libvirt says {} and the cgroup {}", cores(*wanted), cores(*libvirt), cores(*cgroup))]
+    #[error("wanted {wanted}, but libvirt says {libvirt} and the kernel {kernel}")]
     ReadBack {
-        /// What was set, in cores.
-        wanted: Option<f64>,
-        /// What libvirt says, in cores.
-        libvirt: Option<f64>,
-        /// What the kernel enforces, in cores.
-        cgroup: Option<f64>,
+        /// What was set.
+        wanted: Setting,
+        /// What libvirt says.
+        libvirt: Setting,
+        /// What is in force by an independent look: the cgroup, the balloon.
+        kernel: Setting,
     },
     /// No answer in time. The call goes on and may still take effect.
     #[error("no answer from libvirt within {} s; the change may still happen", .0.as_secs_f64())]
@@ -54,7 +62,7 @@ pub enum ActuateError {
 impl ActuateError {
     /// Whether the same target may be reached later.
     pub fn retryable(&self) -> bool {
-        !matches!(self, Self::NoSuchVm(_) | Self::Rejected(_))
+        !matches!(self, Self::NoSuchVm(_) | Self::Rejected(_) | Self::Unsupported { .. })
     }
 }
 
@@ -71,9 +79,12 @@ pub fn same_limit(a: Option<f64>, b: Option<f64>) -> bool {
     }
 }
 
-/// A limit in words.
-pub fn cores(limit: Option<f64>) -> String {
-    limit.map_or_else(|| "unlimited".to_owned(), |cores| format!("{cores:.3} cores"))
+/// Whether two states of a means are the same within rounding; those of different means never are.
+pub fn same(a: Setting, b: Setting) -> bool {
+    match (a, b) {
+        (Setting::CpuQuota { cores: a }, Setting::CpuQuota { cores: b }) => same_limit(a, b),
+        (a, b) => a == b,
+    }
 }
 
 #[cfg(test)]

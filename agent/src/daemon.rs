@@ -21,7 +21,7 @@ use crate::sample::{self, HostReport, SampleMetrics, SamplerConfig, SamplerHandl
 use crate::telemetry::{self, WithCost};
 use crate::uplink::identity::{self, IdentityError};
 use crate::uplink::{self, Spool, Uplink};
-use gnomon_common::wire::HostFacts;
+use gnomon_common::wire::{HostFacts, MemoryBounds, Means};
 use prometheus_client::registry::Registry;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -217,6 +217,8 @@ fn facts(
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             hypervisor: inventory.borrow().hypervisor.clone(),
             cpu_bounds,
+            memory_bounds: MemoryBounds::default(),
+            means: vec![Means::CpuQuota],
             dry_run,
         }
     })

@@ -3,7 +3,6 @@
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use gnomon_agent::actuate::cores;
 use gnomon_agent::command::VmDirectory;
 use gnomon_agent::command::clock::Clock;
 use gnomon_agent::command::directory::InventoryDirectory;
@@ -12,6 +11,7 @@ use gnomon_agent::command::release::{self, Released};
 use gnomon_agent::config::{Config, ConfigError};
 use gnomon_agent::daemon::{self, DaemonError};
 use gnomon_agent::uplink::identity::{self, IdentityError};
+use gnomon_common::wire::Setting;
 use prometheus_client::registry::Registry;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -139,8 +139,8 @@ async fn release(config: &Config, vms: &[String], dry_run: bool, yes: bool) -> R
     if records.is_empty() {
         return say("Gnomon has changed no VM on this host: nothing to release");
     }
-    for UndoRecord { vm, name, baseline_cores, .. } in &records {
-        say(&format!("{name} ({vm}): CPU back to {}", cores(*baseline_cores)))?;
+    for UndoRecord { vm, name, baselines, .. } in &records {
+        say(&format!("{name} ({vm}): back to {}", in_words(baselines)))?;
     }
     if dry_run || !(yes || confirmed()?) {
         return say("nothing was changed");
@@ -155,11 +155,11 @@ async fn release(config: &Config, vms: &[String], dry_run: bool, yes: bool) -> R
     let mut failed = 0;
     for record in &records {
         match release::restore(&ledger, &mut actuator, record, directory.find(record.vm).life) {
-            Ok(Released::Restored { before_cores, after_cores }) => {
-                say(&format!("{}: CPU was {}, is {}", record.name, cores(before_cores), cores(after_cores)))?;
+            Ok(Released::Restored { before, after }) => {
+                say(&format!("{}: was {}, is {}", record.name, in_words(&before), in_words(&after)))?;
             }
-            Ok(Released::Gone) => say(&format!("{}: not running here, its limit ended with it", record.name))?,
-            Ok(Released::Restarted) => say(&format!("{}: restarted since, its limit ended with that", record.name))?,
+            Ok(Released::Gone) => say(&format!("{}: not running here, its limits ended with it", record.name))?,
+            Ok(Released::Restarted) => say(&format!("{}: restarted since, its limits ended with that", record.name))?,
             Err(error) => {
                 failed += 1;
                 say(&format!("{}: {error}", record.name))?;
@@ -170,6 +170,10 @@ async fn release(config: &Config, vms: &[String], dry_run: bool, yes: bool) -> R
         bail!("{failed} of {} VMs were not released; their undo records are kept", records.len());
     }
     Ok(())
+}
+
+fn in_words(settings: &[Setting]) -> String {
+    settings.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn confirmed() -> Result<bool> {

@@ -12,16 +12,20 @@ pub mod hello;
 pub mod id;
 pub mod outcome;
 pub mod report;
+pub mod setting;
 
 pub use command::{Action, Command, Fence};
 pub use frame::{FRAME_BYTES_MAX, FrameError};
-pub use hello::{AgentMessage, BrainMessage, CpuBounds, Hello, HostFacts, RefusalCode, VersionRange, Welcome};
-pub use id::{AgentEpoch, CommandId, HostId, InvalidHostId, Sequence, VmId};
-pub use outcome::{Outcome, OutcomeResult, RefusedCommand};
-pub use report::{
-    Allocation, CpuWindow, HostWindow, Losses, MeanMax, MemoryWindow, Report, ReportAck, VmState, VmWindow,
-    WaitHistogram,
+pub use hello::{
+    AgentMessage, BrainMessage, CpuBounds, Hello, HostFacts, MemoryBounds, RefusalCode, VersionRange, Welcome,
 };
+pub use id::{AgentEpoch, CommandId, HostId, InvalidHostId, Sequence, VmId};
+pub use outcome::{LocalCause, Origin, Outcome, OutcomeResult, RefusedCommand};
+pub use report::{
+    Allocation, CpuWindow, GuestMemory, HostWindow, Losses, MeanMax, MemoryWindow, Report, ReportAck, VmState,
+    VmWindow, WaitHistogram,
+};
+pub use setting::{CPU_WEIGHT_DEFAULT, Means, Setting};
 
 /// The application protocol that both sides demand in the TLS handshake.
 pub const ALPN: &[u8] = b"gnomon/1";

@@ -7,8 +7,8 @@ mod host;
 
 pub use host::{CgroupWitness, LibvirtControl};
 
-use super::{ActuateError, Actuator, cores, same_limit};
-use gnomon_common::wire::VmId;
+use super::{ActuateError, Actuator, same_limit};
+use gnomon_common::wire::{Means, Setting, VmId};
 
 /// libvirt's view: it can be changed.
 pub trait QuotaControl: Send {
@@ -40,25 +40,40 @@ impl<C: QuotaControl, W: QuotaWitness> CpuQuota<C, W> {
 
 impl<C: QuotaControl, W: QuotaWitness> Actuator for CpuQuota<C, W> {
     /// What the kernel enforces. Where libvirt says otherwise someone wrote to the cgroup, and that is what a release has to bring back.
-    fn in_force(&mut self, vm: VmId) -> Result<Option<f64>, ActuateError> {
+    fn in_force(&mut self, vm: VmId, means: Means) -> Result<Setting, ActuateError> {
+        only_quota(means)?;
         let libvirt = self.control.quota(vm)?;
         let cgroup = self.witness.quota(vm)?;
         if !same_limit(libvirt, cgroup) {
-            let (libvirt, cgroup) = (cores(libvirt), cores(cgroup));
-            tracing::warn!(%vm, libvirt, cgroup, "libvirt and the cgroup disagree about a VM's CPU quota");
+            let (libvirt, cgroup) = (quota(libvirt), quota(cgroup));
+            tracing::warn!(%vm, %libvirt, %cgroup, "libvirt and the cgroup disagree about a VM's CPU quota");
         }
-        Ok(cgroup)
+        Ok(quota(cgroup))
     }
 
-    fn apply(&mut self, vm: VmId, target_cores: Option<f64>) -> Result<Option<f64>, ActuateError> {
-        self.control.set_quota(vm, target_cores)?;
+    fn apply(&mut self, vm: VmId, target: Setting) -> Result<Setting, ActuateError> {
+        let Setting::CpuQuota { cores } = target else {
+            return only_quota(target.means()).map(|()| target);
+        };
+        self.control.set_quota(vm, cores)?;
         let libvirt = self.control.quota(vm)?;
         let cgroup = self.witness.quota(vm)?;
-        if same_limit(libvirt, target_cores) && same_limit(cgroup, target_cores) {
-            Ok(cgroup)
+        if same_limit(libvirt, cores) && same_limit(cgroup, cores) {
+            Ok(quota(cgroup))
         } else {
-            Err(ActuateError::ReadBack { wanted: target_cores, libvirt, cgroup })
+            Err(ActuateError::ReadBack { wanted: target, libvirt: quota(libvirt), kernel: quota(cgroup) })
         }
+    }
+}
+
+fn quota(cores: Option<f64>) -> Setting {
+    Setting::CpuQuota { cores }
+}
+
+fn only_quota(means: Means) -> Result<(), ActuateError> {
+    match means {
+        Means::CpuQuota => Ok(()),
+        means => Err(ActuateError::Unsupported { means, why: "this release of the agent cannot do it".to_owned() }),
     }
 }
 
@@ -108,21 +123,22 @@ mod tests {
     #[test]
     fn a_change_is_confirmed_by_the_kernel_within_rounding() {
         let mut actuator = actuator(None, None, true);
-        assert_eq!(actuator.in_force(VM), Ok(None));
-        assert_eq!(actuator.apply(VM, Some(1.0 / 3.0)), Ok(Some(0.33333)));
-        assert_eq!(actuator.apply(VM, None), Ok(None));
+        assert_eq!(actuator.in_force(VM, Means::CpuQuota), Ok(quota(None)));
+        assert_eq!(actuator.apply(VM, quota(Some(1.0 / 3.0))), Ok(quota(Some(0.33333))));
+        assert_eq!(actuator.apply(VM, quota(None)), Ok(quota(None)));
     }
 
     #[test]
     fn a_change_that_does_not_reach_the_kernel_is_a_retryable_failure() {
-        let error = actuator(Some(2.0), Some(2.0), false).apply(VM, Some(1.0)).unwrap_err();
-        assert_eq!(error, ActuateError::ReadBack { wanted: Some(1.0), libvirt: Some(1.0), cgroup: Some(2.0) });
+        let error = actuator(Some(2.0), Some(2.0), false).apply(VM, quota(Some(1.0))).unwrap_err();
+        let (one, two) = (quota(Some(1.0)), quota(Some(2.0)));
+        assert_eq!(error, ActuateError::ReadBack { wanted: one, libvirt: one, kernel: two });
         assert!(error.retryable());
-        assert_eq!(error.to_string(), "wanted 1.000 cores, but libvirt says 1.000 cores and the cgroup 2.000 cores");
+        assert_eq!(error.to_string(), "wanted 1.00 cores, but libvirt says 1.00 cores and the kernel 2.00 cores");
     }
 
     #[test]
     fn what_the_kernel_enforces_is_in_force_whatever_libvirt_believes() {
-        assert_eq!(actuator(None, Some(2.0), true).in_force(VM), Ok(Some(2.0)));
+        assert_eq!(actuator(None, Some(2.0), true).in_force(VM, Means::CpuQuota), Ok(quota(Some(2.0))));
     }
 }

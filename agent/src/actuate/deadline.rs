@@ -5,7 +5,7 @@
 //! answered [`ActuateError::Stuck`] at once: a late change must never overtake a newer one.
 
 use super::{ActuateError, Actuator};
-use gnomon_common::wire::VmId;
+use gnomon_common::wire::{Means, Setting, VmId};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ pub const ACTUATION_MAX: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 enum Call {
-    InForce(VmId),
-    Apply(VmId, Option<f64>),
+    InForce(VmId, Means),
+    Apply(VmId, Setting),
 }
 
-type Answer = Result<Option<f64>, ActuateError>;
+type Answer = Result<Setting, ActuateError>;
 
 /// An actuator that answers within its limit. At most one call is ever under way, so neither channel can grow.
 #[derive(Debug)]
@@ -37,8 +37,8 @@ impl WithDeadline {
         std::thread::Builder::new().name("gnomon-actuate".to_owned()).spawn(move || {
             for call in to_do {
                 let answer = match call {
-                    Call::InForce(vm) => inner.in_force(vm),
-                    Call::Apply(vm, target_cores) => inner.apply(vm, target_cores),
+                    Call::InForce(vm, means) => inner.in_force(vm, means),
+                    Call::Apply(vm, target) => inner.apply(vm, target),
                 };
                 if done.send(answer).is_err() {
                     return;
@@ -71,12 +71,12 @@ impl WithDeadline {
 }
 
 impl Actuator for WithDeadline {
-    fn in_force(&mut self, vm: VmId) -> Answer {
-        self.call(Call::InForce(vm))
+    fn in_force(&mut self, vm: VmId, means: Means) -> Answer {
+        self.call(Call::InForce(vm, means))
     }
 
-    fn apply(&mut self, vm: VmId, target_cores: Option<f64>) -> Answer {
-        self.call(Call::Apply(vm, target_cores))
+    fn apply(&mut self, vm: VmId, target: Setting) -> Answer {
+        self.call(Call::Apply(vm, target))
     }
 }
 
@@ -90,14 +90,18 @@ mod tests {
     struct Gated(Receiver<()>);
 
     impl Actuator for Gated {
-        fn in_force(&mut self, _: VmId) -> Answer {
-            Ok(Some(2.0))
+        fn in_force(&mut self, _: VmId, _: Means) -> Answer {
+            Ok(quota(2.0))
         }
 
-        fn apply(&mut self, _: VmId, target_cores: Option<f64>) -> Answer {
+        fn apply(&mut self, _: VmId, target: Setting) -> Answer {
             self.0.recv().unwrap();
-            Ok(target_cores)
+            Ok(target)
         }
+    }
+
+    fn quota(cores: f64) -> Setting {
+        Setting::CpuQuota { cores: Some(cores) }
     }
 
     #[test]
@@ -105,17 +109,17 @@ mod tests {
         let vm = VmId(Uuid::from_u128(1));
         let (open, gate) = channel();
         let mut actuator = WithDeadline::new(Gated(gate), Duration::from_millis(30)).unwrap();
-        assert_eq!(actuator.in_force(vm), Ok(Some(2.0)));
-        assert_eq!(actuator.apply(vm, Some(1.0)), Err(ActuateError::Deadline(Duration::from_millis(30))));
-        assert_eq!(actuator.in_force(vm), Err(ActuateError::Stuck));
+        assert_eq!(actuator.in_force(vm, Means::CpuQuota), Ok(quota(2.0)));
+        assert_eq!(actuator.apply(vm, quota(1.0)), Err(ActuateError::Deadline(Duration::from_millis(30))));
+        assert_eq!(actuator.in_force(vm, Means::CpuQuota), Err(ActuateError::Stuck));
         open.send(()).unwrap();
         let patience = Instant::now() + Duration::from_secs(5);
-        while actuator.in_force(vm) == Err(ActuateError::Stuck) {
+        while actuator.in_force(vm, Means::CpuQuota) == Err(ActuateError::Stuck) {
             assert!(Instant::now() < patience, "still stuck after the call returned");
             std::thread::sleep(Duration::from_millis(1));
         }
         open.send(()).unwrap();
-        assert_eq!(actuator.apply(vm, None), Ok(None), "the late answer was not mistaken for this one");
+        assert_eq!(actuator.apply(vm, quota(3.0)), Ok(quota(3.0)), "the late answer was not mistaken for this one");
     }
 
     #[test]
@@ -124,6 +128,6 @@ mod tests {
         drop(open);
         let mut actuator = WithDeadline::new(Gated(gate), Duration::from_secs(5)).unwrap();
         let vm = VmId(Uuid::from_u128(1));
-        assert!(matches!(actuator.apply(vm, None), Err(ActuateError::Unavailable(_))));
+        assert!(matches!(actuator.apply(vm, quota(1.0)), Err(ActuateError::Unavailable(_))));
     }
 }

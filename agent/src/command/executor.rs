@@ -5,13 +5,13 @@
 
 use super::clock::{Clock, Now};
 use super::judge::{self, Circumstances, Sighting, Verdict};
-use super::ledger::{Intent, Ledger, LedgerError, UndoRecord, VmLife};
+use super::ledger::{Change, Intent, Ledger, LedgerError, UndoRecord, VmLife};
 use super::{
     APPLIED, Answers, COMMANDS_WAITING_MAX, Commands, DRY_RUN, FAILED, Known, Metrics, NOTICES_WAITING_MAX, REFUSED,
     Request, VmDirectory, took_us,
 };
-use crate::actuate::{ActuateError, Actuator, cores, same_limit};
-use gnomon_common::wire::{Action, Command, CpuBounds, Outcome, OutcomeResult, RefusedCommand};
+use crate::actuate::{ActuateError, Actuator, same};
+use gnomon_common::wire::{Action, Command, CpuBounds, Origin, Outcome, OutcomeResult, RefusedCommand, Setting};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -183,56 +183,78 @@ impl Executor {
 
     fn obey(&mut self, command: &Command, received: Now, known: Known) -> Result<(), LedgerError> {
         let Known { name, life, .. } = known;
-        let before_cores = match self.actuator.in_force(command.vm) {
-            Ok(before_cores) => before_cores,
-            Err(error) => return self.conclude(command, failed(&error), false),
-        };
-        // Of an earlier life it says nothing: with the restart of its domain the owner's limit came back.
+        // Of an earlier life it says nothing: with the restart of its domain the owner's limits came back.
         let recorded = self.ledger.undo(command.vm)?.filter(|undo| !VmLife::ended(undo.life, life));
-        let (target_cores, undo) = match command.action {
-            Action::SetCpuQuota { cores } if recorded.is_none() => {
-                let name = name.unwrap_or_else(|| command.vm.to_string());
-                let at = (self.clock)().wall;
-                (Some(cores), Some(UndoRecord { vm: command.vm, name, life, baseline_cores: before_cores, at }))
-            }
-            Action::SetCpuQuota { cores } => (Some(cores), None),
+        let targets = match command.action {
+            Action::Set(target) => vec![target],
             // A VM that was never changed is already as it was.
-            Action::Release => (recorded.map_or(before_cores, |undo| undo.baseline_cores), None),
+            Action::Release => recorded.as_ref().map(|undo| undo.baselines.clone()).unwrap_or_default(),
         };
+        let mut changes = Vec::with_capacity(targets.len());
+        for target in targets {
+            match self.actuator.in_force(command.vm, target.means()) {
+                Ok(before) => changes.push(Change { before, target }),
+                Err(error) => return self.conclude(command, failed(&error), false),
+            }
+        }
+        let undo = matches!(command.action, Action::Set(_)).then(|| UndoRecord {
+            vm: command.vm,
+            name: name.unwrap_or_else(|| command.vm.to_string()),
+            life,
+            baselines: changes.iter().map(|change| change.before).collect(),
+            at: (self.clock)().wall,
+        });
         if self.policy.dry_run {
-            let (before, target) = (cores(before_cores), cores(target_cores));
-            tracing::info!(id = %command.id, vm = %command.vm, before, target, reason = command.reason, "dry run: would change the CPU limit");
+            for Change { before, target } in &changes {
+                tracing::info!(id = %command.id, vm = %command.vm, %before, %target, reason = command.reason, "dry run: would change the VM");
+            }
             // The fence counts, so that a dry run judges the next command as a real run would.
             self.ledger.raise_fence(command.vm, command.fence)?;
             return self.conclude(command, OutcomeResult::DryRun, false);
         }
         let (received, received_at) = (received.boot, received.wall);
-        let intent = Intent { command: command.clone(), received, received_at, before_cores, target_cores, life };
+        let intent = Intent { command: command.clone(), received, received_at, changes, life };
         self.ledger.begin(&intent, undo.as_ref())?;
         self.apply(&intent)
     }
 
-    /// The part after the intent is synced.
+    /// The part after the intent is synced. A release goes on after a failure: what can be restored is.
     fn apply(&mut self, intent: &Intent) -> Result<(), LedgerError> {
-        match self.actuator.apply(intent.command.vm, intent.target_cores) {
-            Ok(after_cores) => self.applied(intent, after_cores),
-            Err(error) => self.conclude(&intent.command, failed(&error), false),
+        let mut after = Vec::with_capacity(intent.changes.len());
+        let mut failure = None;
+        for change in &intent.changes {
+            match self.actuator.apply(intent.command.vm, change.target) {
+                Ok(now) => after.push(now),
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        match failure {
+            None => self.applied(intent, after),
+            Some(error) => self.conclude(&intent.command, failed(&error), false),
         }
     }
 
-    fn applied(&mut self, intent: &Intent, after_cores: Option<f64>) -> Result<(), LedgerError> {
+    fn applied(&mut self, intent: &Intent, after: Vec<Setting>) -> Result<(), LedgerError> {
         let took_us = took_us(intent.received, (self.clock)().boot);
         self.metrics.actuation_seconds.observe(Duration::from_micros(took_us).as_secs_f64());
-        let result = OutcomeResult::Applied { before_cores: intent.before_cores, after_cores, took_us };
+        let before = intent.changes.iter().map(|change| change.before).collect();
+        let result = OutcomeResult::Applied { before, after, took_us };
         self.conclude(&intent.command, result, intent.command.action == Action::Release)
+    }
+
+    /// What an intent's means are in now.
+    fn now_in_force(&mut self, intent: &Intent) -> Result<Vec<Setting>, ActuateError> {
+        let vm = intent.command.vm;
+        intent.changes.iter().map(|change| self.actuator.in_force(vm, change.target.means())).collect()
     }
 
     fn conclude(&mut self, command: &Command, result: OutcomeResult, forget_undo: bool) -> Result<(), LedgerError> {
         let at = (self.clock)().wall;
         let label = match &result {
-            OutcomeResult::Applied { before_cores, after_cores, took_us } => {
-                let (before, after) = (cores(*before_cores), cores(*after_cores));
-                tracing::info!(id = %command.id, vm = %command.vm, before, after, took_us, reason = command.reason, "CPU limit changed");
+            OutcomeResult::Applied { before, after, took_us } => {
+                for (before, after) in before.iter().zip(after) {
+                    tracing::info!(id = %command.id, vm = %command.vm, %before, %after, took_us, reason = command.reason, "VM changed");
+                }
                 APPLIED
             }
             OutcomeResult::DryRun => DRY_RUN,
@@ -245,7 +267,8 @@ impl Executor {
                 FAILED
             }
         };
-        let forgotten = self.ledger.conclude(&Outcome { id: command.id, vm: command.vm, at, result }, forget_undo)?;
+        let outcome = Outcome { id: command.id, vm: command.vm, at, origin: Origin::Command, result };
+        let forgotten = self.ledger.conclude(&outcome, forget_undo)?;
         self.metrics.commands.get_or_create(&label).inc();
         self.metrics.outcomes_forgotten.inc_by(forgotten);
         Ok(())
@@ -277,12 +300,11 @@ impl Executor {
             return Ok(false);
         }
         let restarted = VmLife::ended(intent.life, known.life);
-        match self.actuator.in_force(command.vm) {
+        let reached = |now: &[Setting]| now.iter().zip(&intent.changes).all(|(now, change)| same(*now, change.target));
+        match self.now_in_force(intent) {
             // What was changed, if it was, ended with the life it was changed in, and the undo record is of that life, too.
-            Ok(now_cores) if restarted && command.action == Action::Release => self.applied(intent, now_cores)?,
-            Ok(now_cores) if !restarted && same_limit(now_cores, intent.target_cores) => {
-                self.applied(intent, now_cores)?;
-            }
+            Ok(now) if restarted && command.action == Action::Release => self.applied(intent, now)?,
+            Ok(now) if !restarted && reached(&now) => self.applied(intent, now)?,
             Ok(_) => {
                 let now = (self.clock)();
                 let late_ms = judge::expired(command, now.boot.since(intent.received));

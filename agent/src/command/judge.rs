@@ -9,7 +9,7 @@
 //!
 //! A command whose id is known is never judged again: its recorded outcome is the answer.
 
-use gnomon_common::wire::{Action, Command, CpuBounds, Fence, RefusedCommand};
+use gnomon_common::wire::{Action, Command, CpuBounds, Fence, RefusedCommand, Setting};
 use std::time::Duration;
 
 /// What the inventory says about a command's VM.
@@ -84,10 +84,12 @@ fn refusal(command: &Command, circumstances: &Circumstances) -> Option<RefusedCo
     if let Some(late_ms) = expired(command, waited) {
         return Some(RefusedCommand::Expired { late_ms });
     }
-    if let Action::SetCpuQuota { cores } = command.action
-        && !(cores.is_finite() && cores > 0.0)
-    {
-        return Some(RefusedCommand::Nonsense);
+    if let Action::Set(target) = command.action {
+        match target {
+            Setting::CpuQuota { cores: Some(cores) } if cores.is_finite() && cores > 0.0 => {}
+            Setting::CpuQuota { .. } => return Some(RefusedCommand::Nonsense),
+            other => return Some(RefusedCommand::NotAllowed { means: other.means() }),
+        }
     }
     let vcpus = match vm {
         Sighting::Active { vcpus } => vcpus,
@@ -95,9 +97,9 @@ fn refusal(command: &Command, circumstances: &Circumstances) -> Option<RefusedCo
         Sighting::Unknown => return None,
     };
     match command.action {
-        Action::SetCpuQuota { cores } => out_of_bounds(cores, vcpus, bounds),
+        Action::Set(Setting::CpuQuota { cores: Some(cores) }) => out_of_bounds(cores, vcpus, bounds),
         // What was there before the first change was legal then: the bounds do not apply.
-        Action::Release => None,
+        Action::Set(_) | Action::Release => None,
     }
 }
 
@@ -106,9 +108,9 @@ fn out_of_bounds(cores: f64, vcpus: u32, bounds: CpuBounds) -> Option<RefusedCom
     // A VM with fewer vCPUs than the floor can use no more than its vCPUs.
     let floor_cores = bounds.floor_cores.min(ceiling_cores);
     if cores < floor_cores {
-        Some(RefusedCommand::BelowFloor { floor_cores })
+        Some(RefusedCommand::BelowFloor { floor: Setting::CpuQuota { cores: Some(floor_cores) } })
     } else if cores > ceiling_cores {
-        Some(RefusedCommand::AboveCeiling { ceiling_cores })
+        Some(RefusedCommand::AboveCeiling { ceiling: Setting::CpuQuota { cores: Some(ceiling_cores) } })
     } else {
         None
     }
@@ -123,11 +125,15 @@ mod tests {
 
     const BOUNDS: CpuBounds = CpuBounds { floor_cores: 0.25, ceiling_cores: 4.0 };
 
+    fn quota(cores: f64) -> Setting {
+        Setting::CpuQuota { cores: Some(cores) }
+    }
+
     fn command(cores: f64, term: u64, generation: u64) -> Command {
         Command {
             id: CommandId { term, number: generation },
             vm: VmId(Uuid::from_u128(7)),
-            action: Action::SetCpuQuota { cores },
+            action: Action::Set(quota(cores)),
             fence: Fence { term, generation },
             time_to_live_ms: 1_000,
             reason: String::new(),
@@ -187,9 +193,9 @@ mod tests {
     #[test]
     fn bounds_of_host_and_vcpus_hold() {
         let big = Circumstances { vm: Sighting::Active { vcpus: 16 }, ..calm() };
-        assert_eq!(refused(&command(0.2, 3, 6), &calm()), RefusedCommand::BelowFloor { floor_cores: 0.25 });
-        assert_eq!(refused(&command(2.5, 3, 6), &calm()), RefusedCommand::AboveCeiling { ceiling_cores: 2.0 });
-        assert_eq!(refused(&command(4.5, 3, 6), &big), RefusedCommand::AboveCeiling { ceiling_cores: 4.0 });
+        assert_eq!(refused(&command(0.2, 3, 6), &calm()), RefusedCommand::BelowFloor { floor: quota(0.25) });
+        assert_eq!(refused(&command(2.5, 3, 6), &calm()), RefusedCommand::AboveCeiling { ceiling: quota(2.0) });
+        assert_eq!(refused(&command(4.5, 3, 6), &big), RefusedCommand::AboveCeiling { ceiling: quota(4.0) });
     }
 
     #[test]

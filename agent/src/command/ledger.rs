@@ -15,7 +15,7 @@
 
 mod record;
 
-pub use record::{Intent, UndoRecord, VmLife};
+pub use record::{Change, Intent, UndoRecord, VmLife};
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{AgentEpoch, CommandId, Fence, Outcome, VmId};
@@ -172,8 +172,8 @@ impl Ledger {
         Ok(highest)
     }
 
-    /// Writes an intent ahead of its actuation, and with it its fence and, before a VM's first change, how to undo it. An undo
-    /// record of the same life that exists is kept: its baseline is the older one.
+    /// Writes an intent ahead of its actuation, and with it its fence and, before a VM's first change by a means, how to undo it. The
+    /// baselines of an undo record of the same life that exists are kept: they are the older ones.
     pub fn begin(&self, intent: &Intent, undo: Option<&UndoRecord>) -> Result<(), LedgerError> {
         let command = &intent.command;
         let intent = serde_json::to_vec(intent)?;
@@ -184,9 +184,14 @@ impl Ledger {
                 let mut table = txn.open_table(UNDO)?;
                 let stored = table.get(undo.vm.0.as_u128())?.map(|record| serde_json::from_slice(record.value()));
                 let stored: Option<UndoRecord> = stored.transpose()?;
-                if stored.is_none_or(|stored| VmLife::ended(stored.life, undo.life)) {
-                    table.insert(undo.vm.0.as_u128(), serde_json::to_vec(undo)?.as_slice())?;
-                }
+                let merged = match stored.filter(|stored| !VmLife::ended(stored.life, undo.life)) {
+                    Some(mut stored) => {
+                        stored.extend(undo);
+                        stored
+                    }
+                    None => undo.clone(),
+                };
+                table.insert(undo.vm.0.as_u128(), serde_json::to_vec(&merged)?.as_slice())?;
             }
             Ok(())
         })

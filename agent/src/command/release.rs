@@ -6,7 +6,7 @@
 use super::clock::wall_clock;
 use super::ledger::{Ledger, LedgerError, UndoRecord, VmLife};
 use crate::actuate::{ActuateError, Actuator};
-use gnomon_common::wire::{Outcome, OutcomeResult};
+use gnomon_common::wire::{Origin, Outcome, OutcomeResult, Setting};
 
 /// Why a VM was not released.
 #[derive(Debug, thiserror::Error)]
@@ -25,18 +25,18 @@ pub enum ReleaseError {
 }
 
 /// What became of one release.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Released {
-    /// The baseline is in force again.
+    /// The baselines are in force again.
     Restored {
-        /// CPU limit before, in cores; `None` is unlimited.
-        before_cores: Option<f64>,
-        /// CPU limit now.
-        after_cores: Option<f64>,
+        /// What was in force before, by each means that was changed.
+        before: Vec<Setting>,
+        /// What is in force now, in the same order.
+        after: Vec<Setting>,
     },
-    /// The VM is not active here: its changed limit ended with it.
+    /// The VM is not active here: its changed limits ended with it.
     Gone,
-    /// The VM was restarted since: its changed limit ended with the life before, and what it has now is its owner's.
+    /// The VM was restarted since: its changed limits ended with the life before, and what it has now is its owner's.
     Restarted,
 }
 
@@ -60,13 +60,15 @@ pub fn restore(
     for intent in ledger.intents()?.into_iter().filter(|intent| intent.command.vm == record.vm) {
         let error = "the VM was released by the host's operator".to_owned();
         let result = OutcomeResult::Failed { error, retryable: false };
-        ledger.conclude(&Outcome { id: intent.command.id, vm: record.vm, at: wall_clock(), result }, false)?;
+        let (id, vm, at) = (intent.command.id, record.vm, wall_clock());
+        ledger.conclude(&Outcome { id, vm, at, origin: Origin::Command, result }, false)?;
     }
-    let released = match actuator.in_force(record.vm) {
+    let before = record.baselines.iter().map(|baseline| actuator.in_force(record.vm, baseline.means()));
+    let released = match before.collect() {
         Ok(_) if VmLife::ended(record.life, life) => Released::Restarted,
-        Ok(before_cores) => {
-            let after_cores = actuator.apply(record.vm, record.baseline_cores)?;
-            Released::Restored { before_cores, after_cores }
+        Ok(before) => {
+            let after = record.baselines.iter().map(|baseline| actuator.apply(record.vm, *baseline));
+            Released::Restored { before, after: after.collect::<Result<_, _>>()? }
         }
         Err(ActuateError::NoSuchVm(_)) => Released::Gone,
         Err(error) => return Err(error.into()),
@@ -79,22 +81,26 @@ pub fn restore(
 mod tests {
     use super::*;
     use crate::command::clock::Clock;
-    use crate::command::ledger::Intent;
+    use crate::command::ledger::{Change, Intent};
     use gnomon_common::time::Timestamp;
-    use gnomon_common::wire::{Action, Command, CommandId, Fence, VmId};
+    use gnomon_common::wire::{Action, Command, CommandId, Fence, Means, VmId};
     use uuid::Uuid;
 
-    struct OneVm(Result<Option<f64>, ActuateError>);
+    struct OneVm(Result<Setting, ActuateError>);
 
     impl Actuator for OneVm {
-        fn in_force(&mut self, _: VmId) -> Result<Option<f64>, ActuateError> {
+        fn in_force(&mut self, _: VmId, _: Means) -> Result<Setting, ActuateError> {
             self.0.clone()
         }
 
-        fn apply(&mut self, _: VmId, target_cores: Option<f64>) -> Result<Option<f64>, ActuateError> {
-            self.0 = self.0.clone().map(|_| target_cores);
+        fn apply(&mut self, _: VmId, target: Setting) -> Result<Setting, ActuateError> {
+            self.0 = self.0.clone().map(|_| target);
             self.0.clone()
         }
+    }
+
+    fn quota(cores: f64) -> Setting {
+        Setting::CpuQuota { cores: Some(cores) }
     }
 
     fn life(pid: u32) -> Option<VmLife> {
@@ -107,7 +113,7 @@ mod tests {
             vm,
             name: name.to_owned(),
             life: life(1),
-            baseline_cores: Some(2.0),
+            baselines: vec![quota(2.0)],
             at: Timestamp::from_unix_ms(1),
         }
     }
@@ -118,7 +124,7 @@ mod tests {
         let command = Command {
             id: CommandId { term: 1, number: 1 },
             vm: record.vm,
-            action: Action::SetCpuQuota { cores: 1.0 },
+            action: Action::Set(quota(1.0)),
             fence: Fence { term: 1, generation: 1 },
             time_to_live_ms: 60_000,
             reason: String::new(),
@@ -128,8 +134,7 @@ mod tests {
             command,
             received: now.boot,
             received_at: now.wall,
-            before_cores: None,
-            target_cores: Some(1.0),
+            changes: vec![Change { before: quota(2.0), target: quota(1.0) }],
             life: record.life,
         };
         ledger.begin(&intent, Some(record)).unwrap();
@@ -151,9 +156,9 @@ mod tests {
     fn a_release_restores_the_baseline_and_takes_commands_under_way_back() {
         let record = record(1, "web");
         let (_folder, ledger) = ledger_with(&record);
-        let mut vm = OneVm(Ok(Some(1.0)));
+        let mut vm = OneVm(Ok(quota(1.0)));
         let released = restore(&ledger, &mut vm, &record, life(1)).unwrap();
-        assert_eq!(released, Released::Restored { before_cores: Some(1.0), after_cores: Some(2.0) });
+        assert_eq!(released, Released::Restored { before: vec![quota(1.0)], after: vec![quota(2.0)] });
         assert_eq!(ledger.undo_records().unwrap(), []);
         assert_eq!(ledger.intents().unwrap(), []);
         assert!(matches!(&ledger.pending().unwrap()[..], [(_, Outcome { result: OutcomeResult::Failed { .. }, .. })]));
@@ -172,9 +177,9 @@ mod tests {
     fn a_vm_that_was_restarted_keeps_what_its_owner_defined() {
         let record = record(1, "web");
         let (_folder, ledger) = ledger_with(&record);
-        let mut vm = OneVm(Ok(Some(3.0)));
+        let mut vm = OneVm(Ok(quota(3.0)));
         assert_eq!(restore(&ledger, &mut vm, &record, life(2)).unwrap(), Released::Restarted);
-        assert_eq!(vm.0, Ok(Some(3.0)));
+        assert_eq!(vm.0, Ok(quota(3.0)));
         assert_eq!(ledger.undo_records().unwrap(), []);
     }
 

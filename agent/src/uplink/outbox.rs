@@ -1,15 +1,38 @@
-//! Reports between their making and the brain's acknowledgement: pure, no clock, no socket.
+//! Reports between their making and the brain's acknowledgement, as far as they are in memory: pure, no clock, no socket, no disk.
 //!
-//! A report gets the next sequence when it is put in, stays until it or a later one is acknowledged, and is sent once per connection, in
-//! order. Over the bound the oldest go first and are counted; the count travels in every later report. What is kept are encoded frames,
-//! so that the queue's place can be taken by files: a spool needs `push`, `next_frame`, `acknowledge` and `resume`, and nothing else.
+//! ```text
+//! made --> unstored --> (disk) --> backlog lane --> sent --> acknowledged
+//!      \-> live lane --> sent --> acknowledged
+//! ```
+//! A report gets the next sequence when it is put in. It waits in `unstored` until the spool's thread has written it, and, while there is a
+//! connection, in the *live* lane to be sent at once. What lies on disk when a connection begins comes back through the *backlog* lane. Each
+//! lane is one stream, sent and acknowledged in order. Both know after an acknowledgement which segment of the disk may forget it.
 
-use gnomon_common::wire::Sequence;
-use std::collections::VecDeque;
+mod lane;
+
+use super::spool::{SegmentId, Stored};
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{AgentEpoch, ReportAck, Sequence};
+use lane::{Item, Lane};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-/// Memory for unacknowledged reports: with 50 VMs a report is about 12 KiB, so this is seven hours of a brain that is away.
-pub const OUTBOX_BYTES_MAX: usize = 32 << 20;
+pub use lane::NotAwaited;
+
+/// Memory for reports that the disk does not take: with 50 VMs a report is about 12 KiB, so this is two hours of a full disk.
+pub const UNSTORED_BYTES_MAX: usize = 8 << 20;
+
+/// Live reports waiting to be sent: a connection that does not take so much is worse than none.
+const LIVE_WAITING_BYTES_MAX: usize = 8 << 20;
+
+/// Live reports sent and not acknowledged: a report of the largest host, or of an ordinary one for many minutes.
+const LIVE_SENT_BYTES_MAX: usize = 4 << 20;
+
+/// The same of the backlog, so that it never fills a slow link's buffers or the brain's queue: 300 ms away it still drains 800 KiB/s.
+const BACKLOG_SENT_BYTES_MAX: usize = 256 << 10;
+
+/// So much of the backlog is read ahead.
+const BACKLOG_WAITING_BYTES_MAX: usize = 256 << 10;
 
 /// What the next report must carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,32 +43,65 @@ pub struct Stamp {
     pub reports_dropped: u64,
 }
 
-/// The brain acknowledged what it was never sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the brain acknowledges report {acknowledged:?}, but the newest is {newest:?}")]
-pub struct NeverMade {
-    /// What it claims to have.
-    pub acknowledged: Sequence,
-    /// The newest there is.
-    pub newest: Sequence,
+/// A report that is not on disk yet.
+#[derive(Clone, Debug)]
+pub struct Unstored {
+    /// Which.
+    pub sequence: Sequence,
+    /// When it was put in.
+    pub at: Timestamp,
+    /// The frame.
+    pub frame: Arc<[u8]>,
 }
 
-/// The queue. Sequences start at 1, without gaps but for those dropped.
+/// Counts connections, so that what belongs to an earlier one is told apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Connection(u64);
+
+/// Which of a connection's two report streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Reports made since the connection began.
+    Live,
+    /// Reports that lay on disk when it began.
+    Backlog,
+}
+
+#[derive(Debug)]
+struct Lanes {
+    live: Lane<()>,
+    backlog: Lane<SegmentId>,
+    /// Live reports that are on disk by now, with their place.
+    stored: VecDeque<(Sequence, SegmentId)>,
+}
+
+/// The queues. Sequences start at 1, without gaps.
 #[derive(Debug)]
 pub struct Outbox {
-    queue: VecDeque<(u64, Arc<[u8]>)>,
-    bytes: usize,
-    bytes_max: usize,
+    epoch: AgentEpoch,
     newest: u64,
-    acknowledged: u64,
-    sent: u64,
     dropped: u64,
+    unstored: VecDeque<Unstored>,
+    unstored_bytes: usize,
+    connection: Connection,
+    lanes: Option<Lanes>,
+    /// Acknowledged reports that the disk may forget, by segment.
+    freed: BTreeMap<SegmentId, u64>,
 }
 
 impl Outbox {
-    /// An empty queue for frames of at most `bytes_max` bytes together (the newest is always kept).
-    pub fn new(bytes_max: usize) -> Self {
-        Self { queue: VecDeque::new(), bytes: 0, bytes_max, newest: 0, acknowledged: 0, sent: 0, dropped: 0 }
+    /// Empty queues of this life of the agent.
+    pub fn new(epoch: AgentEpoch) -> Self {
+        Self {
+            epoch,
+            newest: 0,
+            dropped: 0,
+            unstored: VecDeque::new(),
+            unstored_bytes: 0,
+            connection: Connection::default(),
+            lanes: None,
+            freed: BTreeMap::new(),
+        }
     }
 
     /// What to write into the report that is put in next.
@@ -54,194 +110,163 @@ impl Outbox {
     }
 
     /// Puts an encoded report in. Returns how many old ones had to go for it.
-    pub fn push(&mut self, frame: Arc<[u8]>) -> u64 {
+    pub fn push(&mut self, frame: Arc<[u8]>, at: Timestamp) -> u64 {
         self.newest += 1;
-        self.bytes += frame.len();
-        self.queue.push_back((self.newest, frame));
+        let unstored = Unstored { sequence: Sequence(self.newest), at, frame };
+        if let Some(lanes) = &mut self.lanes {
+            lanes.live.push(live(self.epoch, &unstored));
+        }
+        self.unstored_bytes += unstored.frame.len();
+        self.unstored.push_back(unstored);
         let before = self.dropped;
-        while self.bytes > self.bytes_max && self.queue.len() > 1 {
-            self.pop();
+        while self.unstored_bytes > UNSTORED_BYTES_MAX && self.unstored.len() > 1 {
+            self.pop_unstored();
             self.dropped += 1;
         }
         self.dropped - before
     }
 
-    /// Counts a report that could not be encoded and so never gets a sequence.
-    pub fn count_unsendable(&mut self) {
-        self.dropped += 1;
+    /// Counts reports that were dropped elsewhere: not encodable, or on disk.
+    pub fn count_dropped(&mut self, reports: u64) {
+        self.dropped += reports;
     }
 
-    /// The next frame to send on this connection.
-    pub fn next_frame(&mut self) -> Option<Arc<[u8]>> {
-        let first = self.queue.partition_point(|(sequence, _)| *sequence <= self.sent);
-        let (sequence, frame) = self.queue.get(first)?;
-        self.sent = *sequence;
-        Some(Arc::clone(frame))
+    /// A connection begins. What is only in memory is sent on its live stream, what is on disk will come as its backlog.
+    pub fn connect(&mut self) -> Connection {
+        self.connection.0 += 1;
+        let mut live_lane = Lane::new(LIVE_SENT_BYTES_MAX);
+        self.unstored.iter().for_each(|unstored| live_lane.push(live(self.epoch, unstored)));
+        let backlog = Lane::new(BACKLOG_SENT_BYTES_MAX);
+        self.lanes = Some(Lanes { live: live_lane, backlog, stored: VecDeque::new() });
+        self.connection
     }
 
-    /// Forgets everything up to and including `sequence`. Returns how many reports that were.
-    pub fn acknowledge(&mut self, sequence: Sequence) -> Result<u64, NeverMade> {
-        if sequence.0 > self.newest {
-            return Err(NeverMade { acknowledged: sequence, newest: Sequence(self.newest) });
-        }
-        self.acknowledged = self.acknowledged.max(sequence.0);
-        let before = self.queue.len();
-        while self.queue.front().is_some_and(|(oldest, _)| *oldest <= self.acknowledged) {
-            self.pop();
-        }
-        Ok((before - self.queue.len()) as u64)
+    /// The connection has ended.
+    pub fn disconnect(&mut self) {
+        self.lanes = None;
     }
 
-    /// Begins a new connection to a brain that has everything up to `acknowledged`: what is left is sent again.
-    pub fn resume(&mut self, acknowledged: Sequence) -> Result<u64, NeverMade> {
-        let forgotten = self.acknowledge(acknowledged)?;
-        self.sent = 0;
-        Ok(forgotten)
+    /// The newest connection, ended or not.
+    pub fn connection(&self) -> Connection {
+        self.connection
     }
 
-    /// Reports waiting for acknowledgement.
-    pub fn len(&self) -> usize {
-        self.queue.len()
-    }
-
-    /// Whether everything is acknowledged.
-    pub fn is_empty(&self) -> bool {
-        self.queue.is_empty()
-    }
-
-    /// Bytes waiting for acknowledgement.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    fn pop(&mut self) {
-        if let Some((_, frame)) = self.queue.pop_front() {
-            self.bytes -= frame.len();
+    /// The next frame to send on this stream of the connection.
+    pub fn next_frame(&mut self, stream: Stream) -> Option<Arc<[u8]>> {
+        let lanes = self.lanes.as_mut()?;
+        match stream {
+            Stream::Live => lanes.live.next_frame(),
+            Stream::Backlog => lanes.backlog.next_frame(),
         }
     }
+
+    /// The brain has everything sent on this stream up to and including `id`. Returns how many reports that were.
+    pub fn acknowledge(&mut self, stream: Stream, id: ReportAck) -> Result<u64, NotAwaited> {
+        let lanes = self.lanes.as_mut().ok_or(NotAwaited(id))?;
+        if stream == Stream::Backlog {
+            let acknowledged = lanes.backlog.acknowledge(id)?;
+            for (_, segment) in &acknowledged {
+                *self.freed.entry(*segment).or_default() += 1;
+            }
+            return Ok(acknowledged.len() as u64);
+        }
+        let acknowledged = lanes.live.acknowledge(id)?.len() as u64;
+        while let Some(&(sequence, segment)) = lanes.stored.front()
+            && sequence <= id.sequence
+        {
+            lanes.stored.pop_front();
+            *self.freed.entry(segment).or_default() += 1;
+        }
+        while self.unstored.front().is_some_and(|oldest| oldest.sequence <= id.sequence) {
+            self.pop_unstored();
+        }
+        Ok(acknowledged)
+    }
+
+    /// Whether the connection takes so little that it should be ended: what is left goes to the next one as its backlog.
+    pub fn is_stalled(&self) -> bool {
+        self.lanes.as_ref().is_some_and(|lanes| lanes.live.waiting_bytes() > LIVE_WAITING_BYTES_MAX)
+    }
+
+    /// The oldest report that is to be written to disk.
+    pub fn to_store(&self) -> Option<&Unstored> {
+        self.unstored.front()
+    }
+
+    /// The report was written to `segment`, in the time of `connection`.
+    pub fn stored(&mut self, sequence: Sequence, segment: SegmentId, connection: Connection) {
+        if self.unstored.front().is_none_or(|oldest| oldest.sequence != sequence) {
+            // Acknowledged, or dropped, while it was being written. In the backlog of a newer connection only that one may free it.
+            if connection == self.connection {
+                *self.freed.entry(segment).or_default() += 1;
+            }
+            return;
+        }
+        self.pop_unstored();
+        // While a newer connection began the disk counted it to that one's backlog, and it is sent twice: the brain knows it.
+        if let Some(lanes) = self.lanes.as_mut().filter(|_| connection == self.connection) {
+            lanes.stored.push_back((sequence, segment));
+        }
+    }
+
+    /// The report is no longer to be written to disk: it cannot be.
+    pub fn drop_unstored(&mut self, sequence: Sequence) {
+        if self.unstored.front().is_some_and(|oldest| oldest.sequence == sequence) {
+            self.pop_unstored();
+            self.dropped += 1;
+        }
+    }
+
+    /// Whether memory for reports that the disk does not take is short.
+    pub fn is_short_of_memory(&self) -> bool {
+        self.unstored_bytes > UNSTORED_BYTES_MAX / 2
+    }
+
+    /// How many bytes of backlog the connection could take now.
+    pub fn backlog_room(&self) -> usize {
+        let waiting = self.lanes.as_ref().map(|lanes| lanes.backlog.waiting_bytes());
+        waiting.map_or(0, |waiting| BACKLOG_WAITING_BYTES_MAX.saturating_sub(waiting))
+    }
+
+    /// Reports read back from disk for `connection`.
+    pub fn add_backlog(&mut self, connection: Connection, reports: Vec<Stored>) {
+        let Some(lanes) = self.lanes.as_mut().filter(|_| connection == self.connection) else { return };
+        for Stored { id, frame, segment } in reports {
+            lanes.backlog.push(Item { id, frame, place: segment });
+        }
+    }
+
+    /// What the disk may forget since the last call.
+    pub fn take_freed(&mut self) -> BTreeMap<SegmentId, u64> {
+        std::mem::take(&mut self.freed)
+    }
+
+    /// Whether the disk has something to forget.
+    pub fn has_freed(&self) -> bool {
+        !self.freed.is_empty()
+    }
+
+    /// Reports that are only in memory.
+    pub fn unstored(&self) -> usize {
+        self.unstored.len()
+    }
+
+    /// Bytes of reports that are only in memory.
+    pub fn unstored_bytes(&self) -> usize {
+        self.unstored_bytes
+    }
+
+    fn pop_unstored(&mut self) {
+        if let Some(oldest) = self.unstored.pop_front() {
+            self.unstored_bytes -= oldest.frame.len();
+        }
+    }
+}
+
+fn live(epoch: AgentEpoch, unstored: &Unstored) -> Item<()> {
+    let id = ReportAck { epoch, sequence: unstored.sequence };
+    Item { id, frame: Arc::clone(&unstored.frame), place: () }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    /// A frame that shows its own sequence.
-    fn frame(sequence: u64, len: usize) -> Arc<[u8]> {
-        let mut bytes = vec![0; len.max(8)];
-        bytes[..8].copy_from_slice(&sequence.to_le_bytes());
-        bytes.into()
-    }
-
-    fn sequence_of(frame: &[u8]) -> u64 {
-        u64::from_le_bytes(frame[..8].try_into().unwrap())
-    }
-
-    fn sent(outbox: &mut Outbox) -> Vec<u64> {
-        std::iter::from_fn(|| outbox.next_frame().map(|frame| sequence_of(&frame))).collect()
-    }
-
-    fn filled(reports: u64, bytes_max: usize) -> Outbox {
-        let mut outbox = Outbox::new(bytes_max);
-        for _ in 0..reports {
-            let stamp = outbox.stamp();
-            outbox.push(frame(stamp.sequence.0, 10));
-        }
-        outbox
-    }
-
-    #[test]
-    fn a_new_connection_gets_everything_after_what_the_brain_has() {
-        let mut outbox = filled(5, 1_000);
-        assert_eq!(sent(&mut outbox), [1, 2, 3, 4, 5]);
-        assert_eq!(outbox.acknowledge(Sequence(2)), Ok(2));
-        assert_eq!(sent(&mut outbox), [0_u64; 0], "once per connection");
-        assert_eq!(outbox.resume(Sequence(3)), Ok(1));
-        assert_eq!(sent(&mut outbox), [4, 5]);
-    }
-
-    #[test]
-    fn over_the_bound_the_oldest_go_and_later_reports_say_how_many() {
-        let mut outbox = filled(5, 30);
-        assert_eq!(outbox.stamp(), Stamp { sequence: Sequence(6), reports_dropped: 2 });
-        assert_eq!(sent(&mut outbox), [3, 4, 5]);
-        assert_eq!(outbox.bytes(), 30);
-    }
-
-    #[test]
-    fn a_brain_that_lost_its_store_gets_what_is_still_here() {
-        let mut outbox = filled(4, 1_000);
-        outbox.acknowledge(Sequence(2)).unwrap();
-        outbox.resume(Sequence(0)).unwrap();
-        assert_eq!(sent(&mut outbox), [3, 4]);
-    }
-
-    #[test]
-    fn an_acknowledgement_of_what_was_never_made_is_refused() {
-        let mut outbox = filled(2, 1_000);
-        let wrong = NeverMade { acknowledged: Sequence(3), newest: Sequence(2) };
-        assert_eq!(outbox.acknowledge(Sequence(3)), Err(wrong));
-        assert_eq!(outbox.resume(Sequence(3)), Err(wrong));
-        assert_eq!(outbox.len(), 2);
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Push(usize),
-        Send,
-        Acknowledge(u64),
-        Reconnect(u64),
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            4 => (8..40_usize).prop_map(Step::Push),
-            4 => Just(Step::Send),
-            2 => (0..60_u64).prop_map(Step::Acknowledge),
-            1 => (0..60_u64).prop_map(Step::Reconnect),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn nothing_is_reordered_sent_twice_or_lost_uncounted(steps in prop::collection::vec(step(), 0..120), bytes_max in 8..400_usize) {
-            let mut outbox = Outbox::new(bytes_max);
-            let (mut made, mut acknowledged, mut dropped) = (0, 0, 0);
-            let mut last_sent = 0;
-            for step in steps {
-                match step {
-                    Step::Push(len) => {
-                        let stamp = outbox.stamp();
-                        made += 1;
-                        prop_assert_eq!(stamp, Stamp { sequence: Sequence(made), reports_dropped: dropped });
-                        let before = outbox.bytes();
-                        let gone = outbox.push(frame(made, len));
-                        prop_assert!(gone == 0 || before + len > bytes_max, "dropped within the bound");
-                        dropped += gone;
-                    }
-                    Step::Send => if let Some(frame) = outbox.next_frame() {
-                        let sequence = sequence_of(&frame);
-                        prop_assert!(sequence > last_sent && sequence > acknowledged);
-                        last_sent = sequence;
-                    },
-                    Step::Acknowledge(sequence) => {
-                        let result = outbox.acknowledge(Sequence(sequence));
-                        prop_assert_eq!(result.is_err(), sequence > made);
-                        if result.is_ok() { acknowledged = acknowledged.max(sequence); }
-                    }
-                    Step::Reconnect(sequence) => if outbox.resume(Sequence(sequence)).is_ok() {
-                        acknowledged = acknowledged.max(sequence);
-                        last_sent = 0;
-                    },
-                }
-                prop_assert!(outbox.bytes() <= bytes_max || outbox.len() == 1);
-            }
-            // Whatever was neither acknowledged nor dropped is still here, in order, up to the newest.
-            outbox.resume(Sequence(0)).unwrap();
-            let left = sent(&mut outbox);
-            prop_assert!(left.windows(2).all(|pair| pair[0] + 1 == pair[1]));
-            prop_assert!(made == acknowledged || left.last() == Some(&made));
-            prop_assert!(left.len() as u64 >= (made - acknowledged).saturating_sub(dropped));
-        }
-    }
-}
+mod tests;

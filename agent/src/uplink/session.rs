@@ -8,7 +8,7 @@ use super::{Uplink, framing};
 use crate::command::clock::wall_clock;
 use crate::command::{Commands, NotTaken};
 use gnomon_common::wire::{
-    AgentMessage, BrainMessage, Command, Hello, Outcome, OutcomeResult, RefusedCommand, ReportAck, VERSIONS, Welcome,
+    AgentMessage, BrainMessage, Command, Hello, Origin, Outcome, OutcomeResult, RefusedCommand, ReportAck, VERSIONS, Welcome,
 };
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -162,7 +162,7 @@ fn take_command(uplink: &Uplink, overflow: &mpsc::Sender<Outcome>, command: Comm
             uplink.command_metrics.count_queue_full();
             tracing::warn!(%id, %vm, "command refused: the queue is full");
             let result = OutcomeResult::Refused(RefusedCommand::QueueFull);
-            let _ = overflow.try_send(Outcome { id, vm, at: received.wall, result });
+            let _ = overflow.try_send(Outcome { id, vm, at: received.wall, origin: Origin::Command, result });
             Ok(())
         }
         Err(ended) => Err(ended.into()),

@@ -14,7 +14,7 @@ use gnomon_agent::uplink::{self, Spool, Uplink, identity};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     Action, AgentEpoch, AgentMessage, BrainMessage, Command, CommandId, CpuBounds, Fence, HostFacts, HostId,
-    HostWindow, Losses, OutcomeResult, RefusalCode, Sequence, VERSIONS, VmId,
+    HostWindow, Losses, Means, MemoryBounds, OutcomeResult, RefusalCode, Sequence, Setting, VERSIONS, VmId,
 };
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
@@ -26,16 +26,16 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// The one VM, whose limit is whatever was applied last.
-struct OneVm(Option<f64>);
+struct OneVm(Setting);
 
 impl Actuator for OneVm {
-    fn in_force(&mut self, _: VmId) -> Result<Option<f64>, ActuateError> {
+    fn in_force(&mut self, _: VmId, _: Means) -> Result<Setting, ActuateError> {
         Ok(self.0)
     }
 
-    fn apply(&mut self, _: VmId, target_cores: Option<f64>) -> Result<Option<f64>, ActuateError> {
-        self.0 = target_cores;
-        Ok(target_cores)
+    fn apply(&mut self, _: VmId, target: Setting) -> Result<Setting, ActuateError> {
+        self.0 = target;
+        Ok(target)
     }
 }
 
@@ -118,7 +118,14 @@ fn executor(ledger: &Path, clock: Clock, metrics: command::Metrics) -> (command:
     let ledger = Ledger::open(ledger).unwrap();
     let epoch = ledger.raise_epoch(clock.now().wall).unwrap();
     let policy = Policy { bounds: facts().cpu_bounds, dry_run: false };
-    let executor = Executor::new(ledger, Box::new(OneVm(None)), Box::new(Everywhere), policy, clock, metrics);
+    let executor = Executor::new(
+        ledger,
+        Box::new(OneVm(Setting::CpuQuota { cores: None })),
+        Box::new(Everywhere),
+        policy,
+        clock,
+        metrics,
+    );
     (executor::spawn(executor).unwrap().0, epoch)
 }
 
@@ -129,6 +136,8 @@ fn facts() -> HostFacts {
         kernel: "6.1".to_owned(),
         hypervisor: String::new(),
         cpu_bounds: CpuBounds { floor_cores: 0.1, ceiling_cores: 4.0 },
+        memory_bounds: MemoryBounds::default(),
+        means: vec![Means::CpuQuota],
         dry_run: false,
     }
 }
@@ -148,7 +157,7 @@ fn command(number: u64, cores: f64) -> Command {
     Command {
         id: CommandId { term: 5, number },
         vm: VmId(Uuid::from_u128(1)),
-        action: Action::SetCpuQuota { cores },
+        action: Action::Set(Setting::CpuQuota { cores: Some(cores) }),
         fence: Fence { term: 5, generation: number },
         time_to_live_ms: 60_000,
         reason: "a surge is coming".to_owned(),
@@ -207,7 +216,8 @@ async fn a_command_is_carried_out_and_its_outcome_repeated_until_acknowledged() 
     let AgentMessage::Outcome(outcome) = session.hear().await else { panic!("no outcome") };
     assert_eq!(outcome.id, CommandId { term: 5, number: 1 });
     assert!(
-        matches!(outcome.result, OutcomeResult::Applied { before_cores: None, after_cores: Some(1.5), took_us: 1.. }),
+        matches!(&outcome.result, OutcomeResult::Applied { after, took_us: 1.., .. }
+            if after[..] == [Setting::CpuQuota { cores: Some(1.5) }]),
         "{outcome:?}"
     );
     session.connection.close(0_u32.into(), b"lost before it was acknowledged");

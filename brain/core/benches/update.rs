@@ -6,8 +6,8 @@ use std::time::Duration;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    AgentEpoch, Allocation, CpuBounds, CpuWindow, HostFacts, HostId, HostWindow, Losses, MeanMax, Report, Sequence,
-    VmId, VmState, VmWindow,
+    AgentEpoch, Allocation, CpuBounds, CpuWindow, HostFacts, HostId, HostWindow, Losses, MeanMax, Means, MemoryBounds,
+    Report, Sequence, VmId, VmState, VmWindow,
 };
 use gnomon_core::{Core, FitJob, Input, Mode, Output, Policy};
 use uuid::Uuid;
@@ -35,7 +35,8 @@ fn report(number: u64) -> Report {
                 ..CpuWindow::default()
             }),
             memory: None,
-            allocation: Allocation { quota_cores: Some(1.0), vcpus: 1, memory_bytes: 1 << 30 },
+            allocation: Allocation { quota_cores: Some(1.0), vcpus: 1, vcpus_max: 1, memory_bytes: 1 << 30 },
+            stood_down: false,
         }
     };
     Report {
@@ -60,6 +61,8 @@ fn warm(reports: u64) -> (Core, Option<FitJob>) {
         kernel: String::new(),
         hypervisor: String::new(),
         cpu_bounds: CpuBounds { floor_cores: 0.05, ceiling_cores: 64.0 },
+        memory_bounds: MemoryBounds::default(),
+        means: vec![Means::CpuQuota],
         dry_run: false,
     };
     let report_of = report(0);

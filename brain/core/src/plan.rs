@@ -18,7 +18,7 @@ pub(crate) mod size;
 use std::fmt;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Action, Fence, HostId, VmId};
+use gnomon_common::wire::{Action, Fence, HostId, Setting, VmId};
 use serde::{Deserialize, Serialize};
 
 /// What to do now, all VMs together. Nothing is decided later, when it is carried out.
@@ -41,8 +41,9 @@ pub struct PlannedAction {
     pub vm: VmId,
     /// What.
     pub action: Action,
-    /// CPU limit before, in cores; `None` is unlimited. Going back to it is the undo of this one step.
-    pub before_cores: Option<f64>,
+    /// The state of the same means before; `None` for a release, and where it is not known. Going back to it is the undo of this one
+    /// step.
+    pub before: Option<Setting>,
     /// Why.
     pub reason: Reason,
 }
@@ -73,12 +74,12 @@ pub enum Reason {
 }
 
 impl PlannedAction {
-    /// What it does, for a person: `quota 0.22 -> 0.88 cores`.
+    /// What it does, for a person: `CPU quota 0.22 cores -> 0.88 cores`.
     pub fn summary(&self) -> String {
         match self.action {
-            Action::SetCpuQuota { cores } => match self.before_cores {
-                Some(before) => format!("quota {before:.2} -> {cores:.2} cores"),
-                None => format!("quota unlimited -> {cores:.2} cores"),
+            Action::Set(target) => match self.before {
+                Some(before) => format!("{} {before} -> {target}", target.means()),
+                None => format!("{} -> {target}", target.means()),
             },
             Action::Release => "restore the baseline".to_owned(),
         }

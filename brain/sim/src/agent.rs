@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     Action, AgentEpoch, Allocation, Command, CpuBounds, CpuWindow, Fence, HostFacts, HostId, HostWindow, Losses,
-    MeanMax, Outcome, OutcomeResult, RefusedCommand, Report, Sequence, VmId, VmState, VmWindow,
+    MeanMax, Means, MemoryBounds, Origin, Outcome, OutcomeResult, RefusedCommand, Report, Sequence, Setting, VmId,
+    VmState, VmWindow,
 };
 
 use crate::guest::{Guest, Want};
@@ -36,7 +37,12 @@ struct Sample {
 
 impl SimVm {
     pub(crate) fn new(spec: &VmSpec, id: VmId, guest: Guest) -> Self {
-        let allocation = Allocation { quota_cores: spec.quota_cores, vcpus: spec.vcpus, memory_bytes: 1 << 30 };
+        let allocation = Allocation {
+            quota_cores: spec.quota_cores,
+            vcpus: spec.vcpus,
+            vcpus_max: spec.vcpus,
+            memory_bytes: 1 << 30,
+        };
         Self { id, name: spec.name.clone(), allocation, guest, demand_cores: 0.0, ran_cores: 0.0, samples: Vec::new() }
     }
 }
@@ -70,6 +76,8 @@ impl Agent {
             kernel: "simulated".to_owned(),
             hypervisor: "simulated".to_owned(),
             cpu_bounds: CpuBounds { floor_cores: spec.floor_cores, ceiling_cores: spec.ceiling_cores },
+            memory_bounds: MemoryBounds::default(),
+            means: vec![Means::CpuQuota],
             dry_run: spec.dry_run,
         };
         Self {
@@ -129,6 +137,7 @@ impl Agent {
                 cpu: cpu_window(&std::mem::take(&mut vm.samples), seconds),
                 memory: None,
                 allocation: vm.allocation,
+                stood_down: false,
             })
             .collect();
         vms.sort_by_key(|window| window.vm);
@@ -181,7 +190,7 @@ impl Agent {
             Ok(()) if self.facts.dry_run => OutcomeResult::DryRun,
             Ok(()) => self.apply(command, waited_ms),
         };
-        let outcome = Outcome { id: command.id, vm: command.vm, at: now, result };
+        let outcome = Outcome { id: command.id, vm: command.vm, at: now, origin: Origin::Command, result };
         self.answered.insert(command.vm, outcome.clone());
         outcome
     }
@@ -194,13 +203,20 @@ impl Agent {
         if waited_ms > command.time_to_live_ms {
             return Err(RefusedCommand::Expired { late_ms: waited_ms - command.time_to_live_ms });
         }
-        let Action::SetCpuQuota { cores } = command.action else { return Ok(()) };
+        let Action::Set(target) = command.action else { return Ok(()) };
+        let Setting::CpuQuota { cores: Some(cores) } = target else {
+            return Err(RefusedCommand::NotAllowed { means: target.means() });
+        };
         let CpuBounds { floor_cores, ceiling_cores } = self.facts.cpu_bounds;
         let ceiling_cores = ceiling_cores.min(f64::from(vm.allocation.vcpus));
         match cores {
             cores if !(cores.is_finite() && cores > 0.0) => Err(RefusedCommand::Nonsense),
-            cores if cores < floor_cores => Err(RefusedCommand::BelowFloor { floor_cores }),
-            cores if cores > ceiling_cores => Err(RefusedCommand::AboveCeiling { ceiling_cores }),
+            cores if cores < floor_cores => {
+                Err(RefusedCommand::BelowFloor { floor: Setting::CpuQuota { cores: Some(floor_cores) } })
+            }
+            cores if cores > ceiling_cores => {
+                Err(RefusedCommand::AboveCeiling { ceiling: Setting::CpuQuota { cores: Some(ceiling_cores) } })
+            }
             _ => Ok(()),
         }
     }
@@ -212,17 +228,23 @@ impl Agent {
         };
         let before_cores = vm.allocation.quota_cores;
         match command.action {
-            Action::SetCpuQuota { cores } => {
+            Action::Set(Setting::CpuQuota { cores }) => {
                 self.baselines.entry(command.vm).or_insert(before_cores);
-                vm.allocation.quota_cores = Some(cores);
+                vm.allocation.quota_cores = cores;
             }
+            Action::Set(_) => {}
             Action::Release => {
                 if let Some(baseline) = self.baselines.remove(&command.vm) {
                     vm.allocation.quota_cores = baseline;
                 }
             }
         }
-        OutcomeResult::Applied { before_cores, after_cores: vm.allocation.quota_cores, took_us: waited_ms * 1000 }
+        let quota = |cores| vec![Setting::CpuQuota { cores }];
+        OutcomeResult::Applied {
+            before: quota(before_cores),
+            after: quota(vm.allocation.quota_cores),
+            took_us: waited_ms * 1000,
+        }
     }
 }
 

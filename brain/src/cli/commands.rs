@@ -206,8 +206,9 @@ fn show_released(operated: &Operated) {
 
 fn in_words(result: &OutcomeResult) -> String {
     match result {
-        OutcomeResult::Applied { after_cores, took_us, .. } => {
-            format!("applied: {} cores after {:.1} ms", cores(*after_cores), *took_us as f64 / 1000.0)
+        OutcomeResult::Applied { after, took_us, .. } => {
+            let after = after.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            format!("applied: {after}, after {:.1} ms", *took_us as f64 / 1000.0)
         }
         OutcomeResult::DryRun => "dry run".into(),
         OutcomeResult::Refused(why) => format!("refused: {why}"),

@@ -71,6 +71,6 @@ mod tests {
         assert_eq!(duration(120_000), "120 s");
         assert_eq!(duration(86_400_000), "24.0 h");
         assert_eq!(cores(None), "-");
-        assert_eq!(limit(&Allocation { quota_cores: Some(0.5), vcpus: 2, memory_bytes: 0 }), "0.50 of 2");
+        assert_eq!(limit(&Allocation { quota_cores: Some(0.5), vcpus: 2, vcpus_max: 2, memory_bytes: 0 }), "0.50 of 2");
     }
 }

@@ -1,6 +1,6 @@
 //! What the loop measures.
 
-use gnomon_common::wire::{Action, OutcomeResult};
+use gnomon_common::wire::{Action, OutcomeResult, Setting};
 use gnomon_core::CommandRecord;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -139,7 +139,12 @@ impl DriveMetrics {
 
 fn action_name(action: Action) -> &'static str {
     match action {
-        Action::SetCpuQuota { .. } => "set_cpu_quota",
+        Action::Set(Setting::CpuQuota { .. }) => "set_cpu_quota",
+        Action::Set(Setting::CpuWeight { .. }) => "set_cpu_weight",
+        Action::Set(Setting::Memory { .. }) => "set_memory",
+        Action::Set(Setting::Vcpus { .. }) => "set_vcpus",
+        Action::Set(Setting::DiskLimit { .. }) => "set_disk_limit",
+        Action::Set(Setting::NetworkLimit { .. }) => "set_network_limit",
         Action::Release => "release",
     }
 }

@@ -87,8 +87,8 @@ mod tests {
     use uuid::Uuid;
 
     fn report(start_ms: u64, vm: VmId) -> Report {
-        let allocation = Allocation { quota_cores: Some(1.5), vcpus: 2, memory_bytes: 1 << 30 };
-        let window = VmWindow { vm, name: "a".into(), state: VmState::Running, cpu: None, memory: None, allocation };
+        let allocation = Allocation { quota_cores: Some(1.5), vcpus: 2, vcpus_max: 2, memory_bytes: 1 << 30 };
+        let window = VmWindow { vm, name: "a".into(), state: VmState::Running, cpu: None, memory: None, allocation, stood_down: false };
         Report {
             host: HostId::new("h").unwrap(),
             epoch: AgentEpoch(1),

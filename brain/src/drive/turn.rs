@@ -200,7 +200,7 @@ impl Turn {
 mod tests {
     use super::super::Recent;
     use super::*;
-    use gnomon_common::wire::{Action, CpuBounds, Fence, HostFacts, VmId};
+    use gnomon_common::wire::{Action, CpuBounds, Fence, Means, MemoryBounds, Setting, HostFacts, VmId};
     use gnomon_core::{CommandRecord, Core, Hold, Mode, Policy, Scope};
     use prometheus_client::registry::Registry;
     use uuid::Uuid;
@@ -214,7 +214,7 @@ mod tests {
         if let Some(hold) = hold {
             turn.restore(Restored::Hold { scope: Scope::Host(host.clone()), hold });
         }
-        for (number, action) in [(1, Action::SetCpuQuota { cores: 0.5 }), (2, Action::Release)] {
+        for (number, action) in [(1, Action::Set(Setting::CpuQuota { cores: Some(0.5) })), (2, Action::Release)] {
             let command = Command {
                 id: CommandId { term: 1, number },
                 vm: VmId(Uuid::from_u128(number.into())),
@@ -232,6 +232,8 @@ mod tests {
             kernel: String::new(),
             hypervisor: String::new(),
             cpu_bounds: CpuBounds { floor_cores: 0.1, ceiling_cores: 1.0 },
+            memory_bounds: MemoryBounds::default(),
+            means: vec![Means::CpuQuota],
             dry_run: false,
         };
         turn.input(now, Input::HostUp { host, facts });
@@ -244,7 +246,7 @@ mod tests {
 
     #[test]
     fn what_an_operator_holds_or_the_mode_forbids_is_not_sent_again_but_releases_are() {
-        let resize = Action::SetCpuQuota { cores: 0.5 };
+        let resize = Action::Set(Setting::CpuQuota { cores: Some(0.5) });
         assert_eq!(sent_again(Mode::Auto, None), [resize, Action::Release]);
         assert_eq!(sent_again(Mode::Auto, Some(Hold::Paused)), [Action::Release]);
         assert_eq!(sent_again(Mode::Auto, Some(Hold::Released)), [Action::Release]);

@@ -68,7 +68,7 @@ fn version(theirs: VersionRange) -> Ending {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gnomon_common::wire::{AgentEpoch, CpuBounds, HostFacts, HostId};
+    use gnomon_common::wire::{AgentEpoch, CpuBounds, HostFacts, HostId, Means, MemoryBounds};
     use proptest::prelude::*;
 
     fn hello() -> Hello {
@@ -84,6 +84,8 @@ mod tests {
                 kernel: "6.1".into(),
                 hypervisor: String::new(),
                 cpu_bounds: CpuBounds { floor_cores: 0.1, ceiling_cores: 2.0 },
+                memory_bounds: MemoryBounds::default(),
+                means: vec![Means::CpuQuota],
                 dry_run: false,
             },
         }

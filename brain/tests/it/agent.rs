@@ -4,7 +4,7 @@ use gnomon_brain::ca::Issued;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::frame::{self, PREFIX_BYTES};
 use gnomon_common::wire::{
-    ALPN, AgentEpoch, AgentMessage, Allocation, BrainMessage, Command, CpuBounds, CpuWindow, Hello, HostFacts, HostId,
+    MemoryBounds, Means, Origin, ALPN, AgentEpoch, AgentMessage, Allocation, BrainMessage, Command, CpuBounds, CpuWindow, Hello, HostFacts, HostId,
     HostWindow, Losses, MeanMax, Outcome, OutcomeResult, Report, ReportAck, Sequence, VERSIONS, VmId, VmState,
     VmWindow,
 };
@@ -46,6 +46,8 @@ pub(crate) fn hello(name: &str, epoch: u64) -> Hello {
             kernel: "6.1.0".into(),
             hypervisor: "QEMU".into(),
             cpu_bounds: CpuBounds { floor_cores: 0.1, ceiling_cores: 2.0 },
+            memory_bounds: MemoryBounds::default(),
+            means: vec![Means::CpuQuota],
             dry_run: false,
         },
     }
@@ -69,7 +71,8 @@ pub(crate) fn report(name: &str, epoch: u64, sequence: u64, start_ms: u64, vm: V
             state: VmState::Running,
             cpu: Some(cpu),
             memory: None,
-            allocation: Allocation { quota_cores: Some(0.5), vcpus: 2, memory_bytes: 1 << 30 },
+            allocation: Allocation { quota_cores: Some(0.5), vcpus: 2, vcpus_max: 2, memory_bytes: 1 << 30 },
+            stood_down: false,
         }],
         inventory_complete: true,
         losses: Losses::default(),
@@ -161,7 +164,7 @@ impl Agent {
     /// Answers a command and waits until the brain has stored the answer.
     pub(crate) async fn answer(&mut self, command: &Command, result: OutcomeResult) {
         let at = gnomon_brain::clock::now();
-        self.say(&AgentMessage::Outcome(Outcome { id: command.id, vm: command.vm, at, result })).await;
+        self.say(&AgentMessage::Outcome(Outcome { id: command.id, vm: command.vm, at, origin: Origin::Command, result })).await;
         loop {
             match self.hear().await {
                 BrainMessage::OutcomeAck { id } if id == command.id => return,

@@ -4,7 +4,7 @@ use crate::agent::{Agent, hello, host, report, vm};
 use crate::brain::{Brain, Home};
 use crate::forgetful::{Disk, Forgetful};
 use gnomon_brain::clock::now;
-use gnomon_common::wire::{AgentEpoch, AgentMessage, BrainMessage, Command, Outcome, OutcomeResult, Sequence};
+use gnomon_common::wire::{Origin, AgentEpoch, AgentMessage, BrainMessage, Command, Outcome, OutcomeResult, Sequence};
 use serde_json::json;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -75,8 +75,8 @@ async fn drain(agent: &mut Agent, seen: &mut Seen, quiet: Duration) {
     }
     while let Ok(Some(message)) = timeout(quiet, agent.try_hear()).await {
         if let BrainMessage::Command(command) = message {
-            let result = OutcomeResult::Applied { before_cores: Some(0.5), after_cores: None, took_us: 1 };
-            let outcome = Outcome { id: command.id, vm: command.vm, at: now(), result };
+            let result = OutcomeResult::Applied { before: vec![], after: vec![], took_us: 1 };
+            let outcome = Outcome { id: command.id, vm: command.vm, at: now(), origin: Origin::Command, result };
             agent.say(&AgentMessage::Outcome(outcome)).await;
             seen.commands.push(command);
         }

@@ -1,6 +1,6 @@
 //! What the brain tells one agent to do.
 
-use super::{CommandId, VmId};
+use super::{CommandId, Setting, VmId};
 use core::fmt;
 use serde::{Deserialize, Serialize};
 use std::string::String;
@@ -26,12 +26,9 @@ pub struct Command {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// Limit the whole domain (all vCPU, iothread and emulator threads together) to this much CPU.
-    SetCpuQuota {
-        /// In cores: 1.5 is one and a half CPUs' worth of time.
-        cores: f64,
-    },
-    /// Restore what was there before Gnomon's first change, and forget the VM's undo record.
+    /// Bring one means to this state.
+    Set(Setting),
+    /// Restore what was there before Gnomon's first change, by whatever means, and forget the VM's undo record.
     Release,
 }
 

@@ -1,10 +1,11 @@
 //! The control stream: introduction, heart-beat, commands in, outcomes out.
 
-use super::{AgentEpoch, Command, CommandId, Fence, HostId, Outcome, Sequence};
+use super::{AgentEpoch, Command, CommandId, Fence, HostId, Means, Outcome, Sequence};
 use crate::time::Timestamp;
 use core::fmt;
 use serde::{Deserialize, Serialize};
 use std::string::String;
+use std::vec::Vec;
 
 /// What an agent sends on the control stream.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -112,6 +113,10 @@ pub struct HostFacts {
     pub hypervisor: String,
     /// The limits this agent enforces whatever a command says.
     pub cpu_bounds: CpuBounds,
+    /// The same for memory.
+    pub memory_bounds: MemoryBounds,
+    /// The means that this agent is configured to use, sorted.
+    pub means: Vec<Means>,
     /// The agent judges and logs commands but changes nothing (`--dry-run`).
     pub dry_run: bool,
 }
@@ -123,6 +128,21 @@ pub struct CpuBounds {
     pub floor_cores: f64,
     /// Never above this, in cores; the number of vCPUs bounds it as well.
     pub ceiling_cores: f64,
+}
+
+/// The agent's own limits for a VM's balloon. The brain plans within them and cannot override them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MemoryBounds {
+    /// Kept above what the guest uses now, in bytes.
+    pub reserve_bytes: u64,
+    /// Largest share of the present size that one step may take away, 0..=1. Growth is not bounded by it.
+    pub shrink_step_max: f64,
+}
+
+impl Default for MemoryBounds {
+    fn default() -> Self {
+        Self { reserve_bytes: 64 << 20, shrink_step_max: 0.05 }
+    }
 }
 
 /// The brain's answer to a good hello.

@@ -106,6 +106,22 @@ pub struct CommandId {
     pub number: u64,
 }
 
+impl CommandId {
+    /// No brain has this lease term: ids of what an agent does of its own accord. Their numbers begin with the agent's epoch, so that
+    /// they are unique on their host.
+    pub const LOCAL_TERM: u64 = 0;
+
+    /// The `count`-th act that an agent of this epoch does of its own accord.
+    pub fn local(epoch: AgentEpoch, count: u32) -> Self {
+        Self { term: Self::LOCAL_TERM, number: epoch.0.saturating_mul(1 << 20).saturating_add(count.into()) }
+    }
+
+    /// Whether no brain asked for it.
+    pub fn is_local(self) -> bool {
+        self.term == Self::LOCAL_TERM
+    }
+}
+
 impl fmt::Display for CommandId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.term, self.number)

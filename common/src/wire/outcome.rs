@@ -1,21 +1,53 @@
 //! What became of a command.
 
-use super::{CommandId, Fence, VmId};
+use super::{CommandId, Fence, Means, Setting, VmId};
 use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::string::String;
+use std::vec::Vec;
 
-/// The answer to one command. An agent keeps it until the brain has acknowledged it.
+/// The answer to one command, or what an agent did of its own accord. An agent keeps it until the brain has acknowledged it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// Which command.
+    /// Which command; one of [`CommandId::LOCAL_TERM`] where there was none.
     pub id: CommandId,
     /// Whose VM.
     pub vm: VmId,
     /// When it was decided, on the agent's wall clock.
     pub at: Timestamp,
+    /// What made the agent act.
+    pub origin: Origin,
     /// What happened.
     pub result: OutcomeResult,
+}
+
+/// What made an agent act.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// The command that the outcome answers.
+    Command,
+    /// The agent itself, within the bounds of its configuration.
+    Local {
+        /// Which of its duties.
+        cause: LocalCause,
+        /// Why, in words for a person.
+        reason: String,
+    },
+}
+
+/// The duties that make an agent act without a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LocalCause {
+    /// The brain is away and a VM starves: grow.
+    Reflex,
+    /// The brain is away and all is quiet: back towards the baseline.
+    Drift,
+    /// Someone undid or changed a limit: it was applied again.
+    Reapply,
+    /// Someone changed a limit, and by policy Gnomon keeps its hands off that VM until it is released or resumed.
+    StandDown,
 }
 
 /// What happened to a command.
@@ -24,10 +56,10 @@ pub struct Outcome {
 pub enum OutcomeResult {
     /// Done, and read back from the system that was changed.
     Applied {
-        /// CPU quota before, in cores; `None` is unlimited.
-        before_cores: Option<f64>,
-        /// CPU quota read back afterwards, in cores; `None` is unlimited.
-        after_cores: Option<f64>,
+        /// What was in force before: one setting for each means that was touched (a release may touch several).
+        before: Vec<Setting>,
+        /// What was read back afterwards, in the same order.
+        after: Vec<Setting>,
         /// From receipt to read-back, in microseconds: what the planner's lead time is made of.
         took_us: u64,
     },
@@ -61,17 +93,44 @@ pub enum RefusedCommand {
         late_ms: u64,
     },
     /// The agent's floor forbids it.
-    #[error("below this host's floor of {floor_cores} cores")]
+    #[error("below this host's floor: {floor}")]
     BelowFloor {
-        /// The floor, in cores.
-        floor_cores: f64,
+        /// The least that is allowed.
+        floor: Setting,
     },
-    /// The agent's ceiling, or the number of vCPUs, forbids it.
-    #[error("above this VM's ceiling of {ceiling_cores} cores")]
+    /// The agent's ceiling, or what the VM is defined with, forbids it.
+    #[error("above this VM's ceiling: {ceiling}")]
     AboveCeiling {
-        /// The ceiling, in cores.
-        ceiling_cores: f64,
+        /// The most that is allowed.
+        ceiling: Setting,
     },
+    /// It would leave the VM less than it uses now and the reserve beside that.
+    #[error("below live use and reserve: {least}")]
+    BelowLiveUse {
+        /// The least that is allowed now.
+        least: Setting,
+    },
+    /// It shrinks by more than one step at a time.
+    #[error("too large a step: not below {least} at once")]
+    StepTooLarge {
+        /// The least that is allowed in one step.
+        least: Setting,
+    },
+    /// The host's configuration does not allow this means.
+    #[error("this host's agent is not configured to change the {means}")]
+    NotAllowed {
+        /// Which means.
+        means: Means,
+    },
+    /// The VM or its hypervisor lacks what this takes: a balloon driver, statistics, a network interface, free vCPU slots.
+    #[error("this VM has no way to change its {means}")]
+    Unsupported {
+        /// Which means.
+        means: Means,
+    },
+    /// Someone else changed the VM's limits, and by policy Gnomon keeps its hands off until it is released or resumed.
+    #[error("the agent stands down for this VM: someone else changed its limits")]
+    StoodDown,
     /// No such running VM here.
     #[error("no such running VM on this host")]
     UnknownVm,

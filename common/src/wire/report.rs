@@ -72,6 +72,8 @@ pub struct VmWindow {
     pub memory: Option<MemoryWindow>,
     /// What it may use, at the window's end.
     pub allocation: Allocation,
+    /// The agent keeps its hands off this VM, because someone else changed its limits.
+    pub stood_down: bool,
 }
 
 /// What libvirt says a VM is doing.
@@ -118,13 +120,38 @@ pub struct CpuWindow {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WaitHistogram(pub [u32; WAIT_BUCKETS]);
 
-/// A VM's memory at a window's end, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// A VM's memory in a window: what it has, what it uses, and whether it lacks some.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MemoryWindow {
-    /// Resident on the host (`VmRSS` of the QEMU process).
+    /// Resident on the host (`VmRSS` of the QEMU process) at the window's end, in bytes.
     pub resident_bytes: u64,
-    /// What the balloon leaves to the guest, where there is one.
+    /// What the balloon leaves to the guest at the window's end, in bytes; `None` where there is no balloon that can be moved.
     pub balloon_bytes: Option<u64>,
+    /// What the guest itself says; `None` where it has no driver or does not send statistics.
+    pub guest: Option<GuestMemory>,
+    /// What it wanted, in bytes: an estimate from all of the above; `None` where nothing tells.
+    pub demand_bytes: Option<u64>,
+    /// Page faults of the QEMU process that needed I/O, per second: the host took memory from the VM.
+    pub host_major_faults_per_s: f64,
+    /// Share of the window in which some thread of the VM waited for memory, 0..=1 (`memory.pressure`, PSI); `None` without cgroup v2.
+    pub pressure: Option<f64>,
+}
+
+/// What a guest's balloon driver says of its memory (virtio 1.2, section 5.5.6.3), at a window's end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GuestMemory {
+    /// All the guest's kernel manages, in bytes.
+    pub total_bytes: u64,
+    /// Used for nothing at all, in bytes.
+    pub unused_bytes: u64,
+    /// What could be given to a new process without swapping, caches included (`MemAvailable`), in bytes.
+    pub usable_bytes: Option<u64>,
+    /// Page faults in the guest that needed I/O, per second.
+    pub major_faults_per_s: f64,
+    /// Read back from swap, in bytes per second.
+    pub swap_in_bytes_per_s: f64,
+    /// Written to swap, in bytes per second.
+    pub swap_out_bytes_per_s: f64,
 }
 
 /// What a VM may use.
@@ -134,7 +161,9 @@ pub struct Allocation {
     pub quota_cores: Option<f64>,
     /// vCPUs online.
     pub vcpus: u32,
-    /// Memory the domain is defined with, in bytes.
+    /// vCPUs it is defined with: up to here they can be plugged in.
+    pub vcpus_max: u32,
+    /// Memory the domain is defined with, in bytes: up to here the balloon can give.
     pub memory_bytes: u64,
 }
 

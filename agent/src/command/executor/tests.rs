@@ -1,7 +1,7 @@
 use super::*;
 use crate::command::clock::BootInstant;
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{CommandId, Fence, VmId};
+use gnomon_common::wire::{CommandId, Fence, Means, VmId};
 use prometheus_client::registry::Registry;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -79,16 +79,17 @@ impl World {
 struct Host(Shared);
 
 impl Actuator for Host {
-    fn in_force(&mut self, vm: VmId) -> Result<Option<f64>, ActuateError> {
+    fn in_force(&mut self, vm: VmId, _: Means) -> Result<Setting, ActuateError> {
         let mut world = self.0.lock().unwrap();
         world.pass(Point::BeforeIntent);
         match &world.failing {
             Some(error) => Err(error.clone()),
-            None => world.limits.get(&vm).copied().ok_or(ActuateError::NoSuchVm(vm)),
+            None => world.limits.get(&vm).copied().map(quota).ok_or(ActuateError::NoSuchVm(vm)),
         }
     }
 
-    fn apply(&mut self, vm: VmId, target_cores: Option<f64>) -> Result<Option<f64>, ActuateError> {
+    fn apply(&mut self, vm: VmId, target: Setting) -> Result<Setting, ActuateError> {
+        let Setting::CpuQuota { cores: target_cores } = target else { panic!("asked for {target}") };
         let mut world = self.0.lock().unwrap();
         world.pass(Point::BeforeActuation);
         if let Some(error) = &world.failing {
@@ -98,7 +99,7 @@ impl Actuator for Host {
         world.changes.push((vm, target_cores));
         world.us += 700;
         world.pass(Point::AfterActuation);
-        Ok(target_cores)
+        Ok(target)
     }
 }
 
@@ -136,6 +137,10 @@ fn executor(path: &Path, world: &Shared, dry_run: bool) -> Executor {
     }
 }
 
+fn quota(cores: Option<f64>) -> Setting {
+    Setting::CpuQuota { cores }
+}
+
 fn vm(number: u128) -> VmId {
     VmId(Uuid::from_u128(number))
 }
@@ -152,7 +157,7 @@ fn command(number: u64, of: u128, action: Action) -> Command {
 }
 
 fn set(number: u64, cores: f64) -> Command {
-    command(number, 1, Action::SetCpuQuota { cores })
+    command(number, 1, Action::Set(quota(Some(cores))))
 }
 
 fn send(executor: &mut Executor, world: &Shared, command: &Command) {
@@ -165,7 +170,11 @@ fn results(executor: &Executor) -> Vec<(u64, OutcomeResult)> {
 }
 
 fn applied(before: Option<f64>, after: Option<f64>) -> OutcomeResult {
-    OutcomeResult::Applied { before_cores: before, after_cores: after, took_us: 700 }
+    OutcomeResult::Applied { before: vec![quota(before)], after: vec![quota(after)], took_us: 700 }
+}
+
+fn untouched() -> OutcomeResult {
+    OutcomeResult::Applied { before: Vec::new(), after: Vec::new(), took_us: 0 }
 }
 
 /// One VM with a limit of 2 cores.
@@ -178,10 +187,21 @@ fn host() -> (tempfile::TempDir, PathBuf, Shared) {
 
 /// Carries `first` out and lets a kill -9 come at `point`: the returned executor starts from what that left behind, `later` after.
 fn killed_at(point: Point, first: &Command, later: impl FnOnce(&mut World)) -> (tempfile::TempDir, Executor, Shared) {
+    killed_at_last(point, std::slice::from_ref(first), later)
+}
+
+/// The same with several commands, of which the last one is killed.
+fn killed_at_last(
+    point: Point,
+    commands: &[Command],
+    later: impl FnOnce(&mut World),
+) -> (tempfile::TempDir, Executor, Shared) {
     let (folder, path, world) = host();
     let mut executor_1 = executor(&path, &world, false);
+    let (last, earlier) = commands.split_last().unwrap();
+    earlier.iter().for_each(|command| send(&mut executor_1, &world, command));
     world.lock().unwrap().crash = Some((point, path));
-    send(&mut executor_1, &world, first);
+    send(&mut executor_1, &world, last);
     world.lock().unwrap().pass(Point::AfterOutcome);
     let left = {
         let mut world = world.lock().unwrap();
@@ -203,7 +223,7 @@ fn a_command_is_applied_and_remembered_with_how_to_undo_it() {
     send(&mut executor, &world, &set(2, 3.0));
     assert_eq!(results(&executor), [(1, applied(Some(2.0), Some(1.5))), (2, applied(Some(1.5), Some(3.0)))]);
     let undo = executor.ledger.undo(vm(1)).unwrap().unwrap();
-    assert_eq!((undo.baseline_cores, undo.name.as_str()), (Some(2.0), "web"));
+    assert_eq!((undo.baselines, undo.name.as_str()), (vec![quota(Some(2.0))], "web"));
     assert_eq!(executor.answers().unwrap().fence_highest, Some(Fence { term: 1, generation: 2 }));
 }
 
@@ -228,7 +248,7 @@ fn a_release_restores_the_baseline_and_forgets_the_undo_record() {
     assert_eq!(world.lock().unwrap().limits[&vm(1)], Some(2.0));
     assert_eq!(executor.ledger.undo_records().unwrap(), []);
     send(&mut executor, &world, &command(3, 1, Action::Release));
-    assert_eq!(results(&executor)[2], (3, applied(Some(2.0), Some(2.0))), "releasing the untouched is no failure");
+    assert_eq!(results(&executor)[2], (3, untouched()), "releasing the untouched is no failure");
 }
 
 #[test]
@@ -238,7 +258,7 @@ fn a_release_in_a_later_life_changes_nothing() {
     send(&mut executor, &world, &set(1, 1.5));
     world.lock().unwrap().restart(vm(1), Some(3.0));
     send(&mut executor, &world, &command(2, 1, Action::Release));
-    assert_eq!(results(&executor)[1], (2, applied(Some(3.0), Some(3.0))));
+    assert_eq!(results(&executor)[1], (2, untouched()));
     assert_eq!(world.lock().unwrap().limits[&vm(1)], Some(3.0), "not the 2 cores of the life before");
     assert_eq!(executor.ledger.undo_records().unwrap(), []);
 }
@@ -262,9 +282,11 @@ fn an_intent_of_an_earlier_life_is_not_carried_out_in_a_later_one() {
         let (_folder, executor, world) = killed_at(point, &set(1, 1.5), restart);
         assert!(matches!(results(&executor)[..], [(1, OutcomeResult::Failed { retryable: true, .. })]), "{point:?}");
         assert_eq!(world.lock().unwrap().changes, [], "{point:?}");
-        let release = command(1, 1, Action::Release);
-        let (_folder, executor, world) = killed_at(point, &release, restart);
-        assert!(matches!(results(&executor)[..], [(1, OutcomeResult::Applied { after_cores: Some(3.0), .. })]));
+        let release = command(2, 1, Action::Release);
+        let (_folder, executor, world) = killed_at_last(point, &[set(1, 1.5), release], restart);
+        assert!(
+            matches!(&results(&executor)[..], [_, (2, OutcomeResult::Applied { after, .. })] if after[..] == [quota(Some(3.0))])
+        );
         assert_eq!(world.lock().unwrap().changes, [], "{point:?}");
     }
 }
@@ -341,8 +363,9 @@ fn a_kill_at_any_point_neither_loses_a_command_nor_applies_it_twice() {
         let results = results(&executor);
         assert!(
             matches!(
-                results[..],
-                [(1, OutcomeResult::Applied { before_cores: Some(2.0), after_cores: Some(1.5), .. })]
+                &results[..],
+                [(1, OutcomeResult::Applied { before, after, .. })]
+                    if before[..] == [quota(Some(2.0))] && after[..] == [quota(Some(1.5))]
             ),
             "{point:?}: {results:?}"
         );
@@ -350,7 +373,7 @@ fn a_kill_at_any_point_neither_loses_a_command_nor_applies_it_twice() {
         assert_eq!(world.limits[&vm(1)], Some(1.5), "{point:?}");
         let expected = usize::from(matches!(point, Point::BeforeIntent | Point::BeforeActuation));
         assert_eq!(world.changes.len(), expected, "{point:?}: changes made after the restart");
-        assert_eq!(executor.ledger.undo(vm(1)).unwrap().unwrap().baseline_cores, Some(2.0), "{point:?}");
+        assert_eq!(executor.ledger.undo(vm(1)).unwrap().unwrap().baselines, [quota(Some(2.0))], "{point:?}");
         assert_eq!(executor.ledger.intents().unwrap(), [], "{point:?}");
     }
 }
@@ -371,7 +394,10 @@ fn a_kill_during_a_release_finishes_the_release() {
         assert_eq!(world.lock().unwrap().limits[&vm(1)], Some(2.0), "{point:?}");
         assert_eq!(executor_2.ledger.undo_records().unwrap(), [], "{point:?}");
         let results = results(&executor_2);
-        assert!(matches!(results[..], [(2, OutcomeResult::Applied { after_cores: Some(2.0), .. })]), "{results:?}");
+        assert!(
+            matches!(&results[..], [(2, OutcomeResult::Applied { after, .. })] if after[..] == [quota(Some(2.0))]),
+            "{results:?}"
+        );
     }
 }
 
@@ -504,7 +530,7 @@ proptest! {
         for step in steps {
             let to_send = match step {
                 Step::Send { number, vm, quarter_cores } => {
-                    let action = Action::SetCpuQuota { cores: f64::from(quarter_cores) / 4.0 };
+                    let action = Action::Set(quota(Some(f64::from(quarter_cores) / 4.0)));
                     Some(sent.entry(number).or_insert_with(|| command(number, vm, action)).clone())
                 }
                 Step::Release { number, vm } => Some(sent.entry(number).or_insert_with(|| command(number, vm, Action::Release)).clone()),
@@ -537,7 +563,7 @@ proptest! {
             for (vm, baseline) in [(vm(1), Some(2.0)), (vm(2), None)] {
                 let undo = executor_now.ledger.undo(vm).unwrap();
                 if world.lock().unwrap().limits[&vm] != baseline {
-                    prop_assert_eq!(undo.map(|undo| undo.baseline_cores), Some(baseline));
+                    prop_assert_eq!(undo.map(|undo| undo.baselines), Some(vec![quota(baseline)]));
                 }
             }
             prop_assert_eq!(executor_now.ledger.intents().unwrap(), []);

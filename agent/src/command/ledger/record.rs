@@ -2,7 +2,7 @@
 
 use crate::command::clock::BootInstant;
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Command, VmId};
+use gnomon_common::wire::{Command, Means, Setting, VmId};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -34,15 +34,22 @@ pub struct Intent {
     pub received: BootInstant,
     /// The same on the wall clock, for people and for lateness after a reboot.
     pub received_at: Timestamp,
-    /// What was in force before, in cores; `None` is unlimited.
-    pub before_cores: Option<f64>,
-    /// What is to be in force, in cores; `None` is unlimited. For a release, the baseline.
-    pub target_cores: Option<f64>,
+    /// What is to be changed, one means each: one change for a command that sets something, one for each baseline for a release.
+    pub changes: Vec<Change>,
     /// Which life of the VM it is meant for, if that could be told.
     pub life: Option<VmLife>,
 }
 
-/// How to undo everything Gnomon did to one VM: written before its first change, forgotten by a release,
+/// One means: where it stood and where it is to stand.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Change {
+    /// In force before.
+    pub before: Setting,
+    /// To be in force; for a release, the baseline.
+    pub target: Setting,
+}
+
+/// How to undo everything Gnomon did to one VM: written before the first change by each means, forgotten by a release,
 /// replaced at the first change in its next life.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UndoRecord {
@@ -52,8 +59,25 @@ pub struct UndoRecord {
     pub name: String,
     /// Which life of the VM it belongs to, if that could be told: it says nothing about another one.
     pub life: Option<VmLife>,
-    /// CPU quota before the first change in this life, in cores; `None` is unlimited.
-    pub baseline_cores: Option<f64>,
+    /// What was in force before the first change in this life, one for each means that was changed, in the order of their first
+    /// changes.
+    pub baselines: Vec<Setting>,
     /// When it was read.
     pub at: Timestamp,
+}
+
+impl UndoRecord {
+    /// What was in force before the first change by this means, if there was one.
+    pub fn baseline(&self, means: Means) -> Option<Setting> {
+        self.baselines.iter().copied().find(|baseline| baseline.means() == means)
+    }
+
+    /// Adds the baselines of means that this record does not know yet.
+    pub fn extend(&mut self, newer: &Self) {
+        for baseline in &newer.baselines {
+            if self.baseline(baseline.means()).is_none() {
+                self.baselines.push(*baseline);
+            }
+        }
+    }
 }

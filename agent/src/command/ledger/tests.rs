@@ -1,30 +1,42 @@
 use super::*;
 use crate::command::clock::BootInstant;
-use gnomon_common::wire::{Action, Command, OutcomeResult, RefusedCommand};
+use gnomon_common::wire::{Action, Command, Origin, OutcomeResult, RefusedCommand, Setting};
 use uuid::Uuid;
+
+fn quota(cores: Option<f64>) -> Setting {
+    Setting::CpuQuota { cores }
+}
 
 fn intent(vm: u128, term: u64, number: u64) -> Intent {
     let command = Command {
         id: CommandId { term, number },
         vm: VmId(Uuid::from_u128(vm)),
-        action: Action::SetCpuQuota { cores: 1.1 },
+        action: Action::Set(quota(Some(1.1))),
         fence: Fence { term, generation: number },
         time_to_live_ms: 1_000,
         reason: "grow".to_owned(),
     };
     let received = BootInstant { boot: Uuid::from_u128(1), us: 5 };
     let received_at = Timestamp::from_unix_ms(9);
-    Intent { command, received, received_at, before_cores: None, target_cores: Some(1.1), life: None }
+    let changes = vec![Change { before: quota(None), target: quota(Some(1.1)) }];
+    Intent { command, received, received_at, changes, life: None }
 }
 
 fn undo(vm: u128, baseline_cores: Option<f64>) -> UndoRecord {
     let at = Timestamp::from_unix_ms(1);
-    UndoRecord { vm: VmId(Uuid::from_u128(vm)), name: format!("vm{vm}"), life: None, baseline_cores, at }
+    UndoRecord {
+        vm: VmId(Uuid::from_u128(vm)),
+        name: format!("vm{vm}"),
+        life: None,
+        baselines: vec![quota(baseline_cores)],
+        at,
+    }
 }
 
 fn outcome(intent: &Intent) -> Outcome {
-    let result = OutcomeResult::Applied { before_cores: None, after_cores: Some(1.1), took_us: 7 };
-    Outcome { id: intent.command.id, vm: intent.command.vm, at: Timestamp::from_unix_ms(10), result }
+    let result = OutcomeResult::Applied { before: vec![quota(None)], after: vec![quota(Some(1.1))], took_us: 7 };
+    let (id, vm) = (intent.command.id, intent.command.vm);
+    Outcome { id, vm, at: Timestamp::from_unix_ms(10), origin: Origin::Command, result }
 }
 
 /// What a process killed now would leave behind: the bytes the kernel has, without any closing of the open ledger.

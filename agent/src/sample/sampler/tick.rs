@@ -303,10 +303,12 @@ impl Sampler {
                 allocation: Allocation {
                     quota_cores: vm.as_ref().and_then(|vm| vm.quota_cores),
                     vcpus: facts.vcpus,
+                    vcpus_max: facts.vcpus,
                     memory_bytes: facts.memory_bytes,
                 },
                 cpu: vm.and_then(|vm| vm.series.take_window().finish(window_s)),
                 memory: memory(&self.config.proc, facts),
+                stood_down: false,
             });
         }
         self.metrics.windows.inc();
@@ -343,5 +345,5 @@ fn memory(proc: &Proc, facts: &VmFacts) -> Option<MemoryWindow> {
     let resident_bytes = proc.resident_bytes(process.pid).ok()?;
     // Read after the memory: if the pid belongs to another process by now, this tells.
     let same = proc.stat(process.pid).is_ok_and(|stat| stat.start_ticks == process.start_ticks);
-    same.then_some(MemoryWindow { resident_bytes, balloon_bytes: facts.balloon_bytes })
+    same.then_some(MemoryWindow { resident_bytes, balloon_bytes: facts.balloon_bytes, ..MemoryWindow::default() })
 }

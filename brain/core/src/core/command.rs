@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Action, Command, CommandId, Fence, HostId, Outcome, OutcomeResult, RefusedCommand, VmId};
+use gnomon_common::wire::{
+    Action, Command, CommandId, Fence, HostId, Outcome, OutcomeResult, RefusedCommand, Setting, VmId,
+};
 
 use super::{ACTOR, Core};
 use crate::fleet::Flight;
@@ -96,16 +98,18 @@ impl Core {
         let Some(vm) = self.fleet.vms.get_mut(&vm_id) else { return };
         vm.note_result(id, &outcome.result);
         let detail = match &outcome.result {
-            OutcomeResult::Applied { before_cores, after_cores, took_us } => {
+            OutcomeResult::Applied { before, after, took_us } => {
                 vm.pace.succeed();
                 let released = self.holds.on_vm(vm_id, vm.host.as_ref()) == Some(Hold::Released);
                 vm.restored |= action == Action::Release && released;
-                if vm.read_back(*after_cores, outcome.at, now) {
+                if let Some(quota_cores) = Setting::quota_among(after)
+                    && vm.read_back(quota_cores, outcome.at, now)
+                {
                     let record = Record::Allocation { vm: vm_id, allocation: vm.allocation, at: outcome.at };
                     self.persist(record);
                 }
-                let cores = |cores: &Option<f64>| cores.map_or("unlimited".to_owned(), |cores| format!("{cores:.2}"));
-                format!("applied: {} -> {} cores in {took_us} us", cores(before_cores), cores(after_cores))
+                let changes = before.iter().zip(after).map(|(before, after)| format!("{before} -> {after}"));
+                format!("applied: {} in {took_us} us", changes.collect::<Vec<_>>().join(", "))
             }
             OutcomeResult::DryRun => {
                 vm.pace.back_off(now);

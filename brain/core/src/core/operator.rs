@@ -92,7 +92,7 @@ impl Core {
             host: host.clone(),
             vm: id,
             action: Action::Release,
-            before_cores: vm.allocation.quota_cores,
+            before: None,
             reason: Reason::Operator,
         })
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Action, Fence, Report, VmId, VmState, VmWindow};
+use gnomon_common::wire::{Action, Fence, Report, Setting, VmId, VmState, VmWindow};
 
 use super::Core;
 use crate::fleet::{Host, Vm};
@@ -64,8 +64,8 @@ impl Core {
         Some(PlannedAction {
             host: report.host.clone(),
             vm: id,
-            action: Action::SetCpuQuota { cores },
-            before_cores: vm.allocation.quota_cores,
+            action: Action::Set(Setting::CpuQuota { cores: Some(cores) }),
+            before: Some(Setting::CpuQuota { cores: vm.allocation.quota_cores }),
             reason,
         })
     }
@@ -85,8 +85,8 @@ impl Core {
         self.persist(Record::Plan(plan.clone()));
         for action in plan.actions {
             let Some(vm) = self.fleet.vms.get_mut(&action.vm) else { continue };
-            if let Action::SetCpuQuota { cores } = action.action {
-                vm.recommended = Some(cores);
+            if let Action::Set(Setting::CpuQuota { cores }) = action.action {
+                vm.recommended = cores;
             }
             vm.remember(RecentAction { at: now, id: None, action, result: None });
         }

@@ -4,7 +4,7 @@ mod bench;
 mod invariants;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Action, Fence, OutcomeResult, RefusedCommand, Report, VmState};
+use gnomon_common::wire::{Action, Fence, OutcomeResult, RefusedCommand, Report, Setting, VmState};
 
 use crate::io::{Hold, Input, OperatorRequest, Output, Record, Restored, Scope};
 use crate::plan::Reason;
@@ -29,7 +29,7 @@ fn a_starved_vm_gets_room_at_once_and_only_one_command_at_a_time() {
     let mut bench = Bench::new(policy(Mode::Auto));
     bench.report(0, &[(1, 0.2, 0.9)], Some(0.2));
     let command = bench.commands().pop().unwrap();
-    assert_eq!(command.action, Action::SetCpuQuota { cores: 0.99 });
+    assert_eq!(command.action, Action::Set(Setting::CpuQuota { cores: Some(0.99) }));
     bench.report(10, &[(1, 0.2, 0.9)], Some(0.2));
     assert_eq!(bench.commands(), []);
     assert_eq!(bench.core.vm(vm(1)).unwrap().in_flight, Some(command.id));

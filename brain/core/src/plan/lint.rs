@@ -1,6 +1,6 @@
 //! A second opinion on every plan, before it leaves: it knows the rules but not how the planner came to its result.
 
-use gnomon_common::wire::{Action, Fence, HostId, VmId};
+use gnomon_common::wire::{Action, Fence, HostId, Setting, VmId};
 use thiserror::Error;
 
 use super::size::{Bounds, QUOTA_STEP_CORES};
@@ -49,7 +49,7 @@ pub(crate) fn check(plan: &Plan, last: Fence, facts: impl Fn(VmId) -> Option<VmF
         if facts.command_in_flight {
             return Err(Violation::InFlight(vm));
         }
-        if let Action::SetCpuQuota { cores } = action.action {
+        if let Action::Set(Setting::CpuQuota { cores: Some(cores) }) = action.action {
             let within = facts.bounds.is_some_and(|bounds| (bounds.floor..=bounds.ceiling).contains(&cores));
             let steps = cores / QUOTA_STEP_CORES;
             if !within || (steps - steps.round()).abs() > 1e-6 {
@@ -86,8 +86,14 @@ mod tests {
     }
 
     fn action(number: u128, cores: f64, reason: Reason) -> PlannedAction {
-        let action = Action::SetCpuQuota { cores };
-        PlannedAction { host: host(), vm: vm(number), action, before_cores: Some(0.5), reason }
+        let action = Action::Set(Setting::CpuQuota { cores: Some(cores) });
+        PlannedAction {
+            host: host(),
+            vm: vm(number),
+            action,
+            before: Some(Setting::CpuQuota { cores: Some(0.5) }),
+            reason,
+        }
     }
 
     fn verdict(actions: Vec<PlannedAction>) -> Result<(), Violation> {

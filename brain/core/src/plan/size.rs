@@ -124,7 +124,7 @@ mod tests {
     }
 
     fn allocation(quota: Option<f64>) -> Allocation {
-        Allocation { quota_cores: quota, vcpus: 2, memory_bytes: 0 }
+        Allocation { quota_cores: quota, vcpus: 2, vcpus_max: 2, memory_bytes: 0 }
     }
 
     #[test]

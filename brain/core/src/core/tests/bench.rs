@@ -5,7 +5,7 @@ use std::time::Duration;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     AgentEpoch, Allocation, Command, CommandId, CpuBounds, CpuWindow, HostFacts, HostId, HostWindow, Losses, MeanMax,
-    Outcome, OutcomeResult, Report, Sequence, VmId, VmState, VmWindow,
+    Means, MemoryBounds, Origin, Outcome, OutcomeResult, Report, Sequence, Setting, VmId, VmState, VmWindow,
 };
 use uuid::Uuid;
 
@@ -46,12 +46,15 @@ pub(super) fn facts() -> HostFacts {
         kernel: String::new(),
         hypervisor: String::new(),
         cpu_bounds: CpuBounds { floor_cores: 0.05, ceiling_cores: 4.0 },
+        memory_bounds: MemoryBounds::default(),
+        means: vec![Means::CpuQuota],
         dry_run: false,
     }
 }
 
 pub(super) fn applied(before: f64, after: f64) -> OutcomeResult {
-    OutcomeResult::Applied { before_cores: Some(before), after_cores: Some(after), took_us: 1000 }
+    let quota = |cores| vec![Setting::CpuQuota { cores: Some(cores) }];
+    OutcomeResult::Applied { before: quota(before), after: quota(after), took_us: 1000 }
 }
 
 /// VMs as (number, demand at least, demand at most), each with one vCPU and the same quota.
@@ -70,7 +73,8 @@ pub(super) fn report_of(host_name: &str, second: u64, vms: &[(u128, f64, f64)], 
             ..CpuWindow::default()
         }),
         memory: None,
-        allocation: Allocation { quota_cores: quota, vcpus: 1, memory_bytes: 1 << 30 },
+        allocation: Allocation { quota_cores: quota, vcpus: 1, vcpus_max: 1, memory_bytes: 1 << 30 },
+        stood_down: false,
     };
     Report {
         host: host(host_name),
@@ -148,7 +152,7 @@ impl Bench {
     }
 
     pub(super) fn outcome_by(&mut self, name: &str, second: u64, id: CommandId, result: OutcomeResult) {
-        let outcome = Outcome { id, vm: vm(1), at: at(second), result };
+        let outcome = Outcome { id, vm: vm(1), at: at(second), origin: Origin::Command, result };
         self.core.handle(at(second), Input::Outcome { host: host(name), outcome });
     }
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, Command, Fence, HostId, MeanMax, Outcome, OutcomeResult, RefusedCommand, Sequence, VmId, VmState,
+    Action, Command, Fence, HostId, MeanMax, Origin, Outcome, OutcomeResult, RefusedCommand, Sequence, Setting, VmId,
+    VmState,
 };
 use proptest::prelude::*;
 
@@ -101,7 +102,7 @@ impl Driver {
         assert!(self.ids.insert(id), "an id was used twice");
         let before = self.fences.insert(command.vm, command.fence);
         assert!(before.is_none_or(|before| before < command.fence), "a fence did not rise");
-        if let Action::SetCpuQuota { cores } = command.action {
+        if let Action::Set(Setting::CpuQuota { cores: Some(cores) }) = command.action {
             assert!((0.1..=1.0).contains(&cores), "{cores} cores are out of bounds");
             let steps = cores / QUOTA_STEP_CORES;
             assert!((steps - steps.round()).abs() < 1e-6, "{cores} is no multiple");
@@ -138,15 +139,17 @@ fn play(happenings: &[(i64, Happening)]) -> String {
             Happening::Answer { applied } => {
                 let Some((host, command)) = driver.in_flight.values().next().cloned() else { continue };
                 let result = match (applied, command.action) {
-                    (true, Action::SetCpuQuota { cores }) => {
-                        OutcomeResult::Applied { before_cores: None, after_cores: Some(cores), took_us: 1 }
+                    (true, Action::Set(target)) => {
+                        OutcomeResult::Applied { before: vec![], after: vec![target], took_us: 1 }
                     }
-                    (true, Action::Release) => {
-                        OutcomeResult::Applied { before_cores: None, after_cores: None, took_us: 1 }
-                    }
+                    (true, Action::Release) => OutcomeResult::Applied {
+                        before: vec![],
+                        after: vec![Setting::CpuQuota { cores: None }],
+                        took_us: 1,
+                    },
                     (false, _) => OutcomeResult::Refused(RefusedCommand::UnknownVm),
                 };
-                let outcome = Outcome { id: command.id, vm: command.vm, at: now_at, result };
+                let outcome = Outcome { id: command.id, vm: command.vm, at: now_at, origin: Origin::Command, result };
                 core.handle(now_at, Input::Outcome { host, outcome });
             }
             Happening::Up(on) => core.handle(now_at, Input::HostUp { host: host(HOSTS[on]), facts: facts() }),
