@@ -12,25 +12,17 @@
 // For the host this compiles to an empty program, so that the workspace's checks reach these sources.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
+mod accounts;
 mod task;
 mod thread_table;
 
+use accounts::{Unclaimed, now_ns};
 use aya_ebpf::bindings::task_struct;
-use aya_ebpf::btf_maps::Array;
-use aya_ebpf::macros::{btf_map, btf_tracepoint};
+use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use aya_log_ebpf::warn;
 use core::ffi::c_void;
 use gnomon_common::abi::sched::THREAD_GONE;
 use task::{TASK_DEAD, TASK_RUNNING, Task};
-use thread_table::{Unclaimed, now_ns};
-
-/// At most one diagnostic line in this time: a full table is reported, not suffered for every new thread.
-const LOG_INTERVAL_NS: u64 = 1_000_000_000;
-
-/// When the last diagnostic line was written.
-#[btf_map]
-static LOGGED_NS: Array<u64, 1> = Array::new();
 
 /// `(bool preempt, struct task_struct *prev, struct task_struct *next, unsigned int prev_state)`: in this order since 5.18.
 #[btf_tracepoint(function = "sched_switch")]
@@ -48,7 +40,7 @@ fn on_switch(preempt: u64, prev: Task, next: Task, prev_state: u32) {
         let preempted = preempt & 1 != 0;
         // SAFETY: `prev`'s account, under its run-queue's lock.
         unsafe {
-            thread_table::write(leaving, |account| {
+            accounts::write(leaving, |account| {
                 account.leave_cpu(switched_ns, preempted || prev_state == TASK_RUNNING);
                 if !preempted && prev_state & TASK_DEAD != 0 {
                     account.state = THREAD_GONE;
@@ -62,37 +54,22 @@ fn on_switch(preempt: u64, prev: Task, next: Task, prev_state: u32) {
             switched_ns = now_ns();
         }
         // SAFETY: `next`'s account, under its run-queue's lock.
-        unsafe { thread_table::write(entering, |account| account.enter_cpu(switched_ns)) };
+        unsafe { accounts::write(entering, |account| account.enter_cpu(switched_ns)) };
     }
 }
 
 /// `(struct task_struct *p)`: a thread was put on a run-queue.
 #[btf_tracepoint(function = "sched_wakeup")]
 pub fn sched_wakeup(ctx: BtfTracePointContext) -> i32 {
-    on_wakeup(Task::from_arg(ctx.arg(0)));
+    accounts::on_wakeup(thread_table::account_of(Task::from_arg(ctx.arg(0))));
     0
 }
 
 /// `(struct task_struct *p)`: the same for a thread's first time.
 #[btf_tracepoint(function = "sched_wakeup_new")]
 pub fn sched_wakeup_new(ctx: BtfTracePointContext) -> i32 {
-    on_wakeup(Task::from_arg(ctx.arg(0)));
+    accounts::on_wakeup(thread_table::account_of(Task::from_arg(ctx.arg(0))));
     0
-}
-
-#[inline(always)]
-fn on_wakeup(task: Task) {
-    let account = thread_table::account_of(task);
-    if account.is_null() {
-        return;
-    }
-    // SAFETY: this thread's account, under its run-queue's lock. Written without `seq`: a reader that sees one of
-    // the two words without the other still sees a state that existed.
-    unsafe {
-        if (*account).is_asleep() {
-            (*account).wake(now_ns());
-        }
-    }
 }
 
 /// `(struct task_struct *task, unsigned long clone_flags)`: a thread was made and has not run yet.
@@ -100,7 +77,7 @@ fn on_wakeup(task: Task) {
 pub fn task_newtask(ctx: BtfTracePointContext) -> i32 {
     let task = Task::from_arg(ctx.arg(0));
     if let Err(why) = try_register_newborn(task) {
-        report(task, why);
+        accounts::report(task.tid(), task.tgid(), why);
     }
     0
 }
@@ -108,17 +85,17 @@ pub fn task_newtask(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn try_register_newborn(task: Task) -> Result<(), Unclaimed> {
     let tgid = task.tgid();
-    let Some(entry) = thread_table::entry_of(tgid) else {
+    let Some(entry) = accounts::entry_of(tgid) else {
         return Ok(());
     };
     if task.tid() == tgid {
         // A new process under the id of one that the agent has not yet seen end.
-        thread_table::forget(tgid);
+        accounts::forget(tgid);
         return Ok(());
     }
     thread_table::claim(task, entry.slot, thread_table::pass_number())?;
     // The agent may have let go of the process since: then its pass may have missed this thread.
-    let still = thread_table::entry_of(tgid).is_some_and(|now| now.slot == entry.slot);
+    let still = accounts::entry_of(tgid).is_some_and(|now| now.slot == entry.slot);
     if !still && let Some(reference) = thread_table::registration_of(task) {
         thread_table::release(task, reference);
     }
@@ -141,18 +118,18 @@ pub extern "C" fn register_tasks(ctx: *mut c_void) -> i32 {
     if let Some(task) = Task::from_ptr(task)
         && let Err(why) = try_register(task)
     {
-        report(task, why);
+        accounts::report(task.tid(), task.tgid(), why);
     }
     0
 }
 
 #[inline(always)]
 fn try_register(task: Task) -> Result<(), Unclaimed> {
-    let entry = thread_table::entry_of(task.tgid());
+    let entry = accounts::entry_of(task.tgid());
     let pass = thread_table::pass_number();
     if let Some(reference) = thread_table::registration_of(task) {
         if entry.is_some_and(|entry| entry.slot == reference.slot) {
-            let account = thread_table::account_at(reference.index);
+            let account = accounts::account_at(reference.index);
             if !account.is_null() {
                 // SAFETY: in bounds; one aligned word that no other program writes after the claim.
                 unsafe { (&raw mut (*account).pass).write_volatile(pass) };
@@ -176,29 +153,6 @@ fn try_register(task: Task) -> Result<(), Unclaimed> {
         Err(_) if entry.settled != 0 => Ok(()),
         Err(why) => Err(why),
     }
-}
-
-/// Counts a thread that goes unmeasured, and says so once in a while.
-#[inline(always)]
-fn report(task: Task, why: Unclaimed) {
-    let reason = match why {
-        Unclaimed::AlreadyOwned => return,
-        Unclaimed::TableFull => "the table of threads is full",
-        Unclaimed::NoStorage => "the kernel gave no task storage",
-    };
-    thread_table::count_unmeasured();
-    let Some(logged_ns) = LOGGED_NS.get_ptr_mut(0) else {
-        return;
-    };
-    let now_ns = now_ns();
-    // SAFETY: in bounds. Two CPUs at once may write two lines instead of one.
-    unsafe {
-        if *logged_ns != 0 && now_ns.saturating_sub(*logged_ns) < LOG_INTERVAL_NS {
-            return;
-        }
-        *logged_ns = now_ns;
-    }
-    warn!(&(), "thread {} of process {} goes unmeasured: {}", task.tid(), task.tgid(), reason);
 }
 
 /// What a program costs that does nothing: the yardstick of the probe's benchmark, never attached otherwise.

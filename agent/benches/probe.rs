@@ -12,7 +12,7 @@
 use anyhow::{Context, Result, ensure};
 use aya::programs::loaded_programs;
 use clap::Parser;
-use gnomon_agent::probe::{Baseline, ProgramCost, Scheduler, SchedulerOptions, StatsEnabled};
+use gnomon_agent::probe::{Baseline, Mechanism, ProgramCost, Scheduler, SchedulerOptions, StatsEnabled, Tracefs};
 use gnomon_common::wire::VmId;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::Serialize;
@@ -61,12 +61,23 @@ enum Candidate {
     Empty,
     NoVm,
     Vm,
+    ClassicNoVm,
+    ClassicVm,
     Runqlat,
     RunqlatPerProcess,
 }
 
 impl Candidate {
-    const ALL: [Self; 6] = [Self::Nothing, Self::Empty, Self::NoVm, Self::Vm, Self::Runqlat, Self::RunqlatPerProcess];
+    const ALL: [Self; 8] = [
+        Self::Nothing,
+        Self::Empty,
+        Self::NoVm,
+        Self::Vm,
+        Self::ClassicNoVm,
+        Self::ClassicVm,
+        Self::Runqlat,
+        Self::RunqlatPerProcess,
+    ];
 
     fn title(self) -> &'static str {
         match self {
@@ -74,6 +85,8 @@ impl Candidate {
             Self::Empty => "empty program",
             Self::NoVm => "probe, threads of no VM",
             Self::Vm => "probe, threads of a VM",
+            Self::ClassicNoVm => "classic, threads of no VM",
+            Self::ClassicVm => "classic, threads of a VM",
             Self::Runqlat => "runqlat",
             Self::RunqlatPerProcess => "runqlat -P",
         }
@@ -189,14 +202,19 @@ enum Attached {
 }
 
 impl Attached {
-    /// `None` if the candidate is not installed.
+    /// `None` if the candidate is not installed (a runqlat), or what it needs is not mounted (tracefs).
     fn new(candidate: Candidate, workload: &Workload) -> Result<Option<Self>> {
-        let probe = || Scheduler::load(SchedulerOptions::default()).map(Box::new);
+        let mechanism = match candidate {
+            Candidate::ClassicNoVm | Candidate::ClassicVm => Mechanism::Tracepoints,
+            _ => Mechanism::TaskStorage,
+        };
+        let probe = || Scheduler::load(SchedulerOptions { mechanism, ..SchedulerOptions::default() }).map(Box::new);
         Ok(Some(match candidate {
             Candidate::Nothing => Self::Nothing,
             Candidate::Empty => Self::Empty(Baseline::load()?),
-            Candidate::NoVm => Self::Probe(probe()?),
-            Candidate::Vm => {
+            Candidate::ClassicNoVm | Candidate::ClassicVm if Tracefs::find().is_err() => return Ok(None),
+            Candidate::NoVm | Candidate::ClassicNoVm => Self::Probe(probe()?),
+            Candidate::Vm | Candidate::ClassicVm => {
                 let mut scheduler = probe()?;
                 scheduler.track(VmId(Uuid::from_u128(1)), &[workload.child.id()])?;
                 Self::Probe(scheduler)

@@ -3,6 +3,7 @@
 //! Every key has its unit in its name, an unknown key is an error that names the nearest known one, and relative paths are taken from the
 //! file's own folder. Parsing touches nothing but the text it is given; [`Config::load`] alone reads the file.
 
+use crate::cpu_source::Choice;
 use gnomon_common::wire::{CpuBounds, HostId};
 use serde::Deserialize;
 use std::net::SocketAddr;
@@ -28,6 +29,9 @@ pub struct Config {
     pub host: Host,
     /// Where the brain is and how both prove who they are.
     pub brain: Brain,
+    /// By what means to measure.
+    #[serde(default)]
+    pub probe: Probe,
     /// How often to measure.
     #[serde(default)]
     pub sample: Sample,
@@ -70,6 +74,14 @@ pub struct Brain {
     pub certificate: PathBuf,
     /// PEM: its private key; refused when others than owner and group can read it.
     pub key: PathBuf,
+}
+
+/// `[probe]`
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Probe {
+    /// Where readings of CPU come from.
+    pub source: Choice,
 }
 
 /// `[sample]`
@@ -290,6 +302,7 @@ mod tests {
         let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/agent.toml"));
         let shipped = Config::load(path).unwrap();
         let minimal = parse(MINIMAL).unwrap();
+        assert_eq!(shipped.probe.source, minimal.probe.source);
         assert_eq!(shipped.sample.window_ms, minimal.sample.window_ms);
         assert_eq!(shipped.sample.sample_ms, minimal.sample.sample_ms);
         assert_eq!(shipped.guard.cpu_bounds(), minimal.guard.cpu_bounds());

@@ -13,15 +13,15 @@ use crate::command::directory::InventoryDirectory;
 use crate::command::executor::{self, Executor, Policy};
 use crate::command::ledger::{Ledger, LedgerError};
 use crate::config::{Config, Listen};
+use crate::cpu_source::{self, SignalMetrics, Source, SourceUnavailable};
 use crate::host::inventory::{self, Inventory, InventoryConfig, InventoryMetrics};
 use crate::host::machine::Machine;
 use crate::host::process::Proc;
-use crate::probe::{ProbeError, Scheduler, SchedulerOptions};
-use crate::sample::{self, HostReport, SampleMetrics, SamplerConfig, SamplerHandle};
+use crate::sample::{self, HostReport, SampleMetrics, SamplerConfig, SamplerHandle, SchedSource};
 use crate::telemetry::{self, WithCost};
 use crate::uplink::identity::{self, IdentityError};
 use crate::uplink::{self, Spool, Uplink};
-use gnomon_common::wire::{HostFacts, MemoryBounds, Means};
+use gnomon_common::wire::{CpuSource, HostFacts, MemoryBounds, Means};
 use prometheus_client::registry::Registry;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -57,9 +57,9 @@ pub enum DaemonError {
     /// The ledger; [`LedgerError::Locked`] if another agent runs.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// The eBPF programs.
-    #[error("the scheduler probe cannot be loaded: {0}")]
-    Probe(#[from] ProbeError),
+    /// The source of CPU readings that `probe.source` demands.
+    #[error(transparent)]
+    CpuSource(#[from] SourceUnavailable),
     /// The sampler's intervals or its thread.
     #[error("sampling cannot start: {0}")]
     Sampler(Box<dyn std::error::Error + Send + Sync>),
@@ -117,12 +117,12 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
     let ledger = Ledger::open(&config.ledger_path())?;
     let epoch = ledger.raise_epoch(clock.now().wall)?;
     tracing::info!(host = %config.host.name, epoch = epoch.0, version = env!("CARGO_PKG_VERSION"), dry_run, "gnomon-agent starts");
-    let scheduler = Scheduler::load(SchedulerOptions::default())?;
+    let (cpu_source, source) = cpu_source(&config, &mut registry)?;
 
     let (mut inventory, _inventory_handle) =
         inventory(&config, &mut registry).map_err(system("the inventory's threads"))?;
     let (report, reports) = mpsc::channel(REPORTS_WAITING_MAX);
-    let sampler = sampler(&config, &inventory, WithCost::register(scheduler, &mut registry), report, &mut registry)?;
+    let sampler = sampler(&config, &inventory, source, report, &mut registry)?;
     let command_metrics = command::Metrics::register(&mut registry);
     let actuator = actuator(&config, inventory.clone()).map_err(system("the actuation thread"))?;
     let policy = Policy { bounds: config.guard.cpu_bounds(), dry_run };
@@ -130,7 +130,7 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
     let executor = Executor::new(ledger, Box::new(actuator), directory, policy, clock, command_metrics.clone());
 
     let uplink_metrics = uplink::Metrics::register(&mut registry);
-    let facts = facts(&config, dry_run, inventory.clone());
+    let facts = facts(&config, dry_run, cpu_source, inventory.clone());
     if let Listen::At(address) = config.metrics.listen {
         let metrics = uplink_metrics.clone();
         let silence_max = Duration::from_millis(config.sample.window_ms.into()) * WINDOWS_MISSED_MAX;
@@ -180,10 +180,48 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
     ended
 }
 
+/// Climbs to the best source of CPU readings, and says where the agent stands and why not higher.
+fn cpu_source(
+    config: &Config,
+    registry: &mut Registry,
+) -> Result<(CpuSource, Box<dyn SchedSource + Send>), DaemonError> {
+    let climb = cpu_source::climb(config.probe.source, &cpu_source::Host)?;
+    for fall in &climb.falls {
+        tracing::warn!(source = %fall.rung, why = fall.why, "a better source of CPU readings does not work here");
+    }
+    let rung = climb.rung;
+    tracing::info!(
+        source = %rung,
+        waiting = rung.tells_waiting(),
+        events = rung.counts_events(),
+        "CPU readings; `gnomon-agent doctor` says what would give more"
+    );
+    SignalMetrics::register(registry).show(rung);
+    let source = match climb.source {
+        Source::Probe(scheduler) => Box::new(WithCost::register(*scheduler, registry)),
+        other => other.boxed(),
+    };
+    Ok((rung, source))
+}
+
+/// What the agent does of its own accord. The capacity is that of its start: CPUs plugged in later are the brain's to share out.
+fn duties(config: &Config, epoch: AgentEpoch) -> Duties {
+    let machine = Machine::new(Proc::default(), config.host.cgroup_root.clone());
+    let online = || machine.cpus().map_or_else(|_| num_cpus(), f64::from);
+    Duties {
+        away: config.away,
+        reconcile: config.reconcile,
+        capacity_cores: config.host.capacity_cores.unwrap_or_else(online),
+        epoch,
+        live: LiveLoads::default(),
+        stood_down: StoodDownVms::default(),
+    }
+}
+
 fn sampler(
     config: &Config,
     inventory: &watch::Receiver<Arc<Inventory>>,
-    probe: WithCost,
+    source: Box<dyn SchedSource + Send>,
     report: mpsc::Sender<HostReport>,
     registry: &mut Registry,
 ) -> Result<SamplerHandle, DaemonError> {
@@ -195,7 +233,7 @@ fn sampler(
         cgroup_root: config.host.cgroup_root.clone(),
         ..SamplerConfig::default()
     };
-    sample::spawn(config, inventory.clone(), Box::new(probe), report, metrics)
+    sample::spawn(config, inventory.clone(), source, report, metrics)
         .map_err(|error| DaemonError::Sampler(error.into()))
 }
 
@@ -203,6 +241,7 @@ fn sampler(
 fn facts(
     config: &Config,
     dry_run: bool,
+    cpu_source: CpuSource,
     inventory: watch::Receiver<Arc<Inventory>>,
 ) -> Box<dyn Fn() -> HostFacts + Send + Sync> {
     let declared_cores = config.host.capacity_cores;
@@ -220,6 +259,7 @@ fn facts(
             memory_bounds: MemoryBounds::default(),
             means: vec![Means::CpuQuota],
             dry_run,
+            cpu_source,
         }
     })
 }

@@ -1,6 +1,6 @@
 //! The privileged daemon of a hypervisor.
 //!
-//! It measures, per VM and second, what the VM *wanted* ([`probe`], [`host`], [`sample`]), ships that to the brain
+//! It measures, per VM and second, what the VM *wanted* ([`probe`], [`cpu_source`], [`host`], [`sample`]), ships that to the brain
 //! ([`uplink`]), and carries out the brain's commands within its own guard rails ([`command`], [`actuate`]). It never decides
 //! by itself how large a VM should be, never follows a command past its configured bounds, and never changes a VM without
 //! an undo record. Data enters from the kernel, libvirt and the brain's connection; it leaves as reports, outcomes and
@@ -9,6 +9,7 @@
 pub mod actuate;
 pub mod command;
 pub mod config;
+pub mod cpu_source;
 pub mod daemon;
 pub mod host;
 pub mod probe;

@@ -1,6 +1,7 @@
 //! eBPF programs in the running kernel: load, attach, drain.
 //!
-//! [`Scheduler`] measures how long the threads of VMs ran and waited for a CPU. The kernel writes the counts into an array that
+//! [`Scheduler`] measures how long the threads of VMs ran and waited for a CPU, by one of two sets of programs ([`Mechanism`]): which
+//! of them this kernel and these rights allow is found out by loading them. The kernel writes the counts into an array that
 //! is mapped here read-only, so a drain is a plain memory read. This module never decides which processes are a VM's (it is told
 //! by [`Scheduler::track`]) and never computes a rate. Data enters from the kernel's shared memory and leaves as
 //! [`SchedReading`](crate::reading::SchedReading), diagnostics of the programs leave through `log`.
@@ -8,21 +9,26 @@
 //! All user-space code that is unsafe because of eBPF lives here.
 #![allow(unsafe_code)]
 
+mod accounting;
 mod baseline;
 mod btf;
+mod classic;
 mod cost;
 #[cfg(test)]
 mod kernel_tests;
 mod ledger;
 mod load;
+mod registration;
 mod roster;
 mod scheduler;
 mod table;
+mod tracefs;
 
 pub use baseline::Baseline;
 pub use btf::BtfError;
 pub use cost::{ProgramCost, StatsEnabled};
-pub use scheduler::{Scheduler, SchedulerOptions};
+pub use scheduler::{Mechanism, Scheduler, SchedulerOptions};
+pub use tracefs::{Tracefs, TracefsError};
 
 use aya::maps::MapError;
 use aya::programs::ProgramError;
@@ -33,7 +39,7 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// The kernel publishes no type information.
-    #[error("reading {path}: {source}; the scheduler probe needs a kernel built with CONFIG_DEBUG_INFO_BTF=y")]
+    #[error("reading {path}: {source}; programs with task storage need a kernel built with CONFIG_DEBUG_INFO_BTF=y")]
     NoBtf {
         /// Where it was looked for.
         path: &'static str,
@@ -60,6 +66,9 @@ pub enum ProbeError {
         /// What is missing.
         source: AyaBtfError,
     },
+    /// What the classic tracepoints need is not there.
+    #[error("classic tracepoints: {0}")]
+    Tracefs(#[from] TracefsError),
     /// The process may not load eBPF programs.
     #[error(
         "{what} is not permitted: run the agent as root or with CAP_BPF and CAP_PERFMON (and CAP_SYS_RESOURCE before \

@@ -1,4 +1,4 @@
-//! `Reading`: cumulative counters of every VM at one instant, as the probe hands them to [`crate::sample`].
+//! `Reading`: cumulative counters of every VM at one instant, as a source hands them to [`crate::sample`].
 
 use gnomon_common::abi::sched::WAIT_BUCKETS;
 use gnomon_common::wire::VmId;
@@ -23,12 +23,19 @@ pub struct SchedCounters {
     pub run_ns: u64,
     /// Time runnable but not on a CPU, whatever the reason (contention or quota), in nanoseconds.
     pub wait_ns: u64,
+    /// What only eBPF counts; `None` where the source does not.
+    pub events: Option<SchedEvents>,
+    /// Threads alive and measured now.
+    pub threads: u32,
+}
+
+/// The scheduler's events of one VM's threads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SchedEvents {
     /// Wake-ups.
     pub wakeups: u64,
     /// Involuntary preemptions.
     pub preemptions: u64,
     /// Ended waits by length; bucket `b` counts `2^b ..= 2^(b+1)-1` ns.
     pub wait_log2: [u64; WAIT_BUCKETS],
-    /// Threads alive and measured now.
-    pub threads: u32,
 }

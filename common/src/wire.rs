@@ -17,7 +17,7 @@ pub mod setting;
 pub use command::{Action, Command, Fence};
 pub use frame::{FRAME_BYTES_MAX, FrameError};
 pub use hello::{
-    AgentMessage, BrainMessage, CpuBounds, Hello, HostFacts, MemoryBounds, RefusalCode, VersionRange, Welcome,
+    AgentMessage, BrainMessage, CpuBounds, CpuSource, Hello, HostFacts, MemoryBounds, RefusalCode, VersionRange, Welcome,
 };
 pub use id::{AgentEpoch, CommandId, HostId, InvalidHostId, Sequence, VmId};
 pub use outcome::{LocalCause, Origin, Outcome, OutcomeResult, RefusedCommand};

@@ -61,13 +61,13 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, ReadError> {
 }
 
 /// A kernel file as text; what is not UTF-8 (a process may name itself anything) is replaced, never refused.
-pub(super) fn read_text(path: &Path) -> Result<String, ReadError> {
+pub(crate) fn read_text(path: &Path) -> Result<String, ReadError> {
     read(path)
         .map(|bytes| String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
 }
 
 /// A value that `parse` finds in a kernel file.
-pub(super) fn read_value<T>(
+pub(crate) fn read_value<T>(
     path: &Path,
     expected: &'static str,
     parse: impl FnOnce(&str) -> Option<T>,

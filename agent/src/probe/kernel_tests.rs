@@ -1,7 +1,8 @@
-//! The scheduler probe on the running kernel. Each test says so and passes where it may not load eBPF programs.
+//! The scheduler probe on the running kernel, by each of its mechanisms. Each test says so and passes where it may not load eBPF
+//! programs.
 
-use super::{ProbeError, Scheduler, SchedulerOptions};
-use crate::reading::{SchedCounters, SchedReading};
+use super::{Mechanism, ProbeError, Scheduler, SchedulerOptions, TracefsError};
+use crate::reading::{SchedCounters, SchedEvents, SchedReading};
 use gnomon_common::wire::VmId;
 use std::fs;
 use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
@@ -12,14 +13,70 @@ const MS: u64 = 1_000_000;
 
 /// The probe, or `None` where it cannot be: no BTF, no rights.
 fn load(options: SchedulerOptions) -> Option<Scheduler> {
+    if options.mechanism == Mechanism::Tracepoints {
+        see_tracefs();
+    }
     match Scheduler::load(options) {
         Ok(scheduler) => Some(scheduler),
-        Err(error @ (ProbeError::NoBtf { .. } | ProbeError::NotPermitted { .. })) => {
+        Err(
+            error @ (ProbeError::NoBtf { .. }
+            | ProbeError::NotPermitted { .. }
+            | ProbeError::Tracefs(TracefsError::NotMounted | TracefsError::NotPermitted { .. })),
+        ) => {
             println!("skipped: {error}");
             None
         }
         Err(error) => panic!("{error}"),
     }
+}
+
+/// Mounts tracefs where nobody has, for this thread alone and as long as it lives.
+fn see_tracefs() {
+    use super::Tracefs;
+    if !matches!(Tracefs::find(), Err(TracefsError::NotMounted)) {
+        return;
+    }
+    // SAFETY: plain system calls with constant strings. The new mount namespace is this thread's, and private before anything is
+    // mounted in it. Where they fail there is no tracefs, and the test says so.
+    unsafe {
+        let root = c"/".as_ptr();
+        if libc::unshare(libc::CLONE_NEWNS) == 0
+            && libc::mount(root, root, std::ptr::null(), libc::MS_REC | libc::MS_PRIVATE, std::ptr::null()) == 0
+        {
+            let (kind, place) = (c"tracefs".as_ptr(), c"/sys/kernel/tracing".as_ptr());
+            libc::mount(kind, place, kind, 0, std::ptr::null());
+        }
+    }
+}
+
+/// Makes a test of each function for each mechanism, in a module of the mechanism's name.
+macro_rules! by_each_mechanism {
+    ($($test:ident),+ $(,)?) => {
+        mod task_storage {
+            $(#[test] fn $test() { super::$test(super::SchedulerOptions::default()); })+
+        }
+        mod tracepoints {
+            $(#[test] fn $test() {
+                let mechanism = super::Mechanism::Tracepoints;
+                super::$test(super::SchedulerOptions { mechanism, ..super::SchedulerOptions::default() });
+            })+
+        }
+    };
+}
+
+by_each_mechanism!(
+    two_vms_on_one_cpu_run_and_wait_as_the_kernel_says,
+    threads_started_after_tracking_are_counted_and_their_time_outlives_them,
+    a_thread_on_a_cpu_is_counted_from_its_registration,
+    what_is_no_vm_is_never_counted,
+    a_sleepers_wakeups_are_counted,
+    a_full_table_is_counted_once_per_thread_and_fills_again_when_there_is_room,
+    a_vm_no_longer_tracked_is_forgotten_and_starts_from_zero,
+    a_process_no_longer_named_leaves_its_counts_with_the_vm,
+);
+
+fn events(counters: &SchedCounters) -> SchedEvents {
+    counters.events.expect("eBPF counts events")
 }
 
 fn vm(number: u128) -> VmId {
@@ -144,9 +201,8 @@ fn the_probe_may_live_on_a_thread_of_its_own() {
     is_send::<Scheduler>();
 }
 
-#[test]
-fn two_vms_on_one_cpu_run_and_wait_as_the_kernel_says() {
-    let Some(mut scheduler) = load(SchedulerOptions::default()) else { return };
+fn two_vms_on_one_cpu_run_and_wait_as_the_kernel_says(options: SchedulerOptions) {
+    let Some(mut scheduler) = load(options) else { return };
     let hog = || {
         Child::start(|_, _| {
             pin_to_first_cpu();
@@ -174,18 +230,17 @@ fn two_vms_on_one_cpu_run_and_wait_as_the_kernel_says() {
         println!("from {before:?}\nto {after:?}");
         assert_close("run", after.0.run_ns - before.0.run_ns, after.1[0] - before.1[0]);
         assert_close("wait", after.0.wait_ns - before.0.wait_ns, after.1[1] - before.1[1]);
-        let preemptions = after.0.preemptions - before.0.preemptions;
+        let preemptions = events(&after.0).preemptions - events(&before.0).preemptions;
         assert_close("preemptions", preemptions, after.2 - before.2);
-        let waits = |counters: &SchedCounters| counters.wait_log2.iter().sum::<u64>();
+        let waits = |counters: &SchedCounters| events(counters).wait_log2.iter().sum::<u64>();
         // Each preemption ends in a switch back, but for those whose tracepoint the kernel did not fire.
         assert_close("waits that ended", waits(&after.0) - waits(&before.0), preemptions);
         assert_eq!(after.0.threads, 1);
     }
 }
 
-#[test]
-fn threads_started_after_tracking_are_counted_and_their_time_outlives_them() {
-    let Some(mut scheduler) = load(SchedulerOptions::default()) else { return };
+fn threads_started_after_tracking_are_counted_and_their_time_outlives_them(options: SchedulerOptions) {
+    let Some(mut scheduler) = load(options) else { return };
     let mut child = Child::start(|go, done| {
         wait_go(go);
         std::thread::scope(|scope| {
@@ -218,9 +273,8 @@ fn threads_started_after_tracking_are_counted_and_their_time_outlives_them() {
     }
 }
 
-#[test]
-fn a_thread_on_a_cpu_is_counted_from_its_registration() {
-    let Some(mut scheduler) = load(SchedulerOptions::default()) else { return };
+fn a_thread_on_a_cpu_is_counted_from_its_registration(options: SchedulerOptions) {
+    let Some(mut scheduler) = load(options) else { return };
     let hog = Child::start(|_, _| {
         loop {
             std::hint::spin_loop();
@@ -238,9 +292,8 @@ fn a_thread_on_a_cpu_is_counted_from_its_registration() {
     assert!(known_ns >= 60 * MS, "only {known_ns} ns are known of 100 ms");
 }
 
-#[test]
-fn what_is_no_vm_is_never_counted() {
-    let Some(mut scheduler) = load(SchedulerOptions::default()) else { return };
+fn what_is_no_vm_is_never_counted(options: SchedulerOptions) {
+    let Some(mut scheduler) = load(options) else { return };
     let mut child = Child::start(|go, done| {
         wait_go(go);
         // A process of its own, although a VM's process started it.
@@ -266,9 +319,8 @@ fn what_is_no_vm_is_never_counted() {
     assert_eq!((counters.threads, reading.threads_unmeasured), (1, 0));
 }
 
-#[test]
-fn a_sleepers_wakeups_are_counted() {
-    let Some(mut scheduler) = load(SchedulerOptions::default()) else { return };
+fn a_sleepers_wakeups_are_counted(options: SchedulerOptions) {
+    let Some(mut scheduler) = load(options) else { return };
     let mut child = Child::start(|go, done| {
         wait_go(go);
         for _ in 0..100 {
@@ -280,16 +332,15 @@ fn a_sleepers_wakeups_are_counted() {
     let sleeps_before = child.status("voluntary_ctxt_switches:");
     child.go();
     child.wait_done();
-    let wakeups = counters(&scheduler.drain(), vm(1)).wakeups;
+    let wakeups = events(&counters(&scheduler.drain(), vm(1))).wakeups;
     // A timer that fires before the thread has gone to sleep saves it the sleep: the kernel's count tells how many it was.
     let sleeps = child.status("voluntary_ctxt_switches:") - sleeps_before;
     assert!(sleeps > 50, "only {sleeps} sleeps");
     assert_close("wake-ups", wakeups, sleeps);
 }
 
-#[test]
-fn a_full_table_is_counted_once_per_thread_and_fills_again_when_there_is_room() {
-    let Some(mut scheduler) = load(SchedulerOptions { threads_max: 4 }) else { return };
+fn a_full_table_is_counted_once_per_thread_and_fills_again_when_there_is_room(options: SchedulerOptions) {
+    let Some(mut scheduler) = load(SchedulerOptions { threads_max: 4, ..options }) else { return };
     let nine_threads = || {
         let mut child = Child::start(|_, done| {
             for _ in 0..8 {
@@ -318,9 +369,8 @@ fn a_full_table_is_counted_once_per_thread_and_fills_again_when_there_is_room() 
     assert_eq!((counters(&reading, vm(1)).threads, counters(&reading, vm(2)).threads), (0, 4));
 }
 
-#[test]
-fn a_vm_no_longer_tracked_is_forgotten_and_starts_from_zero() {
-    let Some(mut scheduler) = load(SchedulerOptions::default()) else { return };
+fn a_vm_no_longer_tracked_is_forgotten_and_starts_from_zero(options: SchedulerOptions) {
+    let Some(mut scheduler) = load(options) else { return };
     let hog = Child::start(|_, _| {
         loop {
             std::hint::spin_loop();
@@ -343,9 +393,8 @@ fn a_vm_no_longer_tracked_is_forgotten_and_starts_from_zero() {
     run_until(&mut scheduler, vm(2), 300 * MS);
 }
 
-#[test]
-fn a_process_no_longer_named_leaves_its_counts_with_the_vm() {
-    let Some(mut scheduler) = load(SchedulerOptions::default()) else { return };
+fn a_process_no_longer_named_leaves_its_counts_with_the_vm(options: SchedulerOptions) {
+    let Some(mut scheduler) = load(options) else { return };
     let spinner = || {
         let mut child = Child::start(|_, done| {
             say_done(done);

@@ -4,7 +4,7 @@
 //! account has gained since it was last seen. A thread that ends, an index that is used again, a count that wraps around: none
 //! of them can make a VM's counters decrease.
 
-use crate::reading::SchedCounters;
+use crate::reading::{SchedCounters, SchedEvents};
 use gnomon_common::abi::sched::{THREAD_GONE, THREAD_VACANT, ThreadAccount, WAIT_BUCKETS};
 use std::collections::BTreeMap;
 
@@ -16,7 +16,16 @@ pub(super) const RECYCLE_GRACE_NS: u64 = 1_000_000_000;
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     seats: Vec<Seat>,
-    slots: BTreeMap<u32, SchedCounters>,
+    slots: BTreeMap<u32, Sums>,
+}
+
+/// What the threads of a slot have counted.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    run_ns: u64,
+    wait_ns: u64,
+    events: SchedEvents,
+    threads: u32,
 }
 
 /// What is known of one account.
@@ -97,7 +106,8 @@ impl Ledger {
 
     /// The counters of a slot.
     pub(super) fn counters(&self, slot: u32) -> SchedCounters {
-        self.slots.get(&slot).copied().unwrap_or_default()
+        let Sums { run_ns, wait_ns, events, threads } = self.slots.get(&slot).copied().unwrap_or_default();
+        SchedCounters { run_ns, wait_ns, events: Some(events), threads }
     }
 
     /// Forgets a slot's counters, if none of its threads is left; returns whether it did.
@@ -112,7 +122,7 @@ impl Ledger {
 
 impl Seen {
     /// Adds what `account` has gained to the sums, and remembers it.
-    fn add_to(&mut self, sums: &mut SchedCounters, account: &ThreadAccount, taken_ns: u64) {
+    fn add_to(&mut self, sums: &mut Sums, account: &ThreadAccount, taken_ns: u64) {
         // A thread that is gone has no stretch in progress, whatever its last switch left there.
         let open = |since_ns: u64| match since_ns {
             0 => 0,
@@ -121,10 +131,10 @@ impl Seen {
         };
         gain_ns(&mut sums.run_ns, &mut self.run_ns, account.run_ns + open(account.on_cpu_since_ns));
         gain_ns(&mut sums.wait_ns, &mut self.wait_ns, account.wait_ns + open(account.waiting_since_ns));
-        gain_count(&mut sums.wakeups, &mut self.wakeups, account.wakeups);
-        gain_count(&mut sums.preemptions, &mut self.preemptions, account.preemptions);
+        gain_count(&mut sums.events.wakeups, &mut self.wakeups, account.wakeups);
+        gain_count(&mut sums.events.preemptions, &mut self.preemptions, account.preemptions);
         for (bucket, count) in account.wait_log2.iter().enumerate() {
-            gain_count(&mut sums.wait_log2[bucket], &mut self.wait_log2[bucket], *count);
+            gain_count(&mut sums.events.wait_log2[bucket], &mut self.wait_log2[bucket], *count);
         }
     }
 }
@@ -187,7 +197,7 @@ mod tests {
         ledger.observe(0, &busy, 0);
         busy.wakeups = busy.wakeups.wrapping_add(5);
         ledger.observe(0, &busy, 1);
-        assert_eq!(ledger.counters(0).wakeups, u64::from(u32::MAX) + 4);
+        assert_eq!(ledger.counters(0).events.unwrap().wakeups, u64::from(u32::MAX) + 4);
     }
 
     #[test]
@@ -290,7 +300,7 @@ mod tests {
                     kernel.drain_into(&mut ledger);
                     for (slot, before) in before.iter_mut().enumerate() {
                         let now = ledger.counters(slot as u32);
-                        prop_assert!(now.run_ns >= before.run_ns && now.wait_ns >= before.wait_ns && now.wakeups >= before.wakeups);
+                        prop_assert!(now.run_ns >= before.run_ns && now.wait_ns >= before.wait_ns && now.events.unwrap().wakeups >= before.events.unwrap_or_default().wakeups);
                         let live = kernel.live.iter().filter(|&&index| kernel.accounts[index].slot as usize == slot).count();
                         prop_assert_eq!(now.threads as usize, live);
                         *before = now;
@@ -299,7 +309,7 @@ mod tests {
             }
             for (slot, truth) in kernel.truth.iter().enumerate() {
                 let sums = ledger.counters(slot as u32);
-                prop_assert_eq!((sums.run_ns, sums.wakeups), *truth);
+                prop_assert_eq!((sums.run_ns, sums.events.unwrap().wakeups), *truth);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! From the embedded object to programs in the kernel.
+//! The programs for kernels with BTF and task storage: from object to kernel; and what loading any object has in common.
 
 use super::ProbeError;
 use super::btf::Types;
@@ -70,15 +70,15 @@ impl Object {
         let Self { ebpf, btf } = self;
         program::<Iter>(ebpf, name)?.load("task", btf).map_err(|e| program_error(name, e))
     }
+}
 
-    /// Takes a map out of the object.
-    pub(super) fn take_map<T>(&mut self, name: &'static str) -> Result<T, ProbeError>
-    where
-        T: TryFrom<Map, Error = MapError>,
-    {
-        let map = self.ebpf.take_map(name).ok_or(ProbeError::Missing { kind: "map", name })?;
-        map.try_into().map_err(|source| ProbeError::Map { map: name, source })
-    }
+/// Takes a map out of an object.
+pub(super) fn take_map<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, ProbeError>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    let map = ebpf.take_map(name).ok_or(ProbeError::Missing { kind: "map", name })?;
+    map.try_into().map_err(|source| ProbeError::Map { map: name, source })
 }
 
 /// A program of the object, by name and type.
@@ -90,7 +90,8 @@ where
     ebpf.program_mut(name).ok_or(missing)?.try_into().map_err(|e| program_error(name, e))
 }
 
-fn object_error(error: EbpfError) -> ProbeError {
+/// What an error of an object's means to the operator.
+pub(super) fn object_error(error: EbpfError) -> ProbeError {
     let denied = match &error {
         EbpfError::MapError(MapError::CreateError { io_error, .. }) => is_denied(io_error),
         EbpfError::BtfError(aya::BtfError::LoadError { io_error, .. }) => is_denied(io_error),
@@ -109,6 +110,9 @@ pub(super) fn program_error(program: &'static str, error: ProgramError) -> Probe
                 return ProbeError::NotPermitted { what: "loading eBPF programs" };
             }
             ProbeError::Refused { program, source: io_error, log_end: end_of(&log) }
+        }
+        ProgramError::SyscallError(error) if is_denied(&error.io_error) => {
+            ProbeError::NotPermitted { what: "attaching eBPF programs" }
         }
         ProgramError::Btf(source) => ProbeError::AttachPoint { what: program, source },
         source => ProbeError::Attach { program, source: Box::new(source) },

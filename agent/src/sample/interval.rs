@@ -4,8 +4,7 @@
 //! more than the CPUs there are or waited more than its threads can. What is refused says why.
 
 use crate::host::cgroup::CgroupReading;
-use crate::reading::SchedCounters;
-use gnomon_common::abi::sched::WAIT_BUCKETS;
+use crate::reading::{SchedCounters, SchedEvents};
 
 /// An interval longer than this many samples says too little about any one of them (the machine slept, the agent was stopped).
 const INTERVAL_SAMPLES_MAX: u64 = 5;
@@ -80,12 +79,8 @@ pub struct SchedSample {
     pub run_cores: f64,
     /// Time runnable and not running, in cores.
     pub wait_cores: f64,
-    /// Wake-ups.
-    pub wakeups: u64,
-    /// Involuntary preemptions.
-    pub preemptions: u64,
-    /// Ended waits by length.
-    pub waits: [u64; WAIT_BUCKETS],
+    /// Wake-ups, preemptions and ended waits; `None` where the source does not count them.
+    pub events: Option<SchedEvents>,
 }
 
 /// The scheduler's part of a sample, from counters at two instants of `CLOCK_MONOTONIC`.
@@ -96,10 +91,6 @@ pub fn sched(
 ) -> Result<SchedSample, Rejection> {
     let elapsed_s = bounds.elapsed_s(before.0, after.0)?;
     let (before, after) = (before.1, after.1);
-    let mut waits = [0; WAIT_BUCKETS];
-    for (slot, (after, before)) in waits.iter_mut().zip(after.wait_log2.iter().zip(&before.wait_log2)) {
-        *slot = since(*after, *before)?;
-    }
     let run_s = since(after.run_ns, before.run_ns)? as f64 / 1e9;
     let wait_s = since(after.wait_ns, before.wait_ns)? as f64 / 1e9;
     let threads = f64::from(before.threads.max(after.threads)) + TRANSIENT_THREADS;
@@ -111,10 +102,20 @@ pub fn sched(
         elapsed_s,
         run_cores: run_s / elapsed_s,
         wait_cores: wait_s / elapsed_s,
+        events: before.events.zip(after.events).map(|(before, after)| events(&before, &after)).transpose()?,
+    })
+}
+
+fn events(before: &SchedEvents, after: &SchedEvents) -> Result<SchedEvents, Rejection> {
+    let mut between = SchedEvents {
         wakeups: since(after.wakeups, before.wakeups)?,
         preemptions: since(after.preemptions, before.preemptions)?,
-        waits,
-    })
+        ..SchedEvents::default()
+    };
+    for (slot, (after, before)) in between.wait_log2.iter_mut().zip(after.wait_log2.iter().zip(&before.wait_log2)) {
+        *slot = since(*after, *before)?;
+    }
+    Ok(between)
 }
 
 /// What a VM's control group did in an interval.

@@ -1,12 +1,19 @@
-//! What the sampler needs of a scheduler probe.
+//! What the sampler needs of a source of scheduler readings.
 
+use crate::host::kernel_file::ReadError;
 use crate::probe::{ProbeError, Scheduler};
 use crate::reading::SchedReading;
 use gnomon_common::wire::VmId;
 use std::error::Error;
 
-/// A source of scheduler readings: the eBPF probe, or a script in a test.
+/// A source of scheduler readings: the eBPF probe, what stands in for it ([`crate::cpu_source`]), or a script in a test.
 pub trait SchedSource {
+    /// Whether it tells what VMs ran and waited. Where not, windows are made of what their control groups were charged with, and
+    /// demand above that is unknown.
+    fn tells_demand(&self) -> bool {
+        true
+    }
+
     /// Counts the threads of these thread groups for a VM from now on. Called again when the set changes; the new set
     /// replaces the old one, and what was counted stays.
     fn track(&mut self, vm: VmId, tgids: &[u32]) -> Result<(), SourceError>;
@@ -25,6 +32,12 @@ pub struct SourceError(#[from] pub Box<dyn Error + Send + Sync>);
 
 impl From<ProbeError> for SourceError {
     fn from(error: ProbeError) -> Self {
+        Self(error.into())
+    }
+}
+
+impl From<ReadError> for SourceError {
+    fn from(error: ReadError) -> Self {
         Self(error.into())
     }
 }

@@ -1,7 +1,7 @@
 //! Samples -> one window: time-weighted means, maxima, a histogram of waits. Pure.
 
 use super::interval::{CgroupSample, SchedSample};
-use gnomon_common::abi::sched::WAIT_BUCKETS;
+use crate::reading::SchedEvents;
 use gnomon_common::wire::{CpuWindow, MeanMax, WaitHistogram};
 
 /// A time-weighted mean and a maximum in the making.
@@ -40,9 +40,9 @@ pub struct CpuAccumulator {
     demand_high: Weighted,
     usage: Weighted,
     throttled: Weighted,
-    wakeups: u64,
-    preemptions: u64,
-    waits: [u64; WAIT_BUCKETS],
+    events: SchedEvents,
+    /// Seconds in which events were counted.
+    events_s: f64,
 }
 
 impl CpuAccumulator {
@@ -51,9 +51,11 @@ impl CpuAccumulator {
         self.demand_low.add(sample.run_cores, sample.elapsed_s);
         // Not plus throttled: time that a quota holds a thread back is wait already.
         self.demand_high.add(sample.run_cores + sample.wait_cores, sample.elapsed_s);
-        self.wakeups = self.wakeups.saturating_add(sample.wakeups);
-        self.preemptions = self.preemptions.saturating_add(sample.preemptions);
-        for (total, count) in self.waits.iter_mut().zip(sample.waits) {
+        let Some(events) = &sample.events else { return };
+        self.events_s += sample.elapsed_s;
+        self.events.wakeups = self.events.wakeups.saturating_add(events.wakeups);
+        self.events.preemptions = self.events.preemptions.saturating_add(events.preemptions);
+        for (total, count) in self.events.wait_log2.iter_mut().zip(events.wait_log2) {
             *total = total.saturating_add(count);
         }
     }
@@ -70,15 +72,37 @@ impl CpuAccumulator {
     /// a zero would be taken for idleness.
     pub fn finish(&self, window_s: f64) -> Option<CpuWindow> {
         let seen_s = self.demand_low.weight_s();
+        let counted = self.events_s > 0.0;
+        let per_s = |count: u64| counted.then(|| count as f64 / self.events_s);
         (seen_s > 0.0).then(|| CpuWindow {
             covered: (seen_s / window_s).min(1.0),
             demand_low: self.demand_low.finish(),
             demand_high: self.demand_high.finish(),
             usage: self.usage.finish(),
             throttled: self.throttled.finish(),
-            wakeups_per_s: self.wakeups as f64 / seen_s,
-            preemptions_per_s: self.preemptions as f64 / seen_s,
-            wait: WaitHistogram(self.waits.map(|count| u32::try_from(count).unwrap_or(u32::MAX))),
+            wakeups_per_s: per_s(self.events.wakeups),
+            preemptions_per_s: per_s(self.events.preemptions),
+            wait: counted.then(|| {
+                WaitHistogram(self.events.wait_log2.map(|count| u32::try_from(count).unwrap_or(u32::MAX)))
+            }),
+        })
+    }
+
+    /// The window where nothing tells what the VM waited: it wanted at least what its control group was charged with, and may have
+    /// wanted all its vCPUs. `None` unless the group was read.
+    pub fn finish_from_usage(&self, window_s: f64, vcpus: u32) -> Option<CpuWindow> {
+        let seen_s = self.usage.weight_s();
+        let usage = self.usage.finish();
+        let at_most = |used: f64| used.max(vcpus.into());
+        (seen_s > 0.0).then(|| CpuWindow {
+            covered: (seen_s / window_s).min(1.0),
+            demand_low: usage,
+            demand_high: MeanMax { mean: at_most(usage.mean), max: at_most(usage.max) },
+            usage,
+            throttled: self.throttled.finish(),
+            wakeups_per_s: None,
+            preemptions_per_s: None,
+            wait: None,
         })
     }
 }
@@ -89,9 +113,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn sample(elapsed_s: f64, run_cores: f64, wait_cores: f64) -> SchedSample {
-        let mut waits = [0; WAIT_BUCKETS];
-        waits[12] = 2;
-        SchedSample { elapsed_s, run_cores, wait_cores, wakeups: 6, preemptions: 3, waits }
+        let mut events = SchedEvents { wakeups: 6, preemptions: 3, ..SchedEvents::default() };
+        events.wait_log2[12] = 2;
+        SchedSample { elapsed_s, run_cores, wait_cores, events: Some(events) }
     }
 
     #[test]
@@ -106,7 +130,30 @@ mod tests {
         assert!((cpu.demand_high.mean - 0.7).abs() < 1e-12 && cpu.demand_high.max == 1.0);
         assert_eq!(cpu.usage, MeanMax { mean: 0.5, max: 0.5 });
         assert_eq!(cpu.throttled, MeanMax { mean: 0.25, max: 0.25 });
-        assert_eq!((cpu.wakeups_per_s, cpu.preemptions_per_s, cpu.wait.0[12]), (3.0, 1.5, 4));
+        assert_eq!((cpu.wakeups_per_s, cpu.preemptions_per_s), (Some(3.0), Some(1.5)));
+        assert_eq!(cpu.wait.unwrap().0[12], 4);
+    }
+
+    #[test]
+    fn what_the_source_does_not_count_is_absent_and_not_zero() {
+        let mut window = CpuAccumulator::default();
+        window.add_sched(&SchedSample { events: None, ..sample(1.0, 0.5, 0.1) });
+        let cpu = window.finish(10.0).unwrap();
+        assert_eq!((cpu.wakeups_per_s, cpu.preemptions_per_s, cpu.wait), (None, None, None));
+        assert_eq!(cpu.demand_high.mean, 0.6);
+    }
+
+    #[test]
+    fn from_usage_alone_demand_is_open_up_to_the_vcpus() {
+        let mut window = CpuAccumulator::default();
+        assert_eq!(window.finish_from_usage(10.0, 2), None);
+        window.add_cgroup(&CgroupSample { elapsed_s: 5.0, usage_cores: Some(0.5), throttled: 0.25 });
+        let cpu = window.finish_from_usage(10.0, 2).unwrap();
+        assert_eq!((cpu.covered, cpu.demand_low.mean, cpu.demand_high.mean), (0.5, 0.5, 2.0));
+        assert_eq!((cpu.throttled.mean, cpu.wait), (0.25, None));
+        window.add_cgroup(&CgroupSample { elapsed_s: 5.0, usage_cores: Some(4.5), throttled: 0.0 });
+        let cpu = window.finish_from_usage(10.0, 2).unwrap();
+        assert_eq!((cpu.demand_low.mean, cpu.demand_high.mean), (2.5, 2.5), "other threads may use more than the vCPUs");
     }
 
     #[test]

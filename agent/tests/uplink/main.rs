@@ -13,7 +13,7 @@ use gnomon_agent::sample::HostReport;
 use gnomon_agent::uplink::{self, Spool, Uplink, identity};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, AgentEpoch, AgentMessage, BrainMessage, Command, CommandId, CpuBounds, Fence, HostFacts, HostId,
+    Action, AgentEpoch, AgentMessage, BrainMessage, Command, CommandId, CpuBounds, CpuSource, Fence, HostFacts, HostId,
     HostWindow, Losses, Means, MemoryBounds, OutcomeResult, RefusalCode, Sequence, Setting, VERSIONS, VmId,
 };
 use prometheus_client::encoding::text::encode;
@@ -139,6 +139,7 @@ fn facts() -> HostFacts {
         memory_bounds: MemoryBounds::default(),
         means: vec![Means::CpuQuota],
         dry_run: false,
+        cpu_source: CpuSource::TaskStorage,
     }
 }
 

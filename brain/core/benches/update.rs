@@ -6,7 +6,7 @@ use std::time::Duration;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    AgentEpoch, Allocation, CpuBounds, CpuWindow, HostFacts, HostId, HostWindow, Losses, MeanMax, Means, MemoryBounds,
+    AgentEpoch, Allocation, CpuBounds, CpuSource, CpuWindow, HostFacts, HostId, HostWindow, Losses, MeanMax, Means, MemoryBounds,
     Report, Sequence, VmId, VmState, VmWindow,
 };
 use gnomon_core::{Core, FitJob, Input, Mode, Output, Policy};
@@ -64,6 +64,7 @@ fn warm(reports: u64) -> (Core, Option<FitJob>) {
         memory_bounds: MemoryBounds::default(),
         means: vec![Means::CpuQuota],
         dry_run: false,
+        cpu_source: CpuSource::TaskStorage,
     };
     let report_of = report(0);
     core.handle(report_of.start, Input::HostUp { host: report_of.host, facts });

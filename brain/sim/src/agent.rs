@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, AgentEpoch, Allocation, Command, CpuBounds, CpuWindow, Fence, HostFacts, HostId, HostWindow, Losses,
+    Action, AgentEpoch, Allocation, Command, CpuBounds, CpuSource, CpuWindow, Fence, HostFacts, HostId, HostWindow, Losses,
     MeanMax, Means, MemoryBounds, Origin, Outcome, OutcomeResult, RefusedCommand, Report, Sequence, Setting, VmId,
     VmState, VmWindow,
 };
@@ -79,6 +79,7 @@ impl Agent {
             memory_bounds: MemoryBounds::default(),
             means: vec![Means::CpuQuota],
             dry_run: spec.dry_run,
+            cpu_source: CpuSource::TaskStorage,
         };
         Self {
             host,

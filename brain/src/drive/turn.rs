@@ -200,7 +200,7 @@ impl Turn {
 mod tests {
     use super::super::Recent;
     use super::*;
-    use gnomon_common::wire::{Action, CpuBounds, Fence, Means, MemoryBounds, Setting, HostFacts, VmId};
+    use gnomon_common::wire::{Action, CpuBounds, CpuSource, Fence, Means, MemoryBounds, Setting, HostFacts, VmId};
     use gnomon_core::{CommandRecord, Core, Hold, Mode, Policy, Scope};
     use prometheus_client::registry::Registry;
     use uuid::Uuid;
@@ -235,6 +235,7 @@ mod tests {
             memory_bounds: MemoryBounds::default(),
             means: vec![Means::CpuQuota],
             dry_run: false,
+            cpu_source: CpuSource::TaskStorage,
         };
         turn.input(now, Input::HostUp { host, facts });
         let commands = turn.effects.into_iter().filter_map(|effect| match effect {

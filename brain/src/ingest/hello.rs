@@ -68,7 +68,7 @@ fn version(theirs: VersionRange) -> Ending {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gnomon_common::wire::{AgentEpoch, CpuBounds, HostFacts, HostId, Means, MemoryBounds};
+    use gnomon_common::wire::{AgentEpoch, CpuBounds, CpuSource, HostFacts, HostId, Means, MemoryBounds};
     use proptest::prelude::*;
 
     fn hello() -> Hello {
@@ -87,6 +87,7 @@ mod tests {
                 memory_bounds: MemoryBounds::default(),
                 means: vec![Means::CpuQuota],
                 dry_run: false,
+                cpu_source: CpuSource::TaskStorage,
             },
         }
     }

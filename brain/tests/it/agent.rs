@@ -4,7 +4,7 @@ use gnomon_brain::ca::Issued;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::frame::{self, PREFIX_BYTES};
 use gnomon_common::wire::{
-    MemoryBounds, Means, Origin, ALPN, AgentEpoch, AgentMessage, Allocation, BrainMessage, Command, CpuBounds, CpuWindow, Hello, HostFacts, HostId,
+    MemoryBounds, Means, Origin, ALPN, AgentEpoch, AgentMessage, Allocation, BrainMessage, Command, CpuBounds, CpuSource, CpuWindow, Hello, HostFacts, HostId,
     HostWindow, Losses, MeanMax, Outcome, OutcomeResult, Report, ReportAck, Sequence, VERSIONS, VmId, VmState,
     VmWindow,
 };
@@ -49,6 +49,7 @@ pub(crate) fn hello(name: &str, epoch: u64) -> Hello {
             memory_bounds: MemoryBounds::default(),
             means: vec![Means::CpuQuota],
             dry_run: false,
+            cpu_source: CpuSource::TaskStorage,
         },
     }
 }

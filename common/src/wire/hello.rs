@@ -119,6 +119,54 @@ pub struct HostFacts {
     pub means: Vec<Means>,
     /// The agent judges and logs commands but changes nothing (`--dry-run`).
     pub dry_run: bool,
+    /// Where its readings of CPU come from, and so how much they tell.
+    pub cpu_source: CpuSource,
+}
+
+/// Where readings of what VMs ran and waited come from, best first. Each tells less than the one before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CpuSource {
+    /// eBPF with BTF tracepoints and task storage.
+    TaskStorage,
+    /// eBPF with classic tracepoints and a hash table: the same at a higher cost.
+    Tracepoints,
+    /// `/proc/PID/task/TID/schedstat`: time run and waited; no histogram of waits, no wake-ups, no preemptions, nothing of threads
+    /// that ended between two samples, and a wait only when it is over.
+    Schedstat,
+    /// The VMs' control groups: CPU time used; what more they wanted is unknown.
+    Cgroup,
+}
+
+impl CpuSource {
+    /// All of them, best first.
+    pub const ALL: [Self; 4] = [Self::TaskStorage, Self::Tracepoints, Self::Schedstat, Self::Cgroup];
+
+    /// Its name in configurations, metrics and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TaskStorage => "task_storage",
+            Self::Tracepoints => "tracepoints",
+            Self::Schedstat => "schedstat",
+            Self::Cgroup => "cgroup",
+        }
+    }
+
+    /// Whether it tells how long threads waited for a CPU: without it, demand above usage is unknown.
+    pub fn tells_waiting(self) -> bool {
+        self != Self::Cgroup
+    }
+
+    /// Whether it counts wake-ups and preemptions and keeps a histogram of waits.
+    pub fn counts_events(self) -> bool {
+        matches!(self, Self::TaskStorage | Self::Tracepoints)
+    }
+}
+
+impl fmt::Display for CpuSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
 }
 
 /// The agent's own limits for a VM's CPU quota. The brain plans within them and cannot override them.

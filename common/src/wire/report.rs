@@ -95,25 +95,27 @@ pub enum VmState {
 /// A VM's CPU in a window, in cores unless the name says otherwise.
 ///
 /// Demand is an interval: the VM ran for `run` and was runnable but not running for `wait`, so it wanted at least `run` and at
-/// most `run + wait`. `wait` already contains the time a quota held it back; adding `throttled` would count that twice.
+/// most `run + wait`. `wait` already contains the time a quota held it back; adding `throttled` would count that twice. What was not
+/// counted is `None`, never zero: which it is depends on the host's [`CpuSource`](super::CpuSource).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CpuWindow {
     /// How much of the window the samples cover, 0..=1 (less after a start, a pause or a lost sample).
     pub covered: f64,
-    /// Lower end of the demand interval: time run by all threads of the VM.
+    /// Lower end of the demand interval: time run by all threads of the VM (where only its cgroup tells: CPU time charged to that).
     pub demand_low: MeanMax,
-    /// Upper end of the demand interval: time run or runnable.
+    /// Upper end of the demand interval: time run or runnable. Where nothing tells what the VM waited, its number of vCPUs: demand is
+    /// unknown above what it used.
     pub demand_high: MeanMax,
     /// CPU time charged to the VM's cgroup: an independent witness of `demand_low`.
     pub usage: MeanMax,
     /// Share of the time that the VM's quota held it back, 0..=1 (of its bandwidth periods' wall time).
     pub throttled: MeanMax,
     /// Wake-ups of its threads, per second.
-    pub wakeups_per_s: f64,
+    pub wakeups_per_s: Option<f64>,
     /// Involuntary preemptions of its threads, per second.
-    pub preemptions_per_s: f64,
+    pub preemptions_per_s: Option<f64>,
     /// How long its threads waited for a CPU.
-    pub wait: WaitHistogram,
+    pub wait: Option<WaitHistogram>,
 }
 
 /// Run-queue waits by length: bucket `b` counts waits of `2^b ..= 2^(b+1)-1` ns; the last one also all longer.

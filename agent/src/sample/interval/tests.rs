@@ -13,13 +13,15 @@ fn counters(run_ns: u64, wait_ns: u64) -> SchedCounters {
 
 #[test]
 fn run_and_wait_become_cores() {
-    let mut after = counters(S + S / 2, S / 4);
-    after.wakeups = 10;
-    after.preemptions = 3;
-    after.wait_log2[20] = 7;
-    let sample = sched((0, &counters(0, 0)), (S / 2, &after), &BOUNDS).unwrap();
+    let mut seen = SchedEvents { wakeups: 10, preemptions: 3, ..SchedEvents::default() };
+    seen.wait_log2[20] = 7;
+    let before = SchedCounters { events: Some(SchedEvents::default()), ..counters(0, 0) };
+    let after = SchedCounters { events: Some(seen), ..counters(S + S / 2, S / 4) };
+    let sample = sched((0, &before), (S / 2, &after), &BOUNDS).unwrap();
     assert_eq!((sample.elapsed_s, sample.run_cores, sample.wait_cores), (0.5, 3.0, 0.5));
-    assert_eq!((sample.wakeups, sample.preemptions, sample.waits[20]), (10, 3, 7));
+    assert_eq!(sample.events, Some(seen));
+    let without = sched((0, &counters(0, 0)), (S / 2, &after), &BOUNDS).unwrap();
+    assert_eq!(without.events, None, "one reading without events says nothing of them");
 }
 
 #[test]
@@ -87,9 +89,7 @@ fn any_counters() -> impl Strategy<Value = SchedCounters> {
         .prop_map(|(run_ns, wait_ns, wakeups, preemptions, wait_log2, threads)| SchedCounters {
             run_ns,
             wait_ns,
-            wakeups,
-            preemptions,
-            wait_log2,
+            events: Some(SchedEvents { wakeups, preemptions, wait_log2 }),
             threads,
         })
 }

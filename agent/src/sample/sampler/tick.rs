@@ -282,7 +282,7 @@ impl Sampler {
 
     fn close_window(&mut self, inventory: &Inventory) -> bool {
         self.read_slow_facts();
-        let window_s = self.grid.window_s();
+        let (window_s, tells_demand) = (self.grid.window_s(), self.probe.tells_demand());
         let mut report = HostReport {
             start: self.grid.window_start(),
             window_ms: self.grid.window_ms(),
@@ -306,7 +306,10 @@ impl Sampler {
                     vcpus_max: facts.vcpus,
                     memory_bytes: facts.memory_bytes,
                 },
-                cpu: vm.and_then(|vm| vm.series.take_window().finish(window_s)),
+                cpu: vm.and_then(|vm| {
+                    let window = vm.series.take_window();
+                    if tells_demand { window.finish(window_s) } else { window.finish_from_usage(window_s, facts.vcpus) }
+                }),
                 memory: memory(&self.config.proc, facts),
                 stood_down: false,
             });

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    AgentEpoch, Allocation, Command, CommandId, CpuBounds, CpuWindow, HostFacts, HostId, HostWindow, Losses, MeanMax,
+    AgentEpoch, Allocation, Command, CommandId, CpuBounds, CpuSource, CpuWindow, HostFacts, HostId, HostWindow, Losses, MeanMax,
     Means, MemoryBounds, Origin, Outcome, OutcomeResult, Report, Sequence, Setting, VmId, VmState, VmWindow,
 };
 use uuid::Uuid;
@@ -49,6 +49,7 @@ pub(super) fn facts() -> HostFacts {
         memory_bounds: MemoryBounds::default(),
         means: vec![Means::CpuQuota],
         dry_run: false,
+        cpu_source: CpuSource::TaskStorage,
     }
 }
 
