@@ -4,10 +4,12 @@
 //! file's own folder. Parsing touches nothing but the text it is given; [`Config::load`] alone reads the file.
 
 use crate::cpu_source::Choice;
+use crate::uplink::Bounds;
 use gnomon_common::wire::{CpuBounds, HostId};
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Smallest CPU quota the kernel accepts: 1 ms in libvirt's period of 100 ms (`min_cfs_quota_period`).
 pub const CPU_FLOOR_CORES_MIN: f64 = 0.01;
@@ -17,6 +19,10 @@ const SAMPLE_MS: std::ops::RangeInclusive<u32> = 100..=10_000;
 
 /// Shortest and longest window: the brain's finest history step is 10 s, and a window is its granule of loss.
 const WINDOW_MS: std::ops::RangeInclusive<u32> = 1_000..=60_000;
+
+/// Least disk space and least age of the spool: less would drop what a brain that restarts has no time to take.
+const SPOOL_BYTES_MIN: u64 = 1 << 20;
+const SPOOL_AGE_MIN_S: u64 = 60;
 
 /// Everything an operator can set.
 #[derive(Clone, Debug, Deserialize)]
@@ -35,6 +41,9 @@ pub struct Config {
     /// How often to measure.
     #[serde(default)]
     pub sample: Sample,
+    /// What is kept for a brain that is away.
+    #[serde(default)]
+    pub spool: Spool,
     /// Limits that no command can override.
     #[serde(default)]
     pub guard: Guard,
@@ -97,6 +106,29 @@ pub struct Sample {
 impl Default for Sample {
     fn default() -> Self {
         Self { sample_ms: 1_000, window_ms: 10_000 }
+    }
+}
+
+/// `[spool]`
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Spool {
+    /// Disk space for reports that the brain has not acknowledged, in bytes.
+    pub bytes_max: u64,
+    /// Reports older than this are dropped, in seconds of the host's wall clock.
+    pub age_max_s: u64,
+}
+
+impl Default for Spool {
+    fn default() -> Self {
+        Self { bytes_max: 256 << 20, age_max_s: 7 * 24 * 3600 }
+    }
+}
+
+impl Spool {
+    /// The bounds as the spool takes them.
+    pub fn bounds(self) -> Bounds {
+        Bounds { bytes_max: self.bytes_max, age_max: Duration::from_secs(self.age_max_s) }
     }
 }
 
@@ -234,7 +266,22 @@ impl Config {
         self.state_dir.join("commands.redb")
     }
 
+    /// Where reports wait for the brain.
+    pub fn spool_path(&self) -> PathBuf {
+        self.state_dir.join("spool")
+    }
+
     fn check(&self) -> Result<(), (&'static str, String)> {
+        let Spool { bytes_max, age_max_s } = self.spool;
+        if bytes_max < SPOOL_BYTES_MIN {
+            return Err((
+                "spool.bytes_max",
+                format!("{bytes_max} is below {SPOOL_BYTES_MIN}, a few reports of a full host"),
+            ));
+        }
+        if age_max_s < SPOOL_AGE_MIN_S {
+            return Err(("spool.age_max_s", format!("{age_max_s} is below {SPOOL_AGE_MIN_S}, one longest window")));
+        }
         let Sample { sample_ms, window_ms } = self.sample;
         let Guard { cpu_floor_cores: floor, cpu_ceiling_cores: ceiling } = self.guard;
         let (_, port) = self.brain.address.rsplit_once(':').unwrap_or_default();
@@ -305,6 +352,8 @@ mod tests {
         assert_eq!(shipped.probe.source, minimal.probe.source);
         assert_eq!(shipped.sample.window_ms, minimal.sample.window_ms);
         assert_eq!(shipped.sample.sample_ms, minimal.sample.sample_ms);
+        assert_eq!(shipped.spool.bytes_max, minimal.spool.bytes_max);
+        assert_eq!(shipped.spool.age_max_s, minimal.spool.age_max_s);
         assert_eq!(shipped.guard.cpu_bounds(), minimal.guard.cpu_bounds());
         assert_eq!(shipped.metrics.listen, minimal.metrics.listen);
         assert_eq!(shipped.host.libvirt_uri, minimal.host.libvirt_uri);
@@ -346,6 +395,8 @@ mod tests {
         let cases = [
             ("[sample]\nsample_ms = 0", "sample.sample_ms"),
             ("[sample]\nsample_ms = 700", "sample.window_ms"),
+            ("[spool]\nbytes_max = 1000", "spool.bytes_max"),
+            ("[spool]\nage_max_s = 0", "spool.age_max_s"),
             ("[guard]\ncpu_floor_cores = 0.001", "guard.cpu_floor_cores"),
             ("[guard]\ncpu_floor_cores = nan", "guard.cpu_floor_cores"),
             ("[guard]\ncpu_ceiling_cores = 0.05", "guard.cpu_ceiling_cores"),

@@ -20,7 +20,7 @@ use crate::host::process::Proc;
 use crate::sample::{self, HostReport, SampleMetrics, SamplerConfig, SamplerHandle, SchedSource};
 use crate::telemetry::{self, WithCost};
 use crate::uplink::identity::{self, IdentityError};
-use crate::uplink::{self, Spool, Uplink};
+use crate::uplink::{self, Spool, SpoolConfig, Uplink};
 use gnomon_common::wire::{CpuSource, HostFacts, MemoryBounds, Means};
 use prometheus_client::registry::Registry;
 use std::hash::{BuildHasher, RandomState};
@@ -142,6 +142,13 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
     let _ = timeout(FIRST_SURVEY_MAX, inventory.wait_for(|inventory| inventory.complete)).await;
     // After the survey: what a crash left under way is resolved at once only for VMs that are known.
     let (commands, executor) = executor::spawn(executor).map_err(system("the command thread"))?;
+    let spool = SpoolConfig {
+        dir: config.spool_path(),
+        bounds: config.spool.bounds(),
+        host: config.host.name.clone(),
+        epoch,
+    };
+    let spool = Arc::new(Spool::start(spool, uplink_metrics.clone()).map_err(system("the spool's thread"))?);
     let uplink = Uplink {
         address: config.brain.address,
         server_name: config.brain.server_name,
@@ -153,7 +160,7 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
         clock,
         metrics: uplink_metrics,
         command_metrics,
-        spool: Spool::default(),
+        spool,
     };
     let seed = RandomState::new().hash_one(epoch.0); // std's own per-process random keys
     let mut uplink = tokio::spawn(uplink.run(reports, seed, stop.clone()));
@@ -202,20 +209,6 @@ fn cpu_source(
         other => other.boxed(),
     };
     Ok((rung, source))
-}
-
-/// What the agent does of its own accord. The capacity is that of its start: CPUs plugged in later are the brain's to share out.
-fn duties(config: &Config, epoch: AgentEpoch) -> Duties {
-    let machine = Machine::new(Proc::default(), config.host.cgroup_root.clone());
-    let online = || machine.cpus().map_or_else(|_| num_cpus(), f64::from);
-    Duties {
-        away: config.away,
-        reconcile: config.reconcile,
-        capacity_cores: config.host.capacity_cores.unwrap_or_else(online),
-        epoch,
-        live: LiveLoads::default(),
-        stood_down: StoodDownVms::default(),
-    }
 }
 
 fn sampler(

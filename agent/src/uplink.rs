@@ -5,8 +5,8 @@
 //!            |                                                      no| yes     |
 //!            +---------------- why, logged and counted <--------------+   serve until it ends
 //! ```
-//! It is kept for ever: whatever ends a connection, the next one is tried after a pause. Reports are stamped and kept in the [`outbox`] from
-//! the moment they are made until the brain acknowledges them, connected or not.
+//! It is kept for ever: whatever ends a connection, the next one is tried after a pause. Reports are stamped and kept, in memory by the
+//! [`outbox`] and on disk by the [`spool`], from the moment they are made until the brain acknowledges them, connected or not.
 //!
 //! Architecture Invariant: nothing that measures or actuates waits for this module; the sampler and the executor go on without a brain.
 
@@ -17,19 +17,20 @@ pub mod identity;
 mod metrics;
 pub mod outbox;
 mod session;
+pub mod spool;
 
 pub use metrics::Metrics;
+pub use spool::{Bounds, Spool, SpoolConfig};
 
 use crate::command::Commands;
-use crate::command::clock::Clock;
+use crate::command::clock::{Clock, wall_clock};
 use crate::sample::HostReport;
 use backoff::{Backoff, STABLE_AFTER};
 use gnomon_common::wire::{AgentEpoch, HostFacts, HostId, Losses, Report, frame};
-use outbox::{OUTBOX_BYTES_MAX, Outbox};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use std::sync::{Mutex, PoisonError};
-use tokio::sync::{Notify, mpsc};
+use std::sync::Arc;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -56,27 +57,7 @@ pub struct Uplink {
     /// For commands that do not reach the executor.
     pub command_metrics: crate::command::Metrics,
     /// Reports on their way.
-    pub spool: Spool,
-}
-
-/// The outbox, shared between the task that fills it and the session that empties it.
-#[derive(Debug)]
-pub struct Spool {
-    outbox: Mutex<Outbox>,
-    filled: Notify,
-}
-
-impl Default for Spool {
-    fn default() -> Self {
-        Self { outbox: Mutex::new(Outbox::new(OUTBOX_BYTES_MAX)), filled: Notify::new() }
-    }
-}
-
-impl Spool {
-    fn with<T>(&self, work: impl FnOnce(&mut Outbox) -> T) -> T {
-        // The outbox is consistent between its methods, so that a panic elsewhere does not spoil it.
-        work(&mut self.outbox.lock().unwrap_or_else(PoisonError::into_inner))
-    }
+    pub spool: Arc<Spool>,
 }
 
 impl Uplink {
@@ -93,6 +74,8 @@ impl Uplink {
             () = taking => {}
             () = self.keep_connected(seed, &stop) => {}
         }
+        // Off the runtime's threads: it waits for the disk.
+        let _ = tokio::task::spawn_blocking(move || self.spool.finish()).await;
     }
 
     async fn keep_connected(&self, seed: u64, stop: &CancellationToken) {
@@ -146,20 +129,19 @@ impl Uplink {
                 losses: Losses { reports_dropped: losses.reports_dropped + stamp.reports_dropped, ..losses },
             };
             match frame::encode(&report) {
-                Ok(frame) => outbox.push(frame.into()),
+                Ok(frame) => outbox.push(frame.into(), wall_clock()),
                 Err(error) => {
                     tracing::error!(%error, vms = report.vms.len(), "a report cannot be encoded and is dropped");
-                    outbox.count_unsendable();
+                    outbox.count_dropped(1);
                     1
                 }
             }
         });
         if dropped > 0 {
-            tracing::debug!(dropped, "old reports dropped: the brain has been away for too long");
+            tracing::debug!(dropped, "old reports dropped: the disk does not take them and memory is full");
         }
         self.metrics.reports_dropped.inc_by(dropped);
         self.metrics.note_report();
-        self.metrics.show(&self.spool);
-        self.spool.filled.notify_one();
+        self.spool.filled();
     }
 }

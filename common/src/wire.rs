@@ -2,8 +2,10 @@
 //!
 //! One agent keeps one QUIC connection (ALPN [`ALPN`]). On its first bidirectional stream, the *control stream*, it sends
 //! [`AgentMessage::Hello`]; the brain answers [`BrainMessage::Welcome`] or [`BrainMessage::Refused`]. From then on
-//! heart-beats, commands, outcomes and their acknowledgements travel there. On its second bidirectional stream, the *report
-//! stream*, it sends [`Report`]s; the brain answers each with a [`ReportAck`] once the report is synced to its store.
+//! heart-beats, commands, outcomes and their acknowledgements travel there. On its second bidirectional stream, the *live
+//! stream*, it sends the [`Report`]s that it makes, on its third, the *backlog stream*, those that wait from before the connection, earlier
+//! epochs included, oldest first and with lower priority. The brain answers each with a [`ReportAck`], on the same stream and in its order, once
+//! the report is synced to its store; one that it had is answered alike.
 //! Every message is one frame, see [`frame`]. This module touches no socket.
 
 pub mod command;
@@ -17,7 +19,8 @@ pub mod setting;
 pub use command::{Action, Command, Fence};
 pub use frame::{FRAME_BYTES_MAX, FrameError};
 pub use hello::{
-    AgentMessage, BrainMessage, CpuBounds, CpuSource, Hello, HostFacts, MemoryBounds, RefusalCode, VersionRange, Welcome,
+    AgentMessage, BrainMessage, CpuBounds, CpuSource, Hello, HostFacts, MemoryBounds, RefusalCode, VersionRange,
+    Welcome,
 };
 pub use id::{AgentEpoch, CommandId, HostId, InvalidHostId, Sequence, VmId};
 pub use outcome::{LocalCause, Origin, Outcome, OutcomeResult, RefusedCommand};

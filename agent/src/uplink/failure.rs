@@ -1,9 +1,9 @@
 //! Why a connection was not made or has ended: for people, for metrics, and for the peer.
 
 use super::framing::FramingError;
-use super::outbox::NeverMade;
+use super::outbox::NotAwaited;
+use gnomon_common::wire::RefusalCode;
 use gnomon_common::wire::frame::FrameError;
-use gnomon_common::wire::{AgentEpoch, RefusalCode};
 use quinn::{ConnectError, ConnectionError, ReadError, ReadExactError, VarInt, WriteError};
 
 /// QUIC's error codes of TLS alerts are 0x100 plus the alert (RFC 9001, section 4.8).
@@ -50,12 +50,12 @@ pub(super) enum Failure {
     /// The brain speaks a version it was not offered.
     #[error("the brain wants to speak version {0}, which it was not offered")]
     Version(u16),
-    /// The brain acknowledged another agent's or another life's reports.
-    #[error("the brain acknowledges reports of epoch {0:?}")]
-    Epoch(AgentEpoch),
-    /// The brain acknowledged what was never made.
+    /// The brain acknowledged what was not sent, or not on that stream.
     #[error(transparent)]
-    NeverMade(#[from] NeverMade),
+    NotAwaited(#[from] NotAwaited),
+    /// The brain takes no reports.
+    #[error("the brain takes reports more slowly than they are made; what waits goes by the spool")]
+    Stalled,
     /// A stream was ended or stopped while the connection is up.
     #[error("the brain ended the {0} stream")]
     StreamEnded(&'static str),
@@ -89,9 +89,8 @@ impl Failure {
             Self::Silent => "silent",
             Self::Frame(FrameError::TooLarge { .. }) => "frame_too_large",
             Self::Frame(_) => "frame_malformed",
-            Self::Protocol(_) | Self::Version(_) | Self::Epoch(_) | Self::NeverMade(_) | Self::StreamEnded(_) => {
-                "protocol"
-            }
+            Self::Protocol(_) | Self::Version(_) | Self::NotAwaited(_) | Self::StreamEnded(_) => "protocol",
+            Self::Stalled => "stalled",
             Self::Commands(_) => "commands",
         }
     }

@@ -1,6 +1,5 @@
 //! What the connection does, in numbers.
 
-use super::Spool;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -26,6 +25,10 @@ pub struct Metrics {
     pub(super) reports_dropped: Counter,
     reports_waiting: Gauge,
     reports_waiting_bytes: Gauge,
+    spool_bytes: Gauge,
+    pub(super) spool_failing: Gauge,
+    pub(super) spool_write_failures: Counter,
+    pub(super) spool_records_damaged: Counter,
     pub(super) acknowledgements_unheard: Counter,
     pub(super) clock_ahead_seconds: Gauge<f64, AtomicU64>,
     /// When the last report was made, in milliseconds since the other.
@@ -44,6 +47,10 @@ impl Metrics {
             reports_dropped: Counter::default(),
             reports_waiting: Gauge::default(),
             reports_waiting_bytes: Gauge::default(),
+            spool_bytes: Gauge::default(),
+            spool_failing: Gauge::default(),
+            spool_write_failures: Counter::default(),
+            spool_records_damaged: Counter::default(),
             acknowledgements_unheard: Counter::default(),
             clock_ahead_seconds: Gauge::default(),
             last_report: Arc::new((Instant::now(), AtomicU64::new(0))),
@@ -54,7 +61,17 @@ impl Metrics {
         add("uplink_connections", "Connections the brain has welcomed", &new.connections);
         add("reports_sent", "Reports sent, those sent again included", &new.reports_sent);
         add("reports_acknowledged", "Reports the brain has stored", &new.reports_acknowledged);
-        add("reports_dropped", "Reports dropped because the brain was away for too long", &new.reports_dropped);
+        add(
+            "reports_dropped",
+            "Reports dropped: the brain was away for longer than the spool's bounds, or the disk failed for longer than memory",
+            &new.reports_dropped,
+        );
+        add("spool_write_failures", "Failed attempts to write or sync the spool", &new.spool_write_failures);
+        add(
+            "spool_records_damaged",
+            "Records of the spool that were torn, corrupt, or of another host or format; skipped, and dropped",
+            &new.spool_records_damaged,
+        );
         add(
             "outcome_acknowledgements_unheard",
             "Acknowledgements of outcomes that found the command queue full; the outcomes are sent again",
@@ -66,12 +83,22 @@ impl Metrics {
             "Connections that failed or ended, by reason",
             new.failures.clone(),
         );
-        registry.register("gnomon_agent_reports_waiting", "Reports not acknowledged", new.reports_waiting.clone());
+        registry.register(
+            "gnomon_agent_reports_waiting",
+            "Reports not acknowledged, on disk and in memory",
+            new.reports_waiting.clone(),
+        );
         registry.register_with_unit(
             "gnomon_agent_reports_waiting",
-            "Memory of reports not acknowledged",
+            "Reports that are only in memory: the disk has not taken them",
             Unit::Bytes,
             new.reports_waiting_bytes.clone(),
+        );
+        registry.register_with_unit("gnomon_agent_spool", "Spool on disk", Unit::Bytes, new.spool_bytes.clone());
+        registry.register(
+            "gnomon_agent_spool_failing",
+            "1 while the spool cannot be written to disk",
+            new.spool_failing.clone(),
         );
         registry.register_with_unit(
             "gnomon_agent_uplink_clock_ahead",
@@ -107,10 +134,10 @@ impl Metrics {
         self.failures.get_or_create(&ByKind { kind }).inc();
     }
 
-    /// Shows how full the outbox is.
-    pub(super) fn show(&self, spool: &Spool) {
-        let (reports, bytes) = spool.with(|outbox| (outbox.len(), outbox.bytes()));
+    /// Shows what waits: reports altogether, bytes of those only in memory, bytes on disk.
+    pub(super) fn show(&self, reports: u64, memory_bytes: usize, disk_bytes: u64) {
         self.reports_waiting.set(i64::try_from(reports).unwrap_or(i64::MAX));
-        self.reports_waiting_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        self.reports_waiting_bytes.set(i64::try_from(memory_bytes).unwrap_or(i64::MAX));
+        self.spool_bytes.set(i64::try_from(disk_bytes).unwrap_or(i64::MAX));
     }
 }

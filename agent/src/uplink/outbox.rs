@@ -22,8 +22,9 @@ pub use lane::NotAwaited;
 /// Memory for reports that the disk does not take: with 50 VMs a report is about 12 KiB, so this is two hours of a full disk.
 pub const UNSTORED_BYTES_MAX: usize = 8 << 20;
 
-/// Live reports waiting to be sent: a connection that does not take so much is worse than none.
-const LIVE_WAITING_BYTES_MAX: usize = 8 << 20;
+/// Live reports waiting to be sent: a connection that does not take so much is worse than none. More than what may be only in memory,
+/// which is where a connection begins.
+const LIVE_WAITING_BYTES_MAX: usize = 2 * UNSTORED_BYTES_MAX;
 
 /// Live reports sent and not acknowledged: a report of the largest host, or of an ordinary one for many minutes.
 const LIVE_SENT_BYTES_MAX: usize = 4 << 20;
@@ -70,6 +71,8 @@ pub enum Stream {
 #[derive(Debug)]
 struct Lanes {
     live: Lane<()>,
+    /// The newest live report that is acknowledged.
+    acknowledged: Sequence,
     backlog: Lane<SegmentId>,
     /// Live reports that are on disk by now, with their place.
     stored: VecDeque<(Sequence, SegmentId)>,
@@ -137,7 +140,8 @@ impl Outbox {
         let mut live_lane = Lane::new(LIVE_SENT_BYTES_MAX);
         self.unstored.iter().for_each(|unstored| live_lane.push(live(self.epoch, unstored)));
         let backlog = Lane::new(BACKLOG_SENT_BYTES_MAX);
-        self.lanes = Some(Lanes { live: live_lane, backlog, stored: VecDeque::new() });
+        let acknowledged = Sequence(0);
+        self.lanes = Some(Lanes { live: live_lane, acknowledged, backlog, stored: VecDeque::new() });
         self.connection
     }
 
@@ -171,6 +175,7 @@ impl Outbox {
             return Ok(acknowledged.len() as u64);
         }
         let acknowledged = lanes.live.acknowledge(id)?.len() as u64;
+        lanes.acknowledged = id.sequence;
         while let Some(&(sequence, segment)) = lanes.stored.front()
             && sequence <= id.sequence
         {
@@ -195,16 +200,15 @@ impl Outbox {
 
     /// The report was written to `segment`, in the time of `connection`.
     pub fn stored(&mut self, sequence: Sequence, segment: SegmentId, connection: Connection) {
-        if self.unstored.front().is_none_or(|oldest| oldest.sequence != sequence) {
-            // Acknowledged, or dropped, while it was being written. In the backlog of a newer connection only that one may free it.
-            if connection == self.connection {
-                *self.freed.entry(segment).or_default() += 1;
-            }
-            return;
+        if self.unstored.front().is_some_and(|oldest| oldest.sequence == sequence) {
+            self.pop_unstored();
         }
-        self.pop_unstored();
-        // While a newer connection began the disk counted it to that one's backlog, and it is sent twice: the brain knows it.
-        if let Some(lanes) = self.lanes.as_mut().filter(|_| connection == self.connection) {
+        // Where a newer connection began meanwhile, the disk counts it to that one's backlog, and only an acknowledgement there frees it.
+        // It is sent live as well: the brain knows a report that comes twice.
+        let Some(lanes) = self.lanes.as_mut().filter(|_| connection == self.connection) else { return };
+        if sequence <= lanes.acknowledged {
+            *self.freed.entry(segment).or_default() += 1;
+        } else {
             lanes.stored.push_back((sequence, segment));
         }
     }

@@ -1,14 +1,17 @@
 //! One connection, from its first packet to its end.
 //!
-//! Four futures run side by side, so that no stream ever waits for another: control in, control out, reports out, acknowledgements in.
+//! Six futures run side by side, so that no stream ever waits for another: control in and out, and for live reports and for the backlog of
+//! earlier connections each reports out and acknowledgements in.
 //! The first to fail ends the session; every read and write belongs to exactly one of them, so that none is cancelled within a frame.
 
 use super::failure::{Failure, close_done};
+use super::outbox::Stream;
 use super::{Uplink, framing};
 use crate::command::clock::wall_clock;
 use crate::command::{Commands, NotTaken};
 use gnomon_common::wire::{
-    AgentMessage, BrainMessage, Command, Hello, Origin, Outcome, OutcomeResult, RefusedCommand, ReportAck, VERSIONS, Welcome,
+    AgentMessage, BrainMessage, Command, Hello, Origin, Outcome, OutcomeResult, RefusedCommand, ReportAck, VERSIONS,
+    Welcome,
 };
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -28,6 +31,9 @@ const HEARTBEATS_MISSED_MAX: u32 = 3;
 
 /// Shortest heart-beat believed: a brain that asks for more would make the agent spin.
 const HEARTBEAT_MIN: Duration = Duration::from_millis(20);
+
+/// The backlog's stream: what is above it (QUIC streams begin at 0) is sent first, so that live reports and heart-beats never wait for it.
+const BACKLOG_PRIORITY: i32 = -1;
 
 /// How long the close may take to leave.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -91,15 +97,22 @@ async fn serve(uplink: &Uplink, connection: &Connection, welcomed: impl FnOnce()
     };
     let heartbeat = accept(uplink, &welcome)?;
     welcomed();
-    let (reports_out, acks_in) = connection.open_bi().await?;
+    let _connected = uplink.spool.connect();
+    let (live_out, live_in) = connection.open_bi().await?;
+    let (backlog_out, backlog_in) = connection.open_bi().await?;
+    // Fails only on a stream that has ended, which the first report notices.
+    let _ = backlog_out.set_priority(BACKLOG_PRIORITY);
     let (overflow, overflows) = mpsc::channel(OVERFLOWS_MAX);
     tokio::try_join!(
         // In this order: a refusal that came before the connection closed is the better reason.
         biased;
         control_in_loop(control_in, uplink, &overflow, heartbeat * HEARTBEATS_MISSED_MAX),
-        acks_loop(acks_in, uplink),
+        acks_loop(live_in, uplink, Stream::Live),
+        acks_loop(backlog_in, uplink, Stream::Backlog),
         control_out_loop(control_out, &uplink.commands, overflows, heartbeat),
-        reports_loop(reports_out, uplink),
+        reports_loop(live_out, uplink, Stream::Live),
+        reports_loop(backlog_out, uplink, Stream::Backlog),
+        stalled(uplink),
     )
     .map(drop)
 }
@@ -111,16 +124,12 @@ fn accept(uplink: &Uplink, welcome: &Welcome) -> Result<Duration, Failure> {
     }
     // Before the first command: those of lower terms are stale from now on.
     uplink.commands.see_term(welcome.term)?;
-    let acknowledged = uplink.spool.with(|outbox| outbox.resume(welcome.acknowledged))?;
-    uplink.metrics.reports_acknowledged.inc_by(acknowledged);
-    uplink.metrics.show(&uplink.spool);
-    let to_send = uplink.spool.with(|outbox| outbox.len());
     tracing::info!(
         brain = uplink.address,
         version = welcome.version,
         term = welcome.term,
         heartbeat_ms = welcome.heartbeat_ms,
-        reports_to_send = to_send,
+        reports_to_send = uplink.spool.waiting(),
         "connected to the brain"
     );
     Ok(Duration::from_millis(welcome.heartbeat_ms.into()).max(HEARTBEAT_MIN))
@@ -198,27 +207,29 @@ async fn say(stream: &mut SendStream, message: AgentMessage) -> Result<(), Failu
     framing::write(stream, &message).await.map_err(|error| Failure::of_stream("control", error))
 }
 
-async fn reports_loop(mut stream: SendStream, uplink: &Uplink) -> Result<(), Failure> {
+async fn reports_loop(mut out: SendStream, uplink: &Uplink, stream: Stream) -> Result<(), Failure> {
     loop {
-        let Some(frame) = uplink.spool.with(|outbox| outbox.next_frame()) else {
-            uplink.spool.filled.notified().await;
+        let Some(frame) = uplink.spool.with(|outbox| outbox.next_frame(stream)) else {
+            uplink.spool.changed(stream).await;
             continue;
         };
-        stream.write_all(&frame).await.map_err(|error| Failure::of_stream("report", error.into()))?;
+        out.write_all(&frame).await.map_err(|error| Failure::of_stream("report", error.into()))?;
         uplink.metrics.reports_sent.inc();
     }
 }
 
-async fn acks_loop(mut stream: RecvStream, uplink: &Uplink) -> Result<(), Failure> {
+async fn acks_loop(mut acks: RecvStream, uplink: &Uplink, stream: Stream) -> Result<(), Failure> {
     loop {
-        let ack: ReportAck = framing::read(&mut stream).await.map_err(|error| Failure::of_stream("report", error))?;
-        if ack.epoch != uplink.epoch {
-            return Err(Failure::Epoch(ack.epoch));
-        }
-        let acknowledged = uplink.spool.with(|outbox| outbox.acknowledge(ack.sequence))?;
+        let ack: ReportAck = framing::read(&mut acks).await.map_err(|error| Failure::of_stream("report", error))?;
+        let acknowledged = uplink.spool.with(|outbox| outbox.acknowledge(stream, ack))?;
         uplink.metrics.reports_acknowledged.inc_by(acknowledged);
-        uplink.metrics.show(&uplink.spool);
+        uplink.spool.acknowledged(stream);
     }
+}
+
+async fn stalled(uplink: &Uplink) -> Result<(), Failure> {
+    uplink.spool.stalled().await;
+    Err(Failure::Stalled)
 }
 
 async fn within<T>(

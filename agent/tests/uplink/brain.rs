@@ -136,6 +136,7 @@ impl Greeted {
         }
     }
 
+    /// The next report stream: first the live one, then the backlog's.
     pub(super) async fn reports(&self) -> Reports {
         let (acks, reports) = soon(self.connection.accept_bi()).await.unwrap();
         Reports { acks, reports }
@@ -152,7 +153,7 @@ impl Greeted {
     }
 }
 
-/// The report stream.
+/// A report stream.
 pub(super) struct Reports {
     pub(super) acks: SendStream,
     reports: RecvStream,

@@ -10,7 +10,7 @@ use gnomon_agent::command::judge::Sighting;
 use gnomon_agent::command::ledger::Ledger;
 use gnomon_agent::command::{self, Known, VmDirectory};
 use gnomon_agent::sample::HostReport;
-use gnomon_agent::uplink::{self, Spool, Uplink, identity};
+use gnomon_agent::uplink::{self, Bounds, Spool, SpoolConfig, Uplink, identity};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     Action, AgentEpoch, AgentMessage, BrainMessage, Command, CommandId, CpuBounds, CpuSource, Fence, HostFacts, HostId,
@@ -18,8 +18,10 @@ use gnomon_common::wire::{
 };
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
+use std::fs;
 use std::path::Path;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -68,6 +70,14 @@ impl Agent {
         let clock = Clock::new().unwrap();
         let command_metrics = command::Metrics::register(&mut registry);
         let (commands, epoch) = executor(&folder.path().join("commands.redb"), clock, command_metrics.clone());
+        let metrics = uplink::Metrics::register(&mut registry);
+        let spool = SpoolConfig {
+            dir: folder.path().join("spool"),
+            bounds: Bounds { bytes_max: 1 << 20, age_max: Duration::from_secs(3600) },
+            host: HostId::new("host-1").unwrap(),
+            epoch,
+        };
+        let spool = Arc::new(Spool::start(spool, metrics.clone()).unwrap());
         let uplink = Uplink {
             address,
             server_name: "gnomon-brain".to_owned(),
@@ -77,9 +87,9 @@ impl Agent {
             facts: Box::new(facts),
             commands,
             clock,
-            metrics: uplink::Metrics::register(&mut registry),
+            metrics,
             command_metrics,
-            spool: Spool::default(),
+            spool,
         };
         let stop = CancellationToken::new();
         let (reports, taken) = mpsc::channel(16);
@@ -104,7 +114,7 @@ impl Agent {
         let patience = Instant::now() + PATIENCE;
         while !self.metrics().lines().any(|shown| shown == line) {
             assert!(Instant::now() < patience, "no {line:?} in\n{}", self.metrics());
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
@@ -172,11 +182,13 @@ fn pair() -> (Authority, Brain) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn reports_are_sent_again_after_a_reconnect_from_where_the_brain_stopped() {
+async fn what_waits_is_delivered_in_order_and_live_reports_do_not_wait_for_it() {
     let (authority, brain) = pair();
     let before = AgentEpoch(Clock::new().unwrap().now().wall.unix_ms() / 1_000);
     let agent = Agent::start(brain.address(), &authority, &authority);
     agent.measure(3).await;
+    agent.shows("gnomon_agent_reports_waiting 3").await;
+    agent.shows("gnomon_agent_reports_waiting_bytes 0").await;
 
     let mut session = brain.greeted().await;
     assert_eq!(session.hello.host.as_str(), "host-1");
@@ -184,27 +196,89 @@ async fn reports_are_sent_again_after_a_reconnect_from_where_the_brain_stopped()
     assert_eq!(session.hello.versions, VERSIONS);
     assert_eq!(session.hello.fence_highest, None);
     session.welcome(5, 0).await;
-    let mut reports = session.reports().await;
-    let first = reports.next().await;
-    assert_eq!((first.sequence, first.losses.samples_skipped), (Sequence(1), 3));
-    reports.acknowledge(&first).await;
-    assert_eq!(reports.next().await.sequence, Sequence(2));
-    assert_eq!(reports.next().await.sequence, Sequence(3));
-    agent.shows("gnomon_agent_reports_acknowledged_total 1").await;
     agent.shows("gnomon_agent_uplink_connected 1").await;
+    agent.measure(1).await;
+    let (mut live, mut backlog) = (session.reports().await, session.reports().await);
+    let fourth = live.next().await;
+    assert_eq!((fourth.sequence, fourth.losses.samples_skipped), (Sequence(4), 3), "it does not wait for the backlog");
+    live.acknowledge(&fourth).await;
+    let first = backlog.next().await;
+    assert_eq!(first.sequence, Sequence(1));
+    backlog.acknowledge(&first).await;
+    assert_eq!(backlog.next().await.sequence, Sequence(2));
+    assert_eq!(backlog.next().await.sequence, Sequence(3));
+    agent.shows("gnomon_agent_reports_acknowledged_total 2").await;
+    agent.shows("gnomon_agent_reports_waiting 2").await;
 
-    // The brain dies with report 2 stored but not acknowledged, and comes back.
+    // The brain dies with reports 2 and 3 not acknowledged, and comes back.
     session.connection.close(7_u32.into(), b"the brain stops");
     agent.shows("gnomon_agent_uplink_connected 0").await;
     agent.measure(1).await;
+    agent.shows("gnomon_agent_reports_waiting 3").await;
     let mut session = brain.greeted().await;
-    session.welcome(6, 2).await;
-    let mut reports = session.reports().await;
-    assert_eq!(reports.next().await.sequence, Sequence(3));
-    assert_eq!(reports.next().await.sequence, Sequence(4));
+    session.welcome(6, 0).await;
+    agent.shows("gnomon_agent_uplink_connected 1").await;
+    agent.measure(1).await;
+    let (mut live, mut backlog) = (session.reports().await, session.reports().await);
+    assert_eq!(live.next().await.sequence, Sequence(6));
+    for sequence in [2, 3, 5] {
+        let report = backlog.next().await;
+        assert_eq!(report.sequence, Sequence(sequence));
+        backlog.acknowledge(&report).await;
+    }
     agent.shows("gnomon_agent_uplink_failures_total{kind=\"closed\"} 1").await;
-    agent.shows("gnomon_agent_reports_waiting 2").await;
+    agent.shows("gnomon_agent_reports_waiting 1").await;
     agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reports_survive_a_kill_and_are_delivered_as_those_of_the_life_that_made_them() {
+    let (authority, brain) = pair();
+    let folder = tempfile::tempdir().unwrap();
+    let left = folder.path().to_owned();
+    let agent = Agent::start_in(folder, brain.address(), &authority, &authority);
+    agent.measure(3).await;
+    agent.shows("gnomon_agent_reports_waiting_bytes 0").await;
+    agent.shows("gnomon_agent_reports_waiting 3").await;
+    // What a kill -9 leaves behind, the last write torn by a power cut.
+    let folder = tempfile::tempdir().unwrap();
+    copy(&left.join("spool"), &folder.path().join("spool"));
+    fs::copy(left.join("commands.redb"), folder.path().join("commands.redb")).unwrap();
+    let segment = fs::read_dir(folder.path().join("spool")).unwrap().next().unwrap().unwrap().path();
+    let torn = fs::metadata(&segment).unwrap().len() - 5;
+    fs::OpenOptions::new().write(true).open(&segment).unwrap().set_len(torn).unwrap();
+    let mut session = brain.greeted().await;
+    session.welcome(5, 0).await;
+    let first_life = session.hello.epoch;
+    agent.stop().await;
+
+    let agent = Agent::start_in(folder, brain.address(), &authority, &authority);
+    agent.shows("gnomon_agent_spool_records_damaged_total 1").await;
+    let mut session = brain.greeted().await;
+    session.welcome(5, 0).await;
+    agent.shows("gnomon_agent_uplink_connected 1").await;
+    agent.measure(1).await;
+    let (mut live, mut backlog) = (session.reports().await, session.reports().await);
+    let own = live.next().await;
+    assert_eq!((own.epoch, own.sequence, own.losses.reports_dropped), (session.hello.epoch, Sequence(1), 1));
+    for sequence in [1, 2] {
+        let report = backlog.next().await;
+        assert_eq!((report.epoch, report.sequence), (first_life, Sequence(sequence)));
+        backlog.acknowledge(&report).await;
+    }
+    live.acknowledge(&own).await;
+    agent.shows("gnomon_agent_reports_waiting 0").await;
+    agent.shows("gnomon_agent_spool_bytes 0").await;
+    agent.shows("gnomon_agent_reports_dropped_total 1").await;
+    agent.stop().await;
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -249,7 +323,7 @@ async fn an_outcome_survives_the_agent_and_its_epoch_rises() {
     let outcome = session.hear().await;
     // What a kill -9 leaves behind.
     let folder = tempfile::tempdir().unwrap();
-    std::fs::copy(&path, folder.path().join("commands.redb")).unwrap();
+    fs::copy(&path, folder.path().join("commands.redb")).unwrap();
     agent.stop().await;
 
     let agent = Agent::start_in(folder, brain.address(), &authority, &authority);
@@ -342,16 +416,17 @@ async fn oversized_and_garbled_frames_end_the_connection_with_a_reason() {
 async fn an_acknowledgement_of_what_was_never_made_ends_the_connection() {
     let (authority, brain) = pair();
     let agent = Agent::start(brain.address(), &authority, &authority);
-    agent.measure(1).await;
     let mut session = brain.greeted().await;
     session.welcome(5, 0).await;
+    agent.shows("gnomon_agent_uplink_connected 1").await;
+    agent.measure(1).await;
     let mut reports = session.reports().await;
     let mut report = reports.next().await;
     report.sequence = Sequence(9);
     reports.acknowledge(&report).await;
     let (code, reason) = session.closed().await;
     assert_eq!(code, 3);
-    assert!(reason.contains("acknowledges report Sequence(9)"), "{reason}");
+    assert!(reason.contains("acknowledges report 9"), "{reason}");
     agent.shows("gnomon_agent_reports_waiting 1").await;
     agent.stop().await;
 }

@@ -2,7 +2,8 @@
 //!
 //! Demand is an interval. A VM ran for `low` and was runnable for `high`; where it was held back, its demand is somewhere in
 //! between. Both ends are kept: deciding what to believe is the forecast's work. A gap is a gap: a step that was measured for
-//! less than half of its time is `None`, never zero.
+//! less than half of its time is `None`, never zero. Windows that were spooled while the host was not connected come late, and fill the gap
+//! that they left: a step that is known is never touched again.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -86,8 +87,10 @@ pub(crate) enum Accepted {
     InOrder,
     /// The host's clock was set back: steps from there on were forgotten, the window starts anew.
     ClockSetBack,
-    /// It is older than the end of the history and was left out.
+    /// It is older than the end of the history and was left out: what it covers is known already, or too long ago.
     Behind,
+    /// It filled a part of a gap.
+    Filled,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -125,6 +128,8 @@ pub(crate) struct History {
     /// Index of the open step, the one after the last closed one.
     next: u64,
     open: Open,
+    /// The closed step that late windows are filling, and what they told of it so far.
+    filling: Option<(u64, Open)>,
     end: Option<Timestamp>,
     behind_in_a_row: u32,
     behind_start: Timestamp,
@@ -140,6 +145,7 @@ impl History {
             measured: 0,
             next: 0,
             open: Open::default(),
+            filling: None,
             end: None,
             behind_in_a_row: 0,
             behind_start: Timestamp::default(),
@@ -179,6 +185,62 @@ impl History {
         accepted
     }
 
+    /// Adds a window that its host has made before the newest one that was heard of. Late windows of an outage come in their order, so one
+    /// step is filled at a time. O(1) for windows not longer than a step; reaching further back than the history costs O(gap), at most
+    /// O(capacity) in all.
+    pub(crate) fn fill(&mut self, window: &Window) -> Accepted {
+        if self.end.is_none_or(|end| window.start + window.length / 2 >= end) {
+            return self.add(window);
+        }
+        let (start, end) = (window.start.unix_ms(), (window.start + window.length).unix_ms());
+        let mut accepted = Accepted::Behind;
+        for index in start / self.resolution_ms..end.div_ceil(self.resolution_ms) {
+            let step_start = index * self.resolution_ms;
+            let part_ms = end.min(step_start + self.resolution_ms) - start.max(step_start);
+            if self.fill_step(index, window, part_ms as f64 * window.covered) {
+                accepted = Accepted::Filled;
+            }
+        }
+        accepted
+    }
+
+    /// Adds a part of a late window to a step; says whether that is still to be known.
+    fn fill_step(&mut self, index: u64, window: &Window, measured_ms: f64) -> bool {
+        if index >= self.next {
+            let room_ms = self.resolution_ms as f64 - self.open.measured_ms;
+            if index == self.next && room_ms > 0.0 {
+                self.open.add(window, measured_ms.min(room_ms));
+                return true;
+            }
+            return false;
+        }
+        if self.next - index > self.capacity as u64 {
+            return false;
+        }
+        while self.first() > index {
+            self.steps.push_front(None);
+        }
+        let place = (index - self.first()) as usize;
+        let known = match self.filling {
+            Some((filling, open)) if filling == index => Some(open),
+            _ => None,
+        };
+        if known.is_none() && self.steps[place].is_some() {
+            return false;
+        }
+        let mut open = known.unwrap_or_default();
+        let room_ms = self.resolution_ms as f64 - open.measured_ms;
+        if room_ms <= 0.0 {
+            return false;
+        }
+        open.add(window, measured_ms.min(room_ms));
+        self.filling = Some((index, open));
+        let step = open.close(self.resolution_ms);
+        self.measured += usize::from(step.is_some() && self.steps[place].is_none());
+        self.steps[place] = step.or(self.steps[place]);
+        true
+    }
+
     /// Closes every step before `index`.
     fn close_before(&mut self, index: u64) {
         if index <= self.next {
@@ -186,6 +248,7 @@ impl History {
         }
         let gap = index - self.next;
         if gap > self.capacity as u64 {
+            self.filling = None;
             self.steps.clear();
             self.measured = 0;
         } else {
@@ -213,6 +276,7 @@ impl History {
         self.next = index;
         self.measured = self.steps.iter().flatten().count();
         self.open = Open::default();
+        self.filling = None;
         self.end = Some(at);
     }
 
@@ -311,14 +375,89 @@ mod tests {
         assert_eq!(history.measured(), 1);
     }
 
+    #[test]
+    fn late_windows_fill_the_gap_that_an_outage_left_and_nothing_else() {
+        let mut history = History::new(10_000, 10);
+        let second = |second: u64, demand| window(second * 1000, 1000, demand);
+        for s in 0..13 {
+            history.add(&second(s, 0.5));
+        }
+        // The host was away from 13 s to 42 s; it is back, and its backlog follows beside what is live.
+        history.add(&second(42, 0.5));
+        assert_eq!(means(&history), [Some(0.5), None, None, None]);
+        for s in 13..42 {
+            // The step that the outage ended in is known by what is live.
+            let expected = if s < 40 { Accepted::Filled } else { Accepted::Behind };
+            assert_eq!(history.fill(&second(s, 0.9)), expected, "{s}");
+            assert_eq!(history.add(&second(s + 30, 0.5)), Accepted::InOrder);
+        }
+        // Of the step that the outage began in only the later part is told: the earlier, too little for a step, was given up.
+        assert_eq!(means(&history)[..5], [Some(0.5), Some(0.9), Some(0.9), Some(0.9), Some(0.5)]);
+        assert_eq!(history.measured(), 7);
+        // Again, or older than all of it, it changes nothing.
+        assert_eq!(history.fill(&second(20, 0.1)), Accepted::Behind);
+        assert_eq!(means(&history)[2], Some(0.9));
+    }
+
+    #[test]
+    fn a_backlog_that_is_older_than_all_history_reaches_back_as_far_as_is_kept() {
+        let mut history = History::new(1000, 10);
+        history.add(&window(100_000, 1000, 0.5));
+        assert_eq!(history.fill(&window(10_000, 1000, 0.9)), Accepted::Behind, "too long ago");
+        assert_eq!(history.fill(&window(90_000, 1000, 0.9)), Accepted::Filled);
+        assert_eq!((history.first(), history.measured()), (90, 2));
+        assert_eq!(means(&history)[..2], [Some(0.9), None]);
+        history.add(&window(500_000, 1000, 0.5));
+        assert_eq!(history.measured(), 1, "the ring went on");
+    }
+
+    #[test]
+    fn many_late_windows_in_a_row_are_no_clock_that_was_set_back() {
+        let mut history = History::new(1000, 10);
+        history.add(&window(0, 1000, 0.5));
+        history.add(&window(30_000, 1000, 0.5));
+        for s in 1..30 {
+            assert_eq!(history.fill(&window(s * 1000, 1000, 0.7)), Accepted::Filled);
+        }
+        assert_eq!((history.measured(), history.next()), (31, 31));
+    }
+
     proptest! {
         #[test]
+        fn an_outage_leaves_no_hole_however_long_windows_and_steps_are(
+            length in 100u64..3000, outage in 1usize..60, resolution in 500u64..3000, live in 0usize..3,
+        ) {
+            // Windows that follow each other without a gap, an outage in the middle, and the backlog between live windows.
+            let all: Vec<Window> = (0..120).map(|i| window(i * length, length, i as f64 / 100.0)).collect();
+            let mut whole = History::new(resolution, 1000);
+            let add = |history: &mut History, window: &Window| assert_eq!(history.add(window), Accepted::InOrder);
+            all.iter().for_each(|window| add(&mut whole, window));
+            let (before, after) = (30, 30 + outage);
+            let mut holed = History::new(resolution, 1000);
+            all[..before].iter().chain(&all[after..=after]).for_each(|window| add(&mut holed, window));
+            let mut newest = all[after + 1..].iter();
+            for late in &all[before..after] {
+                holed.fill(late);
+                newest.by_ref().take(live).for_each(|window| add(&mut holed, window));
+            }
+            newest.for_each(|window| add(&mut holed, window));
+            let steps = |history: &History| -> Vec<_> { history.since(0).map(|(index, step)| (index, step.is_some())).collect() };
+            prop_assert_eq!(holed.next(), whole.next());
+            // The steps at the edges may lack the part that was thrown away when they were closed.
+            let edge = |index: u64| [before, after].iter().any(|edge| (*edge as u64 * length).abs_diff(index * resolution) <= resolution);
+            for ((index, filled), (_, known)) in steps(&holed).into_iter().zip(steps(&whole)) {
+                prop_assert!(filled == known || edge(index), "step {index} of {resolution} ms: {filled}, not {known}");
+            }
+        }
+
+        #[test]
         fn the_ring_is_bounded_and_its_counts_are_right(
-            windows in proptest::collection::vec((0u64..100_000, 1u64..20_000, 0.0..2.0f64), 0..200),
+            windows in proptest::collection::vec((0u64..100_000, 1u64..20_000, 0.0..2.0f64, any::<bool>()), 0..200),
         ) {
             let mut history = History::new(1000, 5);
-            for (start, length, demand) in windows {
-                history.add(&window(start, length, demand));
+            for (start, length, demand, late) in windows {
+                let window = window(start, length, demand);
+                if late { history.fill(&window) } else { history.add(&window) };
                 let steps: Vec<_> = history.since(0).collect();
                 prop_assert!(steps.len() <= 20);
                 prop_assert_eq!(steps.iter().filter(|(_, step)| step.is_some()).count(), history.measured());

@@ -34,7 +34,8 @@ pub struct HistoryPoint {
 pub struct Recent(BTreeMap<VmId, VecDeque<HistoryPoint>>);
 
 impl Recent {
-    /// Takes the windows of a report. Of two reports with the same start the later one wins; older ones are left out.
+    /// Takes the windows of a report. Of two reports with the same start the later one wins; one that comes late, from a spool, goes to
+    /// its place. O(points) for those, O(1) for what is newest.
     pub(super) fn take(&mut self, report: &Report) {
         for window in &report.vms {
             if !self.0.contains_key(&window.vm) && self.0.len() >= VMS_MAX {
@@ -42,10 +43,15 @@ impl Recent {
             }
             let points = self.0.entry(window.vm).or_default();
             let point = point(report, window);
-            match points.back_mut() {
-                Some(last) if last.start_ms == point.start_ms => *last = point,
-                Some(last) if last.start_ms > point.start_ms => {}
-                _ => points.push_back(point),
+            let place = match points.back() {
+                Some(last) if last.start_ms >= point.start_ms => {
+                    points.partition_point(|p| p.start_ms < point.start_ms)
+                }
+                _ => points.len(),
+            };
+            match points.get_mut(place) {
+                Some(same) if same.start_ms == point.start_ms => *same = point,
+                _ => points.insert(place, point),
             }
             if points.len() > POINTS_MAX {
                 points.pop_front();
@@ -80,43 +86,65 @@ fn point(report: &Report, window: &VmWindow) -> HistoryPoint {
     }
 }
 
+/// A report of one VM.
+#[cfg(test)]
+pub(super) fn report(start_ms: u64, sequence: u64, vm: VmId) -> Report {
+    use gnomon_common::wire::{AgentEpoch, Allocation, HostId, HostWindow, Losses, Sequence, VmState};
+    let allocation = Allocation { quota_cores: Some(1.5), vcpus: 2, vcpus_max: 2, memory_bytes: 1 << 30 };
+    let window = VmWindow {
+        vm,
+        name: "a".into(),
+        state: VmState::Running,
+        cpu: None,
+        memory: None,
+        allocation,
+        stood_down: false,
+    };
+    Report {
+        host: HostId::new("h").unwrap(),
+        epoch: AgentEpoch(1),
+        sequence: Sequence(sequence),
+        start: Timestamp::from_unix_ms(start_ms),
+        window_ms: 1000,
+        host_window: HostWindow::default(),
+        vms: vec![window],
+        inventory_complete: true,
+        losses: Losses::default(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gnomon_common::wire::{AgentEpoch, Allocation, HostId, HostWindow, Losses, Sequence, VmState, VmWindow};
     use uuid::Uuid;
-
-    fn report(start_ms: u64, vm: VmId) -> Report {
-        let allocation = Allocation { quota_cores: Some(1.5), vcpus: 2, vcpus_max: 2, memory_bytes: 1 << 30 };
-        let window = VmWindow { vm, name: "a".into(), state: VmState::Running, cpu: None, memory: None, allocation, stood_down: false };
-        Report {
-            host: HostId::new("h").unwrap(),
-            epoch: AgentEpoch(1),
-            sequence: Sequence(1),
-            start: Timestamp::from_unix_ms(start_ms),
-            window_ms: 1000,
-            host_window: HostWindow::default(),
-            vms: vec![window],
-            inventory_complete: true,
-            losses: Losses::default(),
-        }
-    }
 
     #[test]
     fn a_ring_is_bounded_ordered_and_cut_at_since() {
         let vm = VmId(Uuid::from_u128(1));
         let mut recent = Recent::default();
         for i in 0..POINTS_MAX as u64 + 10 {
-            recent.take(&report(i * 1000, vm));
+            recent.take(&report(i * 1000, 1, vm));
         }
-        // Late and repeated windows change nothing but the one they repeat.
-        recent.take(&report(5000, vm));
-        recent.take(&report((POINTS_MAX as u64 + 9) * 1000, vm));
+        // Repeated windows change nothing but the one they repeat, and those older than all that are kept nothing at all.
+        recent.take(&report(5000, 1, vm));
+        recent.take(&report((POINTS_MAX as u64 + 9) * 1000, 1, vm));
         let all = recent.since(vm, Timestamp::default()).unwrap();
         assert_eq!(all.len(), POINTS_MAX);
         assert!(all.is_sorted_by(|a, b| a.start_ms < b.start_ms));
         assert_eq!(all[0].limit_cores, 1.5);
         assert_eq!(recent.since(vm, Timestamp::from_unix_ms((POINTS_MAX as u64 + 8) * 1000)).unwrap().len(), 2);
         assert_eq!(recent.since(VmId(Uuid::from_u128(2)), Timestamp::default()), None);
+    }
+
+    #[test]
+    fn windows_that_come_late_go_to_their_place() {
+        let vm = VmId(Uuid::from_u128(1));
+        let mut recent = Recent::default();
+        for second in [1, 2, 6, 3, 7, 4, 5, 4] {
+            recent.take(&report(second * 1000, 1, vm));
+        }
+        let starts: Vec<u64> =
+            recent.since(vm, Timestamp::default()).unwrap().iter().map(|point| point.start_ms).collect();
+        assert_eq!(starts, [1000, 2000, 3000, 4000, 5000, 6000, 7000]);
     }
 }

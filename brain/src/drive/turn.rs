@@ -4,7 +4,7 @@ use super::carry::Effect;
 use super::{Desk, DriveMetrics, Event};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Command, CommandId, HostId};
-use gnomon_core::{FitJob, FitResult, Input, Notice, Output, Record, Restored};
+use gnomon_core::{Core, FitJob, FitResult, Input, Notice, Output, Record, Restored};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -78,7 +78,8 @@ impl Turn {
 
     pub(super) fn input(&mut self, now: Timestamp, input: Input) {
         match &input {
-            Input::Report(report) => self.desk.recent.take(report),
+            // What the core does not believe is not shown either.
+            Input::Report(report) if !Core::is_from_the_future(report, now) => self.desk.recent.take(report),
             Input::HostUp { host, .. } => self.repeat(now, host),
             _ => {}
         }
@@ -201,7 +202,7 @@ mod tests {
     use super::super::Recent;
     use super::*;
     use gnomon_common::wire::{Action, CpuBounds, CpuSource, Fence, Means, MemoryBounds, Setting, HostFacts, VmId};
-    use gnomon_core::{CommandRecord, Core, Hold, Mode, Policy, Scope};
+    use gnomon_core::{CommandRecord, Hold, Mode, Policy, Scope};
     use prometheus_client::registry::Registry;
     use uuid::Uuid;
 
@@ -253,5 +254,19 @@ mod tests {
         assert_eq!(sent_again(Mode::Auto, Some(Hold::Released)), [Action::Release]);
         assert_eq!(sent_again(Mode::Recommend, None), [Action::Release]);
         assert_eq!(sent_again(Mode::Observe, None), [Action::Release]);
+    }
+
+    #[test]
+    fn what_the_core_refuses_as_from_the_future_is_not_shown_either() {
+        let now = Timestamp::from_unix_ms(1_700_000_000_000);
+        let core = Core::new(Policy::default(), 1, 2);
+        let mut turn =
+            Turn::new(Desk { core, recent: Recent::default() }, DriveMetrics::register(&mut Registry::default()));
+        let vm = VmId(Uuid::from_u128(1));
+        for (sequence, ahead_s, shown) in [(1, 3600, false), (2, 1, true)] {
+            let report = super::super::recent::report(now.unix_ms() + ahead_s * 1000, sequence, vm);
+            turn.input(now, Input::Report(Box::new(report)));
+            assert_eq!(turn.desk.recent.since(vm, Timestamp::default()).is_some(), shown);
+        }
     }
 }

@@ -1,4 +1,7 @@
-//! The report stream of one session: reports in, acknowledgements out, each after its sync.
+//! The report streams of one session: reports in, acknowledgements out, each after its sync.
+//!
+//! An agent has two: what it measures now, and what its spool kept while it was not connected. They are served alike and side by side, so
+//! that neither waits for the other; the agent gives the live one priority. Acknowledgements keep the order of their stream.
 
 use super::close::{CloseCode, Ending};
 use super::framing;
@@ -8,17 +11,25 @@ use gnomon_common::wire::{AgentEpoch, HostId, Report, ReportAck};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::mpsc;
 
-/// Reports of one agent between receipt and sync. Enough to fill a batch after a reconnect; the rest waits in QUIC's
+/// Reports of one stream between receipt and sync. Enough to fill a batch after a reconnect; the rest waits in QUIC's
 /// window and the spool.
 const IN_FLIGHT_MAX: usize = 16;
 
-/// Serves the report stream until it fails; ends well only with the connection.
+/// Serves both report streams until one fails; ends well only with the connection.
 pub(super) async fn serve(
     connection: &Connection,
     context: &SessionContext,
     host: &HostId,
     epoch: AgentEpoch,
 ) -> Ending {
+    tokio::select! {
+        ending = serve_one(connection, context, host, epoch) => ending,
+        ending = serve_one(connection, context, host, epoch) => ending,
+    }
+}
+
+/// Serves the next stream that the agent opens.
+async fn serve_one(connection: &Connection, context: &SessionContext, host: &HostId, epoch: AgentEpoch) -> Ending {
     let (send, recv) = match connection.accept_bi().await {
         Ok(streams) => streams,
         Err(error) => return Ending::new(CloseCode::Done, error.to_string()),
@@ -28,7 +39,7 @@ pub(super) async fn serve(
         tokio::join!(receive(recv, context, host, epoch, waiting), acknowledge(send, context, synced));
     match (received, acknowledged) {
         (Err(ending), _) | (Ok(()), Err(ending)) => ending,
-        (Ok(()), Ok(())) => Ending::new(CloseCode::Done, "the agent ended the report stream"),
+        (Ok(()), Ok(())) => Ending::new(CloseCode::Done, "the agent ended a report stream"),
     }
 }
 

@@ -13,12 +13,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The control stream and the report stream.
-const BIDI_STREAMS_MAX: u32 = 2;
+/// The control stream and two report streams: what is live, and what was spooled.
+const BIDI_STREAMS_MAX: u32 = 3;
 /// What one stream may have in flight: one largest frame.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
-/// What one agent may have in flight: a largest report and some control messages.
-const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES + (1 << 20);
+/// What one agent may have in flight: a largest report on each report stream, so that neither can starve the other, and some control
+/// messages.
+const CONNECTION_WINDOW_BYTES: u32 = 2 * STREAM_WINDOW_BYTES + (1 << 20);
 /// QUIC's own idle timeout is only the net below the heart-beat: this many of the three that make an agent lost, times
 /// two.
 const IDLE_HEARTBEATS: u32 = 6;

@@ -30,12 +30,12 @@ pub struct Report {
     pub losses: Losses,
 }
 
-/// "This report, and every earlier one of its epoch, is synced to the store."
+/// "This report, and every one sent before it on this stream, is synced to the store."
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReportAck {
     /// Whose epoch.
     pub epoch: AgentEpoch,
-    /// Up to and including this one.
+    /// Which report of it.
     pub sequence: Sequence,
 }
 

@@ -11,7 +11,7 @@ use gnomon_common::wire::frame::PREFIX_BYTES;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -132,6 +132,10 @@ impl Shelf {
     /// Bytes on disk.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Whether [`Shelf::append`] has written what [`Shelf::sync`] has not synced.
@@ -276,12 +280,12 @@ impl Shelf {
         for (&id, &reports) in acknowledged {
             // Dropped meanwhile: nothing is left to forget.
             let Some(index) = self.index_of(id) else { continue };
+            let is_open = index + 1 == self.segments.len();
             let segment = &mut self.segments[index];
             segment.acknowledged = (segment.acknowledged + reports).min(segment.records);
             if segment.waiting() > 0 {
                 continue;
             }
-            let is_open = index + 1 == self.segments.len();
             match self.appender.as_mut().filter(|_| is_open) {
                 Some(appender) => {
                     let before = segment.bytes;

@@ -67,14 +67,18 @@ impl Core {
             host.last_window = Some(report.start);
             host.window = Some(report.host_window);
             host.losses = report.losses;
-        } else {
-            self.notice("report_out_of_order", format!("host {}: report {:?} came late", report.host, report.sequence));
         }
+        let mut left_out = 0;
         for window in &report.vms {
             if newest {
                 self.take_inventory(report, window, now);
             }
-            self.teach(report, window, length);
+            left_out += usize::from(self.teach(report, window, length, newest) == Some(Taught::Behind));
+        }
+        if left_out > 0 {
+            let Report { host, sequence, .. } = report;
+            let text = format!("host {host}: {left_out} windows of report {} came late and were left out", sequence.0);
+            self.notice("window_out_of_order", text);
         }
         if newest && report.inventory_complete {
             self.take_vanished(report);
@@ -116,24 +120,22 @@ impl Core {
         }
     }
 
-    fn teach(&mut self, report: &Report, window: &VmWindow, length: Duration) {
-        let Some(vm) = self.fleet.vms.get_mut(&window.vm).filter(|vm| vm.host.as_ref() == Some(&report.host)) else {
-            return;
-        };
-        match vm.teach(window, report.start, length) {
-            Taught::Nothing | Taught::Demand => {}
+    /// Teaches a VM its window. A late one counts wherever the VM is by now: it tells of the time before.
+    fn teach(&mut self, report: &Report, window: &VmWindow, length: Duration, newest: bool) -> Option<Taught> {
+        let vm = self.fleet.vms.get_mut(&window.vm).filter(|vm| !newest || vm.host.as_ref() == Some(&report.host))?;
+        let taught = vm.teach(window, report.start, length, newest);
+        match taught {
+            Taught::Nothing | Taught::Demand | Taught::Filled | Taught::Behind => {}
             Taught::ClockSetBack => {
                 self.cancel_fit(window.vm);
                 let text = format!("VM {}: its host's clock was set back; later history was forgotten", window.vm);
                 self.notice("host_clock_set_back", text);
             }
-            Taught::Behind => {
-                self.notice("window_out_of_order", format!("VM {}: a window came late and was left out", window.vm));
-            }
             Taught::Absurd(why) => {
                 self.notice("window_absurd", format!("VM {}: a window was left out, {why}", window.vm));
             }
         }
+        Some(taught)
     }
 
     fn take_vanished(&mut self, report: &Report) {

@@ -312,6 +312,29 @@ fn old_evidence_fills_history_and_plans_nothing() {
 }
 
 #[test]
+fn a_backlog_that_comes_beside_live_reports_leaves_no_hole_and_plans_nothing() {
+    let mut bench = Bench::new(policy(Mode::Auto));
+    (0..5).for_each(|step| bench.report(step * 10, &[(1, 0.5, 0.5)], Some(0.6)));
+    // Away for 50 steps; then a live report for each late one. Starved then, well now.
+    for step in 0..50 {
+        bench.report(550 + step * 10, &[(1, 0.5, 0.5)], Some(0.6));
+        let late = bench::report_of("a", 50 + step * 10, &[(1, 0.2, 0.9)], Some(0.2));
+        bench.core.handle(at(560 + step * 10), Input::Report(Box::new(late)));
+        let vm = bench.core.vm(vm(1)).unwrap();
+        assert_eq!(
+            (vm.cpu.unwrap().demand_high.mean, vm.allocation.quota_cores),
+            (0.5, Some(0.6)),
+            "it is of long ago"
+        );
+    }
+    assert_eq!(bench.notices(), [] as [&str; 0]);
+    let history = bench.core.history(vm(1), Timestamp::default());
+    assert_eq!(history.len(), 105);
+    let starved = history.iter().filter(|step| (step.high - 0.9).abs() < 1e-6).count();
+    assert_eq!(starved, 50);
+}
+
+#[test]
 fn a_report_from_the_future_is_left_out() {
     let mut bench = Bench::new(policy(Mode::Auto));
     bench.report_at(at(10), "a", 7200, &[(1, 0.2, 0.9)], Some(0.2));

@@ -55,6 +55,8 @@ pub(crate) enum Taught {
     Demand,
     /// Its demand, after the host's clock was set back.
     ClockSetBack,
+    /// It came late and filled a gap in what was known.
+    Filled,
     /// It came out of order and was left out.
     Behind,
     /// It was not believed.
@@ -123,24 +125,28 @@ impl Vm {
         self.fit_due = 0;
     }
 
-    /// Learns from a window. O(1), but for gaps.
-    pub(crate) fn teach(&mut self, window: &VmWindow, start: Timestamp, length: Duration) -> Taught {
+    /// Learns from a window; `newest` if its host has told of no later one. O(1), but for gaps.
+    pub(crate) fn teach(&mut self, window: &VmWindow, start: Timestamp, length: Duration, newest: bool) -> Taught {
         // A paused or shut-off VM wants nothing now, which says nothing about what it wants when it runs.
         let Some(cpu) = window.cpu.filter(|_| window.state == VmState::Running) else { return Taught::Nothing };
         let window = match believe(&cpu, window.allocation.vcpus, start, length) {
             Ok(window) => window,
             Err(absurd) => return Taught::Absurd(absurd),
         };
-        let accepted = self.history.add(&window);
+        let accepted = if newest { self.history.add(&window) } else { self.history.fill(&window) };
         match accepted {
             Accepted::Behind => return Taught::Behind,
+            // Known at the next fit: what was learnt step by step is not unlearnt. It is no evidence for now.
+            Accepted::Filled => return Taught::Filled,
             Accepted::ClockSetBack => {
                 self.forecaster = None;
                 self.fit_due = 0;
             }
             Accepted::InOrder => self.catch_up(),
         }
-        self.cpu = Some(cpu);
+        if newest {
+            self.cpu = Some(cpu);
+        }
         if accepted == Accepted::ClockSetBack { Taught::ClockSetBack } else { Taught::Demand }
     }
 
