@@ -114,9 +114,9 @@ pub fn task_newtask(ctx: TracePointContext) -> u32 {
 
 #[inline(always)]
 fn try_register_newborn(tid: u32, is_thread: bool, creator: u32) -> Result<(), Unclaimed> {
-    let entry = if is_thread { accounts::entry_of(creator) } else { None };
+    let slot = if is_thread { slot_of(creator) } else { NO_SLOT };
     if let Some(known) = tid_table::registration_of(tid) {
-        if entry.is_some_and(|entry| entry.slot == known.slot) {
+        if known.slot == slot {
             // The agent saw it in `/proc` first.
             return Ok(());
         }
@@ -127,16 +127,29 @@ fn try_register_newborn(tid: u32, is_thread: bool, creator: u32) -> Result<(), U
         // A new process under the id of one that the agent has not yet seen end.
         accounts::forget(tid);
     }
-    let Some(entry) = entry else {
+    if slot == NO_SLOT {
         return Ok(());
-    };
-    tid_table::claim(tid, entry.slot)?;
+    }
+    tid_table::claim(tid, slot)?;
     // The agent may have let go of the process since: then its walk may have missed this thread.
-    let still = accounts::entry_of(creator).is_some_and(|now| now.slot == entry.slot);
-    if !still && let Some(reference) = tid_table::registration_of(tid) {
+    if slot_of(creator) != slot
+        && let Some(reference) = tid_table::registration_of(tid)
+    {
         tid_table::release(tid, reference);
     }
     Ok(())
+}
+
+/// The slot of a process of no VM. A number rather than an `Option`, whose comparison the compiler turns into one that reads
+/// what was never written, which the verifier refuses.
+const NO_SLOT: u32 = u32::MAX;
+
+#[inline(always)]
+fn slot_of(tgid: u32) -> u32 {
+    match accounts::entry_of(tgid) {
+        Some(entry) => entry.slot,
+        None => NO_SLOT,
+    }
 }
 
 /// Looks, a few times per second and CPU, at who is running: starts the clock of a thread that was on its CPU already when

@@ -117,6 +117,15 @@ impl Accounting {
         self.free_indexes.push(index, 0).map_err(map_error("FREE_INDEXES"))
     }
 
+    /// Whether any account is free.
+    pub(super) fn has_free_account(&mut self) -> Result<bool, ProbeError> {
+        match self.free_indexes.pop(0) {
+            Ok(index) => self.free_indexes.push(index, 0).map(|()| true).map_err(map_error("FREE_INDEXES")),
+            Err(error) if is_not_found(&error) => Ok(false),
+            Err(error) => Err(map_error("FREE_INDEXES")(error)),
+        }
+    }
+
     /// Writes an account that no thread owns: its index came from the stack of free ones.
     fn write(&mut self, index: u32, change: impl FnOnce(ThreadAccount) -> ThreadAccount) -> Result<(), ProbeError> {
         let before = self.table.copy(index).unwrap_or_default();

@@ -54,9 +54,10 @@ pub struct Scheduler {
     registration: Registration,
     roster: Roster,
     programs: &'static [&'static str],
-    /// [`SchedReading::threads_unmeasured`] as of the last drain, and as of the last registration.
+    /// [`SchedReading::threads_unmeasured`] as of the last drain.
     unmeasured: u64,
-    unmeasured_at_registration: u64,
+    /// Threads have found no account, and no registration since has left one free.
+    starved: bool,
 }
 
 /// The names of [`PROGRAMS`].
@@ -106,7 +107,7 @@ impl Scheduler {
             roster: Roster::new(),
             programs,
             unmeasured: 0,
-            unmeasured_at_registration: 0,
+            starved: false,
         }
     }
 
@@ -158,8 +159,10 @@ impl Scheduler {
     }
 
     fn register(&mut self) -> Result<(), ProbeError> {
-        self.unmeasured_at_registration = self.unmeasured;
-        self.registration.run(&mut self.ebpf, &mut self.accounting)
+        self.registration.run(&mut self.ebpf, &mut self.accounting)?;
+        // Whoever still wanted an account would have taken this one.
+        self.starved = self.starved && !self.accounting.has_free_account()?;
+        Ok(())
     }
 
     /// The counters of all tracked VMs, in one pass over the shared memory. To be called at least every few hours, or 32-bit counts wrap
@@ -170,11 +173,12 @@ impl Scheduler {
         let recycled = self.accounting.drain(taken_ns);
         self.roster.free_slots(|slot| self.accounting.ledger.forget(slot));
         if let Some(in_kernel) = self.accounting.unmeasured() {
-            self.unmeasured = in_kernel + self.registration.unmeasured();
+            let unmeasured = in_kernel + self.registration.unmeasured();
+            self.starved |= unmeasured > self.unmeasured;
+            self.unmeasured = unmeasured;
         }
         // There is room again for threads that found the table full.
-        let is_room = recycled && self.unmeasured > self.unmeasured_at_registration;
-        if (is_room || self.registration.is_due(taken_ns))
+        if (recycled && self.starved || self.registration.is_due(taken_ns))
             && let Err(error) = self.register()
         {
             tracing::warn!(%error, "threads may stay unmeasured");
