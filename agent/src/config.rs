@@ -5,6 +5,7 @@
 
 use crate::cpu_source::Choice;
 use crate::uplink::Bounds;
+use crate::uplink::identity::Files;
 use gnomon_common::wire::{CpuBounds, HostId};
 use serde::Deserialize;
 use std::net::SocketAddr;
@@ -77,12 +78,12 @@ pub struct Brain {
     /// The name in the brain's certificate.
     #[serde(default = "default_server_name")]
     pub server_name: String,
-    /// PEM: the authority that signed the brain's certificate; no other is trusted.
-    pub ca: PathBuf,
-    /// PEM: this agent's certificate (and intermediates).
-    pub certificate: PathBuf,
+    /// PEM: the authority that signed the brain's certificate; no other is trusted. See [`Config::identity`] where absent.
+    pub ca: Option<PathBuf>,
+    /// PEM: this host's certificate (and intermediates).
+    pub certificate: Option<PathBuf>,
     /// PEM: its private key; refused when others than owner and group can read it.
-    pub key: PathBuf,
+    pub key: Option<PathBuf>,
 }
 
 /// `[probe]`
@@ -255,10 +256,19 @@ impl Config {
         config.check().map_err(|(key, message)| ConfigError::Value { path: path.to_owned(), key, message })?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let Brain { ca, certificate, key, .. } = &mut config.brain;
-        for relative in [&mut config.state_dir, ca, certificate, key] {
+        let files = [ca, certificate, key].into_iter().flatten();
+        for relative in files.chain([&mut config.state_dir]) {
             *relative = folder.join(&*relative);
         }
         Ok(config)
+    }
+
+    /// Where this host's identity is: by default in a directory of its own below `state_dir`, which the agent can write to.
+    pub fn identity(&self) -> Files {
+        let Brain { ca, certificate, key, .. } = &self.brain;
+        let file =
+            |set: &Option<PathBuf>, name| set.clone().unwrap_or_else(|| self.state_dir.join("identity").join(name));
+        Files { ca: file(ca, "ca.pem"), certificate: file(certificate, "agent.pem"), key: file(key, "agent.key") }
     }
 
     /// Where the ledger of commands is kept.
@@ -364,8 +374,9 @@ mod tests {
     #[test]
     fn relative_paths_are_taken_from_the_files_folder() {
         let config = parse(MINIMAL).unwrap();
-        assert_eq!(config.brain.ca, Path::new("/etc/gnomon/ca.pem"));
-        assert_eq!(config.brain.key, Path::new("/keys/h1.key"));
+        let identity = config.identity();
+        assert_eq!(identity.ca, Path::new("/etc/gnomon/ca.pem"));
+        assert_eq!(identity.key, Path::new("/keys/h1.key"));
     }
 
     #[test]
@@ -385,7 +396,7 @@ mod tests {
 
     #[test]
     fn a_missing_key_and_a_wrong_type_are_named() {
-        assert!(message(&MINIMAL.replace("ca = \"ca.pem\"\n", "")).contains("missing field `ca`"));
+        assert!(message(&MINIMAL.replace("name = \"h1\"\n", "")).contains("missing field `name`"));
         assert!(message(&MINIMAL.replace("\"h1\"", "7")).contains(":2: invalid type"));
         assert!(message(&MINIMAL.replace("\"h1\"", "\"H 1\"")).contains(":2: host name"));
     }

@@ -19,9 +19,9 @@ use crate::host::machine::Machine;
 use crate::host::process::Proc;
 use crate::sample::{self, HostReport, SampleMetrics, SamplerConfig, SamplerHandle, SchedSource};
 use crate::telemetry::{self, WithCost};
-use crate::uplink::identity::{self, IdentityError};
+use crate::uplink::identity::IdentityError;
 use crate::uplink::{self, Spool, SpoolConfig, Uplink};
-use gnomon_common::wire::{CpuSource, HostFacts, MemoryBounds, Means};
+use gnomon_common::wire::{CpuSource, HostFacts, Means, MemoryBounds};
 use prometheus_client::registry::Registry;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -112,7 +112,9 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
     let mut registry = Registry::default();
     telemetry::register_process(&mut registry);
 
-    let tls = identity::load(&config.brain.ca, &config.brain.certificate, &config.brain.key)?;
+    // Read anew for each connection; what is wrong with it now is told at once.
+    let identity = config.identity();
+    identity.load()?;
     let clock = Clock::new().map_err(system("the boot's id"))?;
     let ledger = Ledger::open(&config.ledger_path())?;
     let epoch = ledger.raise_epoch(clock.now().wall)?;
@@ -142,17 +144,13 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
     let _ = timeout(FIRST_SURVEY_MAX, inventory.wait_for(|inventory| inventory.complete)).await;
     // After the survey: what a crash left under way is resolved at once only for VMs that are known.
     let (commands, executor) = executor::spawn(executor).map_err(system("the command thread"))?;
-    let spool = SpoolConfig {
-        dir: config.spool_path(),
-        bounds: config.spool.bounds(),
-        host: config.host.name.clone(),
-        epoch,
-    };
+    let spool =
+        SpoolConfig { dir: config.spool_path(), bounds: config.spool.bounds(), host: config.host.name.clone(), epoch };
     let spool = Arc::new(Spool::start(spool, uplink_metrics.clone()).map_err(system("the spool's thread"))?);
     let uplink = Uplink {
         address: config.brain.address,
         server_name: config.brain.server_name,
-        tls,
+        identity,
         host: config.host.name,
         epoch,
         facts,

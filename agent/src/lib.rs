@@ -12,6 +12,7 @@ pub mod config;
 pub mod cpu_source;
 pub mod daemon;
 pub mod host;
+pub mod join;
 pub mod probe;
 pub mod reading;
 pub mod sample;

@@ -4,13 +4,14 @@ use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use gnomon_agent::command::VmDirectory;
-use gnomon_agent::command::clock::Clock;
+use gnomon_agent::command::clock::{Clock, wall_clock};
 use gnomon_agent::command::directory::InventoryDirectory;
 use gnomon_agent::command::ledger::{Ledger, LedgerError, UndoRecord};
 use gnomon_agent::command::release::{self, Released};
 use gnomon_agent::config::{Config, ConfigError};
 use gnomon_agent::daemon::{self, DaemonError};
-use gnomon_agent::uplink::identity::{self, IdentityError};
+use gnomon_agent::join::{self, Done, JoinError};
+use gnomon_agent::uplink::identity::IdentityError;
 use gnomon_common::wire::Setting;
 use prometheus_client::registry::Registry;
 use std::io::{IsTerminal, Write};
@@ -36,6 +37,7 @@ const EXIT_RUNNING: u8 = 3;
     about = "Measures what every VM of this host wants and applies what the brain decides",
     after_help = "Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 another gnomon-agent is running.\n\
                   Logs go to stderr; GNOMON_LOG=debug (or gnomon_agent::uplink=trace, ...) shows more.\n\n\
+                  To begin:                           gnomon-agent join BRAIN:PORT TOKEN\n\
                   A first look that changes nothing:  gnomon-agent run --dry-run\n\
                   Undo everything, daemon stopped:    gnomon-agent release --all"
 )]
@@ -65,6 +67,24 @@ enum Command {
         /// Check the configuration and stop: the same as `check-config`
         #[arg(long)]
         check_config: bool,
+    },
+    /// Join a brain: make this host's key, get its certificate and, where there is no configuration yet, write one
+    ///
+    /// The token comes from `gnomon-brain token create --host NAME` on the brain and is good for one host, once. It also tells which brain
+    /// to believe. The certificate renews itself while the agent runs; join again, with a new token, if the brain has shut this host out
+    /// or the agent was off until the certificate ended. A running agent uses the new files at its next connection.
+    ///
+    /// As root, the files go to whoever owns the directory they are in.
+    Join {
+        /// The brain's HOST:PORT (UDP)
+        brain: String,
+        /// The token, or - to read it from standard input, where `ps` does not show it
+        token: String,
+        #[command(flatten)]
+        file: ConfigFile,
+        /// Where a new configuration puts the agent's state, this host's key and certificate among it
+        #[arg(long, value_name = "DIR", default_value = "/var/lib/gnomon-agent")]
+        state_dir: PathBuf,
     },
     /// Check the configuration and the certificates it names
     CheckConfig {
@@ -115,6 +135,11 @@ fn execute(command: Command) -> Result<()> {
             let config = Config::load(&file.config)?;
             Ok(runtime()?.block_on(daemon::run(config, dry_run))?)
         }
+        Command::Join { brain, token, file, state_dir } => {
+            let token = join::token(&token)?;
+            let done = runtime()?.block_on(join::join(&brain, &token, &file.config, &state_dir))?;
+            say_joined(&done, &file)
+        }
         Command::Release { file, vms, dry_run, yes, .. } => {
             runtime()?.block_on(release(&Config::load(&file.config)?, &vms, dry_run, yes))
         }
@@ -128,8 +153,21 @@ fn execute(command: Command) -> Result<()> {
 
 fn check(file: &ConfigFile) -> Result<()> {
     let config = Config::load(&file.config)?;
-    identity::load(&config.brain.ca, &config.brain.certificate, &config.brain.key)?;
+    config.identity().load()?;
     say(&format!("{} is good", file.config.display()))
+}
+
+fn say_joined(done: &Done, file: &ConfigFile) -> Result<()> {
+    let Done { files, identity, config_written, to_set } = done;
+    let ends_in_h = identity.valid_to.since(wall_clock()).as_secs() / 3600;
+    say(&format!("joined; {} is good for {ends_in_h} hours and renews itself", files.certificate.display()))?;
+    let config = file.config.display();
+    match (config_written, to_set) {
+        (true, _) => say(&format!("wrote {config}"))?,
+        (false, Some(setting)) => say(&format!("{config} is as it was and names another brain; set: {setting}"))?,
+        (false, None) => {}
+    }
+    say(&format!("next:  gnomon-agent run --config {config}   (or: systemctl enable --now gnomon-agent)"))
 }
 
 /// Restores the baselines of the VMs named, or of all.
@@ -218,6 +256,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     {
         EXIT_RUNNING
     } else if error.is::<ConfigError>()
+        || matches!(error.downcast_ref(), Some(JoinError::Token(_) | JoinError::Config(_)))
         || error.is::<IdentityError>()
         || matches!(error.downcast_ref(), Some(DaemonError::Identity(_)))
     {

@@ -11,11 +11,13 @@
 //! Architecture Invariant: nothing that measures or actuates waits for this module; the sampler and the executor go on without a brain.
 
 mod backoff;
+pub mod enrol;
 mod failure;
 mod framing;
 pub mod identity;
 mod metrics;
 pub mod outbox;
+mod renew;
 mod session;
 pub mod spool;
 
@@ -29,6 +31,7 @@ use backoff::{Backoff, STABLE_AFTER};
 use gnomon_common::wire::{AgentEpoch, HostFacts, HostId, Losses, Report, frame};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use session::End;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
@@ -40,8 +43,8 @@ pub struct Uplink {
     pub address: String,
     /// The name the brain's certificate must have.
     pub server_name: String,
-    /// From [`identity::load`].
-    pub tls: quinn::ClientConfig,
+    /// Where this host's identity is: read at every attempt, replaced when it is renewed.
+    pub identity: identity::Files,
     /// This host's name.
     pub host: HostId,
     /// This life of the agent.
@@ -89,7 +92,11 @@ impl Uplink {
             })
             .await;
             self.metrics.connected.set(0);
-            let Err(failure) = ended else { return };
+            let failure = match ended {
+                Ok(End::Stopped) => return,
+                Ok(End::Renewed) => continue,
+                Err(failure) => failure,
+            };
             if welcomed_at.is_some_and(|at| at.elapsed() >= STABLE_AFTER) {
                 backoff.reset();
             }

@@ -3,12 +3,20 @@
 //! A directory holds `ca.pem` and `ca.key` (mode 0600). The brain's certificate is for servers, an agent's for clients:
 //! one cannot pose as the other. An agent's certificate names its host in the subject alternative name, and that name
 //! is the only host it can speak for. Keys are ECDSA P-256, made and used by ring.
+//!
+//! Agents make their own keys: a running brain takes the public key out of a signing request and certifies it for the
+//! host that it knows the agent to be, whatever the request says. Keys are made here only for the brain itself, and for
+//! installations without a network (`gnomon-brain ca issue-agent`).
 
 mod issue;
+mod request;
+mod serial;
 mod show;
 
-pub use issue::{Ca, Days, Issued};
-pub use show::{CertificateFacts, describe, dns_names};
+pub use issue::{Ca, Issued, Lifetime, Signed};
+pub use request::REQUEST_BYTES_MAX;
+pub use serial::Serial;
+pub use show::{CertificateFacts, Identity, describe, identity};
 
 use crate::secret::SecretError;
 use gnomon_common::wire::InvalidHostId;
@@ -36,11 +44,22 @@ pub enum CaError {
     /// The certificate or key does not parse.
     #[error("{path} is not a PEM certificate: {reason}")]
     Unreadable {
-        /// Which file, or `peer` for one that came by the network.
+        /// Which file, or `certificate` for one that came by the network.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
     },
+    /// The CA's certificate and key are not a pair.
+    #[error("{key} is not the key of {certificate}: nothing it signs would be believed")]
+    Mismatch {
+        /// The key's file.
+        key: PathBuf,
+        /// The certificate's file.
+        certificate: PathBuf,
+    },
+    /// What an agent wants signed is not acceptable.
+    #[error("the signing request is not acceptable: {0}")]
+    Request(String),
     /// The library could not make it.
     #[error("cannot make the certificate: {0}")]
     Make(#[from] rcgen::Error),

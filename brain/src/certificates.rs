@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::Subcommand;
-use gnomon_brain::ca::{self, Ca, Days};
+use gnomon_brain::ca::{self, Ca, Lifetime};
 use gnomon_common::wire::HostId;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -31,7 +31,7 @@ pub(crate) enum CaCommand {
         #[arg(long = "address", value_name = "ADDRESS")]
         addresses: Vec<String>,
         /// Validity
-        #[arg(long, default_value_t = Days::LEAF.0)]
+        #[arg(long, default_value_t = 365)]
         days: u16,
     },
     /// Issue the certificate with which an agent speaks for a host
@@ -46,7 +46,7 @@ pub(crate) enum CaCommand {
         #[arg(long)]
         out: PathBuf,
         /// Validity
-        #[arg(long, default_value_t = Days::LEAF.0)]
+        #[arg(long, default_value_t = 365)]
         days: u16,
     },
     /// Show what certificates say
@@ -66,11 +66,11 @@ impl CaCommand {
                 Ok(())
             }
             Self::IssueBrain { dir, out, name, addresses, days } => {
-                say(&Ca::open(&dir)?.issue_brain(&name, &addresses, Days(days))?.write(&out, "brain")?);
+                say(&Ca::open(&dir)?.issue_brain(&name, &addresses, Lifetime::days(days))?.write(&out, "brain")?);
                 Ok(())
             }
             Self::IssueAgent { dir, host, out, days } => {
-                say(&Ca::open(&dir)?.issue_agent(&host, Days(days))?.write(&out, "agent")?);
+                say(&Ca::open(&dir)?.issue_agent(&host, Lifetime::days(days))?.write(&out, "agent")?);
                 Ok(())
             }
             Self::Show { paths } => paths.iter().try_for_each(|path| show(path)),

@@ -4,6 +4,7 @@
 
 mod unknown;
 
+use crate::ca::Lifetime;
 use gnomon_core::Policy;
 use serde::Deserialize;
 use std::fs;
@@ -18,6 +19,9 @@ pub const EXAMPLE: &str = include_str!("../../deploy/brain.toml");
 /// Heart-beats faster than this would cost more than they tell; slower ones would not notice a dead host within
 /// minutes.
 const HEARTBEAT_MS: std::ops::RangeInclusive<u64> = 100..=60_000;
+/// Certificates that live shorter would be renewed more often than connections last; those that live longer outlive what
+/// they are short-lived for.
+const CERTIFICATE_LIFETIME_S: std::ops::RangeInclusive<u64> = 10..=365 * 86_400;
 /// A forecast wants to see its season at least twice.
 const SEASONS_KEPT_MIN: u64 = 2;
 
@@ -29,6 +33,8 @@ pub struct Config {
     pub listen: Listen,
     /// Keys and certificates.
     pub tls: Tls,
+    /// Issuing certificates; a brain without it issues none.
+    pub ca: Option<CaConfig>,
     /// The people's and programs' side.
     pub api: Api,
     /// The database.
@@ -64,6 +70,17 @@ pub struct Tls {
     pub key: PathBuf,
 }
 
+/// `[ca]`: how agents get their certificates.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CaConfig {
+    /// The key of the first certificate in `tls.ca`.
+    pub key: PathBuf,
+    /// How long an agent's certificate is valid, in seconds; it renews itself when two thirds of that are over.
+    #[serde(default = "certificate_lifetime_s")]
+    pub certificate_lifetime_s: u64,
+}
+
 /// `[api]`: HTTP.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -97,6 +114,10 @@ fn heartbeat_ms() -> u64 {
     5000
 }
 
+fn certificate_lifetime_s() -> u64 {
+    7 * 86_400
+}
+
 fn api_listen() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 7480))
 }
@@ -113,6 +134,13 @@ impl Listen {
     /// Time between heart-beats.
     pub fn heartbeat(&self) -> Duration {
         Duration::from_millis(self.heartbeat_ms)
+    }
+}
+
+impl CaConfig {
+    /// How long an agent's certificate is valid.
+    pub fn certificate_lifetime(&self) -> Lifetime {
+        Lifetime(Duration::from_secs(self.certificate_lifetime_s))
     }
 }
 
@@ -175,8 +203,9 @@ impl Config {
             ConfigError::Parse { path: path.to_owned(), line, problem: unknown::explain(error.message()) }
         })?;
         let base = path.parent().unwrap_or(Path::new("."));
-        let Config { tls, api, store, .. } = &mut config;
-        for file in [&mut tls.ca, &mut tls.certificate, &mut tls.key, &mut api.token_file, &mut store.path] {
+        let Config { tls, ca, api, store, .. } = &mut config;
+        let files = [&mut tls.ca, &mut tls.certificate, &mut tls.key, &mut api.token_file, &mut store.path];
+        for file in files.into_iter().chain(ca.as_mut().map(|ca| &mut ca.key)) {
             *file = base.join(&*file);
         }
         config.validate().map_err(|(key, problem)| ConfigError::Value { path: path.to_owned(), key, problem })?;
@@ -190,6 +219,12 @@ impl Config {
         }
         if self.listen.agents_max == 0 {
             return fail("listen.agents_max", "0 would refuse every agent".into());
+        }
+        if let Some(ca) = &self.ca
+            && !CERTIFICATE_LIFETIME_S.contains(&ca.certificate_lifetime_s)
+        {
+            let problem = format!("{} is not in {CERTIFICATE_LIFETIME_S:?}", ca.certificate_lifetime_s);
+            return fail("ca.certificate_lifetime_s", problem);
         }
         self.policy.validate().map_err(|error| (format!("policy.{}", error.setting), error.problem))?;
         let forecast = &self.policy.forecast;
@@ -224,6 +259,9 @@ mod tests {
         assert_eq!(config.policy, Policy::default());
         assert_eq!(config.listen.agents_max, agents_max());
         assert_eq!(config.listen.heartbeat_ms, heartbeat_ms());
+        let ca = config.ca.unwrap();
+        assert_eq!(ca.key, Path::new("/etc/gnomon/ca.key"));
+        assert_eq!(ca.certificate_lifetime_s, certificate_lifetime_s());
         assert_eq!(config.api.listen, api_listen());
         assert_eq!(config.store.report_retention_s, report_retention_s());
         assert_eq!(config.store.affairs_retention_s, affairs_retention_s());
@@ -248,6 +286,7 @@ mod tests {
         for (from, to, key) in [
             ("heartbeat_ms = 5000", "heartbeat_ms = 1", "listen.heartbeat_ms"),
             ("agents_max = 1024", "agents_max = 0", "listen.agents_max"),
+            ("certificate_lifetime_s = 604800", "certificate_lifetime_s = 1", "ca.certificate_lifetime_s"),
             ("quantile = 0.95", "quantile = 0.8", "policy.cpu.quantile"),
             ("report_retention_s = 345600", "report_retention_s = 3600", "store.report_retention_s"),
         ] {

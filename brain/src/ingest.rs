@@ -1,35 +1,44 @@
 //! The agents' side of the brain: QUIC with mutual TLS.
 //!
 //! ```text
-//! incoming -> TLS (client certificate from our CA, ALPN) -> hello (deadline, version, identity, fence) -> welcome
+//! incoming -> TLS (client certificate from our CA, ALPN) -> hello (deadline, version, identity, not revoked, fence) -> welcome
 //!          -> control stream: heart-beats, outcomes in, commands out | report stream: reports in, acknowledgements out
-//!          -> end: replaced, lost, refused, closed, brain stopping
+//!          -> end: replaced, lost, refused, closed, revoked, certificate ended, brain stopping
+//! incoming -> TLS (no client certificate, the other ALPN) -> one request to join -> certificate or refusal -> end
 //! ```
 //! A [`serve`] serves one lease term. What a peer does wrong ends its own connection, with a reason told to it, logged
 //! and counted; no peer can make another wait, beyond the store they share.
 
+mod bucket;
 mod close;
+mod enrol;
 mod framing;
 mod hello;
 mod metrics;
+mod peer;
 mod registry;
+mod renew;
 mod reports;
 mod session;
+mod standing;
 mod tls;
 
 pub use close::CloseCode;
+pub use enrol::{Authority, Enrolment};
 pub use metrics::IngestMetrics;
 pub use registry::Registry;
-pub use tls::{TlsError, TlsFiles, server_config};
+pub use standing::{Revocations, watch_revocations};
+pub use tls::{OwnCertificate, TlsError, TlsFiles, server_config};
 
 use crate::drive::{DriveHandle, Issued};
 use crate::store::{Journal, Store};
-use gnomon_common::wire::Fence;
+use gnomon_common::wire::{ENROL_ALPN, Fence};
+use peer::Peer;
 use quinn::Endpoint;
 use session::SessionContext;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -56,6 +65,10 @@ pub struct Ingest {
     pub registry: Arc<Registry>,
     /// The newest fence sent to each host.
     pub issued: Arc<Issued>,
+    /// Where hosts without a certificate join.
+    pub enrolment: Arc<Enrolment>,
+    /// Which hosts were revoked; kept up to date by [`watch_revocations`].
+    pub revocations: watch::Receiver<Revocations>,
     /// How often each side sends a heart-beat.
     pub heartbeat: Duration,
     /// From when on a newer fence may make the brain take a new term; until then such an agent is told to come again.
@@ -90,6 +103,8 @@ pub async fn serve(ingest: Ingest, stop: CancellationToken) -> Served {
         store: ingest.store,
         registry: ingest.registry,
         issued: ingest.issued,
+        enrolment: ingest.enrolment,
+        revocations: ingest.revocations,
         heartbeat: ingest.heartbeat,
         may_raise_from: ingest.may_raise_from,
         metrics: ingest.metrics,
@@ -117,8 +132,8 @@ pub async fn serve(ingest: Ingest, stop: CancellationToken) -> Served {
                 let context = context.clone();
                 sessions.spawn(async move {
                     let peer = incoming.remote_address();
-                    match handshake(incoming).await {
-                        Ok(connection) => session::run(connection, context, permit).await,
+                    match handshake(incoming, &context.enrolment).await {
+                        Ok(connection) => greet(connection, context, permit).await,
                         Err((kind, reason)) => {
                             tracing::warn!(%peer, kind, reason, "connection refused in the handshake");
                             context.metrics.refused(kind);
@@ -136,11 +151,43 @@ pub async fn serve(ingest: Ingest, stop: CancellationToken) -> Served {
     served
 }
 
-async fn handshake(incoming: quinn::Incoming) -> Result<quinn::Connection, (&'static str, String)> {
-    let connecting = incoming.accept().map_err(|error| (close::handshake_kind(&error), error.to_string()))?;
-    match timeout(HANDSHAKE_TIMEOUT, connecting).await {
+async fn handshake(
+    incoming: quinn::Incoming,
+    enrolment: &Enrolment,
+) -> Result<quinn::Connection, (&'static str, String)> {
+    let peer = incoming.remote_address();
+    let mut connecting = incoming.accept().map_err(|error| (close::handshake_kind(&error), error.to_string()))?;
+    let mut joining = false;
+    let done = async {
+        joining = peer::speaks(&*connecting.handshake_data().await?, ENROL_ALPN);
+        connecting.await
+    };
+    match timeout(HANDSHAKE_TIMEOUT, done).await {
         Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(error)) => Err((close::handshake_kind(&error), error.to_string())),
+        Ok(Err(error)) => {
+            if joining {
+                enrolment.failed(peer, &error).await;
+            }
+            Err((close::handshake_kind(&error), error.to_string()))
+        }
         Err(_) => Err(("handshake_timeout", format!("no handshake within {HANDSHAKE_TIMEOUT:?}"))),
+    }
+}
+
+async fn greet(connection: quinn::Connection, context: Arc<SessionContext>, handshake: OwnedSemaphorePermit) {
+    match Peer::of(&connection) {
+        Ok(Peer::Agent(identity)) => session::run(connection, identity, context, handshake).await,
+        Ok(Peer::Joining) => {
+            let ending = context.ending.clone();
+            let enrolled = ending.run_until_cancelled(context.enrolment.serve(connection.clone())).await;
+            if enrolled.is_none() {
+                connection.close(CloseCode::Stopping.var_int(), b"the brain stops; try again");
+            }
+        }
+        Err(ending) => {
+            tracing::warn!(peer = %connection.remote_address(), reason = ending.reason, "connection refused");
+            context.metrics.refused("certificate");
+            connection.close(ending.code.var_int(), ending.reason_bytes());
+        }
     }
 }

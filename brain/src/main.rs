@@ -1,7 +1,9 @@
 //! `gnomon-brain`: the controller's daemon, and the certificate authority beside it.
 
+mod admissions;
 mod certificates;
 
+use admissions::{HostCommand, TokenCommand};
 use anyhow::{Context, Result};
 use certificates::CaCommand;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -18,7 +20,8 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Forecasts what virtual machines will want and sizes them before they want it.
 ///
 /// First time: `gnomon-brain init --dir /etc/gnomon`, then `gnomon-brain run --config /etc/gnomon/brain.toml`, and for
-/// each host `gnomon-brain ca issue-agent --dir /etc/gnomon --host NAME --out NAME`. GNOMON_LOG chooses what is logged.
+/// each host `gnomon-brain token create --host NAME` here and `gnomon-agent join BRAIN TOKEN` there. GNOMON_LOG chooses
+/// what is logged.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
 struct Arguments {
@@ -45,7 +48,13 @@ enum Command {
         #[arg(long = "address", value_name = "ADDRESS")]
         addresses: Vec<String>,
     },
-    /// Issue and show certificates
+    /// Let hosts join: tokens for `gnomon-agent join`
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Shut hosts out, and show who has joined
+    #[command(subcommand)]
+    Host(HostCommand),
+    /// Issue certificates by hand (hosts without a network to the brain, a brain without the CA's key), and show them
     #[command(subcommand)]
     Ca(CaCommand),
     /// Check a configuration and say what is wrong with it
@@ -72,6 +81,8 @@ fn main() -> ExitCode {
         Command::Run { config, check_config: false } => run(&config.config),
         Command::Run { config, check_config: true } | Command::CheckConfig { config } => check(&config.config),
         Command::Init { dir, addresses } => init(&dir, &addresses),
+        Command::Token(command) => command.run(),
+        Command::Host(command) => command.run(),
         Command::Ca(command) => command.run(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "gnomon-brain", &mut std::io::stdout());
@@ -126,14 +137,14 @@ fn check(path: &Path) -> Result<()> {
 
 fn init(dir: &Path, addresses: &[String]) -> Result<()> {
     let authority = ca::Ca::init(dir)?;
-    authority.issue_brain(ca::BRAIN_NAME, addresses, ca::Days::LEAF)?.write(dir, "brain")?;
+    authority.issue_brain(ca::BRAIN_NAME, addresses, ca::Lifetime::BY_HAND)?.write(dir, "brain")?;
     api::Tokens::init(&dir.join("tokens"))?;
     let config = dir.join("brain.toml");
     secret::write_new_public(&config, EXAMPLE)?;
     Config::load(&config).context("the configuration just written")?;
     println!("made a CA, the brain's certificate, an API token and a configuration in {}", dir.display());
     println!("next:  gnomon-brain run --config {}", config.display());
-    println!("then:  gnomon-brain ca issue-agent --dir {} --host NAME --out NAME", dir.display());
+    println!("then:  gnomon-brain token create --host NAME --config {}   for each host", config.display());
     println!("and:   GNOMON_TOKEN_FILE={} gnomon status", dir.join("tokens").display());
     Ok(())
 }

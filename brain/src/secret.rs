@@ -1,6 +1,7 @@
 //! Files that hold secrets: written for their owner only, refused when others could read them.
 
-use rustls::crypto::ring;
+use ring::digest;
+use ring::rand::{SecureRandom, SystemRandom};
 use std::fmt::Write as _;
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write as _};
@@ -62,10 +63,40 @@ fn write_new_with_mode(path: &Path, contents: &str, mode: u32) -> Result<(), Sec
     file.write_all(contents.as_bytes()).and_then(|()| file.sync_all()).map_err(fail)
 }
 
+/// Replaces a file that may be there, so that whoever opens it finds either all of the old or all of the new.
+pub fn replace(path: &Path, contents: &str, mode: u32) -> Result<(), SecretError> {
+    let fail = |source| SecretError::Io { path: path.to_owned(), source };
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = PathBuf::from(new);
+    // What an interrupted attempt may have left.
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
+        _ => {}
+    }
+    write_new_with_mode(&new, contents, mode)?;
+    fs::rename(&new, path).map_err(fail)?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(fail)
+}
+
+/// Random bytes from the operating system.
+pub fn random<const N: usize>() -> Result<[u8; N], SecretError> {
+    let mut bytes = [0; N];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| SecretError::Entropy)?;
+    Ok(bytes)
+}
+
+/// SHA-256: what may be stored of a random secret, and what a CA is known by.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
+    hash
+}
+
 /// 256 bits from the operating system, as 64 hexadecimal digits.
 pub fn token() -> Result<String, SecretError> {
-    let mut bytes = [0; 32];
-    ring::default_provider().secure_random.fill(&mut bytes).map_err(|_| SecretError::Entropy)?;
+    let bytes: [u8; 32] = random()?;
     Ok(bytes.iter().fold(String::with_capacity(64), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
@@ -84,6 +115,17 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(matches!(write_new(&path, "two"), Err(SecretError::Io { .. })));
         assert_eq!(read(&path).unwrap(), "one");
+    }
+
+    #[test]
+    fn a_replaced_file_has_the_new_contents_and_mode_whatever_an_interrupted_attempt_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        write_new_public(&path, "one").unwrap();
+        fs::write(dir.path().join("key.new"), "half").unwrap();
+        replace(&path, "two", 0o600).unwrap();
+        assert_eq!(read(&path).unwrap(), "two");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

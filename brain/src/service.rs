@@ -11,10 +11,14 @@
 //! decides nothing. So it is never lived with: [`Service::failed`] says which part it was, and the process ends.
 
 use crate::api::{self, ApiState, Tokens, TokensError};
+use crate::ca::Ca;
 use crate::clock;
-use crate::config::{Config, StoreConfig};
+use crate::config::{CaConfig, Config, StoreConfig};
 use crate::drive::{Drive, DriveHandle, Event, Issued};
-use crate::ingest::{self, Ingest, Registry, Served, TlsError, TlsFiles};
+use crate::ingest::{
+    self, Authority, Enrolment, Ingest, IngestMetrics, OwnCertificate, Registry, Revocations, Served, TlsError,
+    TlsFiles,
+};
 use crate::store::{Journal, Store, StoreError};
 use crate::telemetry::Telemetry;
 use gnomon_core::{Audit, Input, Policy, Record};
@@ -38,6 +42,10 @@ const STORE_RETRY: Duration = Duration::from_secs(2);
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 /// How long stopping waits for what was already decided to be synced and sent.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the brain looks whether its own certificate is due; sooner if it is due sooner.
+const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(3600);
+/// Pause after a renewal of it, also one that failed (a full disk, a read-only directory).
+const CERTIFICATE_RETRY: Duration = Duration::from_secs(60);
 /// The journal's name in an error.
 const JOURNAL: &str = "the writer of the store";
 
@@ -102,7 +110,9 @@ impl Service {
             certificate: config.tls.certificate.clone(),
             key: config.tls.key.clone(),
         };
-        let server = ingest::server_config(&tls, config.listen.heartbeat())?;
+        let authority = config.ca.as_ref().map(|ca| authority(ca, &tls)).transpose()?;
+        let own = Arc::new(OwnCertificate::load(tls, authority.as_ref().map(|authority| &authority.ca), clock::now())?);
+        let server = ingest::server_config(&config.tls.ca, own.clone(), config.listen.heartbeat())?;
         let listen = |key, address| move |source| ServiceError::Listen { key, address, source };
         let endpoint =
             Endpoint::server(server, config.listen.address).map_err(listen("listen.address", config.listen.address))?;
@@ -117,12 +127,18 @@ impl Service {
         let journal = Journal::start(store.clone(), telemetry.journal.clone());
         let state =
             ApiState { drive, store: store.clone(), tokens, telemetry: telemetry.clone(), started: clock::now() };
+        let authority = authority.map(Arc::new);
+        let enrolment = Enrolment::new(authority.clone(), store.clone(), journal.clone(), telemetry.ingest.clone());
+        let (revoked, revocations) = watch::channel(Revocations::default());
+        let ingest_metrics = telemetry.ingest.clone();
         let lives = Lives {
             config: config.clone(),
             policy: policy_seen,
             endpoint,
             store: store.clone(),
             journal,
+            enrolment: Arc::new(enrolment),
+            revocations,
             telemetry,
             drive: drive_out,
             stop: stop.clone(),
@@ -130,7 +146,10 @@ impl Service {
         let api_stop = stop.clone();
         let mut parts = JoinSet::new();
         start_part(&mut parts, "serving agents", lives.run());
-        start_part(&mut parts, "pruning the store", prune(store, config.store, stop.clone()));
+        start_part(&mut parts, "pruning the store", prune(store.clone(), config.store, stop.clone()));
+        start_part(&mut parts, "watching revocations", until(stop.clone(), ingest::watch_revocations(store, revoked)));
+        let keep = keep_certificate(own, authority, ingest_metrics);
+        start_part(&mut parts, "the brain's certificate", until(stop.clone(), keep));
         start_part(&mut parts, "the API", async move {
             api::serve(listener, state, api_stop).await.map_err(|error| ServiceError::ended("the API", error))
         });
@@ -196,6 +215,8 @@ struct Lives {
     endpoint: Endpoint,
     store: Arc<dyn Store>,
     journal: Journal,
+    enrolment: Arc<Enrolment>,
+    revocations: watch::Receiver<Revocations>,
     telemetry: Telemetry,
     drive: watch::Sender<Option<DriveHandle>>,
     stop: CancellationToken,
@@ -277,6 +298,8 @@ impl Lives {
             store: self.store.clone(),
             registry,
             issued,
+            enrolment: self.enrolment.clone(),
+            revocations: self.revocations.clone(),
             heartbeat: self.config.listen.heartbeat(),
             may_raise_from,
             metrics: self.telemetry.ingest.clone(),
@@ -320,6 +343,52 @@ async fn forward_policy(policy: &mut watch::Receiver<Policy>, drive: &DriveHandl
         }
     }
     std::future::pending().await
+}
+
+/// Opens the CA.
+fn authority(config: &CaConfig, tls: &TlsFiles) -> Result<Authority, TlsError> {
+    Ok(Authority { ca: Ca::load(&tls.ca, &config.key)?, lifetime: config.certificate_lifetime() })
+}
+
+/// A part that goes on until it is stopped.
+async fn until(stop: CancellationToken, forever: impl Future<Output = ()>) -> Result<(), ServiceError> {
+    // One that ends by itself is missed by `Service::failed`.
+    let _ = stop.run_until_cancelled(forever).await;
+    Ok(())
+}
+
+/// Renews the brain's own certificate in time, or says that somebody has to.
+async fn keep_certificate(own: Arc<OwnCertificate>, authority: Option<Arc<Authority>>, metrics: IngestMetrics) {
+    let mut said = false;
+    loop {
+        metrics.own_certificate(own.valid_to());
+        let mut pause = own.due().since(clock::now()).min(CERTIFICATE_INTERVAL);
+        if pause.is_zero() {
+            match &authority {
+                Some(authority) => {
+                    // Also after a success: of a CA that ends soon, every certificate is due at once.
+                    pause = CERTIFICATE_RETRY;
+                    match own.renew(&authority.ca) {
+                        Ok(()) => metrics.own_certificate(own.valid_to()),
+                        Err(error) => {
+                            tracing::error!(%error, "the brain's own certificate is not renewed; trying again in {CERTIFICATE_RETRY:?}");
+                        }
+                    }
+                }
+                None => {
+                    pause = CERTIFICATE_INTERVAL;
+                    if !std::mem::replace(&mut said, true) {
+                        let days = own.valid_to().since(clock::now()).as_secs() / 86_400;
+                        tracing::warn!(
+                            days,
+                            "the brain's certificate ends soon, and without [ca] it does not renew itself: gnomon-brain ca issue-brain"
+                        );
+                    }
+                }
+            }
+        }
+        sleep(pause).await;
+    }
 }
 
 async fn prune(store: Arc<dyn Store>, config: StoreConfig, stop: CancellationToken) -> Result<(), ServiceError> {

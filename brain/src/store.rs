@@ -4,9 +4,11 @@
 //! it gathers what is waiting into one transaction and one sync, and answers only then. Everything acknowledged to an
 //! agent, and every command sent to one, went through the journal before.
 
+mod admissions;
 mod journal;
 mod sqlite;
 
+pub use admissions::{Admissions, AdmissionsOffice, Renewal, Revoked, Standing, StoredCertificate, StoredToken};
 pub use journal::{Journal, JournalMetrics, Receipt, Stopped};
 pub use sqlite::SqliteStore;
 
@@ -23,7 +25,7 @@ pub const INTEGER_MAX: u64 = i64::MAX as u64;
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
 /// Where the brain keeps what it must not forget.
-pub trait Store: Send + Sync + 'static {
+pub trait Store: Admissions {
     /// Writes all entries in one transaction and returns once it is synced; an error means that none was written. The
     /// answer tells, entry by entry, whether it is new: `false` for a report or outcome that was there already.
     fn commit<'a>(&'a self, entries: &'a [Entry]) -> Pending<'a, Vec<bool>>;

@@ -6,9 +6,10 @@
 //! stream*, it sends the [`Report`]s that it makes, on its third, the *backlog stream*, those that wait from before the connection, earlier
 //! epochs included, oldest first and with lower priority. The brain answers each with a [`ReportAck`], on the same stream and in its order, once
 //! the report is synced to its store; one that it had is answered alike.
-//! Every message is one frame, see [`frame`]. This module touches no socket.
+//! A host that has no certificate yet joins by another protocol, see [`enrol`]. Every message is one frame, see [`frame`]. This module touches no socket.
 
 pub mod command;
+pub mod enrol;
 pub mod frame;
 pub mod hello;
 pub mod id;
@@ -17,6 +18,10 @@ pub mod report;
 pub mod setting;
 
 pub use command::{Action, Command, Fence};
+pub use enrol::{
+    CaPin, ENROL_ALPN, ENROL_BYTES_MAX, EnrolRefusal, EnrolReply, EnrolRequest, InvalidToken, InvalidTokenId, Token,
+    TokenId, TokenSecret, renewal_due,
+};
 pub use frame::{FRAME_BYTES_MAX, FrameError};
 pub use hello::{
     AgentMessage, BrainMessage, CpuBounds, CpuSource, Hello, HostFacts, MemoryBounds, RefusalCode, VersionRange,

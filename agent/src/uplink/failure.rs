@@ -9,6 +9,9 @@ use quinn::{ConnectError, ConnectionError, ReadError, ReadExactError, VarInt, Wr
 /// QUIC's error codes of TLS alerts are 0x100 plus the alert (RFC 9001, section 4.8).
 const TLS_ALERTS: std::ops::Range<u64> = 0x100..0x200;
 
+/// The alert `certificate_expired` among them (RFC 8446, section 6.2).
+const ALERT_CERTIFICATE_EXPIRED: u64 = 0x100 + 45;
+
 /// The agent's application close codes: the numbers the brain uses for the same.
 const CLOSE_DONE: u32 = 0;
 const CLOSE_MALFORMED: u32 = 3;
@@ -59,6 +62,9 @@ pub(super) enum Failure {
     /// A stream was ended or stopped while the connection is up.
     #[error("the brain ended the {0} stream")]
     StreamEnded(&'static str),
+    /// There is no identity to connect with.
+    #[error(transparent)]
+    Identity(#[from] super::identity::IdentityError),
     /// The command thread takes nothing.
     #[error("the agent's command thread takes nothing: {0}")]
     Commands(#[from] crate::command::NotTaken),
@@ -86,6 +92,9 @@ impl Failure {
             Self::Refused { code: RefusalCode::Identity, .. } => "refused_identity",
             Self::Refused { code: RefusalCode::Malformed, .. } => "refused_malformed",
             Self::Refused { code: RefusalCode::Busy, .. } => "refused_busy",
+            Self::Refused { code: RefusalCode::Revoked, .. } => "refused_revoked",
+            Self::Refused { code: RefusalCode::Expired, .. } => "refused_expired",
+            Self::Identity(_) => "identity",
             Self::Silent => "silent",
             Self::Frame(FrameError::TooLarge { .. }) => "frame_too_large",
             Self::Frame(_) => "frame_malformed",
@@ -97,7 +106,16 @@ impl Failure {
 
     /// Whether trying again soon is pointless until a person has changed something.
     pub(super) fn needs_a_person(&self) -> bool {
-        matches!(self.kind(), "refused_version" | "refused_identity" | "tls" | "tls_peer")
+        matches!(
+            self.kind(),
+            "refused_version"
+                | "refused_identity"
+                | "refused_revoked"
+                | "refused_expired"
+                | "identity"
+                | "tls"
+                | "tls_peer"
+        )
     }
 
     /// What the brain is told when the agent closes.
@@ -128,9 +146,20 @@ fn connection_kind(error: &ConnectionError) -> &'static str {
     }
 }
 
+fn alert(error: &ConnectionError) -> Option<u64> {
+    match error {
+        ConnectionError::ConnectionClosed(close) => Some(u64::from(close.error_code)),
+        _ => None,
+    }
+}
+
 fn explain(error: &ConnectionError) -> String {
     match connection_kind(error) {
         "tls" => format!("the brain's certificate is not accepted: {error}; check brain.ca and brain.server_name"),
+        "tls_peer" if alert(error) == Some(ALERT_CERTIFICATE_EXPIRED) => format!(
+            "the brain does not accept this host's certificate: {error}: it has expired, or this host's or the brain's clock is wrong; \
+             to join again: `gnomon-brain token create --host NAME` there, `gnomon-agent join BRAIN TOKEN` here"
+        ),
         "tls_peer" => {
             format!(
                 "the brain does not accept this agent's certificate: {error}; check brain.certificate and brain.key"

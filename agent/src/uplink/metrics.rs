@@ -1,5 +1,6 @@
 //! What the connection does, in numbers.
 
+use gnomon_common::time::Timestamp;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -12,6 +13,11 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByKind {
     kind: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByResult {
+    result: &'static str,
 }
 
 /// The uplink's metrics; clones share their values.
@@ -30,6 +36,8 @@ pub struct Metrics {
     pub(super) spool_write_failures: Counter,
     pub(super) spool_records_damaged: Counter,
     pub(super) acknowledgements_unheard: Counter,
+    certificate_valid_to: Gauge,
+    renewals: Family<ByResult, Counter>,
     pub(super) clock_ahead_seconds: Gauge<f64, AtomicU64>,
     /// When the last report was made, in milliseconds since the other.
     last_report: Arc<(Instant, AtomicU64)>,
@@ -52,6 +60,8 @@ impl Metrics {
             spool_write_failures: Counter::default(),
             spool_records_damaged: Counter::default(),
             acknowledgements_unheard: Counter::default(),
+            certificate_valid_to: Gauge::default(),
+            renewals: Family::default(),
             clock_ahead_seconds: Gauge::default(),
             last_report: Arc::new((Instant::now(), AtomicU64::new(0))),
         };
@@ -101,6 +111,17 @@ impl Metrics {
             new.spool_failing.clone(),
         );
         registry.register_with_unit(
+            "gnomon_agent_certificate_expiry_timestamp",
+            "When this host's certificate ends, since 1970",
+            Unit::Seconds,
+            new.certificate_valid_to.clone(),
+        );
+        registry.register(
+            "gnomon_agent_certificate_renewals",
+            "Attempts to renew this host's certificate, by result",
+            new.renewals.clone(),
+        );
+        registry.register_with_unit(
             "gnomon_agent_uplink_clock_ahead",
             "The brain's wall clock minus this host's, at its last heart-beat",
             Unit::Seconds,
@@ -128,6 +149,14 @@ impl Metrics {
     pub(super) fn count_connected(&self) {
         self.connections.inc();
         self.connected.set(1);
+    }
+
+    pub(super) fn certificate_valid_to(&self, at: Timestamp) {
+        self.certificate_valid_to.set(i64::try_from(at.unix_ms() / 1000).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn count_renewal(&self, result: &'static str) {
+        self.renewals.get_or_create(&ByResult { result }).inc();
     }
 
     pub(super) fn count_failure(&self, kind: &'static str) {

@@ -5,7 +5,9 @@
 //! The first to fail ends the session; every read and write belongs to exactly one of them, so that none is cancelled within a frame.
 
 use super::failure::{Failure, close_done};
+use super::identity::Identity;
 use super::outbox::Stream;
+use super::renew::{self, Answer};
 use super::{Uplink, framing};
 use crate::command::clock::wall_clock;
 use crate::command::{Commands, NotTaken};
@@ -41,16 +43,30 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Answers "queue full" waiting to be sent. They are not in the ledger: what does not fit is dropped, and its command expires.
 const OVERFLOWS_MAX: usize = 256;
 
-/// Connects, introduces the agent and serves the connection until it ends. `Ok` means that the agent was told to stop. `welcomed` is called
-/// once the brain has accepted the hello.
-pub(super) async fn run(uplink: &Uplink, stop: &CancellationToken, welcomed: impl FnOnce()) -> Result<(), Failure> {
-    let (endpoint, connection) = within(CONNECT_TIMEOUT, "connecting", connect(uplink)).await?;
+/// Renewals under way: one request, one answer.
+const RENEWALS_MAX: usize = 1;
+
+/// How a session ended that did not fail.
+pub(super) enum End {
+    /// The agent was told to stop.
+    Stopped,
+    /// A new certificate is there: the next session, at once, shows it.
+    Renewed,
+}
+
+/// Connects, introduces the agent and serves the connection until it ends. `welcomed` is called once the brain has
+/// accepted the hello.
+pub(super) async fn run(uplink: &Uplink, stop: &CancellationToken, welcomed: impl FnOnce()) -> Result<End, Failure> {
+    let identity = uplink.identity.load()?;
+    let (endpoint, connection) =
+        within(CONNECT_TIMEOUT, "connecting", connect(&uplink.address, &uplink.server_name, &identity.tls)).await?;
     let ended = tokio::select! {
-        ended = serve(uplink, &connection, welcomed) => ended,
-        () = stop.cancelled() => Ok(()),
+        ended = serve(uplink, &identity, &connection, welcomed) => ended,
+        () = stop.cancelled() => Ok(End::Stopped),
     };
     match &ended {
-        Ok(()) => connection.close(close_done(), b"the agent stops"),
+        Ok(End::Stopped) => connection.close(close_done(), b"the agent stops"),
+        Ok(End::Renewed) => connection.close(close_done(), b"the agent connects again with its new certificate"),
         Err(failure) => {
             let (code, reason) = failure.close();
             connection.close(code, reason.as_bytes());
@@ -61,15 +77,19 @@ pub(super) async fn run(uplink: &Uplink, stop: &CancellationToken, welcomed: imp
     ended
 }
 
-async fn connect(uplink: &Uplink) -> Result<(Endpoint, Connection), Failure> {
-    let resolve = |source| Failure::Resolve { address: uplink.address.clone(), source };
-    let candidates = tokio::net::lookup_host(&uplink.address).await.map_err(resolve)?;
+pub(super) async fn connect(
+    brain: &str,
+    server_name: &str,
+    tls: &quinn::ClientConfig,
+) -> Result<(Endpoint, Connection), Failure> {
+    let resolve = |source| Failure::Resolve { address: brain.to_owned(), source };
+    let candidates = tokio::net::lookup_host(brain).await.map_err(resolve)?;
     let mut failure = resolve(std::io::Error::other("the name has no address"));
     for address in candidates {
         // A socket per attempt: routes and address families may have changed since the last one.
         let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let endpoint = Endpoint::client(SocketAddr::new(any, 0))?;
-        match endpoint.connect_with(uplink.tls.clone(), address, &uplink.server_name)?.await {
+        match endpoint.connect_with(tls.clone(), address, server_name)?.await {
             Ok(connection) => return Ok((endpoint, connection)),
             Err(error) => failure = error.into(),
         }
@@ -77,7 +97,12 @@ async fn connect(uplink: &Uplink) -> Result<(Endpoint, Connection), Failure> {
     Err(failure)
 }
 
-async fn serve(uplink: &Uplink, connection: &Connection, welcomed: impl FnOnce()) -> Result<(), Failure> {
+async fn serve(
+    uplink: &Uplink,
+    identity: &Identity,
+    connection: &Connection,
+    welcomed: impl FnOnce(),
+) -> Result<End, Failure> {
     let (mut control_out, mut control_in) = connection.open_bi().await?;
     let hello = AgentMessage::Hello(Hello {
         versions: VERSIONS,
@@ -103,18 +128,27 @@ async fn serve(uplink: &Uplink, connection: &Connection, welcomed: impl FnOnce()
     // Fails only on a stream that has ended, which the first report notices.
     let _ = backlog_out.set_priority(BACKLOG_PRIORITY);
     let (overflow, overflows) = mpsc::channel(OVERFLOWS_MAX);
-    tokio::try_join!(
-        // In this order: a refusal that came before the connection closed is the better reason.
+    let (ask, requests) = mpsc::channel(RENEWALS_MAX);
+    let (answer, answers) = mpsc::channel(RENEWALS_MAX);
+    let streams = async {
+        tokio::try_join!(
+          // In this order: a refusal that came before the connection closed is the better reason.
+          biased;
+          control_in_loop(control_in, uplink, &overflow, &answer, heartbeat * HEARTBEATS_MISSED_MAX),
+          acks_loop(live_in, uplink, Stream::Live),
+          acks_loop(backlog_in, uplink, Stream::Backlog),
+          control_out_loop(control_out, &uplink.commands, overflows, requests, heartbeat),
+          reports_loop(live_out, uplink, Stream::Live),
+          reports_loop(backlog_out, uplink, Stream::Backlog),
+          stalled(uplink),
+        )
+    };
+    tokio::select! {
         biased;
-        control_in_loop(control_in, uplink, &overflow, heartbeat * HEARTBEATS_MISSED_MAX),
-        acks_loop(live_in, uplink, Stream::Live),
-        acks_loop(backlog_in, uplink, Stream::Backlog),
-        control_out_loop(control_out, &uplink.commands, overflows, heartbeat),
-        reports_loop(live_out, uplink, Stream::Live),
-        reports_loop(backlog_out, uplink, Stream::Backlog),
-        stalled(uplink),
-    )
-    .map(drop)
+        // None of them ends but by a failure.
+        ended = streams => ended.map(|_| End::Stopped),
+        renewed = renew::renewed(uplink, identity, ask, answers) => renewed.map(|()| End::Renewed),
+    }
 }
 
 /// Takes the welcome's terms in and returns the heart-beat's interval.
@@ -139,6 +173,7 @@ async fn control_in_loop(
     mut stream: RecvStream,
     uplink: &Uplink,
     overflow: &mpsc::Sender<Outcome>,
+    renewal: &mpsc::Sender<Answer>,
     silence_max: Duration,
 ) -> Result<(), Failure> {
     let Uplink { commands, metrics, .. } = uplink;
@@ -156,6 +191,9 @@ async fn control_in_loop(
                 Err(NotTaken::Full) => drop(metrics.acknowledgements_unheard.inc()),
                 Err(ended) => return Err(ended.into()),
             },
+            // An answer that nobody waits for any more is of no use.
+            BrainMessage::Renewed { certificate } => drop(renewal.try_send(Answer::Renewed(certificate))),
+            BrainMessage::RenewalRefused { reason } => drop(renewal.try_send(Answer::Refused(reason))),
             BrainMessage::Refused { code, reason } => return Err(Failure::Refused { code, reason }),
             BrainMessage::Welcome(_) => return Err(Failure::Protocol("a second welcome")),
         }
@@ -182,6 +220,7 @@ async fn control_out_loop(
     mut stream: SendStream,
     commands: &Commands,
     mut overflows: mpsc::Receiver<Outcome>,
+    mut renewals: mpsc::Receiver<AgentMessage>,
     heartbeat: Duration,
 ) -> Result<(), Failure> {
     let mut answers = commands.answers();
@@ -198,6 +237,7 @@ async fn control_out_loop(
         tokio::select! {
             _ = beat.tick() => say(&mut stream, AgentMessage::Heartbeat { at: wall_clock() }).await?,
             Some(outcome) = overflows.recv() => say(&mut stream, AgentMessage::Outcome(outcome)).await?,
+            Some(renewal) = renewals.recv() => say(&mut stream, renewal).await?,
             changed = answers.changed() => changed.map_err(|_| NotTaken::Ended)?,
         }
     }

@@ -81,7 +81,7 @@ impl Agent {
         let uplink = Uplink {
             address,
             server_name: "gnomon-brain".to_owned(),
-            tls: identity::load(&ca, &certificate, &key).unwrap(),
+            identity: identity::Files { ca, certificate, key },
             host: HostId::new("host-1").unwrap(),
             epoch,
             facts: Box::new(facts),

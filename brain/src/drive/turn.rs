@@ -201,7 +201,7 @@ impl Turn {
 mod tests {
     use super::super::Recent;
     use super::*;
-    use gnomon_common::wire::{Action, CpuBounds, CpuSource, Fence, Means, MemoryBounds, Setting, HostFacts, VmId};
+    use gnomon_common::wire::{Action, CpuBounds, CpuSource, Fence, HostFacts, Means, MemoryBounds, Setting, VmId};
     use gnomon_core::{CommandRecord, Hold, Mode, Policy, Scope};
     use prometheus_client::registry::Registry;
     use uuid::Uuid;

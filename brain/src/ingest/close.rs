@@ -3,6 +3,9 @@
 use gnomon_common::wire::RefusalCode;
 use quinn::{ConnectionError, VarInt};
 
+/// Longest reason phrase in a close frame.
+const REASON_BYTES_MAX: usize = 512;
+
 /// The application close codes of `gnomon/1`. The reason phrase beside it is for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -23,6 +26,10 @@ pub enum CloseCode {
     Silent = 6,
     /// The brain stops, or takes a new lease term: connect again.
     Stopping = 7,
+    /// The host's certificate was revoked.
+    Revoked = 8,
+    /// The certificate has ended while the connection stood.
+    Expired = 9,
 }
 
 impl CloseCode {
@@ -42,6 +49,8 @@ impl CloseCode {
             Self::Replaced => "replaced",
             Self::Silent => "silent",
             Self::Stopping => "stopping",
+            Self::Revoked => "revoked",
+            Self::Expired => "expired",
         }
     }
 
@@ -52,6 +61,8 @@ impl CloseCode {
             Self::Identity => Some(RefusalCode::Identity),
             Self::Malformed => Some(RefusalCode::Malformed),
             Self::Busy => Some(RefusalCode::Busy),
+            Self::Revoked => Some(RefusalCode::Revoked),
+            Self::Expired => Some(RefusalCode::Expired),
             Self::Done | Self::Replaced | Self::Silent | Self::Stopping => None,
         }
     }
@@ -68,6 +79,11 @@ pub(crate) struct Ending {
 impl Ending {
     pub(crate) fn new(code: CloseCode, reason: impl Into<String>) -> Self {
         Self { code, reason: reason.into() }
+    }
+
+    /// The reason phrase for a close frame, which must fit into one packet.
+    pub(crate) fn reason_bytes(&self) -> &[u8] {
+        &self.reason.as_bytes()[..self.reason.floor_char_boundary(REASON_BYTES_MAX)]
     }
 }
 

@@ -12,6 +12,11 @@ const FRAME_TIMEOUT: Duration = Duration::from_secs(16);
 
 /// Reads the next frame's payload; `None` when the stream ended between two frames.
 pub(super) async fn read_payload(stream: &mut RecvStream) -> Result<Option<Vec<u8>>, Ending> {
+    read_payload_within(stream, frame::FRAME_BYTES_MAX).await
+}
+
+/// The same where less than a largest frame is expected.
+pub(super) async fn read_payload_within(stream: &mut RecvStream, bytes_max: usize) -> Result<Option<Vec<u8>>, Ending> {
     let mut prefix = [0; PREFIX_BYTES];
     // The first byte may take its time: it is the peer's to speak.
     match stream.read_exact(&mut prefix[..1]).await {
@@ -22,6 +27,12 @@ pub(super) async fn read_payload(stream: &mut RecvStream) -> Result<Option<Vec<u
     let rest = async {
         stream.read_exact(&mut prefix[1..]).await.map_err(cut)?;
         let bytes = frame::payload_len(prefix).map_err(|error| Ending::new(CloseCode::Malformed, error.to_string()))?;
+        if bytes > bytes_max {
+            return Err(Ending::new(
+                CloseCode::Malformed,
+                format!("frame of {bytes} bytes is over the limit of {bytes_max}"),
+            ));
+        }
         let mut payload = vec![0; bytes];
         stream.read_exact(&mut payload).await.map_err(cut)?;
         Ok(Some(payload))

@@ -33,7 +33,7 @@ pub(super) fn judge(
         return Err(Ending::new(
             CloseCode::Identity,
             format!(
-                "the certificate is for {}, not for host {}; issue one with: gnomon-brain ca issue-agent --host {}",
+                "the certificate is for {}, not for host {}; let it join as itself with: gnomon-brain token create --host {}",
                 if certificate_names.is_empty() { "nobody".to_owned() } else { certificate_names.join(", ") },
                 hello.host,
                 hello.host

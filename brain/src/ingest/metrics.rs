@@ -1,14 +1,20 @@
 //! What ingest measures.
 
+use gnomon_common::time::Timestamp;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Reason {
     reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    result: &'static str,
 }
 
 /// Connections, reports and acknowledgements.
@@ -22,6 +28,10 @@ pub struct IngestMetrics {
     acknowledged: Counter,
     outcomes: Counter,
     replies_dropped: Counter,
+    enrolments: Family<Outcome, Counter>,
+    refusals_unlisted: Counter,
+    renewals: Family<Outcome, Counter>,
+    own_certificate: Gauge,
 }
 
 impl IngestMetrics {
@@ -52,7 +62,33 @@ impl IngestMetrics {
             "Heart-beats and commands dropped because an agent does not read",
             metrics.replies_dropped.clone(),
         );
+        registry.register(
+            "gnomon_brain_enrolments",
+            "Attempts to join with a token, by result",
+            metrics.enrolments.clone(),
+        );
+        registry.register(
+            "gnomon_brain_enrolment_refusals_unlisted",
+            "Refused tokens that the audit log does not list, because there were too many",
+            metrics.refusals_unlisted.clone(),
+        );
+        registry.register(
+            "gnomon_brain_renewals",
+            "Renewals of agents' certificates, by result",
+            metrics.renewals.clone(),
+        );
+        registry.register_with_unit(
+            "gnomon_brain_certificate_expiry_timestamp",
+            "When the brain's own certificate ends, since 1970",
+            Unit::Seconds,
+            metrics.own_certificate.clone(),
+        );
         metrics
+    }
+
+    /// Until when the brain's own certificate is valid.
+    pub fn own_certificate(&self, valid_to: Timestamp) {
+        self.own_certificate.set(i64::try_from(valid_to.unix_ms() / 1000).unwrap_or(i64::MAX));
     }
 
     pub(super) fn connected(&self, agents: usize) {
@@ -82,5 +118,17 @@ impl IngestMetrics {
 
     pub(super) fn reply_dropped(&self) {
         self.replies_dropped.inc();
+    }
+
+    pub(super) fn enrolment(&self, result: &'static str) {
+        self.enrolments.get_or_create(&Outcome { result }).inc();
+    }
+
+    pub(super) fn refusal_unlisted(&self) {
+        self.refusals_unlisted.inc();
+    }
+
+    pub(super) fn renewal(&self, result: &'static str) {
+        self.renewals.get_or_create(&Outcome { result }).inc();
     }
 }

@@ -1,22 +1,25 @@
 //! One agent's connection, from its hello to its end.
 
 use super::close::{CloseCode, Ending};
+use super::enrol::Enrolment;
 use super::framing;
 use super::hello::{Verdict, judge};
 use super::metrics::IngestMetrics;
 use super::registry::{Place, Registry};
+use super::renew;
 use super::reports;
-use crate::ca;
+use super::standing::{self, Revocations};
+use crate::ca::Identity;
 use crate::clock;
 use crate::drive::{DriveHandle, Event, Issued};
-use crate::store::{self, Journal, Stopped, Store};
+use crate::store::{self, Journal, Standing, Stopped, Store};
 use gnomon_common::wire::{AgentEpoch, AgentMessage, BrainMessage, Fence, Hello, HostId, Outcome, Welcome};
 use quinn::{Connection, RecvStream, SendStream};
-use rustls_pki_types::CertificateDer;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{self, OwnedPermit};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -29,12 +32,10 @@ const STORE_TIMEOUT: Duration = Duration::from_secs(5);
 const HEARTBEATS_MISSED_MAX: u32 = 3;
 /// Messages waiting for an agent to read them: a command for each VM of the largest host, and heart-beats.
 const CONTROL_QUEUE_MAX: usize = 1088;
-/// Outcomes of one agent between receipt and sync.
+/// Outcomes (and renewals) of one agent between receipt and sync.
 const OUTCOMES_IN_FLIGHT_MAX: usize = 64;
 /// How long the last words may take to reach the peer.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
-/// Longest reason phrase in a close frame: it must fit into one packet.
-const REASON_BYTES_MAX: usize = 512;
 
 /// What every session of a lease term shares.
 pub(super) struct SessionContext {
@@ -43,6 +44,8 @@ pub(super) struct SessionContext {
     pub(super) store: Arc<dyn Store>,
     pub(super) registry: Arc<Registry>,
     pub(super) issued: Arc<Issued>,
+    pub(super) enrolment: Arc<Enrolment>,
+    pub(super) revocations: watch::Receiver<Revocations>,
     pub(super) heartbeat: Duration,
     pub(super) may_raise_from: Instant,
     pub(super) metrics: IngestMetrics,
@@ -64,6 +67,8 @@ impl SessionContext {
 /// An agent that was let in.
 struct Admitted {
     host: HostId,
+    shown: Identity,
+    standing: Standing,
     epoch: AgentEpoch,
     version: String,
     control: Control,
@@ -78,10 +83,16 @@ struct Refused {
 }
 
 /// Runs a session to its end. `handshake` is given back once the agent is welcome or refused.
-pub(super) async fn run(connection: Connection, context: Arc<SessionContext>, handshake: OwnedSemaphorePermit) {
+/// `shown` is the certificate that TLS has verified.
+pub(super) async fn run(
+    connection: Connection,
+    shown: Identity,
+    context: Arc<SessionContext>,
+    handshake: OwnedSemaphorePermit,
+) {
     let peer = connection.remote_address();
     let admitted = tokio::select! {
-        admitted = introduce(&connection, &context) => admitted,
+        admitted = introduce(&connection, shown, &context) => admitted,
         () = context.ending.cancelled() => {
             Err(Refused { control: None, ending: SessionContext::stopping(Stopped) })
         }
@@ -105,7 +116,7 @@ pub(super) async fn run(connection: Connection, context: Arc<SessionContext>, ha
     }
 }
 
-async fn introduce(connection: &Connection, context: &SessionContext) -> Result<Admitted, Refused> {
+async fn introduce(connection: &Connection, shown: Identity, context: &SessionContext) -> Result<Admitted, Refused> {
     let late = || Ending::new(CloseCode::Malformed, format!("no hello within {HELLO_TIMEOUT:?}"));
     let opened = match timeout(HELLO_TIMEOUT, connection.accept_bi()).await {
         Ok(opened) => opened.map_err(|error| Ending::new(CloseCode::Done, error.to_string())),
@@ -127,7 +138,7 @@ async fn introduce(connection: &Connection, context: &SessionContext) -> Result<
         }
         Err(ending) => return Err(refused(send, ending)),
     };
-    let (welcome, core) = match admit(connection, context, &hello).await {
+    let (standing, welcome, core) = match admit(&shown, context, &hello).await {
         Ok(admitted) => admitted,
         Err(ending) => return Err(refused(send, ending)),
     };
@@ -138,6 +149,8 @@ async fn introduce(connection: &Connection, context: &SessionContext) -> Result<
     match context.registry.enter(&hello.host, hello.epoch, hello.facts, queue.clone(), core) {
         Ok(place) => Ok(Admitted {
             host: hello.host,
+            shown,
+            standing,
             epoch: hello.epoch,
             version: hello.agent_version,
             control: Control::start(send, queue, messages),
@@ -150,23 +163,26 @@ async fn introduce(connection: &Connection, context: &SessionContext) -> Result<
 
 /// Judges a hello; a good one gets its welcome and a place in the core's queue.
 async fn admit(
-    connection: &Connection,
+    shown: &Identity,
     context: &SessionContext,
     hello: &Hello,
-) -> Result<(Welcome, OwnedPermit<Event>), Ending> {
+) -> Result<(Standing, Welcome, OwnedPermit<Event>), Ending> {
     let term = context.drive.term();
-    let version = match judge(hello, &peer_names(connection)?, term, context.issued.newest(&hello.host))? {
+    let version = match judge(hello, &shown.dns_names, term, context.issued.newest(&hello.host))? {
         Verdict::Welcome(version) => version,
         Verdict::Regressed(fence) => return Err(regressed(context, hello, fence)),
     };
     let busy = |reason: &str| Ending::new(CloseCode::Busy, reason);
+    let standing = timeout(STORE_TIMEOUT, standing::admit(context, &hello.host, shown))
+        .await
+        .map_err(|_| busy("the store does not answer; connect again"))??;
     let acknowledged = timeout(STORE_TIMEOUT, context.store.acknowledged(&hello.host, hello.epoch))
         .await
         .map_err(|_| busy("the store does not answer; connect again"))?
         .inspect_err(|error| tracing::error!(%error, "the store cannot be read"))
         .map_err(|_| busy("the store cannot be read; connect again"))?;
     let heartbeat_ms = u32::try_from(context.heartbeat.as_millis()).unwrap_or(u32::MAX);
-    Ok((Welcome { version, term, heartbeat_ms, acknowledged }, context.place().await?))
+    Ok((standing, Welcome { version, term, heartbeat_ms, acknowledged }, context.place().await?))
 }
 
 fn regressed(context: &SessionContext, hello: &Hello, fence: Fence) -> Ending {
@@ -188,20 +204,13 @@ fn regressed(context: &SessionContext, hello: &Hello, fence: Fence) -> Ending {
     }
 }
 
-fn peer_names(connection: &Connection) -> Result<Vec<String>, Ending> {
-    let identity = connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
-    let leaf = identity.as_deref().and_then(|chain| chain.first());
-    // The TLS verifier lets nobody through without one.
-    let leaf = leaf.ok_or_else(|| Ending::new(CloseCode::Identity, "no certificate"))?;
-    ca::dns_names(leaf).map_err(|error| Ending::new(CloseCode::Identity, error.to_string()))
-}
-
 async fn serve(connection: &Connection, context: &Arc<SessionContext>, admitted: Admitted) {
-    let Admitted { host, epoch, version, control, mut recv, place } = admitted;
+    let Admitted { host, shown, standing, epoch, version, control, mut recv, place } = admitted;
     tracing::info!(%host, epoch = epoch.0, agent = version, peer = %connection.remote_address(), "agent connected");
     let ending = tokio::select! {
-        ending = listen(&mut recv, context, &host, &control.queue) => ending,
+        ending = listen(&mut recv, context, &host, &shown, &control.queue) => ending,
         ending = reports::serve(connection, context, &host, epoch) => ending,
+        ending = standing::lost(context, &host, &shown, standing) => ending,
         () = place.replaced.cancelled() => {
             Ending::new(CloseCode::Replaced, format!("a newer connection of host {host} took over"))
         }
@@ -219,6 +228,7 @@ async fn listen(
     recv: &mut RecvStream,
     context: &Arc<SessionContext>,
     host: &HostId,
+    shown: &Identity,
     replies: &mpsc::Sender<BrainMessage>,
 ) -> Ending {
     let silence = context.heartbeat * HEARTBEATS_MISSED_MAX;
@@ -251,6 +261,12 @@ async fn listen(
                 // Beside this loop: heart-beats go on while the store is slow.
                 outcomes.spawn(take_outcome(context.clone(), host.clone(), outcome, replies.clone()));
             }
+            Ok(AgentMessage::Renew { request }) => {
+                if outcomes.len() >= OUTCOMES_IN_FLIGHT_MAX {
+                    outcomes.join_next().await;
+                }
+                outcomes.spawn(take_renewal(context.clone(), host.clone(), shown.clone(), request, replies.clone()));
+            }
             Ok(AgentMessage::Hello(_)) => return Ending::new(CloseCode::Malformed, "a second hello"),
             Err(ending) => return ending,
         }
@@ -268,6 +284,20 @@ async fn take_outcome(
     let Ok(place) = context.place().await else { return };
     let Ok(receipt) = context.journal.outcome(host, outcome, place).await else { return };
     if receipt.await.is_ok() && replies.send(BrainMessage::OutcomeAck { id }).await.is_err() {
+        context.metrics.reply_dropped();
+    }
+}
+
+/// Answers a signing request. What is lost here is asked for again.
+async fn take_renewal(
+    context: Arc<SessionContext>,
+    host: HostId,
+    shown: Identity,
+    request: Vec<u8>,
+    replies: mpsc::Sender<BrainMessage>,
+) {
+    let answer = renew::answer(&context, &host, &shown, &request).await;
+    if replies.send(answer).await.is_err() {
         context.metrics.reply_dropped();
     }
 }
@@ -309,6 +339,5 @@ async fn say_and_close(connection: &Connection, control: Option<Control>, ending
             writer.abort();
         }
     }
-    let reason = &ending.reason.as_bytes()[..ending.reason.len().min(REASON_BYTES_MAX)];
-    connection.close(ending.code.var_int(), reason);
+    connection.close(ending.code.var_int(), ending.reason_bytes());
 }

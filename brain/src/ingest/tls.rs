@@ -1,14 +1,19 @@
 //! Mutual TLS 1.3: who may connect at all.
 
-use crate::secret::{self, SecretError};
-use gnomon_common::wire::ALPN;
+mod own;
+
+pub use own::OwnCertificate;
+
+use crate::ca::CaError;
+use crate::secret::SecretError;
+use gnomon_common::wire::{ALPN, ENROL_ALPN};
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicServerConfig};
 use quinn::{IdleTimeout, ServerConfig, TransportConfig, VarInt};
 use rustls::RootCertStore;
 use rustls::crypto::ring;
 use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem};
+use rustls_pki_types::{CertificateDer, pem};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,9 +51,12 @@ pub enum TlsError {
         /// What is wrong.
         source: pem::Error,
     },
-    /// The key cannot be read safely.
+    /// The key cannot be read or replaced safely.
     #[error(transparent)]
     Key(#[from] SecretError),
+    /// The CA does not work, or the certificate is not readable.
+    #[error(transparent)]
+    Ca(#[from] CaError),
     /// Certificate and key do not make a server.
     #[error("the certificate and key do not work together: {0}")]
     Rustls(#[from] rustls::Error),
@@ -60,22 +68,24 @@ pub enum TlsError {
     Cipher(#[from] NoInitialCipherSuite),
 }
 
-/// QUIC's server side: TLS 1.3 only, client certificates required, no resumption (it would skip the certificate check)
-/// and so no 0-RTT.
-pub fn server_config(files: &TlsFiles, heartbeat: Duration) -> Result<ServerConfig, TlsError> {
+/// QUIC's server side: TLS 1.3 only, no resumption (it would skip the certificate check) and so no 0-RTT.
+///
+/// A client's certificate is asked for and must be of our CA. A client without one passes TLS, because a host that wants to
+/// join has none yet; it can do nothing but join (`ingest/peer.rs`).
+pub fn server_config(ca: &Path, own: Arc<OwnCertificate>, heartbeat: Duration) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(ring::default_provider());
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(&files.ca)? {
+    for certificate in certificates(ca)? {
         roots.add(certificate)?;
     }
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build()?;
-    let key = PrivateKeyDer::from_pem_slice(secret::read(&files.key)?.as_bytes())
-        .map_err(|source| TlsError::Pem { path: files.key.clone(), source })?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .allow_unauthenticated()
+        .build()?;
     let mut tls = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(certificates(&files.certificate)?, key)?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
+        .with_cert_resolver(own);
+    tls.alpn_protocols = vec![ALPN.to_vec(), ENROL_ALPN.to_vec()];
     tls.send_tls13_tickets = 0;
     tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
 

@@ -4,6 +4,7 @@
 //! nothing that was answered (<https://www.sqlite.org/pragma.html#pragma_synchronous>). One connection writes, a few
 //! read; in WAL mode readers never wait for the writer. The SQL is the part that SQLite and PostgreSQL share.
 
+mod admissions;
 mod read;
 mod write;
 
@@ -15,7 +16,6 @@ use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, Row};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
@@ -28,13 +28,15 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// piece instead of in one transaction that would hold up acknowledgements.
 const PRUNE_SPAN: Duration = Duration::from_secs(3600);
 
+/// How a transaction begins that will write: with the writer's lock. The operator's commands write to the same file; a
+/// transaction that read before it wants to write would fail at once, without waiting for [`BUSY_TIMEOUT`], if the other
+/// process had written meanwhile (<https://www.sqlite.org/rescode.html#busy_snapshot>).
+const WRITE: &str = "BEGIN IMMEDIATE";
+
 /// The store in one SQLite file (with its `-wal` and `-shm` beside it).
 pub struct SqliteStore {
     writer: SqlitePool,
     readers: SqlitePool,
-    /// The term that audit lines are numbered in, and the last line's number.
-    term: AtomicU64,
-    audit_line: AtomicU64,
 }
 
 impl SqliteStore {
@@ -54,18 +56,18 @@ impl SqliteStore {
             .connect_with(options.read_only(true))
             .await
             .map_err(open)?;
-        Ok(Self { writer, readers, term: AtomicU64::new(0), audit_line: AtomicU64::new(0) })
+        Ok(Self { writer, readers })
     }
 
     async fn commit_all(&self, entries: &[Entry]) -> Result<Vec<bool>, StoreError> {
-        let mut transaction = self.writer.begin().await?;
+        let mut transaction = self.writer.begin_with(WRITE).await?;
         let mut fresh = Vec::with_capacity(entries.len());
         for entry in entries {
             fresh.push(match entry {
                 Entry::Report(report) => write::report(&mut transaction, report).await?,
                 Entry::Outcome { host, outcome } => write::outcome(&mut transaction, host, outcome).await?,
                 Entry::Record(record) => {
-                    write::record(&mut transaction, record, || self.next_audit_line()).await?;
+                    write::record(&mut transaction, record).await?;
                     true
                 }
             });
@@ -74,13 +76,8 @@ impl SqliteStore {
         Ok(fresh)
     }
 
-    fn next_audit_line(&self) -> (i64, i64) {
-        let line = self.audit_line.fetch_add(1, Ordering::Relaxed) + 1;
-        (integer(self.term.load(Ordering::Relaxed)), integer(line))
-    }
-
     async fn raise(&self, at_least: u64) -> Result<u64, StoreError> {
-        let mut transaction = self.writer.begin().await?;
+        let mut transaction = self.writer.begin_with(WRITE).await?;
         let stored = sqlx::query("SELECT value FROM meta WHERE key = 'term'").fetch_optional(&mut *transaction).await?;
         let stored = stored.map_or(Ok(0), |row| row.try_get::<i64, _>(0))?.unsigned_abs();
         let term = stored.max(at_least).saturating_add(1);
@@ -94,8 +91,6 @@ impl SqliteStore {
         .execute(&mut *transaction)
         .await?;
         transaction.commit().await?;
-        self.term.store(term, Ordering::Relaxed);
-        self.audit_line.store(0, Ordering::Relaxed);
         Ok(term)
     }
 
@@ -107,6 +102,8 @@ impl SqliteStore {
             ("plan", "at_ms", affairs_before, ""),
             ("outcome", "at_ms", affairs_before, ""),
             ("command", "issued_ms", affairs_before, ""),
+            ("token", "expires_ms", affairs_before, ""),
+            ("certificate", "expires_ms", affairs_before, ""),
             // The newest allocation of a VM stays: it is what the VM has.
             (
                 "allocation",

@@ -4,9 +4,9 @@ use gnomon_brain::ca::Issued;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::frame::{self, PREFIX_BYTES};
 use gnomon_common::wire::{
-    MemoryBounds, Means, Origin, ALPN, AgentEpoch, AgentMessage, Allocation, BrainMessage, Command, CpuBounds, CpuSource, CpuWindow, Hello, HostFacts, HostId,
-    HostWindow, Losses, MeanMax, Outcome, OutcomeResult, Report, ReportAck, Sequence, VERSIONS, VmId, VmState,
-    VmWindow,
+    ALPN, AgentEpoch, AgentMessage, Allocation, BrainMessage, Command, CpuBounds, CpuSource, CpuWindow, Hello,
+    HostFacts, HostId, HostWindow, Losses, MeanMax, Means, MemoryBounds, Origin, Outcome, OutcomeResult, Report,
+    ReportAck, Sequence, VERSIONS, VmId, VmState, VmWindow,
 };
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream};
@@ -165,7 +165,14 @@ impl Agent {
     /// Answers a command and waits until the brain has stored the answer.
     pub(crate) async fn answer(&mut self, command: &Command, result: OutcomeResult) {
         let at = gnomon_brain::clock::now();
-        self.say(&AgentMessage::Outcome(Outcome { id: command.id, vm: command.vm, at, origin: Origin::Command, result })).await;
+        self.say(&AgentMessage::Outcome(Outcome {
+            id: command.id,
+            vm: command.vm,
+            at,
+            origin: Origin::Command,
+            result,
+        }))
+        .await;
         loop {
             match self.hear().await {
                 BrainMessage::OutcomeAck { id } if id == command.id => return,

@@ -3,7 +3,7 @@
 use crate::agent::{Agent, hello, report, vm};
 use crate::brain::{Brain, Home};
 use gnomon_brain::clock::now;
-use gnomon_common::wire::{Setting, Action, OutcomeResult};
+use gnomon_common::wire::{Action, OutcomeResult, Setting};
 use serde_json::json;
 
 const PATHS: [&str; 10] = [
@@ -129,7 +129,12 @@ async fn a_release_reaches_the_agent_and_its_outcome_the_audit_log_in_the_operat
     let command = agent.command().await;
     assert_eq!(command.action, Action::Release);
     assert_eq!(issued[0]["command"]["id"], command.id.to_string());
-    agent.answer(&command, OutcomeResult::Applied { before: vec![quota(Some(0.5))], after: vec![quota(None)], took_us: 900 }).await;
+    agent
+        .answer(
+            &command,
+            OutcomeResult::Applied { before: vec![quota(Some(0.5))], after: vec![quota(None)], took_us: 900 },
+        )
+        .await;
     brain
         .until("the outcome is settled", async |brain| {
             brain.get("/api/v1/commands").await[0]["outcome"]["result"]["applied"]["took_us"] == 900

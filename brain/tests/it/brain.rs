@@ -2,7 +2,7 @@
 
 use crate::agent::host;
 use gnomon_brain::api::Tokens;
-use gnomon_brain::ca::{BRAIN_NAME, Ca, Days, Issued};
+use gnomon_brain::ca::{BRAIN_NAME, Ca, Issued, Lifetime};
 use gnomon_brain::config::{Config, EXAMPLE};
 use gnomon_brain::service::Service;
 use gnomon_brain::store::{SqliteStore, Store};
@@ -23,7 +23,7 @@ impl Home {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let ca = Ca::init(dir.path()).unwrap();
-        ca.issue_brain(BRAIN_NAME, &[], Days::LEAF).unwrap().write(dir.path(), "brain").unwrap();
+        ca.issue_brain(BRAIN_NAME, &[], Lifetime::BY_HAND).unwrap().write(dir.path(), "brain").unwrap();
         Tokens::init(&dir.path().join("tokens")).unwrap();
         let home = Self { dir, ca };
         home.write_config(|text| text);
@@ -56,12 +56,12 @@ impl Home {
     }
 
     pub(crate) fn agent(&self, name: &str) -> Issued {
-        self.ca.issue_agent(&host(name), Days::LEAF).unwrap()
+        self.ca.issue_agent(&host(name), Lifetime::BY_HAND).unwrap()
     }
 
     /// A brain's certificate of the same CA: good, but not for a client.
     pub(crate) fn brain_certificate(&self, name: &str) -> Issued {
-        self.ca.issue_brain(name, &[], Days::LEAF).unwrap()
+        self.ca.issue_brain(name, &[], Lifetime::BY_HAND).unwrap()
     }
 }
 

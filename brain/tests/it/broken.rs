@@ -2,6 +2,7 @@
 
 use crate::agent::{Agent, PATIENCE, hello, host, report, vm};
 use crate::brain::{Brain, Home};
+use crate::uninvited::nobody_joins;
 use gnomon_brain::clock::now;
 use gnomon_brain::drive::{Dispatch, Drive, Event, Issued};
 use gnomon_brain::store::{Entry, Journal, Pending, SqliteStore, Stopped, Store};
@@ -17,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 /// A store whose driver panics when it is written to.
 struct Panicking(SqliteStore);
+
+nobody_joins!(Panicking);
 
 impl Store for Panicking {
     fn commit<'a>(&'a self, _entries: &'a [Entry]) -> Pending<'a, Vec<bool>> {

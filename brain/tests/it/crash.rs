@@ -4,7 +4,7 @@ use crate::agent::{Agent, hello, host, report, vm};
 use crate::brain::{Brain, Home};
 use crate::forgetful::{Disk, Forgetful};
 use gnomon_brain::clock::now;
-use gnomon_common::wire::{Origin, AgentEpoch, AgentMessage, BrainMessage, Command, Outcome, OutcomeResult, Sequence};
+use gnomon_common::wire::{AgentEpoch, AgentMessage, BrainMessage, Command, Origin, Outcome, OutcomeResult, Sequence};
 use serde_json::json;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

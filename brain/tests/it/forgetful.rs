@@ -1,5 +1,6 @@
 //! A store with a page cache and a power switch: what is not synced is gone when it crashes.
 
+use crate::uninvited::nobody_joins;
 use gnomon_brain::store::{Entry, Pending, Store, StoreError};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{AgentEpoch, CommandId, HostId, Outcome, Sequence, frame};
@@ -114,6 +115,8 @@ impl Disk {
         answered
     }
 }
+
+nobody_joins!(Forgetful);
 
 impl Store for Forgetful {
     fn commit<'a>(&'a self, entries: &'a [Entry]) -> Pending<'a, Vec<bool>> {

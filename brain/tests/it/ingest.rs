@@ -2,7 +2,7 @@
 
 use crate::agent::{Agent, PATIENCE, endpoint, hello, host, report, vm};
 use crate::brain::{Brain, Home, count};
-use gnomon_brain::ca::{Ca, Days};
+use gnomon_brain::ca::{Ca, Lifetime};
 use gnomon_brain::clock::now;
 use gnomon_brain::ingest::CloseCode;
 use gnomon_common::wire::{ALPN, AgentMessage, BrainMessage, RefusalCode, VersionRange};
@@ -150,7 +150,7 @@ async fn strangers_do_not_get_past_tls() {
     let home = Home::new();
     let brain = Brain::start(&home).await;
     let other_dir = tempfile::tempdir().unwrap();
-    let foreign = Ca::init(other_dir.path()).unwrap().issue_agent(&host("a"), Days::LEAF).unwrap();
+    let foreign = Ca::init(other_dir.path()).unwrap().issue_agent(&host("a"), Lifetime::BY_HAND).unwrap();
     let ours = home.agent("a");
 
     let rejected = async |identity, alpn: &[u8]| {

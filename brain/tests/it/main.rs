@@ -11,3 +11,4 @@ mod ingest;
 mod process;
 mod regression;
 mod store;
+mod uninvited;

@@ -19,6 +19,11 @@ pub enum AgentMessage {
     },
     /// What became of a command; repeated on every connection until acknowledged.
     Outcome(Outcome),
+    /// The agent wants its next certificate: see [`super::renewal_due`].
+    Renew {
+        /// A certificate signing request (PKCS #10, DER) for a new key.
+        request: Vec<u8>,
+    },
 }
 
 /// What the brain sends on the control stream.
@@ -45,6 +50,16 @@ pub enum BrainMessage {
         /// Whose outcome.
         id: CommandId,
     },
+    /// The next certificate: the agent connects anew with it.
+    Renewed {
+        /// PEM.
+        certificate: String,
+    },
+    /// There is no next certificate yet: the agent asks again later, and its present one stays good until it ends.
+    RenewalRefused {
+        /// Why and what to do, for people.
+        reason: String,
+    },
 }
 
 /// Why a brain refuses a connection.
@@ -58,6 +73,10 @@ pub enum RefusalCode {
     Malformed,
     /// The brain cannot serve now (starting, stopping, too many agents): retry later.
     Busy,
+    /// The host was revoked: nothing but a new token lets it in again.
+    Revoked,
+    /// The certificate has ended.
+    Expired,
 }
 
 /// The protocol versions a side can speak, both ends included.

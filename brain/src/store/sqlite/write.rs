@@ -39,12 +39,8 @@ pub(super) async fn outcome(db: &mut SqliteConnection, host: &HostId, outcome: &
     Ok(inserted.rows_affected() == 1)
 }
 
-/// Stores a record of the core. `next_line` numbers audit lines: (term, line).
-pub(super) async fn record(
-    db: &mut SqliteConnection,
-    record: &Record,
-    next_line: impl FnOnce() -> (i64, i64),
-) -> Result<(), StoreError> {
+/// Stores a record of the core.
+pub(super) async fn record(db: &mut SqliteConnection, record: &Record) -> Result<(), StoreError> {
     let statement = match record {
         Record::Host { host, facts, connected, at } => sqlx::query(
             "INSERT INTO host (host, facts, connected, at_ms) VALUES ($1, $2, $3, $4) ON CONFLICT (host) DO UPDATE SET \
@@ -79,7 +75,7 @@ pub(super) async fn record(
         .bind(ms(plan.at))
         .bind(serde_json::to_string(plan)?),
         Record::Command(record) => return command(db, record).await,
-        Record::Audit(line) => return audit(db, line, next_line()).await,
+        Record::Audit(line) => return audit(db, line).await,
         Record::Scope { scope, hold: Some(hold) } => sqlx::query(
             "INSERT INTO hold (scope, hold) VALUES ($1, $2) ON CONFLICT (scope) DO UPDATE SET hold = excluded.hold",
         )
@@ -111,12 +107,14 @@ async fn command(db: &mut SqliteConnection, record: &CommandRecord) -> Result<()
     Ok(())
 }
 
-async fn audit(db: &mut SqliteConnection, line: &Audit, (term, number): (i64, i64)) -> Result<(), StoreError> {
+/// Appends a line to the audit log. It is numbered by the database, within the present term: the brain and the
+/// operator's commands write lines side by side.
+pub(super) async fn audit(db: &mut SqliteConnection, line: &Audit) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO audit (term, line, at_ms, actor, verb, object, detail) VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        "INSERT INTO audit (term, line, at_ms, actor, verb, object, detail) \
+         SELECT present.term, 1 + COALESCE((SELECT MAX(audit.line) FROM audit WHERE audit.term = present.term), 0), \
+         $1, $2, $3, $4, $5 FROM (SELECT COALESCE((SELECT value FROM meta WHERE key = 'term'), 0) AS term) AS present",
     )
-    .bind(term)
-    .bind(number)
     .bind(ms(line.at))
     .bind(&line.actor)
     .bind(&line.verb)
