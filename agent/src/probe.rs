@@ -35,6 +35,20 @@ use aya::programs::ProgramError;
 use aya::{BtfError as AyaBtfError, EbpfError};
 use std::io;
 
+/// Whether this kernel has, and this process may make, the kind of map that the programs' log needs.
+///
+/// # Errors
+/// If that cannot be found out: mostly for lack of rights.
+pub fn has_ring_buffer() -> Result<bool, ProbeError> {
+    match aya::sys::is_map_supported(aya::maps::MapType::RingBuf) {
+        Ok(has) => Ok(has),
+        Err(error) if error.io_error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(ProbeError::NotPermitted { what: "making eBPF maps" })
+        }
+        Err(error) => Err(ProbeError::System { what: "making an eBPF ring buffer", source: error.io_error }),
+    }
+}
+
 /// Why a probe does not work.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
