@@ -10,6 +10,7 @@
 
 mod cgroup;
 mod cli;
+pub mod full;
 mod guest;
 mod host;
 mod image;
@@ -126,6 +127,7 @@ impl Lab {
         let dir = directory(&options.name);
         fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
         let hierarchies = Hierarchies::of_this_process()?;
+        hierarchies.prepare()?;
         let state = new_state(&options, hierarchies.clone())?;
         let keeper = Keeper::start(&dir, &state.group_patterns())?;
         let net = net_place(&state.name, &hierarchies);
@@ -156,6 +158,7 @@ impl Lab {
         state::check_name(name)?;
         let dir = directory(name);
         let state = State::read(&dir)?.with_context(|| format!("no lab {name}; `cargo xtask lab up --name {name}`"))?;
+        ensure!(state.machines == 0, "lab {name} is a full one");
         let net = net_place(name, &state.hierarchies);
         net.anchor_pid()?;
         let hosts = hosts(&state, &dir);
@@ -342,6 +345,7 @@ fn new_state(options: &Options, hierarchies: Hierarchies) -> Result<State> {
         seed: options.seed.unwrap_or_else(rand::random),
         hosts: options.hosts.iter().enumerate().map(host).collect(),
         guests: Vec::new(),
+        machines: 0,
     })
 }
 

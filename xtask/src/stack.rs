@@ -5,8 +5,10 @@
 
 mod api;
 mod config;
+pub mod full;
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,10 +16,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use config::{AgentPlace, Listen};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::env::bin_dir;
-use crate::lab::{Host, Lab};
+use crate::lab::{BRAIN_ADDRESS, Host, Lab};
 
 pub use api::Api;
 pub use config::{AgentSettings, BrainSettings};
@@ -41,6 +44,8 @@ pub struct Stack {
     brain: Option<Child>,
     agents: BTreeMap<String, Child>,
     api: Api,
+    brain_wrapper: Vec<String>,
+    agent_wrapper: Vec<String>,
 }
 
 impl Stack {
@@ -48,12 +53,21 @@ impl Stack {
     pub fn start(lab: Lab, brain: BrainSettings, agent: &AgentSettings) -> Result<Stack> {
         let dir = lab.dir().join("brain");
         fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
-        let token = config::prepare_brain(&dir, &brain)?;
+        let listen = Listen { address: BRAIN_ADDRESS, quic_port: QUIC_PORT, api_port: API_PORT };
+        let token = config::prepare_brain(&dir, &brain, listen)?;
         for host in lab.hosts() {
-            config::prepare_agent(&dir, host, lab.capacity_cores(host), agent)?;
+            prepare_agent(&dir, host, lab.capacity_cores(host), agent)?;
         }
         let api = Api::new(lab.publish(API_PORT)?, token);
-        let mut stack = Stack { lab, settings: brain, brain: None, agents: BTreeMap::new(), api };
+        let mut stack = Stack {
+            lab,
+            settings: brain,
+            brain: None,
+            agents: BTreeMap::new(),
+            api,
+            brain_wrapper: Vec::new(),
+            agent_wrapper: Vec::new(),
+        };
         stack.start_brain()?;
         let names: Vec<String> = stack.lab.hosts().iter().map(|host| host.name().to_owned()).collect();
         for name in &names {
@@ -76,8 +90,9 @@ impl Stack {
     pub fn start_brain(&mut self) -> Result<()> {
         ensure!(self.brain.is_none(), "the brain runs already");
         let dir = self.brain_dir();
-        let mut command = self.lab.brain_command(bin_dir().join("gnomon-brain"));
-        command.args(["run", "--config"]).arg(dir.join("brain.toml"));
+        let words = wrapped(&self.brain_wrapper, "gnomon-brain");
+        let mut command = self.lab.brain_command(&words[0]);
+        command.args(&words[1..]).args(["run", "--config"]).arg(dir.join("brain.toml"));
         self.brain = Some(spawn(&mut command, &dir.join("brain.log"))?);
         let deadline = Instant::now() + START_DEADLINE;
         while self.api.get("/healthz").is_err() {
@@ -94,8 +109,9 @@ impl Stack {
     pub fn launch_agent(&mut self, host: &str) -> Result<()> {
         ensure!(!self.agents.contains_key(host), "the agent of {host} runs already");
         let place = self.lab.host(host)?;
-        let mut command = place.command(bin_dir().join("gnomon-agent"));
-        command.args(["run", "--config"]).arg(agent_config(place));
+        let words = wrapped(&self.agent_wrapper, "gnomon-agent");
+        let mut command = place.command(&words[0]);
+        command.args(&words[1..]).args(["run", "--config"]).arg(agent_config(place));
         let agent = spawn(&mut command, &agent_log(place))?;
         self.agents.insert(host.to_owned(), agent);
         Ok(())
@@ -139,6 +155,21 @@ impl Stack {
         end(self.agents.remove(host).with_context(|| format!("no agent runs on {host}"))?, Signal::TERM)
     }
 
+    /// Starts the brain by this command from now on, which must become (`exec`) what follows it. For a disk of its own, say.
+    pub fn wrap_brain<'a>(&mut self, wrapper: impl IntoIterator<Item = &'a str>) {
+        self.brain_wrapper = wrapper.into_iter().map(str::to_owned).collect();
+    }
+
+    /// As [`Stack::wrap_brain`], for the agents. For a clock of their own, say.
+    pub fn wrap_agents<'a>(&mut self, wrapper: impl IntoIterator<Item = &'a str>) {
+        self.agent_wrapper = wrapper.into_iter().map(str::to_owned).collect();
+    }
+
+    /// The brain's process.
+    pub fn brain_pid(&self) -> Result<u32> {
+        Ok(self.brain.as_ref().context("no brain runs")?.id())
+    }
+
     /// What the brain logged.
     pub fn brain_log(&self) -> Result<String> {
         let path = self.brain_dir().join("brain.log");
@@ -168,12 +199,34 @@ impl Drop for Stack {
     }
 }
 
+/// Issues a host's certificate into its directory and writes the agent's configuration there.
+fn prepare_agent(brain_dir: &Path, host: &Host, capacity_cores: Option<f64>, settings: &AgentSettings) -> Result<()> {
+    let identity = host.dir().join("agent");
+    config::issue_agent(brain_dir, host.name(), &identity)?;
+    let place = AgentPlace {
+        host: host.name(),
+        capacity_cores,
+        cgroup_root: Some(host.own_cgroup_root()?),
+        brain: format!("{BRAIN_ADDRESS}:{QUIC_PORT}"),
+        state_dir: &host.dir().join("agent-state"),
+        ca: &brain_dir.join("ca.pem"),
+        identity: &identity,
+    };
+    config::write(&agent_config(host), &config::agent(&place, settings))
+}
+
 fn agent_config(host: &Host) -> PathBuf {
     host.dir().join("agent.toml")
 }
 
 fn agent_log(host: &Host) -> PathBuf {
     host.dir().join("agent.log")
+}
+
+/// The words of a command that starts a program of ours, behind a wrapper.
+fn wrapped(wrapper: &[String], program: &str) -> Vec<OsString> {
+    let program = bin_dir().join(program).into_os_string();
+    wrapper.iter().map(OsString::from).chain([program]).collect()
 }
 
 /// Starts a daemon with its output appended to a log.

@@ -30,8 +30,11 @@ const ADVISORY_FETCH_PATIENCE_S: &str = "20";
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Leave out the end-to-end tests, which boot guests
-    #[arg(long)]
+    #[arg(long, conflicts_with = "full_lab")]
     quick: bool,
+    /// Also migrate a guest between two emulated machines, which takes minutes more
+    #[arg(long)]
+    full_lab: bool,
 }
 
 /// Carries out `cargo xtask test`. Returns whether everything passed.
@@ -51,10 +54,13 @@ pub fn run(args: &Args) -> Result<bool> {
     report.step("advisories", advisories);
     let built = report.step("build", || status(cargo().args(["build", "--locked", "--bins", "--tests"])));
     if built {
-        report.step("unit tests", || nextest("default", "not package(gnomon-e2e)"));
+        report.step("unit tests", || nextest("default", "not package(gnomon-e2e)", &[]));
         report.step("doc tests", doc_tests);
         if !args.quick {
-            report.step("end-to-end tests", || nextest("e2e", "package(gnomon-e2e)"));
+            report.step("end-to-end tests", || nextest("e2e", "package(gnomon-e2e)", &[]));
+        }
+        if args.full_lab {
+            report.step("full lab", || nextest("e2e", "package(gnomon-e2e)", &["--run-ignored", "only"]));
         }
     }
     println!("\n{}", report.table());
@@ -148,14 +154,14 @@ fn advisories() -> Result<Outcome> {
 
 /// Runs the tests that `filter` selects. The report that nextest writes says how many there were: its own exit code is
 /// success where every test passed, also those that found their machine unfit and said so.
-fn nextest(profile: &str, filter: &str) -> Result<Outcome> {
+fn nextest(profile: &str, filter: &str, options: &[&str]) -> Result<Outcome> {
     let junit = target_dir().join("nextest").join(profile).join("junit.xml");
     // A report of an earlier run must not be taken for this one's.
     if junit.exists() {
         std::fs::remove_file(&junit).with_context(|| format!("cannot remove {}", junit.display()))?;
     }
     let mut command = cargo();
-    command.args(["nextest", "run", "--locked", "--profile", profile, "--filterset", filter]);
+    command.args(["nextest", "run", "--locked", "--profile", profile, "--filterset", filter]).args(options);
     command.env(BIN_DIR, target_dir().join("debug"));
     let status = command.status().context("cannot run cargo nextest")?;
     if !junit.exists() {

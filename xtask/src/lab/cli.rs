@@ -2,36 +2,51 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Subcommand;
 use serde_json::json;
 
+use super::full::{self, FullLab};
 use super::state::State;
 use super::{GuestOptions, HostOptions, Lab, Options, Process, Progress, Schedule, directory, down};
 
-/// Arguments of `cargo xtask lab`.
+/// Hosts of a light lab, where the command line does not say: as many as the demo has.
+const HOSTS: usize = 3;
+/// How long a command may run on a host of a full lab.
+const SHELL_PATIENCE: Duration = Duration::from_secs(3600);
+
+/// Libvirt hosts on this machine, for trying things out.
+///
+/// The light lab's hosts are namespaces with a libvirtd each, up in a second; they share this machine's kernel. A full lab's
+/// (`--full`) are emulated machines with Debian's own kernel, cgroup v2 and /dev/kvm, up in a minute or two and slow.
+///
+/// `cargo xtask lab --full` alone brings a full lab up, checks the agent in there, and takes it down.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name of the lab
     #[arg(long, global = true, default_value = "lab")]
     name: String,
+    /// Hosts that are emulated machines of their own; alone, it checks the agent on one
+    #[arg(long, global = true)]
+    full: bool,
     #[command(subcommand)]
-    command: Task,
+    command: Option<Task>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Task {
     /// Bring libvirt hosts up; they stay until `down`
     Up {
-        /// Number of hosts
-        #[arg(long, default_value_t = 3)]
-        hosts: usize,
-        /// Ceiling for all guests of a host together, in cores [default: none]
+        /// Number of hosts [default: 3, of a full lab 1]
         #[arg(long)]
+        hosts: Option<usize>,
+        /// Ceiling for all guests of a host together, in cores [default: none]
+        #[arg(long, conflicts_with = "full")]
         capacity_cores: Option<f64>,
         /// CPUs of each host, such as 0-1 [default: all]
-        #[arg(long)]
+        #[arg(long, conflicts_with = "full")]
         cpus: Option<String>,
     },
     /// Boot a guest on a host
@@ -49,6 +64,9 @@ enum Task {
         /// Ceiling of its CPU use, in cores [default: none]
         #[arg(long)]
         quota_cores: Option<f64>,
+        /// Run it by /dev/kvm instead of emulating it
+        #[arg(long)]
+        kvm: bool,
     },
     /// Take the lab down, whoever made it
     Down,
@@ -58,7 +76,7 @@ enum Task {
         #[arg(long)]
         json: bool,
     },
-    /// Run a shell or a command on a host, or in the network of the `brain`
+    /// Run a shell or a command on a host, or in the network of the `brain`; in a full lab a command only
     Shell {
         /// h1, h2, … or brain
         host: String,
@@ -71,19 +89,30 @@ enum Task {
 /// Runs `cargo xtask lab`.
 pub fn run(args: Args) -> Result<()> {
     let name = &args.name;
-    match args.command {
+    let Some(command) = args.command else {
+        ensure!(
+            args.full,
+            "`cargo xtask lab` wants to know what to do: up, boot, status, shell, down, or --full to check one"
+        );
+        return crate::stack::full::check_and_print(name, printed());
+    };
+    if args.full || is_full(name) {
+        return run_full(name, command);
+    }
+    match command {
         Task::Up { hosts, capacity_cores, cpus } => {
-            let mut options = Options::new(name, hosts);
+            let mut options = Options::new(name, hosts.unwrap_or(HOSTS));
             options.hosts.fill(HostOptions { cpus, capacity_cores, ..HostOptions::default() });
             options.persists = true;
             options.progress = printed();
             Lab::up(options).map(|_| ())
         }
-        Task::Boot { host, guest, load, vcpus, quota_cores } => {
+        Task::Boot { host, guest, load, vcpus, quota_cores, kvm } => {
             let mut lab = Lab::attach(name)?;
             lab.progress = printed();
             let mut options = GuestOptions::new(&guest, load);
-            (options.vcpus, options.vcpus_max, options.quota_cores) = (vcpus, vcpus + 1, quota_cores);
+            (options.vcpus, options.vcpus_max) = (vcpus, vcpus + 1);
+            (options.quota_cores, options.kvm) = (quota_cores, kvm);
             let guest = lab.define(lab.host(&host)?, &options)?;
             lab.boot(&[guest])
         }
@@ -91,6 +120,65 @@ pub fn run(args: Args) -> Result<()> {
         Task::Status { json } => status(name, json),
         Task::Shell { host, command } => shell(&Lab::attach(name)?, &host, command),
     }
+}
+
+/// Whether the lab of this name that is up is a full one; then nobody has to say so again.
+fn is_full(name: &str) -> bool {
+    State::read(&directory(name)).is_ok_and(|state| state.is_some_and(|state| state.machines > 0))
+}
+
+fn run_full(name: &str, command: Task) -> Result<()> {
+    match command {
+        Task::Up { hosts, .. } => {
+            let mut options = full::Options::new(name, hosts.unwrap_or(1));
+            (options.persists, options.progress) = (true, printed());
+            let lab = FullLab::up(&options)?;
+            eprintln!(
+                "logs: {}; a command on a host: cargo xtask lab shell h1 --name {name} -- virsh list",
+                lab.logs().display()
+            );
+        }
+        Task::Boot { host, guest, load, vcpus, quota_cores, .. } => {
+            let mut options = GuestOptions::new(&guest, load);
+            (options.vcpus, options.vcpus_max, options.quota_cores) = (vcpus, vcpus + 1, quota_cores);
+            options.kvm = true;
+            FullLab::attach(name)?.machine(&host)?.boot(&options)?;
+        }
+        Task::Down => down(name)?,
+        Task::Status { json } => full_status(name, json)?,
+        Task::Shell { host, command } => {
+            let words: Option<Vec<&str>> = command.iter().map(|word| word.to_str()).collect();
+            let Some(words) = words.filter(|words| !words.is_empty()) else {
+                bail!("there is no terminal on a host of a full lab: give a command after --, such as -- virsh list");
+            };
+            print!("{}", FullLab::attach(name)?.machine(&host)?.run_within(&words.join(" "), SHELL_PATIENCE)?);
+        }
+    }
+    Ok(())
+}
+
+fn full_status(name: &str, as_json: bool) -> Result<()> {
+    if !is_full(name) {
+        return status(name, as_json);
+    }
+    let lab = FullLab::attach(name)?;
+    let mut hosts = Vec::new();
+    for machine in lab.machines() {
+        let running = machine.virsh("list --name");
+        let error = running.as_ref().err().map(|error| format!("{error:#}"));
+        let running: Option<Vec<String>> =
+            running.map(|names| names.split_whitespace().map(str::to_owned).collect()).ok();
+        hosts.push(json!({ "name": machine.name(), "running": running, "error": error }));
+    }
+    if as_json {
+        println!("{:#}", json!({ "name": name, "up": true, "full": true, "logs": lab.logs(), "hosts": hosts }));
+        return Ok(());
+    }
+    println!("{name}: {} emulated machines", hosts.len());
+    for host in hosts {
+        println!("  {} guests: {} {}", host["name"], host["running"], host["error"].as_str().unwrap_or_default());
+    }
+    Ok(())
 }
 
 fn printed() -> Progress {

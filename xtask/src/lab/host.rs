@@ -10,8 +10,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use uuid::Uuid;
 
-use super::cgroup::{CONTROLLERS, DAEMONS, GUESTS, Group};
+use super::cgroup::{CONTROLLERS, DAEMONS, GUESTS, Group, Hierarchy};
 use super::place::{Namespace, Place, output, tail};
 use super::state::HostState;
 
@@ -71,6 +72,7 @@ impl Host {
         self.write_files(state, hosts)?;
         seed_capabilities(capabilities, &self.dir.join("cache/qemu/capabilities"))?;
         children.push(self.start_anchor()?);
+        self.group.hand_down(state.cpus.as_deref(), state.capacity_cores)?;
         self.connect(net).context("connecting the host to the bridge")?;
         children.push(self.start_libvirtd(libvirtd)?);
         if let Some(daemon) = children.last_mut() {
@@ -83,20 +85,7 @@ impl Host {
         for dir in ["cache", "log", "console"] {
             fs::create_dir_all(self.dir.join(dir)).with_context(|| format!("making {}", self.dir.display()))?;
         }
-        let controllers = CONTROLLERS.map(|controller| format!("{controller:?}")).join(", ");
-        let address = self.address;
-        // Two libvirtds with one host_uuid refuse to migrate "to the same host".
-        let libvirtd = format!(
-            "listen_tls = 0\nlisten_tcp = 1\nlisten_addr = \"{address}\"\nauth_tcp = \"none\"\nauth_unix_rw = \"none\"\n\
-             auth_unix_ro = \"none\"\nhost_uuid = \"{uuid}\"\nlog_outputs = \"2:file:/var/log/libvirt/libvirtd.log\"\n",
-            uuid = state.uuid
-        );
-        // stdio_handler: no virtlogd on this host. namespaces: QEMU sees the host's own mounts, consoles included.
-        let qemu = format!(
-            "user = \"root\"\ngroup = \"root\"\ndynamic_ownership = 0\nremember_owner = 0\nsecurity_driver = \"none\"\n\
-             namespaces = []\ncgroup_controllers = [ {controllers} ]\nstdio_handler = \"file\"\n\
-             migration_host = \"{address}\"\nmigration_address = \"0.0.0.0\"\n"
-        );
+        let (libvirtd, qemu) = (libvirtd_conf(self.address, state.uuid), qemu_conf(self.address));
         for (file, text) in [("libvirtd.conf", libvirtd.as_str()), ("qemu.conf", &qemu), ("hosts", hosts)] {
             fs::write(self.dir.join(file), text).with_context(|| format!("writing {file} of {}", self.name))?;
         }
@@ -104,12 +93,7 @@ impl Host {
     }
 
     fn start_anchor(&self) -> Result<Child> {
-        let mounts = self.group.hierarchies().map(|hierarchy| {
-            let mut mount = format!("{}=", hierarchy.controllers);
-            mount.push_str(&hierarchy.mount_point.to_string_lossy());
-            mount
-        });
-        let mounts: Vec<String> = mounts.collect();
+        let mounts: Vec<String> = self.group.hierarchies().map(Hierarchy::mount).collect();
         let mut arguments: Vec<&OsStr> = vec![self.dir.as_os_str(), self.name.as_ref()];
         arguments.extend(mounts.iter().map(AsRef::<OsStr>::as_ref));
         self.place.anchor(&self.group, SCRIPT, &arguments, &self.dir.join("log/anchor.log"))
@@ -202,6 +186,11 @@ impl Host {
         Ok(self.cgroup_dir(controller)?.join(GUESTS))
     }
 
+    /// The top of this host's groups as a program on the host sees it, in the hierarchy that counts CPU time.
+    pub fn own_cgroup_root(&self) -> Result<&Path> {
+        self.group.mount_point("cpuacct").context("no hierarchy counts CPU time")
+    }
+
     pub(crate) fn group(&self) -> &Group {
         &self.group
     }
@@ -209,6 +198,24 @@ impl Host {
     pub(crate) fn anchor_pid(&self) -> Result<u32> {
         self.place.anchor_pid()
     }
+}
+
+/// libvirtd.conf of a host. Two libvirtds with one `host_uuid` refuse to migrate "to the same host".
+pub(crate) fn libvirtd_conf(address: Ipv4Addr, host_uuid: Uuid) -> String {
+    format!(
+        "listen_tls = 0\nlisten_tcp = 1\nlisten_addr = \"{address}\"\nauth_tcp = \"none\"\nauth_unix_rw = \"none\"\n\
+         auth_unix_ro = \"none\"\nhost_uuid = \"{host_uuid}\"\nlog_outputs = \"2:file:/var/log/libvirt/libvirtd.log\"\n"
+    )
+}
+
+/// qemu.conf of a host. `stdio_handler`: there is no virtlogd. `namespaces`: QEMU sees the host's own mounts, consoles included.
+pub(crate) fn qemu_conf(address: Ipv4Addr) -> String {
+    let controllers = CONTROLLERS.map(|controller| format!("{controller:?}")).join(", ");
+    format!(
+        "user = \"root\"\ngroup = \"root\"\ndynamic_ownership = 0\nremember_owner = 0\nsecurity_driver = \"none\"\n\
+         namespaces = []\ncgroup_controllers = [ {controllers} ]\nstdio_handler = \"file\"\n\
+         migration_host = \"{address}\"\nmigration_address = \"0.0.0.0\"\n"
+    )
 }
 
 /// Copies libvirt's cached probes of QEMU. libvirt checks them against its own and QEMU's build and drops what is stale.

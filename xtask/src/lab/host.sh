@@ -1,5 +1,5 @@
 # Turns fresh namespaces into a lab host. Runs as the host's anchor, inside its cgroups and namespaces.
-# Arguments: the host's directory, its name, then CONTROLLERS=MOUNT_POINT of each cgroup hierarchy.
+# Arguments: the host's directory, its name, then KIND=MOUNT_POINT of each cgroup hierarchy: cgroup2 or a list of controllers.
 dir=$1 name=$2
 shift 2
 
@@ -33,11 +33,11 @@ while read -r point; do umount -l "$point"; done < /run/cgroup-mounts
 mount -t sysfs sysfs /sys
 mount -t tmpfs -o mode=755 cgroup /sys/fs/cgroup
 for hierarchy in "$@"; do
-    controllers=${hierarchy%%=*} point=${hierarchy#*=}
+    kind=${hierarchy%%=*} point=${hierarchy#*=}
     mkdir -p "$point"
-    case $controllers in
-        '') mount -t cgroup2 cgroup2 "$point" ;;
-        *) mount -t cgroup -o "$controllers" cgroup "$point" ;;
+    case $kind in
+        cgroup2) mount -t cgroup2 cgroup2 "$point" ;;
+        *) mount -t cgroup -o "$kind" cgroup "$point" ;;
     esac
 done
 # As systemd does on a real host; a kernel without them loses the probes that need them, not the host.

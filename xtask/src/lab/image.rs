@@ -14,6 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::Progress;
 use super::machine::home;
 use super::place::output;
+use crate::process::ask;
 
 /// The package that always depends on Debian's newest kernel for virtual machines.
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
@@ -46,8 +47,9 @@ pub(crate) fn ensure(progress: &Progress) -> Result<Image> {
 
     let release = kernel(progress)?;
     let load = build_load(progress)?;
-    let kernel_file = only_entry(&release.join("boot"), "vmlinuz-")?;
-    let parts = parts(&release, &load)?;
+    let kernel_file = release.vmlinuz()?;
+    let mut parts = initramfs(&release, INIT, &MODULES)?;
+    parts.push(("bin/gnomon-lab-load".to_owned(), read(&load)?, 0o755));
     let initrd = dir.join(format!("initramfs-{:016x}.cpio", key(&parts)));
     if !initrd.exists() {
         progress.tell(format_args!("building the guest's initramfs"));
@@ -56,11 +58,36 @@ pub(crate) fn ensure(progress: &Progress) -> Result<Image> {
     Ok(Image { kernel: kernel_file, initrd })
 }
 
-/// The unpacked kernel package: the one that is cached, or else the newest.
-fn kernel(progress: &Progress) -> Result<PathBuf> {
+/// An unpacked kernel package.
+#[derive(Debug, Clone)]
+pub(super) struct Release(PathBuf);
+
+impl Release {
+    pub(super) fn dir(&self) -> &Path {
+        &self.0
+    }
+
+    pub(super) fn vmlinuz(&self) -> Result<PathBuf> {
+        only_entry(&self.0.join("boot"), "vmlinuz-")
+    }
+
+    fn modules(&self) -> Result<PathBuf> {
+        only_entry(&self.0.join("lib/modules"), "")
+    }
+
+    /// The files of the package that a guest's image is made of.
+    pub(super) fn files_for_guests(&self) -> Result<Vec<PathBuf>> {
+        let tree = self.modules()?;
+        let modules = MODULES.iter().map(|module| tree.join("kernel").join(module)).filter(|file| file.exists());
+        Ok([self.vmlinuz()?, tree.join("modules.builtin")].into_iter().chain(modules).collect())
+    }
+}
+
+/// Debian's kernel for virtual machines: the one that is cached, or else the newest.
+pub(super) fn kernel(progress: &Progress) -> Result<Release> {
     let dir = home().join("kernel");
     if dir.exists() {
-        return Ok(dir);
+        return Ok(Release(dir));
     }
     progress.tell(format_args!("fetching the guest's kernel"));
     let depends = output(Command::new("apt-cache").args(["depends", "--important", KERNEL_PACKAGE]));
@@ -75,16 +102,21 @@ fn kernel(progress: &Progress) -> Result<PathBuf> {
     let tree = scratch.path().join("tree");
     output(Command::new("dpkg").arg("--extract").args([&archive, &tree])).context("unpacking the kernel")?;
     fs::rename(&tree, &dir).with_context(|| format!("keeping {}", dir.display()))?;
-    Ok(dir)
+    Ok(Release(dir))
 }
 
 /// The load program, static, in a target directory of its own so that it never waits for another build of the workspace.
+/// On a machine that has been given the programs and no compiler it is there already.
 fn build_load(progress: &Progress) -> Result<PathBuf> {
     let target = home().join("load");
+    let program = load_program();
     if !target.exists() {
         progress.tell(format_args!("building the guest's load program"));
     }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    if program.exists() && ask(Command::new(&cargo).arg("--version")).is_none() {
+        return Ok(program);
+    }
     let mut command = Command::new(cargo);
     command
         .args(["build", "--quiet", "--package", "gnomon-lab-load", "--release", "--target", TARGET, "--target-dir"])
@@ -92,43 +124,50 @@ fn build_load(progress: &Progress) -> Result<PathBuf> {
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
     output(&mut command).context("building gnomon-lab-load")?;
-    Ok(target.join(TARGET).join("release/gnomon-lab-load"))
+    Ok(program)
 }
 
-/// A file of the initramfs: its path there, its bytes, its mode.
-type Part = (String, Vec<u8>, u32);
+/// Where the load program is once it is built.
+pub(super) fn load_program() -> PathBuf {
+    home().join("load").join(TARGET).join("release/gnomon-lab-load")
+}
 
-fn parts(release: &Path, load: &Path) -> Result<Vec<Part>> {
-    let read = |path: &Path| fs::read(path).with_context(|| format!("reading {}", path.display()));
+/// A file of an initramfs: its path there, its bytes, its mode.
+pub(super) type Part = (String, Vec<u8>, u32);
+
+/// Busybox, `init`, and of `modules` those that are not built in, with a list of them in `modules/order`.
+pub(super) fn initramfs(release: &Release, init: &str, modules: &[&str]) -> Result<Vec<Part>> {
     let busybox = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
         .map(|dir| dir.join("busybox"))
         .find(|path| path.is_file())
         .context("no busybox on PATH; `apt-get install busybox-static`")?;
-    let modules = only_entry(&release.join("lib/modules"), "")?;
-    let built_in = String::from_utf8(read(&modules.join("modules.builtin"))?)?;
+    let tree = release.modules()?;
+    let built_in = String::from_utf8(read(&tree.join("modules.builtin"))?)?;
     let mut order = String::new();
-    let mut parts = vec![
-        ("init".to_owned(), INIT.as_bytes().to_vec(), 0o755),
-        ("bin/busybox".to_owned(), read(&busybox)?, 0o755),
-        ("bin/gnomon-lab-load".to_owned(), read(load)?, 0o755),
-    ];
-    for module in MODULES.iter().filter(|module| !built_in.contains(*module)) {
+    let mut parts =
+        vec![("init".to_owned(), init.as_bytes().to_vec(), 0o755), ("bin/busybox".to_owned(), read(&busybox)?, 0o755)];
+    for module in modules.iter().filter(|module| !built_in.contains(*module)) {
         let name = module.rsplit('/').next().unwrap_or(module);
         order += &format!("{name}\n");
-        parts.push((format!("modules/{name}"), read(&modules.join("kernel").join(module))?, 0o644));
+        parts.push((format!("modules/{name}"), read(&tree.join("kernel").join(module))?, 0o644));
     }
     parts.push(("modules/order".to_owned(), order.into_bytes(), 0o644));
     Ok(parts)
 }
 
-fn key(parts: &[Part]) -> u64 {
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("reading {}", path.display()))
+}
+
+/// By what something is cached: equal inputs, equal key.
+pub(super) fn key(inputs: &impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
-    parts.hash(&mut hasher);
+    inputs.hash(&mut hasher);
     hasher.finish()
 }
 
 /// Not compressed: an emulated CPU unpacks slower than an emulated machine is given a larger file.
-fn pack(parts: &[Part], initrd: &Path) -> Result<()> {
+pub(super) fn pack(parts: &[Part], initrd: &Path) -> Result<()> {
     let tree = tempfile::tempdir()?;
     for empty in ["bin", "dev", "modules", "proc", "sys"] {
         fs::create_dir(tree.path().join(empty))?;

@@ -23,7 +23,16 @@ const PROGRAMS: [(&str, &str); 9] = [
 /// Whether a lab can be made here; the error says what is missing. For tests that skip themselves.
 pub fn check_machine() -> Result<()> {
     ensure!(rustix::process::geteuid().is_root(), "the lab needs root: namespaces, mounts and cgroups");
-    let missing = PROGRAMS.iter().filter(|(program, _)| !on_path(program)).collect::<Vec<_>>();
+    check_programs(&PROGRAMS)?;
+    for tree in ["/etc", "/run", "/var"] {
+        ensure!(!home().starts_with(tree), "{} is under {tree}, which is private to each lab host", home().display());
+    }
+    Hierarchies::of_this_process().map(|_| ())
+}
+
+/// Whether all of these programs, each with its Debian package, are there.
+pub(super) fn check_programs(programs: &[(&str, &str)]) -> Result<()> {
+    let missing = programs.iter().filter(|(program, _)| !on_path(program)).collect::<Vec<_>>();
     if !missing.is_empty() {
         let list =
             |of: fn(&(&str, &str)) -> String| missing.iter().map(|entry| of(entry)).collect::<Vec<_>>().join(" ");
@@ -33,10 +42,7 @@ pub fn check_machine() -> Result<()> {
             list(|(_, package)| (*package).to_owned())
         );
     }
-    for tree in ["/etc", "/run", "/var"] {
-        ensure!(!home().starts_with(tree), "{} is under {tree}, which is private to each lab host", home().display());
-    }
-    Hierarchies::of_this_process().map(|_| ())
+    Ok(())
 }
 
 fn on_path(program: &str) -> bool {

@@ -1,6 +1,6 @@
 //! A place: namespaces and cgroups in which programs of the lab run. A host is one, the network of the brain another.
 //!
-//! A place is held by its anchor, a sleeping process that is alone in the place's top cgroup. Its pid is read from
+//! A place is held by its anchor, a sleeping process that is alone in a cgroup below the place's top. Its pid is read from
 //! there at each use and never remembered, so a recycled pid can never be entered or signalled.
 
 use std::ffi::OsStr;
@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::cgroup::Group;
 
 /// Joins the groups, then enters the anchor's namespaces, then becomes the program: one pid all the way.
-/// Arguments: the top group, the groups to join, `--`, options of nsenter, the program and its arguments.
+/// Arguments: the anchor's group, the groups to join, `--`, options of nsenter, the program and its arguments.
 /// 125 is what env(1) and timeout(1) return for their own failures.
 const ENTER: &str = r#"
 read -r anchor < "$1/cgroup.procs" || { echo "lab: no anchor in $1: the place is gone" >&2; exit 125; }
@@ -62,7 +62,7 @@ pub(crate) struct Place(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     /// The unified group that holds the anchor.
-    top: PathBuf,
+    anchor: PathBuf,
     /// What a program joins, the unified group first: from then on the way down reaches it.
     join: Vec<PathBuf>,
     namespaces: Vec<Namespace>,
@@ -72,18 +72,23 @@ impl Place {
     /// A place that exists, or will once [`Place::anchor`] has been called. Programs run in the child `part` of `group`.
     pub(crate) fn new(group: &Group, part: &str, namespaces: &[Namespace]) -> Self {
         let join = group.dirs().map(|dir| dir.join(part)).collect();
-        Place(Arc::new(Inner { top: group.unified().to_owned(), join, namespaces: namespaces.to_owned() }))
+        Place(Arc::new(Inner { anchor: group.anchor(), join, namespaces: namespaces.to_owned() }))
     }
 
-    /// Starts the anchor: it joins `group`, gets its namespaces, runs `script` in them and then sleeps. Returns when the
-    /// script is through.
+    /// Starts the anchor: it joins `group`, gets its namespaces, leaves the top of `group` for the anchor's own, runs `script`
+    /// and then sleeps. Returns when the script is through.
+    ///
+    /// The group at the time of unshare(2) becomes the root of the cgroup namespace, so it has to be the top; the anchor cannot
+    /// stay, or the top could not hand controllers down (version 2).
     pub(crate) fn anchor(&self, group: &Group, script: &str, arguments: &[&OsStr], log: &Path) -> Result<Child> {
         let mut command = Command::new("sh");
         command.args(["-c", JOIN, "sh"]).args(group.dirs()).args(["--", "unshare"]);
         command.args(self.0.namespaces.iter().map(|namespace| namespace.option()));
         // A `sleep` that its own parent does not end sleeps until it is killed.
-        let script = format!("set -eu\n{script}\necho ready\nexec sleep infinity >/dev/null");
-        command.args(["sh", "-c", &script, "sh"]).args(arguments);
+        let script = format!(
+            "set -eu\necho $$ > \"$1/cgroup.procs\"\nshift\n{script}\necho ready\nexec sleep infinity >/dev/null"
+        );
+        command.args(["sh", "-c", &script, "sh"]).arg(&self.0.anchor).args(arguments);
         let mut child = command
             .process_group(0)
             .stdin(Stdio::null())
@@ -109,7 +114,7 @@ impl Place {
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let inner = &self.0;
         let mut command = Command::new("sh");
-        command.args(["-c", ENTER, "sh"]).arg(&inner.top).args(&inner.join).arg("--");
+        command.args(["-c", ENTER, "sh"]).arg(&inner.anchor).args(&inner.join).arg("--");
         command.args(inner.namespaces.iter().map(|namespace| namespace.option()));
         command.arg("--").arg(program);
         command
@@ -117,7 +122,7 @@ impl Place {
 
     /// The pid of the anchor, as long as the place exists.
     pub(crate) fn anchor_pid(&self) -> Result<u32> {
-        let procs = self.0.top.join("cgroup.procs");
+        let procs = self.0.anchor.join("cgroup.procs");
         let text =
             fs::read_to_string(&procs).with_context(|| format!("reading {}: is the lab up?", procs.display()))?;
         let pid = text.lines().next().with_context(|| format!("no anchor in {}: the lab is down", procs.display()))?;
@@ -129,6 +134,13 @@ impl Place {
         let path = format!("/proc/{}/ns/net", self.anchor_pid()?);
         File::open(&path).with_context(|| format!("opening {path}"))
     }
+}
+
+/// A program in these groups, from before its exec, and in the namespaces of the caller.
+pub(crate) fn joined(groups: &[&Path], program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", JOIN, "sh"]).args(groups).arg("--").arg(program);
+    command
 }
 
 /// Runs a command to its end and returns what it wrote; a failure carries what it said.

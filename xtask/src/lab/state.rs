@@ -13,6 +13,9 @@ use uuid::Uuid;
 use super::cgroup::{Hierarchies, Span};
 use super::group_name;
 
+/// The place of a full lab's machines.
+pub(crate) const MACHINES: &str = "machines";
+
 /// A lab as it was asked for, and its guests as they were booted.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct State {
@@ -27,6 +30,8 @@ pub(crate) struct State {
     pub(crate) seed: u64,
     pub(crate) hosts: Vec<HostState>,
     pub(crate) guests: Vec<GuestState>,
+    /// Hosts that are machines of their own: a full lab. It has no others.
+    pub(crate) machines: usize,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -58,7 +63,7 @@ impl State {
     /// Every process in the lab's groups at this moment.
     pub(crate) fn processes(&self) -> Result<Vec<Process>> {
         let mut processes = Vec::new();
-        let places = self.hosts.iter().map(|host| host.name.as_str()).chain(["net"]);
+        let places = self.hosts.iter().map(|host| host.name.as_str()).chain(["net", MACHINES]);
         for place in places {
             collect(self.hierarchies.group(&group_name(&self.name, place), Span::Unified).unified(), &mut processes)?;
         }
@@ -182,6 +187,7 @@ mod tests {
             seed: u64::MAX,
             hosts: vec![],
             guests: vec![],
+            machines: 0,
         };
         state.write(dir.path()).unwrap();
         let read = State::read(dir.path()).unwrap().unwrap();

@@ -120,6 +120,18 @@ pub const PACKAGES: &[Package] = &[
         evidence: &["/usr/sbin/ip", "/sbin/ip", "/usr/bin/ip"],
     },
     Package {
+        name: "e2fsprogs",
+        purpose: Purpose::Lab,
+        why: "mkfs.ext4, which packs the disk of the full lab's hosts",
+        evidence: &["/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4"],
+    },
+    Package {
+        name: "faketime",
+        purpose: Purpose::Test,
+        why: "lets a test set one program's clock",
+        evidence: &["/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1", "/usr/bin/faketime"],
+    },
+    Package {
         name: "libbpf-tools",
         purpose: Purpose::Bench,
         why: "runqlat, the peer that the scheduler probe is measured against",
@@ -165,6 +177,15 @@ pub const TOOLS: &[Tool] = &[
         pinned: "0.20.2",
         install_args: &[],
         typical_s: 45,
+    },
+    Tool {
+        name: "cargo-fuzz",
+        purpose: Purpose::Test,
+        why: "builds the fuzz targets of the decoders",
+        oldest: Version(0, 13, 0),
+        pinned: "0.13.2",
+        install_args: &[],
+        typical_s: 20,
     },
 ];
 

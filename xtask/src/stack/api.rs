@@ -1,5 +1,6 @@
 //! A client of the brain's API, as far as demo and tests need one.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -13,20 +14,28 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The brain's API.
 #[derive(Debug)]
 pub struct Api {
-    published: Published,
+    address: SocketAddr,
+    /// What makes the address lead to the brain, where it lives in a network of its own.
+    _published: Option<Published>,
     token: String,
     client: ureq::Agent,
 }
 
 impl Api {
     pub(super) fn new(published: Published, token: String) -> Self {
+        let address = published.address();
+        Self { _published: Some(published), ..Self::at(address, token) }
+    }
+
+    /// A brain that this process reaches by itself.
+    pub(super) fn at(address: SocketAddr, token: String) -> Self {
         let config = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).http_status_as_error(false).build();
-        Self { published, token, client: config.into() }
+        Self { address, _published: None, token, client: config.into() }
     }
 
     /// Where it is, reachable from this process.
     pub fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.published.address())
+        format!("http://{}{path}", self.address)
     }
 
     /// The answer to a GET; text that is not JSON comes as a string.

@@ -1,21 +1,18 @@
 //! Certificates and configuration files of a stack, made with the programs' own commands.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 use gnomon_core::Policy;
 
-use super::{API_PORT, QUIC_PORT, agent_config, output};
+use super::output;
 use crate::env::bin_dir;
-use crate::lab::{BRAIN_ADDRESS, Host};
 
 /// Reports of a lab are kept for as long as any lab lives.
 const RETENTION_S: u64 = 86_400;
-
-/// The top of a host's own groups as seen on the host, in the hierarchy that counts CPU time.
-const HOST_GROUP: &str = "/sys/fs/cgroup/cpuacct";
 
 /// How the brain is to be.
 #[derive(Debug, Clone)]
@@ -46,10 +43,21 @@ impl Default for AgentSettings {
     }
 }
 
+/// Where a brain listens; a port of 0 is any that is free.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Listen {
+    pub(super) address: Ipv4Addr,
+    /// UDP, for agents.
+    pub(super) quic_port: u16,
+    /// TCP.
+    pub(super) api_port: u16,
+}
+
 /// Makes the brain's directory; returns its API token.
-pub(super) fn prepare_brain(dir: &Path, settings: &BrainSettings) -> Result<String> {
+pub(super) fn prepare_brain(dir: &Path, settings: &BrainSettings, listen: Listen) -> Result<String> {
+    let Listen { address, quic_port, api_port } = listen;
     let mut init = Command::new(bin_dir().join("gnomon-brain"));
-    output(init.arg("init").arg("--dir").arg(dir).arg("--address").arg(BRAIN_ADDRESS.to_string()))?;
+    output(init.arg("init").arg("--dir").arg(dir).arg("--address").arg(address.to_string()))?;
     let policy = toml::Table::try_from(&settings.policy).context("writing the policy")?;
     let config = toml::toml! {
         [tls]
@@ -59,18 +67,17 @@ pub(super) fn prepare_brain(dir: &Path, settings: &BrainSettings) -> Result<Stri
     };
     let mut config = config;
     let mut section = |name: &str, table: toml::Table| config.insert(name.to_owned(), table.into());
-    let listen = format!("{BRAIN_ADDRESS}:{QUIC_PORT}");
     section(
         "listen",
         toml::Table::from_iter([
-            ("address".to_owned(), listen.into()),
+            ("address".to_owned(), format!("{address}:{quic_port}").into()),
             ("heartbeat_ms".to_owned(), i64::try_from(settings.heartbeat_ms)?.into()),
         ]),
     );
     section(
         "api",
         toml::Table::from_iter([
-            ("listen".to_owned(), format!("{BRAIN_ADDRESS}:{API_PORT}").into()),
+            ("listen".to_owned(), format!("{address}:{api_port}").into()),
             ("token_file".to_owned(), "tokens".into()),
         ]),
     );
@@ -89,36 +96,46 @@ pub(super) fn prepare_brain(dir: &Path, settings: &BrainSettings) -> Result<Stri
     token.map(str::to_owned).context("gnomon-brain init made no token")
 }
 
-/// Issues a host's certificate into its directory and writes the agent's configuration there.
-pub(super) fn prepare_agent(
-    brain_dir: &Path,
-    host: &Host,
-    capacity_cores: Option<f64>,
-    settings: &AgentSettings,
-) -> Result<()> {
+/// Issues a host's certificate: `agent.pem` and `agent.key` in `out`.
+pub(super) fn issue_agent(brain_dir: &Path, host: &str, out: &Path) -> Result<()> {
     let mut issue = Command::new(bin_dir().join("gnomon-brain"));
-    issue.args(["ca", "issue-agent", "--host", host.name(), "--dir"]).arg(brain_dir);
-    output(issue.arg("--out").arg(host.dir().join("agent")))?;
-    let AgentSettings { sample_ms, window_ms, floor_cores, ceiling_cores } = settings;
-    let name = host.name();
-    let capacity = capacity_cores.map_or(String::new(), |cores| format!("capacity_cores = {cores:?}\n"));
-    // Debug formatting quotes a path as TOML's basic strings do.
-    let state = host.dir().join("agent-state");
-    let ca = brain_dir.join("ca.pem");
-    let files = host.dir().join("agent");
-    let config = format!(
-        "state_dir = {state:?}\n\
-         [host]\nname = {name:?}\n{capacity}cgroup_root = {HOST_GROUP:?}\n\
-         [brain]\naddress = \"{BRAIN_ADDRESS}:{QUIC_PORT}\"\nca = {ca:?}\n\
-         certificate = {:?}\nkey = {:?}\n\
-         [sample]\nsample_ms = {sample_ms}\nwindow_ms = {window_ms}\n\
-         [guard]\ncpu_floor_cores = {floor_cores:?}\ncpu_ceiling_cores = {ceiling_cores:?}\n",
-        files.join("agent.pem"),
-        files.join("agent.key"),
-    );
-    write(&agent_config(host), &config)
+    issue.args(["ca", "issue-agent", "--host", host, "--dir"]).arg(brain_dir);
+    output(issue.arg("--out").arg(out)).map(|_| ())
 }
 
-fn write(path: &Path, text: &str) -> Result<()> {
+/// What an agent is told of its place; all paths are those on its host.
+#[derive(Debug)]
+pub(super) struct AgentPlace<'a> {
+    pub(super) host: &'a str,
+    pub(super) capacity_cores: Option<f64>,
+    /// The group that stands for the host, where hosts share a kernel.
+    pub(super) cgroup_root: Option<&'a Path>,
+    /// `ADDRESS:PORT`.
+    pub(super) brain: String,
+    pub(super) state_dir: &'a Path,
+    pub(super) ca: &'a Path,
+    /// Where `agent.pem` and `agent.key` are.
+    pub(super) identity: &'a Path,
+}
+
+/// The text of an agent's configuration.
+pub(super) fn agent(place: &AgentPlace<'_>, settings: &AgentSettings) -> String {
+    let AgentSettings { sample_ms, window_ms, floor_cores, ceiling_cores } = settings;
+    let AgentPlace { host, brain, state_dir, ca, identity, .. } = place;
+    let capacity = place.capacity_cores.map_or(String::new(), |cores| format!("capacity_cores = {cores:?}\n"));
+    let root = place.cgroup_root.map_or(String::new(), |root| format!("cgroup_root = {root:?}\n"));
+    // Debug formatting quotes a path as TOML's basic strings do.
+    format!(
+        "state_dir = {state_dir:?}\n\
+         [host]\nname = {host:?}\n{capacity}{root}\
+         [brain]\naddress = {brain:?}\nca = {ca:?}\ncertificate = {:?}\nkey = {:?}\n\
+         [sample]\nsample_ms = {sample_ms}\nwindow_ms = {window_ms}\n\
+         [guard]\ncpu_floor_cores = {floor_cores:?}\ncpu_ceiling_cores = {ceiling_cores:?}\n",
+        identity.join("agent.pem"),
+        identity.join("agent.key"),
+    )
+}
+
+pub(super) fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }

@@ -11,10 +11,10 @@ use gnomon_lab_load::{Line, Report};
 const FAILURES: [&str; 3] = ["Kernel panic", "gnomon-load failed", "lab-init failed"];
 
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Console {
-    pub(super) started: bool,
-    pub(super) reports: Vec<Report>,
-    pub(super) failure: Option<String>,
+pub(in crate::lab) struct Console {
+    pub(in crate::lab) started: bool,
+    pub(in crate::lab) reports: Vec<Report>,
+    pub(in crate::lab) failure: Option<String>,
 }
 
 impl Console {
@@ -28,7 +28,7 @@ impl Console {
     }
 
     /// Whole lines only: the last one may still be being written.
-    fn parse(text: &str) -> Self {
+    pub(in crate::lab) fn parse(text: &str) -> Self {
         let mut console = Console::default();
         for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
             match line.parse() {

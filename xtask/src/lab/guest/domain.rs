@@ -8,14 +8,17 @@ use crate::lab::image::Image;
 /// CFS period of the quota; the default of kernel and libvirt.
 const QUOTA_PERIOD_US: u32 = 100_000;
 
-/// What the guest's kernel leaves out to boot quickly under emulation. The TSC is not used as a clock: under TCG it is
-/// the host's, calibrated against an emulated timer while other guests boot, and then runs at a wrong speed for ever.
-const KERNEL_OPTIONS: &str = "console=ttyS0 quiet loglevel=3 panic=-1 tsc=unstable clocksource=hpet mitigations=off \
-                              nokaslr random.trust_cpu=on audit=0 cryptomgr.notests";
+/// What the guest's kernel leaves out to boot quickly under emulation.
+const KERNEL_OPTIONS: &str = "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off nokaslr random.trust_cpu=on \
+                              audit=0 cryptomgr.notests";
+/// An emulated guest does not use the TSC as a clock: under TCG it is the host's, calibrated against an emulated timer while
+/// other guests boot, and then runs at a wrong speed for ever. With KVM there is a clock of KVM's own.
+const EMULATED_CLOCK: &str = "tsc=unstable clocksource=hpet ";
 
-pub(super) fn xml(options: &GuestOptions, image: &Image, console: &Path) -> String {
-    let GuestOptions { name, uuid, vcpus, vcpus_max, memory_mib, memory_mib_max, schedule, quota_cores, cpus } =
+pub(in crate::lab) fn xml(options: &GuestOptions, image: &Image, console: &Path) -> String {
+    let GuestOptions { name, uuid, vcpus, vcpus_max, memory_mib, memory_mib_max, schedule, quota_cores, cpus, kvm } =
         options;
+    let (kind, clock) = if *kvm { ("kvm", "") } else { ("qemu", EMULATED_CLOCK) };
     let mut tuning = String::new();
     if let Some(cpus) = cpus {
         for vcpu in 0..*vcpus_max {
@@ -27,10 +30,10 @@ pub(super) fn xml(options: &GuestOptions, image: &Image, console: &Path) -> Stri
         tuning += &format!("<global_period>{QUOTA_PERIOD_US}</global_period><global_quota>{quota_us}</global_quota>");
     }
     let (kernel, initrd, console) = (path(&image.kernel), path(&image.initrd), path(console));
-    let command_line = escape(&format!("{KERNEL_OPTIONS} gnomon.load={schedule}"));
+    let command_line = escape(&format!("{KERNEL_OPTIONS} {clock}gnomon.load={schedule}"));
     format!(
         "\
-<domain type='qemu'>
+<domain type='{kind}'>
   <name>{name}</name>
   <uuid>{uuid}</uuid>
   <memory unit='MiB'>{memory_mib_max}</memory>
@@ -78,6 +81,17 @@ mod tests {
         let xml = xml(&options, &image, Path::new("/x'/><evil/>"));
         assert!(xml.contains("<kernel>/a&amp;b/vmlinuz</kernel>") && xml.contains("/it&apos;s/initrd"));
         assert!(!xml.contains("<evil/>") && xml.contains("gnomon.load=constant:0.5</cmdline>"));
+    }
+
+    #[test]
+    fn a_guest_under_kvm_uses_the_clock_that_kvm_has() {
+        let mut options = GuestOptions::new("g1", "constant:0.5".parse().unwrap());
+        let image = Image { kernel: "/k".into(), initrd: "/i".into() };
+        let emulated = xml(&options, &image, Path::new("/c"));
+        assert!(emulated.contains("<domain type='qemu'>") && emulated.contains("clocksource=hpet gnomon.load="));
+        options.kvm = true;
+        let accelerated = xml(&options, &image, Path::new("/c"));
+        assert!(accelerated.contains("<domain type='kvm'>") && !accelerated.contains("clocksource"));
     }
 
     #[test]

@@ -1,0 +1,264 @@
+//! What a full lab is for: does the agent hold what it promises on a kernel that is not the developer's?
+//!
+//! Its kernel is Debian's, 6.1 on Debian 12: cgroup version 2 alone, guests under KVM. Each step compares what Gnomon says with
+//! what that kernel itself says.
+
+use std::fmt;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::FullStack;
+use crate::lab::full::{FullLab, Guest, Machine, Options};
+use crate::lab::{GuestOptions, Progress};
+
+/// The guest, and what its program wants of one emulated core.
+const GUEST: &str = "g1";
+const LOAD: &str = "constant:0.2";
+/// What the guest may use at first: more than it wants, so that a brain has something to take back.
+const QUOTA_CORES: f64 = 0.9;
+/// How long the counters are compared. Windows of two seconds leave an edge of one at each end.
+const COMPARED: Duration = Duration::from_secs(24);
+/// How far the probe may be off the cgroup's own count over that time: an edge, and a share for the window's own timing.
+const TOLERANCE_CORES: f64 = 0.05;
+const TOLERANCE_SHARE: f64 = 0.15;
+/// A dwell, a shrink interval, and what emulation adds.
+const RESIZE_PATIENCE: Duration = Duration::from_secs(120);
+/// From a change to its report.
+const REPORT_PATIENCE: Duration = Duration::from_secs(60);
+const MIGRATION_PATIENCE: Duration = Duration::from_secs(240);
+const POLL: Duration = Duration::from_secs(1);
+
+/// What was seen, for a person.
+#[derive(Debug)]
+pub struct Findings {
+    /// `uname -r` inside.
+    pub kernel: String,
+    /// Controllers of cgroup version 2 there.
+    pub controllers: String,
+    /// Whether the kernel has what needs hardware virtualisation: the tracepoint of KVM's exits, and a guest that uses it.
+    pub kvm: String,
+    /// The guest's CPU time over the same span, in cores: the probe's run time, and the cgroup's count.
+    pub ebpf_cores: f64,
+    /// The kernel's own count.
+    pub cgroup_cores: f64,
+    /// Run and wait time, in cores.
+    pub demand_high_cores: f64,
+    /// What the brain commanded and cpu.max then said, in cores.
+    pub quota_cores: f64,
+    /// What a release brought back, in cores.
+    pub released_cores: f64,
+}
+
+impl fmt::Display for Findings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "kernel {}, cgroup v2 with {}", self.kernel, self.controllers)?;
+        writeln!(f, "KVM: {}", self.kvm)?;
+        writeln!(
+            f,
+            "CPU of the guest: eBPF says {:.3} to {:.3} cores, the cgroup {:.3}",
+            self.ebpf_cores, self.demand_high_cores, self.cgroup_cores
+        )?;
+        write!(
+            f,
+            "quota: {QUOTA_CORES} cores became {:.3} in cpu.max by a command of the brain, and {:.3} by a release",
+            self.quota_cores, self.released_cores
+        )
+    }
+}
+
+/// A window as the brain's API tells it.
+#[derive(Debug, Deserialize)]
+struct Window {
+    start_ms: u64,
+    window_ms: u64,
+    demand_low_cores: Option<f64>,
+    demand_high_cores: Option<f64>,
+    limit_cores: f64,
+}
+
+/// `cargo xtask lab --full`: up, check, down.
+pub fn check_and_print(name: &str, progress: Progress) -> Result<()> {
+    let mut options = Options::new(name, 1);
+    options.progress = progress;
+    let lab = FullLab::up(&options)?;
+    let logs = lab.logs();
+    let findings = check(lab).with_context(|| format!("logs are in {}", logs.display()))?;
+    println!("{findings}");
+    Ok(())
+}
+
+/// Boots a KVM guest on the lab's first host, starts a brain and an agent, and checks that the agent measures and obeys. Takes
+/// the lab down.
+pub fn check(lab: FullLab) -> Result<Findings> {
+    boot(&lab.machines()[0])?;
+    let stack = FullStack::start(lab)?;
+    let host = &stack.lab.machines()[0];
+    let guest = Guest::of(GUEST, host);
+    let findings = checked(&stack, host, &guest)
+        .with_context(|| format!("the agent's log ends:\n{}", stack.agent_log(host).unwrap_or_default()))?;
+    Ok(findings)
+}
+
+fn boot(host: &Machine) -> Result<()> {
+    let mut options = GuestOptions::new(GUEST, LOAD.parse()?);
+    (options.kvm, options.quota_cores) = (true, Some(QUOTA_CORES));
+    host.boot(&options).map(|_| ())
+}
+
+fn checked(stack: &FullStack, host: &Machine, guest: &Guest<'_>) -> Result<Findings> {
+    let kernel = host.run("uname -r")?.trim().to_owned();
+    let controllers = host.run("cat /sys/fs/cgroup/cgroup.controllers")?.trim().to_owned();
+    let only_v2 = host.run("grep -c ' - cgroup ' /proc/self/mountinfo || true")?;
+    ensure!(only_v2.trim() == "0", "there are mounts of cgroup version 1 on {}", host.name());
+    let kvm = kvm(host)?;
+    await_vm(stack, host)?;
+    let (ebpf_cores, demand_high_cores, cgroup_cores) = compare(stack, guest)?;
+    let quota_cores = await_resize(stack, guest)?;
+    stack.api().post("/api/v1/release", &json!({ "scope": { "vm": GUEST } }))?;
+    let released = || Ok(guest.quota_cores()?.filter(|cores| (cores - QUOTA_CORES).abs() < 0.002));
+    let released_cores = wait_for("the release to bring cpu.max back", REPORT_PATIENCE, released)?;
+    Ok(Findings { kernel, controllers, kvm, ebpf_cores, cgroup_cores, demand_high_cores, quota_cores, released_cores })
+}
+
+/// The guest runs by the host's /dev/kvm, and the kernel can tell of its exits.
+fn kvm(host: &Machine) -> Result<String> {
+    let in_use = host.run("ls -l /proc/*/fd 2> /dev/null | grep -c 'anon_inode:kvm-vcpu' || true")?;
+    ensure!(in_use.trim() != "0", "no process of {} has a vCPU of /dev/kvm", host.name());
+    let exits = host.run(
+        "trace=/sys/kernel/tracing/instances/check; mkdir $trace
+        echo 1 > $trace/events/kvm/kvm_exit/enable; sleep 1; echo 0 > $trace/events/kvm/kvm_exit/enable
+        grep -c kvm_exit: $trace/trace || true; rmdir $trace",
+    )?;
+    ensure!(exits.trim() != "0", "the tracepoint kvm:kvm_exit does not fire on {}", host.name());
+    Ok(format!("{} vCPUs, {} exits in a second by the tracepoint kvm:kvm_exit", in_use.trim(), exits.trim()))
+}
+
+fn await_vm(stack: &FullStack, host: &Machine) -> Result<()> {
+    wait_for("the brain to hear of the guest, measured by eBPF", REPORT_PATIENCE, || {
+        let Ok(vm) = stack.api().get(&format!("/api/v1/vms/{GUEST}")) else { return Ok(None) };
+        let measured = windows(stack, 0)?.iter().any(|window| window.demand_low_cores.is_some());
+        Ok((vm["host"] == host.name() && measured).then_some(()))
+    })
+}
+
+/// Mean of the windows between two looks at cpu.stat, and the difference of these: low and high demand, and the kernel's count.
+fn compare(stack: &FullStack, guest: &Guest<'_>) -> Result<(f64, f64, f64)> {
+    let (before_s, from_ms) = guest.cpu_time()?;
+    thread::sleep(COMPARED);
+    let (after_s, to_ms) = guest.cpu_time()?;
+    let cgroup_cores = (after_s - before_s) / ((to_ms - from_ms) as f64 / 1000.0);
+    let seen = wait_for("the windows of the comparison", REPORT_PATIENCE, || {
+        let windows = windows(stack, from_ms)?;
+        let last_ms = windows.last().map_or(0, |window| window.start_ms + window.window_ms);
+        Ok((last_ms >= to_ms).then_some(windows))
+    })?;
+    let within: Vec<&Window> = seen.iter().filter(|window| window.start_ms + window.window_ms <= to_ms).collect();
+    let mean = |value: fn(&Window) -> Option<f64>| {
+        let values: Vec<f64> = within.iter().filter_map(|window| value(window)).collect();
+        ensure!(values.len() >= 5, "only {} of {} windows have a value from eBPF", values.len(), within.len());
+        Ok(values.iter().sum::<f64>() / values.len() as f64)
+    };
+    let (low, high) = (mean(|window| window.demand_low_cores)?, mean(|window| window.demand_high_cores)?);
+    ensure!(cgroup_cores > 0.02, "the guest used {cgroup_cores:.3} cores: it does not run");
+    let tolerance = TOLERANCE_CORES + TOLERANCE_SHARE * cgroup_cores;
+    ensure!(
+        (low - cgroup_cores).abs() <= tolerance,
+        "eBPF says {low:.3} cores, cpu.stat {cgroup_cores:.3}; {tolerance:.3} apart would be well"
+    );
+    ensure!(high >= low, "demand is {low:.3} to {high:.3} cores");
+    Ok((low, high, cgroup_cores))
+}
+
+/// A command of the brain is in cpu.max, is what the agent read back, and is what its next windows say.
+fn await_resize(stack: &FullStack, guest: &Guest<'_>) -> Result<f64> {
+    let changed = || Ok(guest.quota_cores()?.filter(|cores| (cores - QUOTA_CORES).abs() > 0.002));
+    wait_for("a command of the brain to be in cpu.max", RESIZE_PATIENCE, changed)?;
+    // Lest the next one come between the looks.
+    stack.api().post("/api/v1/pause", &json!({ "scope": { "vm": GUEST } }))?;
+    wait_for("cpu.max, the command's outcome and the windows to agree", REPORT_PATIENCE, || {
+        let Some(cores) = guest.quota_cores()? else { return Ok(None) };
+        let commands = stack.api().get("/api/v1/commands")?;
+        let read_back = commands.as_array().context("no list of commands")?.iter().filter_map(quota_read_back);
+        let said = windows(stack, 0)?.last().map_or(f64::NAN, |window| window.limit_cores);
+        let agreed = read_back.into_iter().next().is_some_and(|after| (after - cores).abs() < 0.002)
+            && (said - cores).abs() < 0.002;
+        Ok(agreed.then_some(cores))
+    })
+}
+
+/// The quota that an agent read back after it had carried a command out, in cores.
+fn quota_read_back(command: &Value) -> Option<f64> {
+    let after = command["outcome"]["result"]["applied"]["after"].as_array()?;
+    after.iter().find_map(|setting| setting["cpu_quota"]["cores"].as_f64())
+}
+
+fn windows(stack: &FullStack, since_ms: u64) -> Result<Vec<Window>> {
+    let path = format!("/api/v1/vms/{GUEST}/history?since_ms={since_ms}");
+    Ok(serde_json::from_value(stack.api().get(&path)?)?)
+}
+
+/// What a live migration looked like.
+#[derive(Debug)]
+pub struct Moved {
+    /// What virsh was waiting for, in seconds.
+    pub took_s: f64,
+    /// The target's own count after it, in cores.
+    pub cgroup_cores: f64,
+    /// What the target's agent measures after it, in cores.
+    pub ebpf_cores: f64,
+}
+
+/// Boots a KVM guest on the first of two hosts, migrates it live to the second, and checks that both agents follow: the target
+/// measures and reports it, the source no longer does, and its history goes on. Takes the lab down.
+pub fn check_migration(lab: FullLab) -> Result<Moved> {
+    boot(&lab.machines()[0])?;
+    let stack = FullStack::start(lab)?;
+    let moved = migrated(&stack);
+    moved.with_context(|| {
+        let logs = stack.lab.machines().iter().map(|host| stack.agent_log(host).unwrap_or_default());
+        format!("the agents' logs end:\n{}", logs.collect::<Vec<_>>().join("\n"))
+    })
+}
+
+fn migrated(stack: &FullStack) -> Result<Moved> {
+    let (source, target) = (stack.lab.machine("h1")?, stack.lab.machine("h2")?);
+    await_vm(stack, source)?;
+    let before = windows(stack, 0)?.len();
+    let uri = format!("qemu+tcp://{}/system", target.address());
+    let started = Instant::now();
+    let script = format!(
+        "virsh --quiet --connect qemu:///system migrate --live --p2p --persistent --undefinesource {GUEST} {uri}"
+    );
+    source.run_within(&script, MIGRATION_PATIENCE).context("migrating")?;
+    let took_s = started.elapsed().as_secs_f64();
+    await_vm_on(stack, "h2")?;
+    let guest = Guest::of(GUEST, target);
+    let (ebpf_cores, _, cgroup_cores) = compare(stack, &guest)?;
+    let after = windows(stack, 0)?.len();
+    ensure!(after > before, "the history of {GUEST} does not go on: {before} windows before, {after} after");
+    let source_vms = stack.api().get("/api/v1/hosts/h1")?["vms"].clone();
+    ensure!(source_vms == json!(0), "the source still reports {source_vms} VMs");
+    Ok(Moved { took_s, cgroup_cores, ebpf_cores })
+}
+
+fn await_vm_on(stack: &FullStack, host: &str) -> Result<()> {
+    wait_for("the brain to see the guest on its new host", REPORT_PATIENCE, || {
+        Ok((stack.api().get(&format!("/api/v1/vms/{GUEST}"))?["host"] == host).then_some(()))
+    })
+}
+
+/// Waits until there is something, or fails naming `what`.
+fn wait_for<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(found) = look()? {
+            return Ok(found);
+        }
+        ensure!(Instant::now() < deadline, "waited {} s in vain for {what}", patience.as_secs());
+        thread::sleep(POLL);
+    }
+}
