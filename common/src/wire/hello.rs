@@ -221,7 +221,8 @@ pub struct Welcome {
     pub term: u64,
     /// How often each side sends a heart-beat, in milliseconds; three missed ones mean the peer is lost.
     pub heartbeat_ms: u32,
-    /// The highest sequence of the hello's epoch that is already in the store (0 if none): resend from the next one.
+    /// The highest sequence of the hello's epoch that is already in the store (0 if none). Live reports overtake the backlog, so that earlier
+    /// ones may still be missing: it does not acknowledge them.
     pub acknowledged: Sequence,
 }
 
