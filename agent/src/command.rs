@@ -28,7 +28,7 @@ pub mod release;
 
 use clock::BootInstant;
 use gnomon_common::wire::{Command, CommandId, Fence, Outcome, VmId};
-use judge::Sighting;
+use judge::{Resources, Sighting};
 use ledger::VmLife;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -63,6 +63,11 @@ pub struct Known {
 pub trait VmDirectory: Send {
     /// What is known of a VM.
     fn find(&self, vm: VmId) -> Known;
+
+    /// What is known of what it has and could be given, beside CPU; nothing, unless said otherwise.
+    fn resources(&self, _vm: VmId) -> Resources {
+        Resources::default()
+    }
 }
 
 /// What the executor has to say: the latest of it is always complete.

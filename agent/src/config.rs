@@ -3,10 +3,14 @@
 //! Every key has its unit in its name, an unknown key is an error that names the nearest known one, and relative paths are taken from the
 //! file's own folder. Parsing touches nothing but the text it is given; [`Config::load`] alone reads the file.
 
+mod guard;
+
+pub use guard::Guard;
+
 use crate::cpu_source::Choice;
 use crate::uplink::Bounds;
 use crate::uplink::identity::Files;
-use gnomon_common::wire::{CpuBounds, HostId};
+use gnomon_common::wire::HostId;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -130,29 +134,6 @@ impl Spool {
     /// The bounds as the spool takes them.
     pub fn bounds(self) -> Bounds {
         Bounds { bytes_max: self.bytes_max, age_max: Duration::from_secs(self.age_max_s) }
-    }
-}
-
-/// `[guard]`
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Guard {
-    /// No VM gets less CPU than this, in cores.
-    pub cpu_floor_cores: f64,
-    /// No VM gets more CPU than this, in cores; the number of its vCPUs bounds it as well.
-    pub cpu_ceiling_cores: f64,
-}
-
-impl Default for Guard {
-    fn default() -> Self {
-        Self { cpu_floor_cores: 0.1, cpu_ceiling_cores: 64.0 }
-    }
-}
-
-impl Guard {
-    /// The bounds as the brain hears them.
-    pub fn cpu_bounds(self) -> CpuBounds {
-        CpuBounds { floor_cores: self.cpu_floor_cores, ceiling_cores: self.cpu_ceiling_cores }
     }
 }
 
@@ -293,7 +274,6 @@ impl Config {
             return Err(("spool.age_max_s", format!("{age_max_s} is below {SPOOL_AGE_MIN_S}, one longest window")));
         }
         let Sample { sample_ms, window_ms } = self.sample;
-        let Guard { cpu_floor_cores: floor, cpu_ceiling_cores: ceiling } = self.guard;
         let (_, port) = self.brain.address.rsplit_once(':').unwrap_or_default();
         if port.parse::<u16>().is_err() {
             return Err(("brain.address", format!("{:?} is not HOST:PORT", self.brain.address)));
@@ -305,13 +285,7 @@ impl Config {
             let wanted = format!("a multiple of sample.sample_ms ({sample_ms}) within {WINDOW_MS:?}");
             return Err(("sample.window_ms", format!("{window_ms} is not {wanted}")));
         }
-        if !(floor.is_finite() && floor >= CPU_FLOOR_CORES_MIN) {
-            let why = "the smallest quota the kernel accepts";
-            return Err(("guard.cpu_floor_cores", format!("{floor} is below {CPU_FLOOR_CORES_MIN}, {why}")));
-        }
-        if !(ceiling.is_finite() && ceiling >= floor) {
-            return Err(("guard.cpu_ceiling_cores", format!("{ceiling} is below guard.cpu_floor_cores ({floor})")));
-        }
+        self.guard.check()?;
         if let Some(capacity) = self.host.capacity_cores
             && !(capacity.is_finite() && capacity > 0.0)
         {
@@ -365,6 +339,7 @@ mod tests {
         assert_eq!(shipped.spool.bytes_max, minimal.spool.bytes_max);
         assert_eq!(shipped.spool.age_max_s, minimal.spool.age_max_s);
         assert_eq!(shipped.guard.cpu_bounds(), minimal.guard.cpu_bounds());
+        assert_eq!(shipped.guard.allowed(), minimal.guard.allowed());
         assert_eq!(shipped.metrics.listen, minimal.metrics.listen);
         assert_eq!(shipped.host.libvirt_uri, minimal.host.libvirt_uri);
         assert_eq!(shipped.brain.server_name, minimal.brain.server_name);
@@ -388,7 +363,7 @@ mod tests {
         );
         let text = format!("{MINIMAL}[guard]\nzzz = 1.0\n");
         assert!(
-            message(&text).contains("`zzz`, expected `cpu_floor_cores` or `cpu_ceiling_cores`"),
+            message(&text).contains("`zzz`, expected one of `means`, `cpu_floor_cores`, `cpu_ceiling_cores`"),
             "{}",
             message(&text)
         );
@@ -412,6 +387,8 @@ mod tests {
             ("[guard]\ncpu_floor_cores = nan", "guard.cpu_floor_cores"),
             ("[guard]\ncpu_ceiling_cores = 0.05", "guard.cpu_ceiling_cores"),
             ("[guard]\ncpu_ceiling_cores = inf", "guard.cpu_ceiling_cores"),
+            ("[guard]\nmemory_shrink_step = 0.5", "guard.memory_shrink_step"),
+            ("[guard]\nmeans = [\"ram\"]", "unknown variant `ram`"),
             ("[metrics]\nlisten = \"9479\"", "neither \"off\" nor"),
         ];
         for (section, expected) in cases {

@@ -5,8 +5,8 @@
 //! not make VMs jump.
 
 use crate::actuate::Actuator;
-use crate::actuate::cpu_quota::{CgroupWitness, CpuQuota, LibvirtControl};
 use crate::actuate::deadline::{ACTUATION_MAX, WithDeadline};
+use crate::actuate::dispatch::ByMeans;
 use crate::command;
 use crate::command::clock::Clock;
 use crate::command::directory::InventoryDirectory;
@@ -21,7 +21,7 @@ use crate::sample::{self, HostReport, SampleMetrics, SamplerConfig, SamplerHandl
 use crate::telemetry::{self, WithCost};
 use crate::uplink::identity::IdentityError;
 use crate::uplink::{self, Spool, SpoolConfig, Uplink};
-use gnomon_common::wire::{CpuSource, HostFacts, Means, MemoryBounds};
+use gnomon_common::wire::{CpuSource, HostFacts};
 use prometheus_client::registry::Registry;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -88,20 +88,22 @@ fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> DaemonError {
     move |source| DaemonError::System { what, source }
 }
 
-/// Starts keeping an inventory for this configuration.
+/// Starts keeping an inventory for this configuration. With `set_stats_period`, balloons whose statistics nobody asks for are given a
+/// period.
 pub fn inventory(
     config: &Config,
+    set_stats_period: bool,
     registry: &mut Registry,
 ) -> std::io::Result<(watch::Receiver<Arc<Inventory>>, inventory::InventoryHandle)> {
     let metrics = InventoryMetrics::default();
     metrics.register(registry);
-    inventory::spawn(InventoryConfig { uri: config.host.libvirt_uri.clone(), ..InventoryConfig::default() }, metrics)
+    let uri = config.host.libvirt_uri.clone();
+    inventory::spawn(InventoryConfig { uri, set_stats_period, ..InventoryConfig::default() }, metrics)
 }
 
 /// The actuator for this configuration: libvirt, confirmed by the kernel, within a deadline.
 pub fn actuator(config: &Config, inventory: watch::Receiver<Arc<Inventory>>) -> std::io::Result<impl Actuator + use<>> {
-    let quota = CpuQuota::new(LibvirtControl::new(&config.host.libvirt_uri), CgroupWitness::new(inventory));
-    WithDeadline::new(quota, ACTUATION_MAX)
+    WithDeadline::new(ByMeans::of_host(&config.host.libvirt_uri, inventory), ACTUATION_MAX)
 }
 
 /// Runs until SIGTERM or SIGINT, or until a part fails.
@@ -122,12 +124,12 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
     let (cpu_source, source) = cpu_source(&config, &mut registry)?;
 
     let (mut inventory, _inventory_handle) =
-        inventory(&config, &mut registry).map_err(system("the inventory's threads"))?;
+        inventory(&config, !dry_run, &mut registry).map_err(system("the inventory's threads"))?;
     let (report, reports) = mpsc::channel(REPORTS_WAITING_MAX);
     let sampler = sampler(&config, &inventory, source, report, &mut registry)?;
     let command_metrics = command::Metrics::register(&mut registry);
     let actuator = actuator(&config, inventory.clone()).map_err(system("the actuation thread"))?;
-    let policy = Policy { bounds: config.guard.cpu_bounds(), dry_run };
+    let policy = Policy { bounds: config.guard.cpu_bounds(), allowed: config.guard.allowed(), dry_run };
     let directory = Box::new(InventoryDirectory::new(inventory.clone(), clock));
     let executor = Executor::new(ledger, Box::new(actuator), directory, policy, clock, command_metrics.clone());
 
@@ -236,7 +238,8 @@ fn facts(
     inventory: watch::Receiver<Arc<Inventory>>,
 ) -> Box<dyn Fn() -> HostFacts + Send + Sync> {
     let declared_cores = config.host.capacity_cores;
-    let cpu_bounds = config.guard.cpu_bounds();
+    let (cpu_bounds, memory_bounds) = (config.guard.cpu_bounds(), config.guard.memory_bounds());
+    let means = config.guard.means();
     let machine = Machine::new(Proc::default(), config.host.cgroup_root.clone());
     Box::new(move || {
         let online = || machine.cpus().map_or_else(|_| num_cpus(), f64::from);
@@ -247,8 +250,8 @@ fn facts(
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             hypervisor: inventory.borrow().hypervisor.clone(),
             cpu_bounds,
-            memory_bounds: MemoryBounds::default(),
-            means: vec![Means::CpuQuota],
+            memory_bounds,
+            means: means.clone(),
             dry_run,
             cpu_source,
         }

@@ -183,7 +183,7 @@ async fn release(config: &Config, vms: &[String], dry_run: bool, yes: bool) -> R
     if dry_run || !(yes || confirmed()?) {
         return say("nothing was changed");
     }
-    let (mut inventory, _threads) = daemon::inventory(config, &mut Registry::default())?;
+    let (mut inventory, _threads) = daemon::inventory(config, false, &mut Registry::default())?;
     let mut actuator = daemon::actuator(config, inventory.clone())?;
     let survey = tokio::time::timeout(SURVEY_MAX, inventory.wait_for(|inventory| inventory.complete));
     if survey.await.is_err() {

@@ -10,6 +10,7 @@
 
 pub mod grid;
 pub mod interval;
+mod memory;
 mod metrics;
 mod sampler;
 mod source;

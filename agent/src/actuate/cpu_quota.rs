@@ -3,10 +3,7 @@
 //! libvirt is told, because a quota written to the cgroup behind its back would be undone at its next change; the cgroup is read, because
 //! only the kernel enforces anything. The change is made to the running domain, not to its definition.
 
-mod host;
-
-pub use host::{CgroupWitness, LibvirtControl};
-
+use super::dispatch::NOT_BY_THIS;
 use super::{ActuateError, Actuator, same_limit};
 use gnomon_common::wire::{Means, Setting, VmId};
 
@@ -73,7 +70,7 @@ fn quota(cores: Option<f64>) -> Setting {
 fn only_quota(means: Means) -> Result<(), ActuateError> {
     match means {
         Means::CpuQuota => Ok(()),
-        means => Err(ActuateError::Unsupported { means, why: "this release of the agent cannot do it".to_owned() }),
+        means => Err(ActuateError::Unsupported { means, why: NOT_BY_THIS.to_owned() }),
     }
 }
 

@@ -1,10 +1,11 @@
 //! Finds a command's VM in the last inventory.
 
-use super::clock::Clock;
-use super::judge::Sighting;
+use super::clock::{Clock, wall_clock};
+use super::judge::{MemoryResources, Resources, Sighting};
 use super::ledger::VmLife;
 use super::{Known, VmDirectory};
 use crate::host::inventory::{Inventory, VmFacts};
+use crate::host::machine::Machine;
 use crate::host::process::Proc;
 use gnomon_common::wire::{VmId, VmState};
 use std::sync::Arc;
@@ -17,12 +18,13 @@ pub struct InventoryDirectory {
     inventory: watch::Receiver<Arc<Inventory>>,
     boot: Uuid,
     proc: Proc,
+    machine: Machine,
 }
 
 impl InventoryDirectory {
     /// Looks VMs up in this inventory, and at their processes in the host's `/proc`.
     pub fn new(inventory: watch::Receiver<Arc<Inventory>>, clock: Clock) -> Self {
-        Self { inventory, boot: clock.boot(), proc: Proc::default() }
+        Self { inventory, boot: clock.boot(), proc: Proc::default(), machine: Machine::default() }
     }
 
     /// The VM's life, unless its process has ended since the survey: then a new one may have begun already.
@@ -47,11 +49,31 @@ impl VmDirectory for InventoryDirectory {
         let name = facts.map(|facts| facts.name.clone());
         Known { sighting, name, life: facts.and_then(|facts| self.life(facts)) }
     }
+
+    fn resources(&self, vm: VmId) -> Resources {
+        let inventory = Arc::clone(&self.inventory.borrow());
+        let Some(facts) = inventory.vm(vm) else { return Resources::default() };
+        // A host that does not tell what it has gives nothing.
+        let host_available_bytes = self.machine.memory_available_bytes().unwrap_or(0);
+        Resources { vcpus_max: facts.vcpus_max, memory: memory(facts, host_available_bytes, wall_clock().unix_ms() / 1_000) }
+    }
+}
+
+/// What is known of a VM's memory at `now_unix_s`; stale statistics are not.
+fn memory(facts: &VmFacts, host_available_bytes: u64, now_unix_s: u64) -> MemoryResources {
+    let in_use = facts.memory.in_use.filter(|in_use| in_use.is_fresh(now_unix_s));
+    MemoryResources {
+        balloon: facts.memory.balloon,
+        max_bytes: facts.memory_bytes,
+        in_use_bytes: in_use.map(|in_use| in_use.bytes),
+        host_available_bytes,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::inventory::memory::{Balloon, InUse, MemoryFacts};
     use crate::host::process::QemuProcess;
     use std::time::Instant;
 
@@ -63,8 +85,10 @@ mod tests {
             process: None,
             cgroup: None,
             vcpus: 2,
+            vcpus_max: 2,
             memory_bytes: 0,
             balloon_bytes: None,
+            memory: MemoryFacts::default(),
             execution_changes: 0,
         }
     }
@@ -82,6 +106,17 @@ mod tests {
         );
         publish.send_replace(Arc::new(Inventory { complete: false, ..inventory }));
         assert_eq!([1, 4].map(seen), [Sighting::Active { vcpus: 2 }, Sighting::Unknown]);
+    }
+
+    #[test]
+    fn what_a_guest_used_long_ago_is_not_what_it_uses() {
+        let in_use = Some(InUse { updated_unix_s: 1_000, stale_after_s: 15, bytes: 7 });
+        let known = MemoryFacts { balloon: Balloon::Movable { bytes: 9 }, in_use, guest: None };
+        let facts = VmFacts { memory: known, memory_bytes: 11, ..facts(1, VmState::Running) };
+        let fresh = memory(&facts, 3, 1_015);
+        assert_eq!((fresh.in_use_bytes, fresh.max_bytes, fresh.host_available_bytes), (Some(7), 11, 3));
+        let stale = memory(&facts, 3, 1_016);
+        assert_eq!((stale.in_use_bytes, stale.balloon), (None, Balloon::Movable { bytes: 9 }));
     }
 
     #[test]

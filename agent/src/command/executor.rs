@@ -4,7 +4,7 @@
 //! intents left by a crash are tried again until libvirt answers.
 
 use super::clock::{Clock, Now};
-use super::judge::{self, Circumstances, Sighting, Verdict};
+use super::judge::{self, Allowed, Circumstances, Sighting, Verdict};
 use super::ledger::{Change, Intent, Ledger, LedgerError, UndoRecord, VmLife};
 use super::{
     APPLIED, Answers, COMMANDS_WAITING_MAX, Commands, DRY_RUN, FAILED, Known, Metrics, NOTICES_WAITING_MAX, REFUSED,
@@ -27,6 +27,8 @@ const RESOLVE_INTERVAL: Duration = Duration::from_secs(5);
 pub struct Policy {
     /// Floor and ceiling of a VM's CPU.
     pub bounds: CpuBounds,
+    /// The means and the bounds of the others.
+    pub allowed: Allowed,
     /// Judge, log and answer, but change nothing.
     pub dry_run: bool,
 }
@@ -164,7 +166,7 @@ impl Executor {
                 self.conclude(command, OutcomeResult::Refused(refused), nothing_to_undo)
             }
             Verdict::Unknowable => {
-                let error = "libvirt does not answer: the VM cannot be found".to_owned();
+                let error = "libvirt does not answer: the VM, or its balloon, is not known".to_owned();
                 self.conclude(command, OutcomeResult::Failed { error, retryable: true }, false)
             }
             Verdict::Obey => self.obey(command, received, known),
@@ -178,6 +180,8 @@ impl Executor {
             fence_of_vm: self.ledger.fence(command.vm)?,
             vm,
             bounds: self.policy.bounds,
+            allowed: self.policy.allowed,
+            resources: self.vms.resources(command.vm),
         })
     }
 
@@ -195,6 +199,15 @@ impl Executor {
             match self.actuator.in_force(command.vm, target.means()) {
                 Ok(before) => changes.push(Change { before, target }),
                 Err(error) => return self.conclude(command, failed(&error), false),
+            }
+        }
+        if matches!(command.action, Action::Set(_)) {
+            let resources = self.vms.resources(command.vm);
+            let refused = |change: &Change| {
+                judge::against_what_is_in_force(change.before, change.target, &resources, &self.policy.allowed)
+            };
+            if let Some(refused) = changes.iter().find_map(refused) {
+                return self.conclude(command, OutcomeResult::Refused(refused), false);
             }
         }
         let undo = matches!(command.action, Action::Set(_)).then(|| UndoRecord {

@@ -4,10 +4,21 @@
 //! 1. the fence: a term lower than the highest seen on this host, or a fence not newer than the last one obeyed for this VM, is stale;
 //! 2. the time to live, on `CLOCK_BOOTTIME` from receipt;
 //! 3. the target must be a finite positive number;
-//! 4. the VM must be here and active; where libvirt does not answer, that cannot be known;
-//! 5. the host's floor and ceiling, and the VM's number of vCPUs.
+//! 4. the host's configuration must allow the means;
+//! 5. the VM must be here and active; where libvirt does not answer, that cannot be known;
+//! 6. the bounds of the means: the host's, and what the VM is defined with ([`bounds`]).
 //!
-//! A command whose id is known is never judged again: its recorded outcome is the answer.
+//! That far without asking libvirt. What is in force is read next, and the balloon is judged against that: see
+//! [`against_what_is_in_force`].
+//!
+//! A command whose id is known is never judged again: its recorded outcome is the answer. A release is not bounded: what was there
+//! before the first change was legal then.
+
+mod allowed;
+mod bounds;
+
+pub use allowed::{Allowed, MeansSet};
+pub use bounds::{MemoryResources, Resources, against_what_is_in_force};
 
 use gnomon_common::wire::{Action, Command, CpuBounds, Fence, RefusedCommand, Setting};
 use std::time::Duration;
@@ -37,8 +48,12 @@ pub struct Circumstances {
     pub fence_of_vm: Option<Fence>,
     /// The VM.
     pub vm: Sighting,
-    /// The host's own limits.
+    /// The host's own limits of CPU.
     pub bounds: CpuBounds,
+    /// What else the host's configuration allows.
+    pub allowed: Allowed,
+    /// What the VM has beside CPU.
+    pub resources: Resources,
 }
 
 /// The judge's answer.
@@ -48,7 +63,7 @@ pub enum Verdict {
     Obey,
     /// Do not, and say why.
     Refuse(RefusedCommand),
-    /// It cannot be judged now: libvirt does not answer.
+    /// It cannot be judged now: libvirt does not answer, or has not told yet.
     Unknowable,
 }
 
@@ -56,7 +71,9 @@ pub enum Verdict {
 pub fn judge(command: &Command, circumstances: &Circumstances) -> Verdict {
     match refusal(command, circumstances) {
         Some(refused) => Verdict::Refuse(refused),
-        None if circumstances.vm == Sighting::Unknown => Verdict::Unknowable,
+        None if circumstances.vm == Sighting::Unknown || bounds::unknowable(command, &circumstances.resources) => {
+            Verdict::Unknowable
+        }
         None => Verdict::Obey,
     }
 }
@@ -72,7 +89,7 @@ pub fn expired(command: &Command, waited: Option<Duration>) -> Option<u64> {
 }
 
 fn refusal(command: &Command, circumstances: &Circumstances) -> Option<RefusedCommand> {
-    let Circumstances { waited, term_highest, fence_of_vm, vm, bounds } = *circumstances;
+    let Circumstances { waited, term_highest, fence_of_vm, vm, bounds, allowed, resources } = *circumstances;
     if command.fence.term < term_highest {
         // The VM's own fence is the more telling answer where it is the newer of the two.
         let of_host = Fence { term: term_highest, generation: 0 };
@@ -85,34 +102,30 @@ fn refusal(command: &Command, circumstances: &Circumstances) -> Option<RefusedCo
         return Some(RefusedCommand::Expired { late_ms });
     }
     if let Action::Set(target) = command.action {
-        match target {
-            Setting::CpuQuota { cores: Some(cores) } if cores.is_finite() && cores > 0.0 => {}
-            Setting::CpuQuota { .. } => return Some(RefusedCommand::Nonsense),
-            other => return Some(RefusedCommand::NotAllowed { means: other.means() }),
+        if is_nonsense(target) {
+            return Some(RefusedCommand::Nonsense);
+        }
+        if !allowed.means.contains(target.means()) {
+            return Some(RefusedCommand::NotAllowed { means: target.means() });
         }
     }
-    let vcpus = match vm {
-        Sighting::Active { vcpus } => vcpus,
-        Sighting::Absent => return Some(RefusedCommand::UnknownVm),
-        Sighting::Unknown => return None,
-    };
-    match command.action {
-        Action::Set(Setting::CpuQuota { cores: Some(cores) }) => out_of_bounds(cores, vcpus, bounds),
-        // What was there before the first change was legal then: the bounds do not apply.
-        Action::Set(_) | Action::Release => None,
+    match (vm, command.action) {
+        (Sighting::Absent, _) => Some(RefusedCommand::UnknownVm),
+        (Sighting::Unknown, _) | (_, Action::Release) => None,
+        (Sighting::Active { vcpus }, Action::Set(target)) => bounds::out_of_bounds(target, vcpus, bounds, &resources),
     }
 }
 
-fn out_of_bounds(cores: f64, vcpus: u32, bounds: CpuBounds) -> Option<RefusedCommand> {
-    let ceiling_cores = bounds.ceiling_cores.min(f64::from(vcpus));
-    // A VM with fewer vCPUs than the floor can use no more than its vCPUs.
-    let floor_cores = bounds.floor_cores.min(ceiling_cores);
-    if cores < floor_cores {
-        Some(RefusedCommand::BelowFloor { floor: Setting::CpuQuota { cores: Some(floor_cores) } })
-    } else if cores > ceiling_cores {
-        Some(RefusedCommand::AboveCeiling { ceiling: Setting::CpuQuota { cores: Some(ceiling_cores) } })
-    } else {
-        None
+/// Whether a target is no state that anything can be in. "Unlimited" is none for a command's CPU quota: it would be beyond any ceiling.
+fn is_nonsense(target: Setting) -> bool {
+    let zero = |limit: Option<u64>| limit == Some(0);
+    match target {
+        Setting::CpuQuota { cores } => !cores.is_some_and(|cores| cores.is_finite() && cores > 0.0),
+        Setting::CpuWeight { weight } => weight == 0,
+        Setting::Memory { bytes } => bytes == 0,
+        Setting::Vcpus { count } => count == 0,
+        Setting::DiskLimit { bytes_per_s, operations_per_s } => zero(bytes_per_s) || zero(operations_per_s),
+        Setting::NetworkLimit { in_bytes_per_s, out_bytes_per_s } => zero(in_bytes_per_s) || zero(out_bytes_per_s),
     }
 }
 
@@ -147,6 +160,8 @@ mod tests {
             fence_of_vm: Some(Fence { term: 3, generation: 5 }),
             vm: Sighting::Active { vcpus: 2 },
             bounds: BOUNDS,
+            allowed: Allowed::default(),
+            resources: Resources::default(),
         }
     }
 
@@ -217,6 +232,26 @@ mod tests {
         let vm = |vm| Circumstances { vm, ..calm() };
         assert_eq!(refused(&command(1.0, 3, 6), &vm(Sighting::Absent)), RefusedCommand::UnknownVm);
         assert_eq!(judge(&command(1.0, 3, 6), &vm(Sighting::Unknown)), Verdict::Unknowable);
+    }
+
+    #[test]
+    fn a_means_that_the_host_does_not_allow_is_refused_before_anything_is_looked_up() {
+        let set = |target| Command { action: Action::Set(target), ..command(1.0, 3, 6) };
+        let circumstances = Circumstances { vm: Sighting::Unknown, ..calm() };
+        for target in [Setting::Vcpus { count: 2 }, Setting::Memory { bytes: 1 << 30 }, Setting::CpuWeight { weight: 1 }] {
+            let means = target.means();
+            assert_eq!(refused(&set(target), &circumstances), RefusedCommand::NotAllowed { means });
+        }
+    }
+
+    #[test]
+    fn a_limit_of_nothing_is_nonsense_since_libvirt_would_take_it_for_no_limit() {
+        let set = |target| Command { action: Action::Set(target), ..command(1.0, 3, 6) };
+        let disk = Setting::DiskLimit { bytes_per_s: None, operations_per_s: Some(0) };
+        let network = Setting::NetworkLimit { in_bytes_per_s: Some(0), out_bytes_per_s: None };
+        for target in [disk, network, Setting::Vcpus { count: 0 }, Setting::Memory { bytes: 0 }] {
+            assert_eq!(refused(&set(target), &calm()), RefusedCommand::Nonsense, "{target}");
+        }
     }
 
     #[test]

@@ -14,9 +14,12 @@
 
 mod counters;
 mod layout;
+mod pressure;
+mod weight;
 
 pub use counters::{Bandwidth, CgroupReading, ThrottleCounters, cpu_usage_ns};
 pub use layout::{CgroupMounts, Membership};
+pub use weight::CpuWeight;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,6 +33,8 @@ pub struct DomainCgroup {
     bandwidth: Vec<Arc<Path>>,
     /// Groups of single vCPUs or iothreads that have a quota of their own.
     limited_threads: Vec<Arc<Path>>,
+    /// The outermost group of the unified hierarchy, which has pressure stall information with or without controllers.
+    unified: Option<Arc<Path>>,
 }
 
 impl DomainCgroup {
@@ -38,6 +43,7 @@ impl DomainCgroup {
     pub fn discover(mounts: &CgroupMounts, membership: &Membership) -> Option<Self> {
         let usage = membership.domain_dirs(mounts, "cpuacct").pop();
         let bandwidth = membership.domain_dirs(mounts, "cpu");
+        let unified = membership.unified_domain_dirs(mounts).into_iter().next().map(Arc::from);
         if usage.is_none() && bandwidth.is_empty() {
             return None;
         }
@@ -46,6 +52,7 @@ impl DomainCgroup {
             usage: usage.map(Arc::from),
             bandwidth: bandwidth.into_iter().map(Arc::from).collect(),
             limited_threads,
+            unified,
         })
     }
 }

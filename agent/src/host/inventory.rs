@@ -4,12 +4,14 @@
 //! libvirt events ─┐
 //! reconcile timer ─┴─> surveyor thread ── publishes ──> watch::Receiver<Arc<Inventory>>
 //!                      (may block)                        ^
-//!                      watchdog thread ── complete=false ─┘  when the surveyor has been silent for too long
+//!                      watchdog thread ── complete=false ─┤  when the surveyor has been silent for too long
+//!                      memory thread ── balloons, guests ─┘  (may block on one QEMU)
 //! ```
 //! Events only say *when* to look and which VM's execution changed; the truth is always a whole survey, so a lost event
 //! costs one reconcile interval and nothing else. While libvirt is down or hangs, the last snapshot stays and is marked
 //! incomplete: the VMs go on running, and so does their measurement.
 
+pub mod memory;
 mod metrics;
 mod surveyor;
 
@@ -18,6 +20,8 @@ pub use metrics::InventoryMetrics;
 use super::cgroup::DomainCgroup;
 use super::process::{Proc, QemuProcess};
 use gnomon_common::wire::{VmId, VmState};
+use memory::MemoryFacts;
+use memory::surveyor::{MemoryBook, MemorySurveyor};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -46,6 +50,8 @@ pub struct InventoryConfig {
     pub pid_dir: PathBuf,
     /// The `/proc` of the host.
     pub proc: Proc,
+    /// Whether a balloon whose statistics nobody asks for is given a period, on the running domain only.
+    pub set_stats_period: bool,
 }
 
 impl Default for InventoryConfig {
@@ -56,6 +62,7 @@ impl Default for InventoryConfig {
             deadline: Duration::from_secs(5),
             pid_dir: "/run/libvirt/qemu".into(),
             proc: Proc::default(),
+            set_stats_period: false,
         }
     }
 }
@@ -100,10 +107,14 @@ pub struct VmFacts {
     pub cgroup: Option<DomainCgroup>,
     /// vCPUs online.
     pub vcpus: u32,
+    /// vCPUs it is defined with.
+    pub vcpus_max: u32,
     /// Memory it is defined with, in bytes.
     pub memory_bytes: u64,
-    /// What the balloon leaves to the guest while it runs, in bytes.
+    /// What the balloon leaves to the guest while it runs, in bytes; all of its memory where there is no balloon.
     pub balloon_bytes: Option<u64>,
+    /// What the balloon and the guest tell of its memory.
+    pub memory: MemoryFacts,
     /// How often its execution was seen to start, stop, pause or resume since the agent started. Two readings between which
     /// this changed do not make a sample: part of the time between them the VM did not run.
     pub execution_changes: u64,
@@ -114,6 +125,8 @@ pub struct InventoryHandle {
     wake: mpsc::SyncSender<Wake>,
     watchdog_stop: mpsc::Sender<()>,
     watchdog: Option<JoinHandle<()>>,
+    /// Held, not used: the memory thread runs as long as it lives.
+    _memory: mpsc::Sender<()>,
 }
 
 impl Drop for InventoryHandle {
@@ -138,7 +151,13 @@ pub fn spawn(
     let (watchdog_stop, stopped) = mpsc::channel();
     let silence_max = config.reconcile + config.deadline;
 
-    let surveyor = Surveyor::new(config, publish.clone(), wake.clone(), metrics.clone());
+    let book = MemoryBook::default();
+    let (memory, memory_stopped) = mpsc::channel();
+    let memory_surveyor =
+        MemorySurveyor::new(&config.uri, config.set_stats_period, publish.clone(), book.clone(), metrics.clone());
+    std::thread::Builder::new().name("inventory-memory".into()).spawn(move || memory_surveyor.run(&memory_stopped))?;
+
+    let surveyor = Surveyor::new(config, publish.clone(), wake.clone(), book, metrics.clone());
     std::thread::Builder::new().name("inventory".into()).spawn(move || surveyor.run(&woken))?;
     let watch = move || {
         while stopped.recv_timeout(WATCHDOG_INTERVAL) == Err(mpsc::RecvTimeoutError::Timeout) {
@@ -152,7 +171,7 @@ pub fn spawn(
         }
     };
     let watchdog = std::thread::Builder::new().name("inventory-watch".into()).spawn(watch)?;
-    Ok((receiver, InventoryHandle { wake, watchdog_stop, watchdog: Some(watchdog) }))
+    Ok((receiver, InventoryHandle { wake, watchdog_stop, watchdog: Some(watchdog), _memory: memory }))
 }
 
 /// Marks the snapshot incomplete if it is older than `silence_max`; says whether that was news.

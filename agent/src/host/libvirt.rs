@@ -4,9 +4,16 @@
 //! inventory has one, the actuator another. Keep-alive breaks a connection whose peer is gone; a call that libvirtd itself sits
 //! on is only noticed by its caller's deadline.
 
+mod cpu;
+mod devices;
+mod limits;
+mod memory;
 mod quota;
 mod reconnect;
 
+pub use devices::{BalloonDevice, Devices, Interface};
+pub use limits::{Bandwidth, DiskTune, NETWORK_UNIT_BYTES_PER_S, limited_devices};
+pub use memory::MemoryStats;
 pub use quota::QuotaError;
 pub use reconnect::{Backoff, Reconnecting};
 
@@ -61,13 +68,16 @@ pub enum HypervisorError {
     /// The CPU quota asked for cannot be set, or the one that is set cannot be understood.
     #[error(transparent)]
     Quota(#[from] QuotaError),
+    /// The domain or its hypervisor lacks what this takes.
+    #[error("{0}")]
+    Unsupported(String),
 }
 
 impl HypervisorError {
     /// Whether the same request may succeed later.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::EventLoop(_) | Self::NoSuchDomain(_) | Self::Quota(_) => false,
+            Self::EventLoop(_) | Self::NoSuchDomain(_) | Self::Quota(_) | Self::Unsupported(_) => false,
             Self::Connect { .. } | Self::BackingOff { .. } => true,
             Self::Call { retryable, .. } => *retryable,
         }
@@ -75,6 +85,10 @@ impl HypervisorError {
 
     fn call(what: &'static str, error: &Error) -> Self {
         use ErrorNumber::*;
+        let lacks = [OperationUnsupported, NoSupport, ConfigUnsupported, ArgumentUnsupported];
+        if lacks.iter().any(|&code| error.code().is_known_and(|known| known == code)) {
+            return Self::Unsupported(format!("libvirt cannot {what}: {}", error.message()));
+        }
         let retryable = [Rpc, NoConnect, InvalidConn, SystemError, OperationTimeout, ResourceBusy, NoServer]
             .iter()
             .any(|&code| error.code().is_known_and(|known| known == code));
@@ -130,6 +144,8 @@ pub struct DomainFacts {
     pub state: VmState,
     /// vCPUs online.
     pub vcpus: u32,
+    /// vCPUs it is defined with, plugged in or not.
+    pub vcpus_max: u32,
     /// Memory it is defined with, in bytes.
     pub memory_bytes: u64,
     /// What the balloon leaves to the guest, in bytes, while it is active. Without a balloon device: all of its memory.
@@ -262,11 +278,18 @@ fn describe(domain: &Domain) -> Result<DomainFacts, Error> {
     };
     // The id is as old as the list; the state is newer.
     let active = domain.id().is_some() && state != VmState::ShutOff;
+    // Of a domain that has just ended, or of a driver without hot-plug, it is what it has.
+    let vcpus_max = if active {
+        domain.vcpus_flags(sys::VIR_DOMAIN_VCPU_LIVE | sys::VIR_DOMAIN_VCPU_MAXIMUM).unwrap_or(info.nr_virt_cpu)
+    } else {
+        info.nr_virt_cpu
+    };
     Ok(DomainFacts {
         vm: VmId(domain.uuid()?),
         name: domain.name()?,
         state,
         vcpus: info.nr_virt_cpu,
+        vcpus_max: vcpus_max.max(info.nr_virt_cpu),
         memory_bytes: kib(info.max_mem),
         balloon_bytes: active.then(|| kib(info.memory)),
     })

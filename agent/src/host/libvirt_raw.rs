@@ -1,5 +1,8 @@
-//! The one unsafe edge to libvirt: subscribing to domain lifecycle events, for which the `virt` crate has no safe call.
+//! The one unsafe edge to libvirt, for what the `virt` crate has no safe calls for: domain lifecycle events, and in [`parameters`]
+//! the limits of disks and network interfaces.
 #![allow(unsafe_code)]
+
+pub(super) mod parameters;
 
 use super::libvirt::{LifecycleEvent, LifecycleKind};
 use gnomon_common::wire::VmId;

@@ -28,6 +28,8 @@ pub struct ProcStat {
     pub comm: String,
     /// The parent's process id; 2 (`kthreadd`) for kernel threads.
     pub parent: u32,
+    /// Page faults of all its threads that needed I/O, since it started.
+    pub major_faults: u64,
     /// When it started, in clock ticks since boot: with the pid, an identity that pid re-use cannot forge.
     pub start_ticks: u64,
 }
@@ -111,9 +113,10 @@ fn parse_stat(text: &str) -> Option<ProcStat> {
     let (_, comm) = head.split_once('(')?;
     let mut fields = tail.split_ascii_whitespace();
     let parent = fields.nth(1)?.parse().ok()?;
-    // proc(5): starttime is field 22; parent was field 4, so 17 fields lie between them.
-    let start_ticks = fields.nth(17)?.parse().ok()?;
-    Some(ProcStat { comm: comm.to_owned(), parent, start_ticks })
+    // proc(5): parent is field 4, majflt field 12, starttime field 22.
+    let major_faults = fields.nth(7)?.parse().ok()?;
+    let start_ticks = fields.nth(9)?.parse().ok()?;
+    Some(ProcStat { comm: comm.to_owned(), parent, major_faults, start_ticks })
 }
 
 #[cfg(test)]
@@ -123,8 +126,9 @@ mod tests {
 
     #[test]
     fn a_command_name_may_hold_blanks_and_parentheses() {
-        let text = "42 (CPU 0/KVM) (x) S 7 1 1 0 -1 4194560 1 0 0 0 3 4 0 0 20 0 5 0 9876 1 2 3";
-        assert_eq!(parse_stat(text), Some(ProcStat { comm: "CPU 0/KVM) (x".into(), parent: 7, start_ticks: 9876 }));
+        let text = "42 (CPU 0/KVM) (x) S 7 1 1 0 -1 4194560 1 0 77 0 3 4 0 0 20 0 5 0 9876 1 2 3";
+        let expected = ProcStat { comm: "CPU 0/KVM) (x".into(), parent: 7, major_faults: 77, start_ticks: 9876 };
+        assert_eq!(parse_stat(text), Some(expected));
     }
 
     #[test]
@@ -161,9 +165,9 @@ mod tests {
         }
 
         #[test]
-        fn any_command_name_is_given_back(comm in "[ -~]{0,15}", parent in 0u32.., start in 0u64..) {
-            let text = format!("1 ({comm}) S {parent} 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 {start} 0 0");
-            prop_assert_eq!(parse_stat(&text), Some(ProcStat { comm, parent, start_ticks: start }));
+        fn any_command_name_is_given_back(comm in "[ -~]{0,15}", parent in 0u32.., major_faults: u64, start_ticks: u64) {
+            let text = format!("1 ({comm}) S {parent} 1 1 0 -1 0 0 0 {major_faults} 0 0 0 0 0 20 0 1 0 {start_ticks} 0 0");
+            prop_assert_eq!(parse_stat(&text), Some(ProcStat { comm, parent, major_faults, start_ticks }));
         }
     }
 }

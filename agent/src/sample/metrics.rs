@@ -1,7 +1,7 @@
 //! What the sampler tells about itself and about the VMs it measures.
 
 use super::interval::Rejection;
-use gnomon_common::wire::VmId;
+use gnomon_common::wire::{MemoryWindow, VmId};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -34,6 +34,9 @@ pub struct SampleMetrics {
     usage: Family<VmLabel, GaugeF64>,
     throttled: Family<VmLabel, GaugeF64>,
     quota: Family<VmLabel, GaugeF64>,
+    memory_resident: Family<VmLabel, Gauge>,
+    memory_balloon: Family<VmLabel, Gauge>,
+    memory_demand: Family<VmLabel, Gauge>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -78,6 +81,9 @@ impl Default for SampleMetrics {
             usage: Family::default(),
             throttled: Family::default(),
             quota: Family::default(),
+            memory_resident: Family::default(),
+            memory_balloon: Family::default(),
+            memory_demand: Family::default(),
         }
     }
 }
@@ -129,6 +135,21 @@ impl SampleMetrics {
             self.throttled.clone(),
         );
         r.register("gnomon_agent_vm_quota_cores", "CPU quota of the VM; absent is unlimited", self.quota.clone());
+        r.register(
+            "gnomon_agent_vm_memory_resident_bytes",
+            "Memory that the VM's process holds at the end of the last window",
+            self.memory_resident.clone(),
+        );
+        r.register(
+            "gnomon_agent_vm_memory_balloon_bytes",
+            "What the balloon leaves to the guest; absent where it cannot be moved",
+            self.memory_balloon.clone(),
+        );
+        r.register(
+            "gnomon_agent_vm_memory_demand_bytes",
+            "Memory that the VM is estimated to want; absent where nothing fresh tells",
+            self.memory_demand.clone(),
+        );
         for reason in Rejection::ALL {
             drop(self.absurd.get_or_create(&ReasonLabel { reason: reason.name() }));
         }
@@ -162,9 +183,30 @@ impl SampleMetrics {
         }
     }
 
+    pub(super) fn vm_memory(&self, vm: &VmLabel, memory: &MemoryWindow) {
+        let values = [
+            (&self.memory_resident, Some(memory.resident_bytes)),
+            (&self.memory_balloon, memory.balloon_bytes),
+            (&self.memory_demand, memory.demand_bytes),
+        ];
+        for (family, bytes) in values {
+            match bytes {
+                Some(bytes) => {
+                    family.get_or_create(vm).set(i64::try_from(bytes).unwrap_or(i64::MAX));
+                }
+                None => {
+                    family.remove(vm);
+                }
+            }
+        }
+    }
+
     /// The VM is not measured now: its last values must not stand as if they were current.
     pub(super) fn vm_idle(&self, vm: &VmLabel) {
         for family in [&self.demand_low, &self.demand_high, &self.usage, &self.throttled, &self.quota] {
+            family.remove(vm);
+        }
+        for family in [&self.memory_resident, &self.memory_balloon, &self.memory_demand] {
             family.remove(vm);
         }
     }

@@ -97,6 +97,7 @@ impl VmSeries {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::inventory::memory::MemoryFacts;
     use crate::host::process::QemuProcess;
     use gnomon_common::wire::VmId;
 
@@ -111,8 +112,10 @@ mod tests {
             process: Some(QemuProcess { pid, start_ticks: 1, threads: Vec::new(), vhost_pids: Vec::new() }),
             cgroup: None,
             vcpus: 2,
+            vcpus_max: 2,
             memory_bytes: 0,
             balloon_bytes: None,
+            memory: MemoryFacts::default(),
             execution_changes,
         }
     }

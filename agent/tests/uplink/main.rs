@@ -6,7 +6,7 @@ use brain::{Authority, Brain, PATIENCE, soon};
 use gnomon_agent::actuate::{ActuateError, Actuator};
 use gnomon_agent::command::clock::Clock;
 use gnomon_agent::command::executor::{self, Executor, Policy};
-use gnomon_agent::command::judge::Sighting;
+use gnomon_agent::command::judge::{Allowed, Sighting};
 use gnomon_agent::command::ledger::Ledger;
 use gnomon_agent::command::{self, Known, VmDirectory};
 use gnomon_agent::sample::HostReport;
@@ -127,7 +127,7 @@ impl Agent {
 fn executor(ledger: &Path, clock: Clock, metrics: command::Metrics) -> (command::Commands, AgentEpoch) {
     let ledger = Ledger::open(ledger).unwrap();
     let epoch = ledger.raise_epoch(clock.now().wall).unwrap();
-    let policy = Policy { bounds: facts().cpu_bounds, dry_run: false };
+    let policy = Policy { bounds: facts().cpu_bounds, allowed: Allowed::default(), dry_run: false };
     let executor = Executor::new(
         ledger,
         Box::new(OneVm(Setting::CpuQuota { cores: None })),

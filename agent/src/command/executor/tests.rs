@@ -131,7 +131,7 @@ fn executor(path: &Path, world: &Shared, dry_run: bool) -> Executor {
         ledger: Ledger::open(path).unwrap(),
         actuator: Box::new(Host(Arc::clone(world))),
         vms: Box::new(Host(Arc::clone(world))),
-        policy: Policy { bounds, dry_run },
+        policy: Policy { bounds, allowed: Allowed::default(), dry_run },
         clock: Box::new(move || now(&clock_world)),
         metrics: Metrics::register(&mut Registry::default()),
     }

@@ -117,15 +117,20 @@ impl Membership {
     /// first, empty where there is none.
     pub(super) fn domain_dirs(&self, mounts: &CgroupMounts, controller: &str) -> Vec<PathBuf> {
         let version_1 = self.groups.iter().filter(|(h, _)| h.controllers.iter().any(|name| name == controller));
-        let version_2 = self.groups.iter().filter(|(h, _)| h.controllers.is_empty());
-        version_1
-            .chain(version_2)
-            .map(|(hierarchy, path)| {
-                domain_groups(path).iter().filter_map(|group| mounts.directory(hierarchy, group)).collect::<Vec<_>>()
-            })
-            .find(|dirs| !dirs.is_empty())
-            .unwrap_or_default()
+        let dirs = version_1.map(|(hierarchy, path)| directories(mounts, hierarchy, path)).find(|dirs| !dirs.is_empty());
+        dirs.unwrap_or_else(|| self.unified_domain_dirs(mounts))
     }
+
+    /// The same in version 2, whatever controllers it has.
+    pub(super) fn unified_domain_dirs(&self, mounts: &CgroupMounts) -> Vec<PathBuf> {
+        let version_2 = self.groups.iter().find(|(hierarchy, _)| hierarchy.controllers.is_empty());
+        version_2.map(|(hierarchy, path)| directories(mounts, hierarchy, path)).unwrap_or_default()
+    }
+}
+
+/// The directories of the domain's groups in one hierarchy.
+fn directories(mounts: &CgroupMounts, hierarchy: &Hierarchy, path: &Path) -> Vec<PathBuf> {
+    domain_groups(path).iter().filter_map(|group| mounts.directory(hierarchy, group)).collect()
 }
 
 /// The groups of the domain whose QEMU is in `path`: scope and nested group under systemd, else one; none where `path` is not a

@@ -1,5 +1,6 @@
 //! What the inventory tells about itself.
 
+use super::memory::Balloon;
 use gnomon_common::wire::VmState;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -19,6 +20,8 @@ pub struct InventoryMetrics {
     domains: Family<StateLabel, Gauge>,
     threads: Family<RoleLabel, Gauge>,
     unlocated: Gauge,
+    pub(super) memory_failures: Counter,
+    balloons: Family<BalloonLabel, Gauge>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -29,6 +32,11 @@ struct StateLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RoleLabel {
     role: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BalloonLabel {
+    balloon: &'static str,
 }
 
 const STATES: [VmState; 5] = [VmState::Running, VmState::Paused, VmState::ShutOff, VmState::Crashed, VmState::Other];
@@ -75,6 +83,26 @@ impl InventoryMetrics {
             "Running VMs whose QEMU process could not be told for sure: they are not measured",
             self.unlocated.clone(),
         );
+        r.register(
+            "gnomon_agent_memory_statistics_failures",
+            "Looks at a VM's memory statistics that failed",
+            self.memory_failures.clone(),
+        );
+        r.register(
+            "gnomon_agent_vm_balloons",
+            "Active VMs by what is known of their balloon: movable, silent (no driver answers), absent, unknown",
+            self.balloons.clone(),
+        );
+    }
+
+    pub(super) fn balloons(&self, balloons: impl Iterator<Item = Balloon>) {
+        let mut counts = BTreeMap::from(["unknown", "absent", "silent", "movable"].map(|name| (name, 0_i64)));
+        for balloon in balloons {
+            *counts.entry(balloon.name()).or_default() += 1;
+        }
+        for (balloon, count) in counts {
+            self.balloons.get_or_create(&BalloonLabel { balloon }).set(count);
+        }
     }
 
     pub(super) fn survey_failed(&self) {

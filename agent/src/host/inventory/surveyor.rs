@@ -1,5 +1,7 @@
 //! The thread that asks libvirt and `/proc`. It may block on libvirt; nothing waits for it.
 
+use super::memory::MemoryFacts;
+use super::memory::surveyor::MemoryBook;
 use super::{Inventory, InventoryConfig, InventoryMetrics, VmFacts};
 use crate::host::cgroup::{CgroupMounts, DomainCgroup, Membership};
 use crate::host::libvirt::{DomainFacts, Domains, HypervisorError, LifecycleEvent, Reconnecting};
@@ -27,6 +29,7 @@ pub(super) struct Surveyor {
     config: InventoryConfig,
     publish: Arc<watch::Sender<Arc<Inventory>>>,
     wake: SyncSender<Wake>,
+    book: MemoryBook,
     metrics: InventoryMetrics,
     execution_changes: BTreeMap<VmId, u64>,
     hypervisor: String,
@@ -37,9 +40,10 @@ impl Surveyor {
         config: InventoryConfig,
         publish: Arc<watch::Sender<Arc<Inventory>>>,
         wake: SyncSender<Wake>,
+        book: MemoryBook,
         metrics: InventoryMetrics,
     ) -> Self {
-        Self { config, publish, wake, metrics, execution_changes: BTreeMap::new(), hypervisor: String::new() }
+        Self { config, publish, wake, book, metrics, execution_changes: BTreeMap::new(), hypervisor: String::new() }
     }
 
     /// Surveys until it is told to stop, or nobody reads any more.
@@ -122,6 +126,7 @@ impl Surveyor {
         // Such a domain exists; its last known facts are truer than its absence.
         inventory.vms.extend(domains.unreadable.iter().filter_map(|(vm, _)| before.vm(*vm).cloned()));
         inventory.vms.sort_by_key(|facts| facts.id);
+        self.book.annotate(&mut inventory.vms);
         self.publish.send_replace(Arc::new(inventory));
     }
 
@@ -160,8 +165,10 @@ impl Surveyor {
                 cgroup: process.as_ref().and_then(|process| domain_cgroup(proc, &mounts, process)),
                 process,
                 vcpus: facts.vcpus,
+                vcpus_max: facts.vcpus_max,
                 memory_bytes: facts.memory_bytes,
                 balloon_bytes: facts.balloon_bytes,
+                memory: MemoryFacts::default(),
                 execution_changes: self.execution_changes.get(&facts.vm).copied().unwrap_or(0),
                 name: facts.name,
             }

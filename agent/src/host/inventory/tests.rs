@@ -9,8 +9,10 @@ fn facts(id: u128) -> VmFacts {
         process: None,
         cgroup: None,
         vcpus: 1,
+        vcpus_max: 1,
         memory_bytes: 1,
         balloon_bytes: None,
+        memory: MemoryFacts::default(),
         execution_changes: 0,
     }
 }

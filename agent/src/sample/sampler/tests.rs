@@ -3,6 +3,7 @@
 use super::*;
 use crate::host::cgroup::{CgroupMounts, DomainCgroup, Membership};
 use crate::host::inventory::VmFacts;
+use crate::host::inventory::memory::{Balloon, MemoryFacts};
 use crate::host::process::QemuProcess;
 use crate::reading::{SchedCounters, SchedReading};
 use crate::sample::SourceError;
@@ -108,8 +109,10 @@ impl Bench {
             process: Some(QemuProcess { pid: 7, start_ticks: 99, threads: Vec::new(), vhost_pids: Vec::new() }),
             cgroup: DomainCgroup::discover(&CgroupMounts::parse(&mount), &membership),
             vcpus: 2,
+            vcpus_max: 2,
             memory_bytes: 1 << 30,
             balloon_bytes: Some(1 << 29),
+            memory: MemoryFacts { balloon: Balloon::Movable { bytes: 1 << 29 }, ..MemoryFacts::default() },
             execution_changes: 0,
         }
     }

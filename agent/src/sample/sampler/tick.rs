@@ -2,6 +2,7 @@
 
 use super::super::grid::{Grid, Now};
 use super::super::interval::{self, Bounds, Rejection};
+use super::super::memory::{HostMemoryReading, MemorySeries};
 use super::super::metrics::VmLabel;
 use super::super::vm::VmSeries;
 use super::super::window::Weighted;
@@ -11,7 +12,7 @@ use crate::host::inventory::{Inventory, VmFacts};
 use crate::host::machine::Machine;
 use crate::host::process::Proc;
 use crate::reading::SchedReading;
-use gnomon_common::wire::{Allocation, HostWindow, Losses, MemoryWindow, VmId, VmWindow};
+use gnomon_common::wire::{Allocation, HostWindow, Losses, VmId, VmWindow};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,6 +44,7 @@ struct Vm {
     tracked: Option<Tracked>,
     series: VmSeries,
     quota_cores: Option<f64>,
+    memory: MemorySeries,
 }
 
 /// The instant a tick began, from which the instants of its readings are told: with the probe's on one clock, and in a test
@@ -124,7 +126,7 @@ impl Sampler {
 
         let mut connected = true;
         if self.grid.ends_window(now.monotonic_ns) {
-            connected = self.close_window(&inventory);
+            connected = self.close_window(&inventory, now);
             self.grid.advance(now.monotonic_ns);
         }
         if self.grid.has_stepped(now) {
@@ -165,6 +167,7 @@ impl Sampler {
             tracked: None,
             series: VmSeries::default(),
             quota_cores: None,
+            memory: MemorySeries::default(),
         });
         if vm.label != label {
             self.metrics.vm_idle(&vm.label);
@@ -280,7 +283,7 @@ impl Sampler {
         }
     }
 
-    fn close_window(&mut self, inventory: &Inventory) -> bool {
+    fn close_window(&mut self, inventory: &Inventory, now: Now) -> bool {
         self.read_slow_facts();
         let (window_s, tells_demand) = (self.grid.window_s(), self.probe.tells_demand());
         let mut report = HostReport {
@@ -295,7 +298,13 @@ impl Sampler {
             losses: self.losses,
         };
         for facts in &inventory.vms {
-            let vm = self.vms.get_mut(&facts.id);
+            let mut vm = self.vms.get_mut(&facts.id);
+            let reading = memory(&self.config.proc, facts, now.monotonic_ns);
+            let memory = vm.as_mut().zip(reading).map(|(vm, reading)| {
+                let memory = vm.memory.close(facts, reading, now.wall.unix_ms() / 1_000);
+                self.metrics.vm_memory(&vm.label, &memory);
+                memory
+            });
             report.vms.push(VmWindow {
                 vm: facts.id,
                 name: facts.name.clone(),
@@ -303,14 +312,14 @@ impl Sampler {
                 allocation: Allocation {
                     quota_cores: vm.as_ref().and_then(|vm| vm.quota_cores),
                     vcpus: facts.vcpus,
-                    vcpus_max: facts.vcpus,
+                    vcpus_max: facts.vcpus_max,
                     memory_bytes: facts.memory_bytes,
                 },
                 cpu: vm.and_then(|vm| {
                     let window = vm.series.take_window();
                     if tells_demand { window.finish(window_s) } else { window.finish_from_usage(window_s, facts.vcpus) }
                 }),
-                memory: memory(&self.config.proc, facts),
+                memory,
                 stood_down: false,
             });
         }
@@ -342,11 +351,12 @@ fn reject(losses: &mut Losses, metrics: &SampleMetrics, reason: Rejection) {
     }
 }
 
-/// A VM's memory, if its process is still the one the inventory knows.
-fn memory(proc: &Proc, facts: &VmFacts) -> Option<MemoryWindow> {
+/// What a VM's process and control group tell of its memory, if its process is still the one the inventory knows.
+fn memory(proc: &Proc, facts: &VmFacts, taken_ns: u64) -> Option<HostMemoryReading> {
     let process = facts.process.as_ref()?;
     let resident_bytes = proc.resident_bytes(process.pid).ok()?;
+    let stalled_us = facts.cgroup.as_ref().and_then(|cgroup| cgroup.memory_stalled_us().ok()?);
     // Read after the memory: if the pid belongs to another process by now, this tells.
-    let same = proc.stat(process.pid).is_ok_and(|stat| stat.start_ticks == process.start_ticks);
-    same.then_some(MemoryWindow { resident_bytes, balloon_bytes: facts.balloon_bytes, ..MemoryWindow::default() })
+    let stat = proc.stat(process.pid).ok().filter(|stat| stat.start_ticks == process.start_ticks)?;
+    Some(HostMemoryReading { taken_ns, resident_bytes, major_faults: stat.major_faults, stalled_us })
 }

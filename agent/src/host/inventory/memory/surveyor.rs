@@ -1,0 +1,149 @@
+//! The thread that asks for memory statistics, on a libvirt connection of its own.
+//!
+//! Statistics go through QEMU's monitor, and a QEMU that hangs holds the call up for as long as it likes. That costs the other VMs
+//! their statistics, which go stale by their own time, and nothing else: neither the inventory nor sampling waits for this thread.
+
+use super::super::{Inventory, InventoryMetrics, VmFacts};
+use super::{Balloon, MemoryFacts, MemoryWatch};
+use crate::host::libvirt::{BalloonDevice, Hypervisor, HypervisorError, Reconnecting};
+use gnomon_common::wire::VmId;
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::watch;
+
+/// How often every VM is asked: well within the time in which its statistics stay fresh, at a millisecond a VM.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// The period given to a balloon whose owner has given it none, in seconds: one wake-up of the guest each.
+const STATS_PERIOD_S: u32 = 5;
+
+/// What is known of all VMs' memory: written by this thread, read at each survey. Held for a copy.
+#[derive(Clone, Debug, Default)]
+pub(in crate::host::inventory) struct MemoryBook(Arc<Mutex<BTreeMap<VmId, MemoryFacts>>>);
+
+impl MemoryBook {
+    /// Adds what is known to the facts of VMs.
+    pub(in crate::host::inventory) fn annotate(&self, vms: &mut [VmFacts]) {
+        let book = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for facts in vms {
+            // A domain that is not active has no memory; what is in the book is of its last life.
+            let active = facts.balloon_bytes.is_some();
+            facts.memory = book.get(&facts.id).filter(|_| active).copied().unwrap_or_default();
+        }
+    }
+
+    fn replace(&self, memory: BTreeMap<VmId, MemoryFacts>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = memory;
+    }
+}
+
+/// A VM between two looks.
+#[derive(Debug, Default)]
+struct Watched {
+    /// Its QEMU process: in another life, all is new.
+    life: Option<(u32, u64)>,
+    /// Its balloon by its definition, once that was read.
+    device: Option<Option<BalloonDevice>>,
+    watch: MemoryWatch,
+}
+
+pub(in crate::host::inventory) struct MemorySurveyor {
+    link: Reconnecting,
+    /// Whether a balloon without a statistics period is given one.
+    set_stats_period: bool,
+    publish: Arc<watch::Sender<Arc<Inventory>>>,
+    book: MemoryBook,
+    metrics: InventoryMetrics,
+    watched: BTreeMap<VmId, Watched>,
+}
+
+impl MemorySurveyor {
+    pub(in crate::host::inventory) fn new(
+        uri: &str,
+        set_stats_period: bool,
+        publish: Arc<watch::Sender<Arc<Inventory>>>,
+        book: MemoryBook,
+        metrics: InventoryMetrics,
+    ) -> Self {
+        Self { link: Reconnecting::new(uri), set_stats_period, publish, book, metrics, watched: BTreeMap::new() }
+    }
+
+    /// Asks until the sender of `stopped` is gone, or nobody reads any more.
+    pub(in crate::host::inventory) fn run(mut self, stopped: &Receiver<()>) {
+        while stopped.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) && !self.publish.is_closed() {
+            let inventory = Arc::clone(&self.publish.borrow());
+            match self.look(&inventory) {
+                Ok(()) => self.tell(),
+                Err(HypervisorError::BackingOff { .. }) => {}
+                Err(error) => {
+                    self.metrics.memory_failures.inc();
+                    tracing::warn!(%error, "no memory statistics of any VM");
+                }
+            }
+        }
+    }
+
+    fn look(&mut self, inventory: &Inventory) -> Result<(), HypervisorError> {
+        let hypervisor = self.link.get()?;
+        let active = |id: VmId| inventory.vm(id).is_some_and(|facts| facts.balloon_bytes.is_some());
+        self.watched.retain(|id, _| active(*id));
+        for facts in inventory.vms.iter().filter(|facts| active(facts.id)) {
+            let life = facts.process.as_ref().map(|process| (process.pid, process.start_ticks));
+            let watched = self.watched.entry(facts.id).or_default();
+            if watched.life != life {
+                *watched = Watched { life, ..Watched::default() };
+            }
+            let before = watched.watch.facts.balloon;
+            match watched.look(hypervisor, facts.id, self.set_stats_period) {
+                Ok(now) if before.name() != now.name() => {
+                    tracing::info!(vm = %facts.id, name = facts.name, balloon = now.name(), "the VM's balloon");
+                }
+                Ok(_) => {}
+                // It has just ended, or its driver has no statistics: what was known goes stale by itself.
+                Err(HypervisorError::NoSuchDomain(_) | HypervisorError::Unsupported(_)) => {}
+                Err(error) => {
+                    self.metrics.memory_failures.inc();
+                    tracing::debug!(vm = %facts.id, %error, "no memory statistics");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&self) {
+        let memory: BTreeMap<_, _> = self.watched.iter().map(|(id, watched)| (*id, watched.watch.facts)).collect();
+        self.metrics.balloons(memory.values().map(|facts| facts.balloon));
+        // The book first: a survey that ends in between must not bring the old facts back.
+        self.book.replace(memory);
+        self.publish.send_modify(|inventory| self.book.annotate(&mut Arc::make_mut(inventory).vms));
+    }
+}
+
+impl Watched {
+    fn look(&mut self, hypervisor: &Hypervisor, vm: VmId, set_period: bool) -> Result<Balloon, HypervisorError> {
+        let device = match self.device {
+            Some(device) => device,
+            None => {
+                let mut device = hypervisor.devices(vm)?.balloon;
+                if let Some(BalloonDevice { stats_period_s: period @ 0 }) = &mut device
+                    && set_period
+                {
+                    hypervisor.set_memory_stats_period(vm, STATS_PERIOD_S)?;
+                    *period = STATS_PERIOD_S;
+                    tracing::info!(%vm, period_s = STATS_PERIOD_S, "the VM's balloon is asked for statistics from now on");
+                }
+                self.device = Some(device);
+                device
+            }
+        };
+        let now_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let (stats, period_s) = match device {
+            Some(device) => (hypervisor.memory_stats(vm)?, device.stats_period_s),
+            // Without the device there is nothing to ask.
+            None => Default::default(),
+        };
+        Ok(self.watch.observe(&stats, period_s, now_unix_s).balloon)
+    }
+}

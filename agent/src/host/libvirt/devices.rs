@@ -1,0 +1,110 @@
+//! What a domain's definition says of its balloon, disks and network interfaces. Pure.
+
+use roxmltree::{Document, Node};
+use std::ffi::CString;
+
+/// Kinds of interfaces that libvirt limits with `tc` on their host device. User-mode networking, passed-through devices and
+/// vhost-user have none that the host's kernel forwards for.
+const LIMITED_KINDS: [&str; 4] = ["network", "bridge", "direct", "ethernet"];
+
+/// The devices that limits and statistics are about, as of one look at the definition in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Devices {
+    /// Its balloon, if it has one that can be moved (`model='virtio'` and its variants, not `none`).
+    pub balloon: Option<BalloonDevice>,
+    /// The targets (`vda`) of its disks; removable media are left out.
+    pub disks: Vec<CString>,
+    /// Its network interfaces.
+    pub interfaces: Vec<Interface>,
+}
+
+/// A balloon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BalloonDevice {
+    /// How often the guest's driver is asked for statistics, in seconds; 0 is never.
+    pub stats_period_s: u32,
+}
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// What the definition calls its kind: `bridge`, `user`, ...
+    pub kind: String,
+    /// Its device on the host, where there is one on which traffic can be limited.
+    pub device: Option<CString>,
+}
+
+impl Devices {
+    /// Reads a domain's XML. What is not understood is not there; text that is no XML at all has no devices.
+    pub fn parse(xml: &str) -> Self {
+        let Ok(document) = Document::parse(xml) else { return Self::default() };
+        let mut found = Self::default();
+        let devices = children(document.root_element(), "devices").next();
+        for device in devices.into_iter().flat_map(|devices| devices.children().filter(Node::is_element)) {
+            let target = || children(device, "target").next()?.attribute("dev").and_then(|name| CString::new(name).ok());
+            match device.tag_name().name() {
+                "memballoon" if device.attribute("model").is_some_and(|model| model != "none") => {
+                    let stats = children(device, "stats").next();
+                    let period = stats.and_then(|stats| stats.attribute("period")?.parse().ok());
+                    found.balloon = Some(BalloonDevice { stats_period_s: period.unwrap_or(0) });
+                }
+                "disk" if matches!(device.attribute("device"), None | Some("disk" | "lun")) => {
+                    found.disks.extend(target());
+                }
+                "interface" => {
+                    let kind = device.attribute("type").unwrap_or_default().to_owned();
+                    let device = LIMITED_KINDS.contains(&kind.as_str()).then(target).flatten();
+                    found.interfaces.push(Interface { kind, device });
+                }
+                _ => {}
+            }
+        }
+        found
+    }
+}
+
+fn children<'a, 'input>(node: Node<'a, 'input>, name: &'static str) -> impl Iterator<Item = Node<'a, 'input>> {
+    node.children().filter(move |child| child.has_tag_name(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIVE: &str = "<domain type='kvm' id='3'><name>web</name><devices>\
+        <disk type='file' device='disk'><source file='/a'/><target dev='vda' bus='virtio'/></disk>\
+        <disk type='file'><target dev='sdb' bus='scsi'/></disk>\
+        <disk type='file' device='cdrom'><target dev='sda' bus='sata'/></disk>\
+        <interface type='bridge'><source bridge='br0'/><target dev='vnet7'/></interface>\
+        <interface type='user'><mac address='52:54:00:00:00:01'/></interface>\
+        <memballoon model='virtio-transitional'><stats period='5'/></memballoon></devices></domain>";
+
+    #[test]
+    fn disks_interfaces_and_balloon_are_found() {
+        let devices = Devices::parse(LIVE);
+        assert_eq!(devices.balloon, Some(BalloonDevice { stats_period_s: 5 }));
+        assert_eq!(devices.disks, [c"vda".to_owned(), c"sdb".to_owned()]);
+        let interface = |kind: &str, device: Option<&std::ffi::CStr>| Interface {
+            kind: kind.to_owned(),
+            device: device.map(ToOwned::to_owned),
+        };
+        assert_eq!(devices.interfaces, [interface("bridge", Some(c"vnet7")), interface("user", None)]);
+    }
+
+    #[test]
+    fn a_balloon_of_no_model_is_none_and_one_without_statistics_has_no_period() {
+        let balloon = |text: &str| Devices::parse(&format!("<domain><devices>{text}</devices></domain>")).balloon;
+        assert_eq!(balloon("<memballoon model='none'/>"), None);
+        assert_eq!(balloon(""), None);
+        assert_eq!(balloon("<memballoon model='virtio'/>"), Some(BalloonDevice { stats_period_s: 0 }));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_parser_panic(text in "\\PC{0,200}") {
+            let _ = Devices::parse(&text);
+            let _ = Devices::parse(&format!("<domain><devices>{text}</devices></domain>"));
+        }
+    }
+}
