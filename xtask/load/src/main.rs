@@ -79,7 +79,7 @@ fn report(schedule: &Schedule, start: Instant) -> ! {
         let (now, t_s) = (idle_ticks(), start.elapsed().as_secs_f64());
         let busy = now.busy_since(&before, t_s - before_s);
         let level = mean_level(schedule, before_s, t_s);
-        println!("{}", Line::Report(Report { t_s, level, busy, cpus: now.cpus() }));
+        println!("{}", Line::Report(Report { t_s, level, busy, cpus: now.cpus(), memory_kib: memory_kib() }));
         (before, before_s) = (now, t_s);
         bring_cpus_online();
     }
@@ -93,6 +93,13 @@ fn mean_level(schedule: &Schedule, from_s: f64, to_s: f64) -> f64 {
 
 fn idle_ticks() -> IdleTicks {
     fs::read_to_string("/proc/stat").map(|text| IdleTicks::parse(&text)).unwrap_or_default()
+}
+
+/// `MemTotal`; 0 where it is not told.
+fn memory_kib() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    total.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
 /// A hot-plugged vCPU stays offline on x86 until user space says otherwise; there is no udev in here.

@@ -25,14 +25,16 @@ pub struct Report {
     pub busy: f64,
     /// vCPUs online.
     pub cpus: u32,
+    /// Memory that the guest's kernel manages (`MemTotal`), in KiB: a balloon takes from it.
+    pub memory_kib: u64,
 }
 
 impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Line::Start => write!(f, "{PREFIX} start"),
-            Line::Report(Report { t_s, level, busy, cpus }) => {
-                write!(f, "{PREFIX} t_s={t_s:.3} level={level:.3} busy={busy:.3} cpus={cpus}")
+            Line::Report(Report { t_s, level, busy, cpus, memory_kib }) => {
+                write!(f, "{PREFIX} t_s={t_s:.3} level={level:.3} busy={busy:.3} cpus={cpus} memory_kib={memory_kib}")
             }
         }
     }
@@ -61,6 +63,7 @@ impl FromStr for Line {
             level: value("level")?.parse().map_err(|_| NotALine)?,
             busy: value("busy")?.parse().map_err(|_| NotALine)?,
             cpus: value("cpus")?.parse().map_err(|_| NotALine)?,
+            memory_kib: value("memory_kib")?.parse().map_err(|_| NotALine)?,
         };
         Ok(Line::Report(report))
     }
@@ -74,7 +77,7 @@ mod tests {
 
     #[test]
     fn a_report_is_read_back_to_a_thousandth() {
-        let line = Line::Report(Report { t_s: 12.0, level: 0.5, busy: 0.497, cpus: 2 });
+        let line = Line::Report(Report { t_s: 12.0, level: 0.5, busy: 0.497, cpus: 2, memory_kib: 98_304 });
         assert_eq!(line.to_string().parse(), Ok(line));
         assert_eq!(Line::Start.to_string().parse(), Ok(Line::Start));
     }
