@@ -11,6 +11,7 @@ mod metrics;
 mod openapi;
 mod operate;
 mod problem;
+mod set;
 mod status;
 
 pub use affairs::LIMIT_DEFAULT;
@@ -18,6 +19,7 @@ pub use auth::{Tokens, TokensError};
 pub use metrics::ApiMetrics;
 pub use operate::{OperateBody, Operated, ScopeBody, TouchedVm};
 pub use problem::Problem;
+pub use set::{SetAnswer, SetBody};
 pub use status::Status;
 
 use crate::drive::{AskError, Desk, DriveHandle};
@@ -83,6 +85,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/vms/{vm}/forecast", get(fleet::forecast))
         .route("/vms/{vm}/explain", get(fleet::explain))
         .route("/vms/{vm}/history", get(fleet::history))
+        .route("/vms/{vm}/set", post(set::set))
         .route("/audit", get(affairs::audit))
         .route("/commands", get(affairs::commands))
         .route("/pause", post(operate::pause))

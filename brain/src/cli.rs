@@ -4,6 +4,8 @@ mod client;
 mod commands;
 mod failure;
 mod plot;
+mod quantity;
+mod set;
 mod table;
 
 pub use client::{Client, TOKEN_FILE_DEFAULT, URL_DEFAULT};
@@ -13,9 +15,10 @@ pub use plot::plot;
 use crate::api::{LIMIT_DEFAULT, ScopeBody};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use set::SetArguments;
 use std::path::PathBuf;
 
-/// Looks into a running brain, and tells it to leave things alone.
+/// Looks into a running brain, sets limits by hand, and tells it to leave things alone.
 ///
 /// Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 brain not reached, 4 not authorised.
 #[derive(Debug, Parser)]
@@ -54,9 +57,11 @@ pub enum Command {
         /// UUID, or name
         vm: String,
     },
-    /// Send no command until resumed; observing and forecasting go on
+    /// Set a limit of a VM now; Gnomon leaves that limit alone until the VM is resumed or released
+    Set(SetArguments),
+    /// Plan nothing until resumed; observing and forecasting go on
     Pause(ScopeArguments),
-    /// End a pause, or the standing down after a release
+    /// Take VMs up again after a pause, a release, a limit set by hand, or one that someone else changed
     Resume(ScopeArguments),
     /// Give VMs back what they had before Gnomon's first change, and stand down until resumed
     Release(ReleaseArguments),
@@ -130,6 +135,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Vms => commands::vms(&client, json),
         Command::Forecast { vm } => commands::forecast(&client, json, &vm),
         Command::Explain { vm } => commands::explain(&client, json, &vm),
+        Command::Set(arguments) => set::set(&client, json, &arguments),
         Command::Pause(ScopeArguments { vm, host, .. }) => commands::operate(&client, json, "pause", scope(vm, host)),
         Command::Resume(ScopeArguments { vm, host, .. }) => commands::operate(&client, json, "resume", scope(vm, host)),
         Command::Release(ReleaseArguments { vm, host, dry_run, yes, .. }) => {

@@ -18,6 +18,7 @@ pub use recent::{HistoryPoint, Recent};
 
 use crate::clock;
 use crate::store::{Journal, Stopped, Store, StoreError};
+use gnomon_common::wire::CommandId;
 use gnomon_core::{Core, Input, OperatorRequest, Policy, Restored};
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,15 +36,15 @@ const QUESTIONS_MAX: usize = 64;
 pub enum Event {
     /// Something for the core.
     Input(Input),
-    /// An operator's request; `synced` resolves once all that follows from it is in the store and its commands are
-    /// sent.
+    /// An operator's request; `synced` resolves, with the commands that came of it, once all that follows from it is in
+    /// the store and its commands are sent.
     Operator {
         /// Who asks: the token's name.
         actor: String,
         /// What.
         request: OperatorRequest,
         /// Told when it is done.
-        synced: oneshot::Sender<()>,
+        synced: oneshot::Sender<Vec<CommandId>>,
     },
 }
 

@@ -37,8 +37,8 @@ pub trait Store: Admissions {
     fn acknowledged<'a>(&'a self, host: &'a HostId, epoch: AgentEpoch) -> Pending<'a, Sequence>;
 
     /// Hands everything a new core has to know to `sink`, in the order that [`Restored`] asks for, reports received
-    /// since `reports_since` among it. Returns the outcomes of unsettled commands that were stored but perhaps never
-    /// reached the core.
+    /// since `reports_since` among it. Returns outcomes that were stored but perhaps never reached the core: those
+    /// of unsettled commands, and what agents did of their own accord.
     fn restore<'a>(
         &'a self,
         reports_since: Timestamp,

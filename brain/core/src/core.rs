@@ -4,10 +4,12 @@ mod command;
 mod explain;
 mod fit;
 mod hold;
+mod local;
 mod operator;
 mod planning;
 mod report;
 mod restore;
+mod set;
 #[cfg(test)]
 mod tests;
 mod views;
@@ -21,6 +23,8 @@ use crate::fleet::{Fleet, Host};
 use crate::io::{Audit, Input, Notice, Output, Record};
 use crate::policy::{Mode, Policy};
 use hold::Holds;
+
+pub use set::SetRefusal;
 
 /// Who does what Gnomon decides by itself, in the audit log.
 const ACTOR: &str = "gnomon";
@@ -141,7 +145,7 @@ impl Core {
             }
         }
         if self.policy.mode != Mode::Recommend {
-            self.fleet.vms.values_mut().for_each(|vm| vm.recommended = None);
+            self.fleet.vms.values_mut().for_each(|vm| (vm.recommended, vm.recommended_bytes) = (None, None));
         }
     }
 

@@ -4,7 +4,7 @@ use crate::forecast::{FitJob, FitResult};
 use crate::plan::Plan;
 use crate::policy::Policy;
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Allocation, Command, HostFacts, HostId, Outcome, Report, VmId, VmState};
+use gnomon_common::wire::{Allocation, Command, HostFacts, HostId, Means, Outcome, Report, Setting, VmId, VmState};
 use serde::{Deserialize, Serialize};
 
 /// Everything that can happen to the core.
@@ -24,7 +24,7 @@ pub enum Input {
     },
     /// A window of one host, already synced to the store and not seen before.
     Report(Box<Report>),
-    /// What became of a command, already synced to the store.
+    /// What became of a command, or what an agent did of its own accord; already synced to the store and not seen before.
     Outcome {
         /// Who answered.
         host: HostId,
@@ -48,12 +48,12 @@ pub enum Input {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "request")]
 pub enum OperatorRequest {
-    /// Send no command within the scope until resumed (observing and forecasting go on).
+    /// Plan nothing within the scope until resumed (observing and forecasting go on).
     Pause {
         /// Where.
         scope: Scope,
     },
-    /// End a pause, or Gnomon's standing down after a release, within the scope.
+    /// End, within the scope: pauses, Gnomon's standing down after a release, what operators hold, and what agents stand down for.
     Resume {
         /// Where.
         scope: Scope,
@@ -62,6 +62,14 @@ pub enum OperatorRequest {
     Release {
         /// Where.
         scope: Scope,
+    },
+    /// Bring one means of a VM to this state now, in any mode, and leave that means alone until the VM is resumed or released. See
+    /// [`Core::may_set`](crate::Core::may_set) for when it is possible.
+    Set {
+        /// Which VM.
+        vm: VmId,
+        /// To what.
+        setting: Setting,
     },
 }
 
@@ -145,6 +153,22 @@ pub enum Record {
         /// `None` when everything is allowed again.
         hold: Option<Hold>,
     },
+    /// An operator holds a means of a VM, or does no longer.
+    Setting {
+        /// Which VM.
+        vm: VmId,
+        /// Which means.
+        means: Means,
+        /// Where it was brought to; `None` when Gnomon may change it again.
+        setting: Option<Setting>,
+    },
+    /// The consequences of what an agent did of its own accord were drawn: a restart need not bring it in again.
+    LocalAct {
+        /// Whose agent.
+        host: HostId,
+        /// What it did.
+        outcome: Outcome,
+    },
 }
 
 /// Why Gnomon keeps its hands off a scope.
@@ -170,6 +194,9 @@ pub struct CommandRecord {
     pub outcome: Option<Outcome>,
     /// Given up: its time to live and a grace went by without an answer.
     pub unanswered: bool,
+    /// An operator asked for it: what it brings about is held, and what becomes of it is no lesson to the planner.
+    #[serde(default)]
+    pub by_operator: bool,
 }
 
 /// One line of the audit log.
@@ -179,7 +206,7 @@ pub struct Audit {
     pub at: Timestamp,
     /// Who: a token's name, a host, or `gnomon`.
     pub actor: String,
-    /// What, as a verb: `pause`, `release`, `command`, `outcome`, `refused`…
+    /// What, as a verb: `pause`, `release`, `set`, `command`, `outcome`, `refused`, `reflex`, `reapply`…
     pub verb: String,
     /// On what: `fleet`, `host NAME`, `vm UUID`.
     pub object: String,
@@ -197,7 +224,7 @@ pub struct Notice {
 }
 
 /// What a restarted brain tells a new core, in this order, before any input: hosts, VMs' past reports (oldest first), scopes,
-/// unanswered commands.
+/// operators' settings, unanswered commands.
 #[derive(Clone, Debug)]
 pub enum Restored {
     /// A host that was known, and when it was last heard of. It counts as not connected.
@@ -215,6 +242,13 @@ pub enum Restored {
         scope: Scope,
         /// What.
         hold: Hold,
+    },
+    /// A means of a VM that an operator held.
+    Setting {
+        /// Which VM.
+        vm: VmId,
+        /// Where it was brought to.
+        setting: Setting,
     },
     /// A command without an outcome: it stays in flight (the driver resends it when its host connects) until answered or expired.
     Command(CommandRecord),

@@ -14,7 +14,7 @@ pub mod plan;
 pub mod policy;
 pub mod view;
 
-pub use crate::core::Core;
+pub use crate::core::{Core, SetRefusal};
 pub use forecast::{FitJob, FitResult};
 pub use io::{Audit, CommandRecord, Hold, Input, Notice, OperatorRequest, Output, Record, Restored, Scope};
 pub use plan::{Plan, PlannedAction, Reason};

@@ -9,16 +9,24 @@
 //! - **Stay within bounds**: the policy's floor, the agent's floor and ceiling, the VM's vCPUs.
 //! - **Back off** where commands are refused or fail.
 //!
+//! Memory is sized beside it, by the same habits and never added up with it: see [`memory`]. A VM gets one command at a time, and
+//! growth goes before shrinking, CPU before memory: a memory command delays the quota's growth by one report at most.
+//!
+//! What an operator has set by hand, and what an agent stands down for, is left alone.
+//!
 //! [`lint`] checks every plan by other means before it leaves.
 
+pub(crate) mod backoff;
+pub(crate) mod dwell;
 pub(crate) mod lint;
+pub(crate) mod memory;
 pub(crate) mod pace;
 pub(crate) mod size;
 
 use std::fmt;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Action, Fence, HostId, Setting, VmId};
+use gnomon_common::wire::{Action, Fence, HostId, LocalCause, Setting, VmId};
 use serde::{Deserialize, Serialize};
 
 /// What to do now, all VMs together. Nothing is decided later, when it is carried out.
@@ -69,8 +77,28 @@ pub enum Reason {
         /// The most that was wanted or is forecast, in cores.
         demand_cores: f64,
     },
+    /// The guest wants more memory now.
+    LiveMemory {
+        /// What it wants, in bytes.
+        demand_bytes: u64,
+    },
+    /// The guest swaps, or faults for want of memory: what it wants cannot be seen.
+    GuestStarves {
+        /// What it seems to want, in bytes.
+        demand_bytes: u64,
+    },
+    /// The guest has not needed its memory for the dwell time.
+    MemorySlack {
+        /// The most that was wanted, in bytes.
+        demand_bytes: u64,
+    },
     /// An operator asked for it.
     Operator,
+    /// The host's agent did it of its own accord.
+    Local {
+        /// Which of its duties.
+        cause: LocalCause,
+    },
 }
 
 impl PlannedAction {
@@ -87,6 +115,11 @@ impl PlannedAction {
 }
 
 impl Reason {
+    /// Whether it is one to take something away.
+    pub(crate) fn is_slack(&self) -> bool {
+        matches!(self, Self::Slack { .. } | Self::MemorySlack { .. })
+    }
+
     /// For a person, with the time left until a forecast surge.
     pub fn in_words(&self, now: Timestamp) -> String {
         match self {
@@ -106,7 +139,34 @@ impl fmt::Display for Reason {
             Self::Slack { demand_cores } => {
                 write!(f, "at most {demand_cores:.2} cores were wanted or forecast during the dwell time")
             }
+            Self::LiveMemory { demand_bytes } => write!(f, "live demand of {} outgrows its memory", mib(*demand_bytes)),
+            Self::GuestStarves { demand_bytes } => {
+                write!(
+                    f,
+                    "the guest swaps or faults for want of memory, with a demand of {} in sight",
+                    mib(*demand_bytes)
+                )
+            }
+            Self::MemorySlack { demand_bytes } => {
+                write!(f, "at most {} were wanted during the dwell time", mib(*demand_bytes))
+            }
             Self::Operator => f.write_str("an operator asked for it"),
+            Self::Local { cause } => write!(f, "the host's agent did it of its own accord ({})", local_cause(*cause)),
         }
     }
+}
+
+/// The name of one of an agent's duties: a verb of the audit log, a label of metrics.
+pub fn local_cause(cause: LocalCause) -> &'static str {
+    match cause {
+        LocalCause::Reflex => "reflex",
+        LocalCause::Drift => "drift",
+        LocalCause::Reapply => "reapply",
+        LocalCause::StandDown => "stand_down",
+    }
+}
+
+/// Memory for a person.
+pub(crate) fn mib(bytes: u64) -> String {
+    format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20))
 }

@@ -12,6 +12,9 @@ pub const SEASON_STEPS_LIMIT: usize = 10_080;
 /// Longest horizon, in steps: a week of minutes.
 pub const HORIZON_STEPS_LIMIT: usize = 10_080;
 
+/// Most of its memory that a VM may lose in one step: a guest whose working set was misjudged loses little and is seen to starve.
+pub const SHRINK_STEP_LIMIT: f64 = 0.05;
+
 /// All settings of the core. Every one has a default; unknown keys are refused.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -22,6 +25,8 @@ pub struct Policy {
     pub forecast: ForecastPolicy,
     /// How a VM's CPU quota is sized.
     pub cpu: CpuPolicy,
+    /// How a VM's memory is sized.
+    pub memory: MemoryPolicy,
 }
 
 /// What Gnomon does with a plan.
@@ -69,8 +74,28 @@ pub struct CpuPolicy {
     pub shrink_interval_ms: u64,
     /// Changes smaller than this share of the present quota are not worth a resize.
     pub hysteresis: f64,
-    /// A command not started within this time is void, in milliseconds.
+    /// A command not started within this time is void, in milliseconds: one by any means.
     pub command_ttl_ms: u64,
+}
+
+/// How a VM's memory is sized: how much of what it is defined with its balloon leaves to the guest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MemoryPolicy {
+    /// Whether memory is planned at all. There is no forecast of it: its size follows live demand.
+    pub manage: bool,
+    /// Multiplies what the guest wants (1.2 leaves a fifth to spare). The agent's reserve is kept in any case.
+    pub headroom: f64,
+    /// No VM is left less than this, in bytes; one that is defined with less keeps all it has.
+    pub floor_bytes: u64,
+    /// Largest share of the present size that one step takes away, 0..=1; an agent's own limit counts as well.
+    pub shrink_step_max: f64,
+    /// Shrink only after the smaller size would have been enough for this long, in milliseconds.
+    pub shrink_dwell_ms: u64,
+    /// Least time between two steps of a VM, in milliseconds. Growth never waits.
+    pub shrink_interval_ms: u64,
+    /// Changes smaller than this share of the present size are not worth a resize.
+    pub hysteresis: f64,
 }
 
 impl Default for ForecastPolicy {
@@ -95,6 +120,20 @@ impl Default for CpuPolicy {
     }
 }
 
+impl Default for MemoryPolicy {
+    fn default() -> Self {
+        Self {
+            manage: false,
+            headroom: 1.2,
+            floor_bytes: 256 << 20,
+            shrink_step_max: SHRINK_STEP_LIMIT,
+            shrink_dwell_ms: 600_000,
+            shrink_interval_ms: 60_000,
+            hysteresis: 0.05,
+        }
+    }
+}
+
 /// Why a policy makes no sense. `setting` is the key below `[policy]`.
 #[derive(Clone, Debug, PartialEq, Error)]
 #[error("policy.{setting}: {problem}")]
@@ -108,7 +147,7 @@ pub struct PolicyError {
 impl Policy {
     /// Whether every value makes sense, alone and together. The core refuses a policy that does not pass.
     pub fn validate(&self) -> Result<(), PolicyError> {
-        let Self { forecast, cpu, .. } = self;
+        let Self { mode: _, forecast, cpu, memory } = self;
         let check =
             |good: bool, setting, problem: String| if good { Ok(()) } else { Err(PolicyError { setting, problem }) };
         check(
@@ -160,7 +199,27 @@ impl Policy {
             "cpu.hysteresis",
             format!("{} is not a share within 0..=0.5", cpu.hysteresis),
         )?;
-        check(cpu.command_ttl_ms > 0, "cpu.command_ttl_ms", "0 would make every command void at once".to_owned())
+        check(cpu.command_ttl_ms > 0, "cpu.command_ttl_ms", "0 would make every command void at once".to_owned())?;
+        check(
+            (1.0..=10.0).contains(&memory.headroom),
+            "memory.headroom",
+            format!("{} is not within 1..=10 (1.2 leaves a fifth to spare)", memory.headroom),
+        )?;
+        check(
+            memory.floor_bytes >= 1 << 20,
+            "memory.floor_bytes",
+            format!("{} is less than a MiB, with which no guest lives", memory.floor_bytes),
+        )?;
+        check(
+            memory.shrink_step_max > 0.0 && memory.shrink_step_max <= SHRINK_STEP_LIMIT,
+            "memory.shrink_step_max",
+            format!("{} is not within 0..={SHRINK_STEP_LIMIT}, above 0", memory.shrink_step_max),
+        )?;
+        check(
+            (0.0..=0.5).contains(&memory.hysteresis),
+            "memory.hysteresis",
+            format!("{} is not a share within 0..=0.5", memory.hysteresis),
+        )
     }
 }
 
@@ -187,5 +246,10 @@ mod tests {
         assert_eq!(refused(|p| p.forecast.resolution_ms = 0), "forecast.resolution_ms");
         assert_eq!(refused(|p| p.forecast.season_steps_min = 2000), "forecast.season_steps_min");
         assert_eq!(refused(|p| p.cpu.command_ttl_ms = 0), "cpu.command_ttl_ms");
+        assert_eq!(refused(|p| p.memory.headroom = f64::NAN), "memory.headroom");
+        assert_eq!(refused(|p| p.memory.floor_bytes = 0), "memory.floor_bytes");
+        assert_eq!(refused(|p| p.memory.shrink_step_max = 0.06), "memory.shrink_step_max");
+        assert_eq!(refused(|p| p.memory.shrink_step_max = 0.0), "memory.shrink_step_max");
+        assert_eq!(refused(|p| p.memory.hysteresis = 0.6), "memory.hysteresis");
     }
 }

@@ -4,7 +4,8 @@ use crate::io::Hold;
 use crate::plan::PlannedAction;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Allocation, CommandId, CpuWindow, HostFacts, HostId, HostWindow, Losses, OutcomeResult, VmId, VmState,
+    Allocation, CommandId, CpuWindow, HostFacts, HostId, HostWindow, Losses, MemoryWindow, OutcomeResult, Setting,
+    VmId, VmState,
 };
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +45,8 @@ pub struct VmView {
     pub state: VmState,
     /// CPU in the latest window.
     pub cpu: Option<CpuWindow>,
+    /// Memory in the latest window.
+    pub memory: Option<MemoryWindow>,
     /// What it may use.
     pub allocation: Allocation,
     /// Start of its latest window.
@@ -52,6 +55,10 @@ pub struct VmView {
     pub season_ms: Option<u64>,
     /// An operator's hold on it, of any scope.
     pub hold: Option<Hold>,
+    /// What operators set by hand: those means are left alone until it is resumed or released.
+    pub held: Vec<Setting>,
+    /// Its host's agent keeps its hands off it, because someone else changed its limits.
+    pub stood_down: bool,
     /// A command on its way.
     pub in_flight: Option<CommandId>,
 }
@@ -107,23 +114,27 @@ pub struct Explanation {
     pub vm: VmView,
     /// The size that the planner wants now, in cores, and why; `None` while it has too little history.
     pub wanted_cores: Option<f64>,
+    /// The memory that the planner wants now, in bytes; `None` where memory is not managed, or nothing tells what it wants.
+    pub wanted_bytes: Option<u64>,
     /// In words: what it looked at and what it concluded, one line each.
     pub lines: Vec<String>,
     /// The latest actions, newest first.
     pub recent: Vec<RecentAction>,
 }
 
-/// An action of the recent past.
+/// An action of the recent past: Gnomon's, an operator's, or the agent's own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RecentAction {
     /// When it was planned.
     pub at: Timestamp,
-    /// The command's id; `None` if it was only recommended.
+    /// The command's id, or that of the agent's own act; `None` if it was only recommended.
     pub id: Option<CommandId>,
     /// What.
     pub action: PlannedAction,
     /// What became of it.
     pub result: Option<OutcomeResult>,
+    /// What the agent says of its own act.
+    pub remark: Option<String>,
 }
 
 impl Quantiles {

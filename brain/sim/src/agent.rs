@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, AgentEpoch, Allocation, Command, CpuBounds, CpuSource, CpuWindow, Fence, HostFacts, HostId, HostWindow, Losses,
-    MeanMax, Means, MemoryBounds, Origin, Outcome, OutcomeResult, RefusedCommand, Report, Sequence, Setting, VmId,
-    VmState, VmWindow,
+    Action, AgentEpoch, Allocation, Command, CpuBounds, CpuSource, CpuWindow, Fence, HostFacts, HostId, HostWindow,
+    Losses, MeanMax, Means, MemoryBounds, Origin, Outcome, OutcomeResult, RefusedCommand, Report, Sequence, Setting,
+    VmId, VmState, VmWindow,
 };
 
 use crate::guest::{Guest, Want};

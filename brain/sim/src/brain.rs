@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Command, CommandId, HostFacts, HostId, Report};
+use gnomon_common::wire::{Command, CommandId, HostFacts, HostId, Means, Report, Setting, VmId};
 use gnomon_core::{CommandRecord, Core, Hold, Policy, Record, Restored, Scope};
 
 /// Reports kept for a restart. The real store keeps them for a time; this many are hours of a small world.
@@ -15,6 +15,7 @@ pub(crate) struct Store {
     hosts: BTreeMap<HostId, HostFacts>,
     reports: Vec<Report>,
     holds: BTreeMap<Scope, Hold>,
+    settings: BTreeMap<(VmId, Means), Setting>,
     commands: BTreeMap<CommandId, CommandRecord>,
 }
 
@@ -31,6 +32,9 @@ impl Store {
         }
         for (scope, &hold) in &self.holds {
             core.restore(Restored::Hold { scope: scope.clone(), hold });
+        }
+        for (&(vm, _), &setting) in &self.settings {
+            core.restore(Restored::Setting { vm, setting });
         }
         for record in self.unanswered() {
             core.restore(Restored::Command(record.clone()));
@@ -60,6 +64,14 @@ impl Store {
             Record::Scope { scope, hold: None } => {
                 self.holds.remove(&scope);
             }
+            Record::Setting { vm, means, setting: Some(setting) } => {
+                self.settings.insert((vm, means), setting);
+            }
+            Record::Setting { vm, means, setting: None } => {
+                self.settings.remove(&(vm, means));
+            }
+            // Agents of this world do nothing of their own accord.
+            Record::LocalAct { .. } => {}
             Record::Vm { .. } | Record::Allocation { .. } | Record::Plan(_) | Record::Audit(_) => {}
         }
     }
@@ -69,9 +81,9 @@ impl Store {
         self.commands.contains_key(&command.id)
     }
 
-    /// Commands to be sent again to a host that connected, with what is left of their time to live.
-    pub(crate) fn resend(&self, host: &HostId, now: Timestamp) -> Vec<Command> {
-        let mine = self.unanswered().filter(|record| record.host == *host);
+    /// Commands to be sent again to a host that connected, those that `core` still wants, with what is left of their time to live.
+    pub(crate) fn resend(&self, core: &Core, host: &HostId, now: Timestamp) -> Vec<Command> {
+        let mine = self.unanswered().filter(|record| record.host == *host && core.may_send_again(record));
         mine.filter_map(|record| {
             let waited_ms = now.since(record.issued).as_millis() as u64;
             let time_to_live_ms = record.command.time_to_live_ms.checked_sub(waited_ms)?;

@@ -1,6 +1,6 @@
 //! The fleet of the demo: three hosts with a guest that has a day, one that is flat, and one that wanders.
 
-use gnomon_core::policy::{CpuPolicy, ForecastPolicy};
+use gnomon_core::policy::{CpuPolicy, ForecastPolicy, MemoryPolicy};
 use gnomon_core::{Mode, Policy};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -78,6 +78,7 @@ pub fn demo_policy() -> Policy {
             command_ttl_ms: 3000,
             ..CpuPolicy::default()
         },
+        memory: MemoryPolicy::default(),
     }
 }
 

@@ -364,8 +364,7 @@ impl World {
     fn connect(&mut self, now: Timestamp, host: &HostId) {
         let Some(agent) = self.agents.get_mut(host).filter(|agent| agent.running && agent.linked) else { return };
         let Some(core) = &self.core else { return };
-        let mut repeated = self.store.resend(host, now);
-        repeated.retain(|command| core.may_send_again(host, command));
+        let repeated = self.store.resend(core, host, now);
         let (facts, reports, outcomes) = (agent.facts.clone(), agent.take_reports(), agent.outcomes.clone());
         for command in repeated {
             self.send(now, host.clone(), command);

@@ -90,6 +90,13 @@ async fn vm_gauges(state: &ApiState, registry: &mut Registry, vms: &[VmView]) {
     let high = gauge(registry, "gnomon_vm_cpu_demand_high_cores", "Time run or runnable in the latest window");
     let limit = gauge(registry, "gnomon_vm_cpu_limit_cores", "The smaller of CPU quota and vCPUs");
     let p95 = gauge(registry, "gnomon_vm_cpu_forecast_p95_cores", "Forecast demand of the next step, 95th percentile");
+    let demand = gauge(registry, "gnomon_vm_memory_demand_bytes", "Memory wanted in the latest window, as estimated");
+    let balloon = gauge(registry, "gnomon_vm_memory_balloon_bytes", "Memory that the balloon leaves to the guest");
+    let stood_down = gauge(
+        registry,
+        "gnomon_vm_stood_down",
+        "1 where the agent keeps its hands off: someone else changed its limits",
+    );
     let error = gauge(
         registry,
         "gnomon_vm_cpu_forecast_relative_error",
@@ -110,6 +117,13 @@ async fn vm_gauges(state: &ApiState, registry: &mut Registry, vms: &[VmView]) {
                 high.get_or_create(&labels).set(cpu.demand_high.mean);
             }
             limit.get_or_create(&labels).set(view.allocation.cpu_limit_cores());
+            stood_down.get_or_create(&labels).set(f64::from(u8::from(view.stood_down)));
+            if let Some(bytes) = view.memory.and_then(|memory| memory.demand_bytes) {
+                demand.get_or_create(&labels).set(bytes as f64);
+            }
+            if let Some(bytes) = view.memory.and_then(|memory| memory.balloon_bytes) {
+                balloon.get_or_create(&labels).set(bytes as f64);
+            }
             let Some(Some(forecast)) = forecasts.get(index) else { continue };
             if let Some(next) = forecast.steps.first() {
                 p95.get_or_create(&labels).set(next.p95);

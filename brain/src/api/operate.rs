@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Extension, Query, State};
 use axum::http::StatusCode;
-use gnomon_common::wire::{HostId, VmId};
+use gnomon_common::wire::{CommandId, HostId, VmId};
 use gnomon_core::view::VmView;
 use gnomon_core::{OperatorRequest, Scope};
 use serde::{Deserialize, Serialize};
@@ -65,14 +65,14 @@ pub struct TouchedVm {
 #[serde(deny_unknown_fields)]
 pub(super) struct DryRun {
     #[serde(default)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
 }
 
 type Body = Result<Json<OperateBody>, JsonRejection>;
 type Ask = Result<Query<DryRun>, QueryRejection>;
 type Answer = Result<Json<Operated>, Problem>;
 
-/// Send no command within the scope until resumed; observing and forecasting go on.
+/// Plan nothing within the scope until resumed; observing and forecasting go on.
 #[utoipa::path(post, path = "/api/v1/pause", tag = "operate", security(("token" = [])), request_body = OperateBody,
     params(("dry_run" = Option<bool>, Query, description = "Only tell what it would touch")),
     responses((status = 200, body = Operated), (status = 404, body = Problem), (status = 422, body = Problem)))]
@@ -80,7 +80,7 @@ pub(super) async fn pause(State(state): State<ApiState>, actor: Extension<Actor>
     operate(&state, actor.0, ask, body, |scope| OperatorRequest::Pause { scope }).await
 }
 
-/// End a pause, or the standing down after a release.
+/// End a pause, the standing down after a release, what operators set by hand, and what agents stand down for.
 #[utoipa::path(post, path = "/api/v1/resume", tag = "operate", security(("token" = [])), request_body = OperateBody,
     params(("dry_run" = Option<bool>, Query, description = "Only tell what it would touch")),
     responses((status = 200, body = Operated), (status = 404, body = Problem), (status = 422, body = Problem)))]
@@ -109,21 +109,30 @@ async fn operate(
     let Json(OperateBody { scope }) = body?;
     let (scope, vms) = state.ask(move |desk| resolve(desk, &scope)).await??;
     if !dry_run {
-        let (synced, done) = oneshot::channel();
-        let event = Event::Operator { actor, request: request(scope.clone()), synced };
-        let drive = state.drive()?;
-        let carried_out = async {
-            drive.events().send(event).await.map_err(|_| ())?;
-            done.await.map_err(|_| ())
-        };
-        let pending =
-            "the request may have been taken but is not stored yet: the store or the brain is in trouble; ask again";
-        within(carried_out)
-            .await
-            .and_then(|done| done.map_err(|()| Problem::unavailable("")))
-            .map_err(|_| Problem::unavailable(pending))?;
+        carry_out(state, actor, request(scope.clone())).await?;
     }
     Ok(Json(Operated { scope, dry_run, vms }))
+}
+
+/// Returns the commands that came of a request, once the core has taken it and all that follows is synced.
+pub(super) async fn carry_out(
+    state: &ApiState,
+    actor: String,
+    request: OperatorRequest,
+) -> Result<Vec<CommandId>, Problem> {
+    let (synced, done) = oneshot::channel();
+    let event = Event::Operator { actor, request, synced };
+    let drive = state.drive()?;
+    let carried_out = async {
+        drive.events().send(event).await.map_err(|_| ())?;
+        done.await.map_err(|_| ())
+    };
+    let pending =
+        "the request may have been taken but is not stored yet: the store or the brain is in trouble; ask again";
+    within(carried_out)
+        .await
+        .and_then(|done| done.map_err(|()| Problem::unavailable("")))
+        .map_err(|_| Problem::unavailable(pending))
 }
 
 fn resolve(desk: &Desk, scope: &ScopeBody) -> Result<(Scope, Vec<TouchedVm>), Problem> {

@@ -27,8 +27,10 @@ pub struct Status {
     pub hosts_connected: usize,
     /// VMs known.
     pub vms: usize,
-    /// VMs with an operator's hold on them.
+    /// VMs with an operator's hold on them, or on a means of theirs.
     pub vms_held: usize,
+    /// VMs that their agents stand down for, because someone else changed their limits.
+    pub vms_stood_down: usize,
     /// Commands sent and not yet answered.
     pub commands_in_flight: usize,
 }
@@ -48,7 +50,8 @@ pub(super) async fn status(State(state): State<ApiState>) -> Result<Json<Status>
         hosts: hosts.len(),
         hosts_connected: hosts.iter().filter(|host| host.connected).count(),
         vms: vms.len(),
-        vms_held: vms.iter().filter(|vm| vm.hold.is_some()).count(),
+        vms_held: vms.iter().filter(|vm| vm.hold.is_some() || !vm.held.is_empty()).count(),
+        vms_stood_down: vms.iter().filter(|vm| vm.stood_down).count(),
         commands_in_flight: vms.iter().filter(|vm| vm.in_flight.is_some()).count(),
     }))
 }

@@ -73,6 +73,7 @@ impl Client {
         }
         match serde_json::from_str::<Problem>(&text) {
             Ok(problem) if status.as_u16() == 401 => Err(Failure::Unauthorised(problem.detail)),
+            Ok(problem) if status.as_u16() == 409 => Err(Failure::Conflict(problem.detail)),
             Ok(problem) => Err(Failure::Refused(problem.detail)),
             Err(_) => Err(self.not_a_brain(&format!("it answers {status}"))),
         }

@@ -19,7 +19,10 @@ pub(super) fn status(client: &Client, json: bool) -> Result<(), Failure> {
     let mode = serde_json::to_value(status.mode).map_err(|error| Failure::Refused(error.to_string()))?;
     println!("gnomon-brain {}, term {}, mode {}", status.version, status.term, mode.as_str().unwrap_or("?"));
     println!("hosts     {} of {} connected", status.hosts_connected, status.hosts);
-    println!("vms       {}, {} held by an operator", status.vms, status.vms_held);
+    println!(
+        "vms       {}, {} held by an operator, {} stood down for",
+        status.vms, status.vms_held, status.vms_stood_down
+    );
     println!("commands  {} in flight", status.commands_in_flight);
     let store =
         if status.store_writable { "accepts writes" } else { "FAILS: nothing is acknowledged, no command is sent" };
@@ -33,8 +36,8 @@ pub(super) fn hosts(client: &Client, json: bool) -> Result<(), Failure> {
         return print_json(&value);
     }
     let hosts: Vec<HostView> = typed(value)?;
-    let columns = ["HOST", "AGENT", "VMS", "CPU", "ALLOCATED", "CAPACITY", "MEM FREE", "HOLD", "LOST"];
-    let mut table = table(&columns, &[2, 3, 4, 5, 6, 8]);
+    let columns = ["HOST", "AGENT", "VMS", "CPU", "ALLOCATED", "CAPACITY", "MEM FREE", "CPU FROM", "HOLD", "LOST"];
+    let mut table = table(&columns, &[2, 3, 4, 5, 6, 9]);
     for host in &hosts {
         let agent = match (host.connected, host.facts.dry_run) {
             (true, false) => "connected",
@@ -51,6 +54,7 @@ pub(super) fn hosts(client: &Client, json: bool) -> Result<(), Failure> {
             cores(Some(host.allocated_cores)),
             cores(Some(host.facts.capacity_cores)),
             host.window.map_or_else(|| "-".into(), |window| bytes(window.memory_available_bytes)),
+            host.facts.cpu_source.to_string(),
             host.hold.map_or_else(|| "-".into(), |hold| hold.to_string()),
             lost.to_string(),
         ]);
@@ -65,8 +69,8 @@ pub(super) fn vms(client: &Client, json: bool) -> Result<(), Failure> {
         return print_json(&value);
     }
     let vms: Vec<VmView> = typed(value)?;
-    let columns = ["VM", "HOST", "STATE", "WANTS", "MAY USE", "SEASON", "HOLD", "COMMAND"];
-    let mut table = table(&columns, &[3, 4, 5]);
+    let columns = ["VM", "HOST", "STATE", "WANTS", "MAY USE", "MEM WANTS", "MEM", "SEASON", "HOLD", "COMMAND"];
+    let mut table = table(&columns, &[3, 4, 5, 6, 7]);
     for vm in &vms {
         let wants = vm
             .cpu
@@ -77,13 +81,28 @@ pub(super) fn vms(client: &Client, json: bool) -> Result<(), Failure> {
             format!("{:?}", vm.state).to_lowercase(),
             wants,
             limit(&vm.allocation),
+            memory(vm.memory.and_then(|memory| memory.demand_bytes)),
+            memory(vm.memory.and_then(|memory| memory.balloon_bytes)),
             vm.season_ms.map_or_else(|| "-".into(), duration),
-            vm.hold.map_or_else(|| "-".into(), |hold| hold.to_string()),
+            holds(vm),
             vm.in_flight.map_or_else(|| "-".into(), |id| id.to_string()),
         ]);
     }
     println!("{table}");
     Ok(())
+}
+
+/// What keeps Gnomon's hands off a VM, or off a means of it.
+fn holds(vm: &VmView) -> String {
+    let hold = vm.hold.map(|hold| hold.to_string());
+    let stood_down = vm.stood_down.then(|| "stood down".to_owned());
+    let held = vm.held.iter().map(|setting| format!("{} set", setting.means()));
+    let holds: Vec<String> = hold.into_iter().chain(stood_down).chain(held).collect();
+    if holds.is_empty() { "-".into() } else { holds.join(", ") }
+}
+
+fn memory(value: Option<u64>) -> String {
+    value.map_or_else(|| "-".to_owned(), bytes)
 }
 
 pub(super) fn forecast(client: &Client, json: bool, vm: &str) -> Result<(), Failure> {
@@ -110,9 +129,10 @@ pub(super) fn explain(client: &Client, json: bool, vm: &str) -> Result<(), Failu
     if json {
         return print_json(&value);
     }
-    let Explanation { vm, wanted_cores, lines, recent } = typed(value)?;
+    let Explanation { vm, wanted_cores, wanted_bytes, lines, recent } = typed(value)?;
+    let wanted_memory = wanted_bytes.map_or_else(String::new, |wanted| format!(" and {} of memory", bytes(wanted)));
     println!(
-        "{} on {}: may use {} vCPUs, planner wants {}",
+        "{} on {}: may use {} vCPUs, planner wants {}{wanted_memory}",
         vm.name,
         vm.host,
         limit(&vm.allocation),
@@ -123,12 +143,14 @@ pub(super) fn explain(client: &Client, json: bool, vm: &str) -> Result<(), Failu
     }
     if !recent.is_empty() {
         let mut table = table(&["WHEN", "COMMAND", "WHAT", "WHY", "RESULT"], &[]);
-        for RecentAction { at: when, id, action, result } in &recent {
+        for RecentAction { at: when, id, action, result, remark } in &recent {
             table.add_row([
                 at(*when),
                 id.map_or_else(|| "recommended".into(), |id| id.to_string()),
                 action.summary(),
-                action.reason.to_string(),
+                remark
+                    .as_ref()
+                    .map_or_else(|| action.reason.to_string(), |remark| format!("{}: {remark}", action.reason)),
                 result.as_ref().map_or_else(|| "-".into(), in_words),
             ]);
         }
@@ -204,7 +226,7 @@ fn show_released(operated: &Operated) {
     println!("{table}");
 }
 
-fn in_words(result: &OutcomeResult) -> String {
+pub(super) fn in_words(result: &OutcomeResult) -> String {
     match result {
         OutcomeResult::Applied { after, took_us, .. } => {
             let after = after.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -216,7 +238,7 @@ fn in_words(result: &OutcomeResult) -> String {
     }
 }
 
-fn print_json(value: &Value) -> Result<(), Failure> {
+pub(super) fn print_json(value: &Value) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(|error| Failure::Refused(error.to_string()))?;
     println!("{text}");
     Ok(())

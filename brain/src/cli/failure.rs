@@ -8,6 +8,9 @@ pub enum Failure {
     /// The brain said no, or something went wrong.
     #[error("{0}")]
     Refused(String),
+    /// Something else is under way: the same may be possible in a moment.
+    #[error("{0}")]
+    Conflict(String),
     /// The command line does not make sense.
     #[error("{0}")]
     Usage(String),
@@ -36,7 +39,7 @@ impl Failure {
     /// The process's exit status.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Refused(_) => 1,
+            Self::Refused(_) | Self::Conflict(_) => 1,
             Self::Usage(_) => 2,
             Self::Unreachable { .. } => 3,
             Self::Unauthorised(_) | Self::NoToken { .. } => 4,

@@ -4,7 +4,7 @@ use super::DriveMetrics;
 use crate::clock;
 use crate::store::{Journal, Stopped};
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Command, Fence, HostId};
+use gnomon_common::wire::{Command, CommandId, Fence, HostId};
 use gnomon_core::Record;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,7 +23,11 @@ pub(super) enum Effect {
         issued: Timestamp,
     },
     /// Everything before this is done.
-    Synced(oneshot::Sender<()>),
+    Synced {
+        /// Who waits for it: is told which commands came of it.
+        told: oneshot::Sender<Vec<CommandId>>,
+        commands: Vec<CommandId>,
+    },
 }
 
 /// Where commands leave.
@@ -87,7 +91,7 @@ async fn carry(
                     send(dispatch.as_ref(), &issued, &metrics, &host, command, at);
                 }
                 // The operator may have hung up.
-                Effect::Synced(told) => drop(told.send(())),
+                Effect::Synced { told, commands } => drop(told.send(commands)),
                 Effect::Persist(_) => unreachable!("records were taken out above"),
             }
         }

@@ -1,7 +1,8 @@
 //! What the loop measures.
 
-use gnomon_common::wire::{Action, OutcomeResult, Setting};
+use gnomon_common::wire::{Action, Origin, Outcome, OutcomeResult, Setting};
 use gnomon_core::CommandRecord;
+use gnomon_core::plan::local_cause;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -31,6 +32,12 @@ struct Settled {
     outcome: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LocalAct {
+    cause: &'static str,
+    outcome: &'static str,
+}
+
 /// Metrics of the loop and of what it carries out.
 #[derive(Clone, Debug)]
 pub struct DriveMetrics {
@@ -42,6 +49,7 @@ pub struct DriveMetrics {
     sent: Family<Sent, Counter>,
     not_sent: Family<NotSent, Counter>,
     settled: Family<Settled, Counter>,
+    local_acts: Family<LocalAct, Counter>,
     actuation: Histogram,
 }
 
@@ -57,6 +65,7 @@ impl DriveMetrics {
             sent: Family::default(),
             not_sent: Family::default(),
             settled: Family::default(),
+            local_acts: Family::default(),
             actuation: Histogram::new(exponential_buckets(0.000_5, 2.0, 16)),
         };
         registry.register_with_unit(
@@ -87,6 +96,11 @@ impl DriveMetrics {
             "gnomon_brain_commands_settled",
             "Commands that were answered or given up, by action and outcome",
             metrics.settled.clone(),
+        );
+        registry.register(
+            "gnomon_brain_local_acts",
+            "What agents told that they did without a command, by cause and outcome",
+            metrics.local_acts.clone(),
         );
         registry.register_with_unit(
             "gnomon_brain_actuation",
@@ -123,17 +137,28 @@ impl DriveMetrics {
     }
 
     pub(super) fn settled(&self, record: &CommandRecord) {
-        let outcome = match record.outcome.as_ref().map(|outcome| &outcome.result) {
-            Some(OutcomeResult::Applied { took_us, .. }) => {
-                self.actuation.observe(Duration::from_micros(*took_us).as_secs_f64());
-                "applied"
-            }
-            Some(OutcomeResult::DryRun) => "dry_run",
-            Some(OutcomeResult::Refused(_)) => "refused",
-            Some(OutcomeResult::Failed { .. }) => "failed",
-            None => "unanswered",
-        };
+        let result = record.outcome.as_ref().map(|outcome| &outcome.result);
+        if let Some(OutcomeResult::Applied { took_us, .. }) = result {
+            self.actuation.observe(Duration::from_micros(*took_us).as_secs_f64());
+        }
+        let outcome = result.map_or("unanswered", result_name);
         self.settled.get_or_create(&Settled { action: action_name(record.command.action), outcome }).inc();
+    }
+
+    pub(super) fn acted(&self, act: &Outcome) {
+        if let Origin::Local { cause, .. } = act.origin {
+            let labels = LocalAct { cause: local_cause(cause), outcome: result_name(&act.result) };
+            self.local_acts.get_or_create(&labels).inc();
+        }
+    }
+}
+
+fn result_name(result: &OutcomeResult) -> &'static str {
+    match result {
+        OutcomeResult::Applied { .. } => "applied",
+        OutcomeResult::DryRun => "dry_run",
+        OutcomeResult::Refused(_) => "refused",
+        OutcomeResult::Failed { .. } => "failed",
     }
 }
 

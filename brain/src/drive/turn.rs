@@ -3,8 +3,8 @@
 use super::carry::Effect;
 use super::{Desk, DriveMetrics, Event};
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Command, CommandId, HostId};
-use gnomon_core::{Core, FitJob, FitResult, Input, Notice, Output, Record, Restored};
+use gnomon_common::wire::{CommandId, HostId};
+use gnomon_core::{CommandRecord, Core, FitJob, FitResult, Input, Notice, Output, Record, Restored};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -17,18 +17,12 @@ const SLEEP_MAX: Duration = Duration::from_secs(1);
 /// The shortest sleep, so that a deadline in the past cannot spin the loop.
 const SLEEP_MIN: Duration = Duration::from_millis(1);
 
-/// A command without an answer: sent again when its host connects.
-struct Unanswered {
-    host: HostId,
-    command: Command,
-    issued: Timestamp,
-}
-
 pub(super) struct Turn {
     desk: Desk,
     metrics: DriveMetrics,
     effects: VecDeque<Effect>,
-    unanswered: BTreeMap<CommandId, Unanswered>,
+    /// Commands without an answer: sent again when their hosts connect.
+    unanswered: BTreeMap<CommandId, CommandRecord>,
     fits_waiting: VecDeque<FitJob>,
     fits_running: JoinSet<FitResult>,
     fits_running_max: usize,
@@ -60,8 +54,8 @@ impl Turn {
     pub(super) fn restore(&mut self, restored: Restored) {
         match &restored {
             Restored::Report(report) => self.desk.recent.take(report),
-            Restored::Command(record) => self.remember(record.host.clone(), &record.command, record.issued),
-            Restored::Host { .. } | Restored::Hold { .. } => {}
+            Restored::Command(record) => drop(self.unanswered.insert(record.command.id, record.clone())),
+            Restored::Host { .. } | Restored::Hold { .. } | Restored::Setting { .. } => {}
         }
         self.desk.core.restore(restored);
     }
@@ -70,8 +64,14 @@ impl Turn {
         match event {
             Event::Input(input) => self.input(now, input),
             Event::Operator { actor, request, synced } => {
+                let before = self.effects.len();
                 self.input(now, Input::Operator { actor, request });
-                self.effects.push_back(Effect::Synced(synced));
+                let commands = self.effects.range(before..).filter_map(|effect| match effect {
+                    Effect::Command { command, .. } => Some(command.id),
+                    Effect::Persist(_) | Effect::Synced { .. } => None,
+                });
+                let commands = commands.collect();
+                self.effects.push_back(Effect::Synced { told: synced, commands });
             }
         }
     }
@@ -95,10 +95,7 @@ impl Turn {
         self.unanswered
             .retain(|_, waiting| now.since(waiting.issued) < Duration::from_millis(waiting.command.time_to_live_ms));
         let core = &self.desk.core;
-        let repeated = self
-            .unanswered
-            .values()
-            .filter(|waiting| waiting.host == *host && core.may_send_again(host, &waiting.command));
+        let repeated = self.unanswered.values().filter(|waiting| waiting.host == *host && core.may_send_again(waiting));
         self.effects.extend(repeated.map(|waiting| Effect::Command {
             host: waiting.host.clone(),
             command: waiting.command.clone(),
@@ -159,16 +156,10 @@ impl Turn {
         while let Some(output) = self.desk.core.poll_output() {
             match output {
                 Output::Persist(record) => {
-                    if let Record::Command(record) = &record
-                        && (record.outcome.is_some() || record.unanswered)
-                    {
-                        self.unanswered.remove(&record.command.id);
-                        self.metrics.settled(record);
-                    }
+                    self.note(&record);
                     self.effects.push_back(Effect::Persist(record));
                 }
                 Output::Command { host, command } => {
-                    self.remember(host.clone(), &command, now);
                     self.effects.push_back(Effect::Command { host, command, issued: now });
                 }
                 Output::Notice(notice) => self.notice(&notice),
@@ -179,8 +170,16 @@ impl Turn {
         self.metrics.waiting(self.effects.len(), self.fits_waiting.len() + self.fits_running.len());
     }
 
-    fn remember(&mut self, host: HostId, command: &Command, issued: Timestamp) {
-        self.unanswered.insert(command.id, Unanswered { host, command: command.clone(), issued });
+    fn note(&mut self, record: &Record) {
+        match record {
+            Record::Command(record) if record.outcome.is_some() || record.unanswered => {
+                self.unanswered.remove(&record.command.id);
+                self.metrics.settled(record);
+            }
+            Record::Command(record) => drop(self.unanswered.insert(record.command.id, record.clone())),
+            Record::LocalAct { outcome, .. } => self.metrics.acted(outcome),
+            _ => {}
+        }
     }
 
     fn notice(&self, notice: &Notice) {
@@ -201,8 +200,10 @@ impl Turn {
 mod tests {
     use super::super::Recent;
     use super::*;
-    use gnomon_common::wire::{Action, CpuBounds, CpuSource, Fence, HostFacts, Means, MemoryBounds, Setting, VmId};
-    use gnomon_core::{CommandRecord, Hold, Mode, Policy, Scope};
+    use gnomon_common::wire::{
+        Action, Command, CpuBounds, CpuSource, Fence, HostFacts, Means, MemoryBounds, Setting, VmId,
+    };
+    use gnomon_core::{Hold, Mode, Policy, Scope};
     use prometheus_client::registry::Registry;
     use uuid::Uuid;
 
@@ -224,7 +225,14 @@ mod tests {
                 time_to_live_ms: 30_000,
                 reason: String::new(),
             };
-            let record = CommandRecord { host: host.clone(), command, issued: now, outcome: None, unanswered: false };
+            let record = CommandRecord {
+                host: host.clone(),
+                command,
+                issued: now,
+                outcome: None,
+                unanswered: false,
+                by_operator: false,
+            };
             turn.restore(Restored::Command(record));
         }
         let facts = HostFacts {

@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{
-    Action, Command, CommandId, Fence, HostId, Outcome, OutcomeResult, RefusedCommand, Setting, VmId,
-};
+use gnomon_common::wire::{Action, Command, CommandId, Fence, HostId, Origin, Outcome, OutcomeResult, RefusedCommand};
 
+use super::local::changes;
 use super::{ACTOR, Core};
 use crate::fleet::Flight;
 use crate::io::{CommandRecord, Hold, Output, Record};
@@ -38,29 +37,47 @@ impl Core {
             issued: now,
             outcome: None,
             unanswered: false,
+            by_operator: action.reason == Reason::Operator,
         };
         let deadline = deadline(&record);
         vm.flight = Some(Flight { record: record.clone(), deadline });
         self.deadlines.insert((deadline, action.vm));
-        if matches!(action.reason, Reason::Slack { .. }) {
-            vm.pace.shrinks(now);
+        match action.reason {
+            Reason::Slack { .. } => vm.pace.dwell.shrinks(now),
+            Reason::MemorySlack { .. } => vm.balloon_pace.dwell.shrinks(now),
+            _ => {}
         }
         let detail = format!("{id} {}: {}", action.summary(), command.reason);
-        vm.remember(RecentAction { at: now, id: Some(id), action, result: None });
+        vm.remember(RecentAction { at: now, id: Some(id), action, result: None, remark: None });
         self.persist(Record::Command(record));
         self.audit(now, ACTOR, "command", format!("vm {}", command.vm), detail);
         self.outputs.push_back(Output::Command { host, command });
     }
 
     /// Whether an unanswered command may be sent again to its host now. It was decided before, maybe in an earlier life: since then
-    /// an operator may have taken the VM out of Gnomon's hands, or the mode may have changed. Restoring baselines always may.
-    pub fn may_send_again(&self, host: &HostId, command: &Command) -> bool {
-        let acts = self.policy.mode == Mode::Auto && self.holds.on_vm(command.vm, Some(host)).is_none();
-        command.action == Action::Release || acts
+    /// an operator may have taken the VM or the means out of Gnomon's hands, or the mode may have changed. Restoring baselines always
+    /// may, and what an operator set unless the VM was released since.
+    pub fn may_send_again(&self, record: &CommandRecord) -> bool {
+        let (vm, hold) = (record.command.vm, self.holds.on_vm(record.command.vm, Some(&record.host)));
+        match record.command.action {
+            Action::Release => true,
+            Action::Set(_) if record.by_operator => hold != Some(Hold::Released),
+            Action::Set(target) => {
+                let stood_down = self.fleet.vms.get(&vm).is_some_and(|vm| vm.stood_down);
+                let is_ours = hold.is_none() && !stood_down && !self.holds.on_means(vm, target.means());
+                self.policy.mode == Mode::Auto && is_ours
+            }
+        }
     }
 
     pub(super) fn outcome(&mut self, now: Timestamp, host: &HostId, outcome: Outcome) {
         let (id, vm_id) = (outcome.id, outcome.vm);
+        if let Origin::Local { cause, reason } = &outcome.origin
+            && id.is_local()
+        {
+            let (cause, reason) = (*cause, reason.clone());
+            return self.local_act(now, host, outcome, cause, &reason);
+        }
         let Some(vm) = self.fleet.vms.get_mut(&vm_id) else {
             return self.notice("outcome_of_unknown_vm", format!("host {host} answered {id} for unknown VM {vm_id}"));
         };
@@ -86,41 +103,42 @@ impl Core {
                 }
             },
         };
-        self.settle(now, host, &outcome, record.command.action);
+        self.settle(now, host, &outcome, &record);
         self.persist(Record::Command(CommandRecord { outcome: Some(outcome), unanswered: false, ..record }));
         // A release may have waited for this one.
         self.restore_baselines(now, vec![vm_id]);
     }
 
     /// Draws the consequences of an answer.
-    fn settle(&mut self, now: Timestamp, host: &HostId, outcome: &Outcome, action: Action) {
-        let (id, vm_id) = (outcome.id, outcome.vm);
+    fn settle(&mut self, now: Timestamp, host: &HostId, outcome: &Outcome, record: &CommandRecord) {
+        let (id, vm_id, action) = (outcome.id, outcome.vm, record.command.action);
         let Some(vm) = self.fleet.vms.get_mut(&vm_id) else { return };
         vm.note_result(id, &outcome.result);
         let detail = match &outcome.result {
             OutcomeResult::Applied { before, after, took_us } => {
-                vm.pace.succeed();
+                vm.backoff(action).succeed();
                 let released = self.holds.on_vm(vm_id, vm.host.as_ref()) == Some(Hold::Released);
                 vm.restored |= action == Action::Release && released;
-                if let Some(quota_cores) = Setting::quota_among(after)
-                    && vm.read_back(quota_cores, outcome.at, now)
+                self.take_read_back(vm_id, after, outcome.at, now);
+                // Released meanwhile: it is restored next, and not held.
+                if let Action::Set(asked) = action
+                    && record.by_operator
+                    && !released
                 {
-                    let record = Record::Allocation { vm: vm_id, allocation: vm.allocation, at: outcome.at };
-                    self.persist(record);
+                    self.hold_setting(vm_id, asked, after);
                 }
-                let changes = before.iter().zip(after).map(|(before, after)| format!("{before} -> {after}"));
-                format!("applied: {} in {took_us} us", changes.collect::<Vec<_>>().join(", "))
+                format!("applied: {} in {took_us} us", changes(before, after))
             }
             OutcomeResult::DryRun => {
-                vm.pace.back_off(now);
+                self.back_off(now, record);
                 "dry run: nothing was changed".to_owned()
             }
             OutcomeResult::Refused(why) => {
-                self.refused(now, id, vm_id, *why);
+                self.refused(now, record, *why);
                 format!("refused: {why}")
             }
             OutcomeResult::Failed { error, retryable } => {
-                vm.pace.back_off(now);
+                self.back_off(now, record);
                 let text = format!("host {host}, VM {vm_id}, command {id}: {error}");
                 self.notice("command_failed", text);
                 format!("failed ({}): {error}", if *retryable { "retryable" } else { "final" })
@@ -129,7 +147,20 @@ impl Core {
         self.audit(now, host.as_str(), "outcome", format!("vm {vm_id}"), format!("{id} {detail}"));
     }
 
-    fn refused(&mut self, now: Timestamp, id: CommandId, vm_id: VmId, why: RefusedCommand) {
+    /// Waits before the next command of this kind, unless an operator asked for this one: that says nothing of what the planner may do.
+    /// A release is repeated until it is done, and must not be so without pause.
+    fn back_off(&mut self, now: Timestamp, record: &CommandRecord) {
+        let action = record.command.action;
+        if record.by_operator && action != Action::Release {
+            return;
+        }
+        if let Some(vm) = self.fleet.vms.get_mut(&record.command.vm) {
+            vm.backoff(action).back_off(now);
+        }
+    }
+
+    fn refused(&mut self, now: Timestamp, record: &CommandRecord, why: RefusedCommand) {
+        let (id, vm_id) = (record.command.id, record.command.vm);
         // That a command of an earlier life of the brain is stale by now is as it should be.
         if id.term < self.fence.term {
             return;
@@ -140,9 +171,7 @@ impl Core {
             // A brain restored from a copy of itself would have to count up to there.
             self.fence.generation = self.fence.generation.max(seen.generation);
         }
-        if let Some(vm) = self.fleet.vms.get_mut(&vm_id) {
-            vm.pace.back_off(now);
-        }
+        self.back_off(now, record);
         let kind = match why {
             RefusedCommand::StaleFence { .. } => "command_stale",
             RefusedCommand::Expired { .. } => "command_expired",
@@ -159,9 +188,9 @@ impl Core {
             self.deadlines.pop_first();
             let Some(vm) = self.fleet.vms.get_mut(&vm_id) else { continue };
             let Some(flight) = vm.flight.take() else { continue };
-            vm.pace.back_off(now);
             let record = CommandRecord { unanswered: true, ..flight.record };
             vm.given_up = Some(record.clone());
+            self.back_off(now, &record);
             let text = format!("host {}, VM {vm_id}: no answer to command {}", record.host, record.command.id);
             self.notice("command_unanswered", text);
             self.persist(Record::Command(record));
@@ -190,7 +219,10 @@ impl Core {
             flight.deadline = flight.deadline.min(now + ttl + ANSWER_GRACE);
             self.deadlines.insert((flight.deadline, vm_id));
         }
-        self.fleet.vms.values_mut().for_each(|vm| vm.pace.clock_set_back(now));
+        for vm in self.fleet.vms.values_mut() {
+            vm.pace.backoff.clock_set_back(now);
+            vm.balloon_pace.backoff.clock_set_back(now);
+        }
         self.fits.clear();
     }
 }

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use gnomon_common::wire::{VmId, VmState};
+use gnomon_common::wire::{Means, VmId, VmState};
 
-use super::planning::sizing;
+use super::planning::{balloon_sizing, sizing};
 use super::{Core, views};
 use crate::fleet::{Host, Vm};
 use crate::forecast::FIT_STEPS_MIN;
 use crate::io::Hold;
+use crate::plan::mib;
 use crate::plan::size::{Bounds, live_cores};
 use crate::policy::Mode;
 use crate::view::Explanation;
@@ -19,19 +20,21 @@ impl Core {
         let vm = self.fleet.vms.get(&id)?;
         let host_id = vm.host.as_ref()?;
         let host = self.fleet.hosts.get(host_id)?;
-        let mut lines = vec![demand(vm), self.memory(vm)];
+        let mut lines = vec![demand(vm), self.learnt(vm)];
         lines.extend(self.outlook_line(vm));
         lines.extend(self.size(vm, host));
+        lines.extend(self.memory(vm, host));
         lines.extend(self.restraints(id, vm, host));
         Some(Explanation {
             vm: self.vm_view(id, vm, host_id),
             wanted_cores: vm.verdict.map(|verdict| verdict.wanted_cores),
+            wanted_bytes: vm.balloon_verdict.map(|verdict| verdict.wanted_bytes),
             lines,
             recent: vm.recent.iter().cloned().collect(),
         })
     }
 
-    fn memory(&self, vm: &Vm) -> String {
+    fn learnt(&self, vm: &Vm) -> String {
         let measured = vm.history.measured();
         let Some(forecaster) = vm.ready() else {
             return format!(
@@ -75,6 +78,9 @@ impl Core {
         if vm.state != VmState::Running {
             return Some(format!("It is not running ({:?}): nothing is planned and nothing is learnt.", vm.state));
         }
+        if !host.facts.means.contains(&Means::CpuQuota) {
+            return Some("Its host's agent is not configured to change CPU quotas.".to_owned());
+        }
         let bounds = Bounds::new(&self.policy.cpu, &host.facts.cpu_bounds, vm.allocation.vcpus);
         let Some(bounds) = bounds else {
             return Some(format!(
@@ -98,6 +104,32 @@ impl Core {
         ))
     }
 
+    /// What its memory is and is to be; nothing where nobody asked for that to be planned.
+    fn memory(&self, vm: &Vm, host: &Host) -> Option<String> {
+        if !self.policy.memory.manage || vm.state != VmState::Running {
+            return None;
+        }
+        let Some(sizing) = balloon_sizing(vm, host, &self.policy) else {
+            return Some("Its host's agent is not configured to change memory.".to_owned());
+        };
+        let sizing = match sizing {
+            Ok(sizing) => sizing,
+            Err(why) => return Some(format!("Its memory is left as it is: {why}.")),
+        };
+        let headroom = self.policy.memory.headroom;
+        let starved = if sizing.starved { " It starves: what it wants cannot be seen." } else { "" };
+        Some(format!(
+            "Its guest has {} of memory and wants {}.{starved} With a headroom of {headroom}, a reserve of {} and within {} to {}, \
+             {} are wanted.",
+            mib(sizing.balloon),
+            mib(sizing.demand),
+            mib(sizing.reserve),
+            mib(sizing.floor),
+            mib(sizing.ceiling),
+            mib(sizing.enough(headroom)),
+        ))
+    }
+
     /// What keeps Gnomon from acting, one line each.
     fn restraints(&self, id: VmId, vm: &Vm, host: &Host) -> Vec<String> {
         let mut lines = Vec::new();
@@ -116,6 +148,19 @@ impl Core {
             }
             None => {}
         }
+        for setting in self.holds.settings_of(id) {
+            lines.push(format!(
+                "An operator set the {} to {setting}: it is left alone until the VM is resumed or released.",
+                setting.means()
+            ));
+        }
+        if vm.stood_down {
+            lines.push(
+                "Its host's agent stands down for it, because someone else changed its limits: nothing is planned until it is \
+                 resumed or released."
+                    .to_owned(),
+            );
+        }
         if !host.connected {
             lines.push("Its host's agent is not connected.".to_owned());
         }
@@ -125,9 +170,13 @@ impl Core {
         if let Some(flight) = &vm.flight {
             lines.push(format!("Command {} is on its way.", flight.record.command.id));
         }
-        if let Some(until) = vm.pace.backing_off_until(self.now) {
-            let left = until.since(self.now).as_secs_f64();
-            lines.push(format!("After commands that were not carried out, nothing is tried for another {left:.0} s."));
+        for (what, backoff) in [("", &vm.pace.backoff), (" about its memory", &vm.balloon_pace.backoff)] {
+            if let Some(until) = backoff.until(self.now) {
+                let left = until.since(self.now).as_secs_f64();
+                lines.push(format!(
+                    "After commands{what} that were not carried out, nothing is tried for another {left:.0} s."
+                ));
+            }
         }
         lines
     }

@@ -1,10 +1,10 @@
-//! Operators' requests: pause, resume, release.
+//! Operators' requests: pause, resume, release, set.
 //!
 //! A release is a state, not an event: while it holds, every VM within it that has not confirmed its baseline is told to restore
 //! it, again after each refusal, reconnection or restart. Restoring twice is restoring once.
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Action, HostId, VmId, VmState};
+use gnomon_common::wire::{Action, HostId, Means, VmId, VmState};
 
 use super::Core;
 use super::hold::HOLDS_MAX;
@@ -17,6 +17,7 @@ impl Core {
             OperatorRequest::Pause { scope } => self.hold(now, actor, "pause", scope, Hold::Paused),
             OperatorRequest::Release { scope } => self.hold(now, actor, "release", scope, Hold::Released),
             OperatorRequest::Resume { scope } => self.resume(now, actor, &scope),
+            OperatorRequest::Set { vm, setting } => self.set(now, actor, vm, setting),
         }
     }
 
@@ -34,6 +35,7 @@ impl Core {
         self.persist(Record::Scope { scope: scope.clone(), hold: Some(hold) });
         self.holds.set(scope.clone(), hold);
         if hold == Hold::Released {
+            self.end_settings(&scope);
             let within = |vm: VmId, host: Option<&HostId>| match &scope {
                 Scope::Fleet => true,
                 Scope::Host(held) => host == Some(held),
@@ -54,11 +56,13 @@ impl Core {
         let fleet = &self.fleet;
         let is_on = |vm: VmId, host: &HostId| fleet.vms.get(&vm).is_some_and(|vm| vm.host.as_ref() == Some(host));
         let ended = self.holds.end(scope, is_on);
-        let detail = if ended.is_empty() { "nothing was held within it" } else { "" };
+        let held = ended.len() + self.end_settings(scope).len() + self.stood_down_within(scope).len();
+        let detail = if held == 0 { "nothing was held within it" } else { "" };
         self.audit(now, actor, "resume", scope.to_string(), detail.to_owned());
         for scope in ended {
             self.persist(Record::Scope { scope, hold: None });
         }
+        self.hand_back(now, scope);
         let wider = match scope {
             Scope::Fleet => None,
             Scope::Host(host) => self.holds.on_host(host),
@@ -67,6 +71,43 @@ impl Core {
         if let Some(hold) = wider {
             self.notice("still_held", format!("{scope} was resumed, but is {hold} by a wider scope"));
         }
+    }
+
+    /// Ends what operators set within a scope; returns what that was.
+    fn end_settings(&mut self, scope: &Scope) -> Vec<(VmId, Means)> {
+        let fleet = &self.fleet;
+        let is_on = |vm: VmId, host: &HostId| fleet.vms.get(&vm).is_some_and(|vm| vm.host.as_ref() == Some(host));
+        let ended = self.holds.end_settings(scope, is_on);
+        for &(vm, means) in &ended {
+            self.persist(Record::Setting { vm, means, setting: None });
+        }
+        ended
+    }
+
+    /// The VMs within a scope that their agents stand down for.
+    fn stood_down_within(&self, scope: &Scope) -> Vec<(VmId, HostId)> {
+        let within = |vm: VmId, host: &HostId| match scope {
+            Scope::Fleet => true,
+            Scope::Host(held) => host == held,
+            Scope::Vm(held) => vm == *held,
+        };
+        let stood_down = self.fleet.present().filter(|(id, vm, host)| vm.stood_down && within(*id, host));
+        stood_down.map(|(id, _, host)| (id, host.clone())).collect()
+    }
+
+    /// Tells the agents that stand down for VMs within a scope to go on: by a release, which makes them forget what was changed.
+    fn hand_back(&mut self, now: Timestamp, scope: &Scope) {
+        let mut actions = Vec::new();
+        for (vm, host) in self.stood_down_within(scope) {
+            let in_flight = self.fleet.vms.get(&vm).is_some_and(|vm| vm.flight.is_some());
+            if in_flight || !self.is_connected(&host) {
+                let text = format!("VM {vm}: host {host} cannot be told now to go on with it; resume it again");
+                self.notice("still_stood_down", text);
+                continue;
+            }
+            actions.push(PlannedAction { host, vm, action: Action::Release, before: None, reason: Reason::Operator });
+        }
+        self.send(now, actions);
     }
 
     /// Tells those of a host's VMs to restore their baselines that still have to.
@@ -85,7 +126,7 @@ impl Core {
         let vm = self.fleet.vms.get(&id)?;
         let host = vm.host.as_ref()?;
         let alive = matches!(vm.state, VmState::Running | VmState::Paused);
-        let due = !vm.restored && vm.flight.is_none() && vm.pace.backing_off_until(now).is_none();
+        let due = !vm.restored && vm.flight.is_none() && vm.pace.backoff.until(now).is_none();
         let reachable = self.fleet.hosts.get(host).is_some_and(|host| host.connected);
         let released = self.holds.on_vm(id, Some(host)) == Some(Hold::Released);
         (alive && due && reachable && released).then(|| PlannedAction {

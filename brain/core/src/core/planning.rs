@@ -4,16 +4,24 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Action, Fence, Report, Setting, VmId, VmState, VmWindow};
+use gnomon_common::wire::{Action, Fence, HostId, Means, Report, Setting, VmId, VmState, VmWindow};
 
 use super::Core;
 use crate::fleet::{Host, Vm};
 use crate::io::Record;
 use crate::plan::lint::{self, VmFacts};
+use crate::plan::memory::{BalloonSizing, Unsizable};
 use crate::plan::size::{Bounds, Sizing, live_cores};
-use crate::plan::{Plan, PlannedAction};
+use crate::plan::{Plan, PlannedAction, Reason};
 use crate::policy::{Mode, Policy};
 use crate::view::RecentAction;
+
+/// A change that a means of one VM is due.
+#[derive(Clone, Copy, Debug)]
+struct Wish {
+    target: Setting,
+    reason: Reason,
+}
 
 impl Core {
     /// Plans for the VMs of a report that was just taken in; its window ended at `end`.
@@ -25,7 +33,7 @@ impl Core {
         // Sorted, whatever the report's order; an agent that names a VM twice gets one action.
         let vms: BTreeSet<VmId> =
             report.vms.iter().filter(|window| is_evidence(window)).map(|window| window.vm).collect();
-        let actions = vms.into_iter().filter_map(|vm| self.judge(now, report, vm, end, length)).collect();
+        let actions = vms.into_iter().filter_map(|vm| self.judge(now, &report.host, vm, end, length)).collect();
         match self.policy.mode {
             Mode::Observe => {}
             Mode::Recommend => self.recommend(now, actions),
@@ -33,19 +41,32 @@ impl Core {
         }
     }
 
-    /// Sizes one VM and says what to do about it, if anything may be done.
+    /// Sizes one VM and says what to do about it, if anything may be done: growth first, and CPU before memory.
     fn judge(
         &mut self,
         now: Timestamp,
-        report: &Report,
+        host: &HostId,
         id: VmId,
         end: Timestamp,
         length: Duration,
     ) -> Option<PlannedAction> {
-        let host = self.fleet.hosts.get(&report.host)?;
-        let held = self.holds.on_vm(id, Some(&report.host)).is_some();
-        let vm = self.fleet.vms.get_mut(&id).filter(|vm| vm.host.as_ref() == Some(&report.host))?;
-        let Some(sizing) = sizing(vm, host, &self.policy, end) else {
+        // Both are judged at every report: each has a dwell time to keep.
+        let wishes = [self.judge_cpu(now, host, id, end, length), self.judge_memory(now, host, id, length)];
+        let vm = self.fleet.vms.get(&id)?;
+        if self.holds.on_vm(id, Some(host)).is_some() || vm.stood_down || vm.flight.is_some() {
+            return None;
+        }
+        let free = wishes.into_iter().flatten().filter(|wish| !self.holds.on_means(id, wish.target.means()));
+        // Of equals the first.
+        let Wish { target, reason } = free.min_by_key(|wish| wish.reason.is_slack())?;
+        let before = vm.in_force(target);
+        Some(PlannedAction { host: host.clone(), vm: id, action: Action::Set(target), before, reason })
+    }
+
+    fn judge_cpu(&mut self, now: Timestamp, host: &HostId, id: VmId, end: Timestamp, length: Duration) -> Option<Wish> {
+        let facts = self.fleet.hosts.get(host)?;
+        let vm = self.fleet.vms.get_mut(&id).filter(|vm| vm.host.as_ref() == Some(host))?;
+        let Some(sizing) = sizing(vm, facts, &self.policy, end) else {
             vm.verdict = None;
             return None;
         };
@@ -58,16 +79,26 @@ impl Core {
         let already_recommended = vm
             .recommended
             .is_some_and(|recommended| (cores - recommended).abs() <= self.policy.cpu.hysteresis * recommended);
-        if held || vm.flight.is_some() || already_recommended {
+        (!already_recommended).then_some(Wish { target: Setting::CpuQuota { cores: Some(cores) }, reason })
+    }
+
+    fn judge_memory(&mut self, now: Timestamp, host: &HostId, id: VmId, length: Duration) -> Option<Wish> {
+        let facts = self.fleet.hosts.get(host)?;
+        let vm = self.fleet.vms.get_mut(&id).filter(|vm| vm.host.as_ref() == Some(host))?;
+        let Some(Ok(sizing)) = balloon_sizing(vm, facts, &self.policy) else {
+            vm.balloon_verdict = None;
             return None;
-        }
-        Some(PlannedAction {
-            host: report.host.clone(),
-            vm: id,
-            action: Action::Set(Setting::CpuQuota { cores: Some(cores) }),
-            before: Some(Setting::CpuQuota { cores: vm.allocation.quota_cores }),
-            reason,
-        })
+        };
+        let verdict = vm.balloon_pace.judge(now, length, &sizing, &self.policy.memory);
+        vm.balloon_verdict = Some(verdict);
+        let Some((bytes, reason)) = verdict.resize else {
+            vm.recommended_bytes = None;
+            return None;
+        };
+        let worth_saying = self.policy.memory.hysteresis * bytes as f64;
+        let already_recommended =
+            vm.recommended_bytes.is_some_and(|recommended| bytes.abs_diff(recommended) as f64 <= worth_saying);
+        (!already_recommended).then_some(Wish { target: Setting::Memory { bytes }, reason })
     }
 
     /// Makes a plan of actions and carries it out.
@@ -85,10 +116,12 @@ impl Core {
         self.persist(Record::Plan(plan.clone()));
         for action in plan.actions {
             let Some(vm) = self.fleet.vms.get_mut(&action.vm) else { continue };
-            if let Action::Set(Setting::CpuQuota { cores }) = action.action {
-                vm.recommended = cores;
+            match action.action {
+                Action::Set(Setting::CpuQuota { cores }) => vm.recommended = cores,
+                Action::Set(Setting::Memory { bytes }) => vm.recommended_bytes = Some(bytes),
+                Action::Set(_) | Action::Release => {}
             }
-            vm.remember(RecentAction { at: now, id: None, action, result: None });
+            vm.remember(RecentAction { at: now, id: None, action, result: None, remark: None });
         }
     }
 
@@ -110,27 +143,41 @@ impl Core {
     }
 
     fn lint(&self, plan: &Plan, last: Fence) -> Result<(), lint::Violation> {
-        lint::check(plan, last, |id| {
-            let vm = self.fleet.vms.get(&id)?;
+        lint::check(plan, last, |action| {
+            let vm = self.fleet.vms.get(&action.vm)?;
             let host = self.fleet.hosts.get(vm.host.as_ref()?)?;
+            let held = match action.action {
+                Action::Set(target) => self.holds.on_means(action.vm, target.means()),
+                Action::Release => false,
+            };
             Some(VmFacts {
                 host: vm.host.clone(),
                 bounds: Bounds::new(&self.policy.cpu, &host.facts.cpu_bounds, vm.allocation.vcpus),
                 limit_cores: vm.allocation.cpu_limit_cores(),
                 live_cores: vm.cpu.map_or(0.0, |cpu| live_cores(&cpu, &vm.allocation)),
+                balloon: balloon_sizing(vm, host, &self.policy).and_then(Result::ok),
                 command_in_flight: vm.flight.is_some(),
+                hands_off: held || vm.stood_down || self.holds.on_vm(action.vm, vm.host.as_ref()).is_some(),
             })
         })
     }
 }
 
 fn is_evidence(window: &VmWindow) -> bool {
-    window.state == VmState::Running && window.cpu.is_some()
+    window.state == VmState::Running && (window.cpu.is_some() || window.memory.is_some())
 }
 
-/// What decides a VM's size now; `None` where nothing can be said, or no size is allowed.
+/// What decides a VM's memory now; `None` where memory is not managed: by policy, or because its host's agent may not.
+pub(super) fn balloon_sizing(vm: &Vm, host: &Host, policy: &Policy) -> Option<Result<BalloonSizing, Unsizable>> {
+    let managed = policy.memory.manage && vm.state == VmState::Running && host.facts.means.contains(&Means::Memory);
+    let bounds = &host.facts.memory_bounds;
+    managed.then(|| BalloonSizing::new(vm.memory.as_ref(), vm.allocation.memory_bytes, bounds, &policy.memory))
+}
+
+/// What decides a VM's CPU now; `None` where nothing can be said, no size is allowed, or its host's agent may not change it.
 pub(super) fn sizing(vm: &Vm, host: &Host, policy: &Policy, end: Timestamp) -> Option<Sizing> {
-    let cpu = vm.cpu.filter(|_| vm.state == VmState::Running)?;
+    let managed = vm.state == VmState::Running && host.facts.means.contains(&Means::CpuQuota);
+    let cpu = vm.cpu.filter(|_| managed)?;
     let bounds = Bounds::new(&policy.cpu, &host.facts.cpu_bounds, vm.allocation.vcpus)?;
     Some(Sizing {
         bounds,

@@ -107,12 +107,22 @@ impl Core {
         // Set again if this window teaches what the VM wants. What an earlier one told is no evidence for now: windows that
         // are not believed would else keep an old, small demand alive until the VM shrinks to it.
         vm.cpu = None;
-        if vm.report_allocation(window.allocation, end, now) {
+        let stood_down = vm.stood_down;
+        if vm.report_allocation(window, end, now) {
             let record = Record::Allocation { vm: id, allocation: vm.allocation, at: end };
             self.outputs.push_back(Output::Persist(record));
         }
+        let stands_down = vm.stood_down;
         if !here {
             self.fleet.place(id, &report.host);
+        }
+        if stands_down != stood_down {
+            let (verb, detail) = if stands_down {
+                ("stand_down", "its agent keeps its hands off: someone else changed its limits")
+            } else {
+                ("stand_down_ended", "its agent acts again")
+            };
+            self.audit(end, report.host.as_str(), verb, format!("vm {id}"), detail.to_owned());
         }
         if changed {
             let (name, host) = (window.name.clone(), Some(report.host.clone()));

@@ -16,6 +16,7 @@ impl Core {
                 self.observe(&report, None);
             }
             Restored::Hold { scope, hold } => self.holds.set(scope, hold),
+            Restored::Setting { vm, setting } => self.holds.hold_means(vm, setting),
             Restored::Command(record) => self.resume_flight(record),
         }
     }

@@ -2,6 +2,9 @@
 
 mod bench;
 mod invariants;
+mod local;
+mod memory;
+mod set;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Action, Fence, OutcomeResult, RefusedCommand, Report, Setting, VmState};
@@ -407,6 +410,7 @@ fn an_explanation_says_what_was_seen_and_what_holds_it_back() {
     In the latest window it ran for 0.20 cores and wanted at most 0.90; its quota held it back for 70 % of the time. That counts as a live demand of 0.90 cores.
     There is no forecast yet: 1 steps of history are known, 24 are the least. Its size follows live demand.
     With a headroom of 1.1 and within 0.10 to 1.00 cores, 0.99 are needed now and 0.99 would be comfortable; its quota is 0.20 cores.
+    Its memory is left as it is: it is not measured.
     An operator paused it: no command is sent.
     Command 1-1 is on its way.
     ");

@@ -26,6 +26,11 @@ impl Core {
         self.fleet.present().map(|(id, vm, host)| self.vm_view(id, vm, host)).collect()
     }
 
+    /// Whether anything is known of a VM, be it on a host or vanished not long ago.
+    pub fn knows(&self, vm: VmId) -> bool {
+        self.fleet.vms.contains_key(&vm)
+    }
+
     /// One VM that is on a host.
     pub fn vm(&self, id: VmId) -> Option<VmView> {
         let vm = self.fleet.vms.get(&id)?;
@@ -94,10 +99,13 @@ impl Core {
             host: host.clone(),
             state: vm.state,
             cpu: vm.cpu,
+            memory: vm.memory,
             allocation: vm.allocation,
             last_window: vm.last_window,
             season_ms: season_ms(vm),
             hold: self.holds.on_vm(id, Some(host)),
+            held: self.holds.settings_of(id).collect(),
+            stood_down: vm.stood_down,
             in_flight: vm.flight.as_ref().map(|flight| flight.record.command.id),
         }
     }

@@ -4,12 +4,16 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Allocation, CommandId, CpuWindow, HostId, OutcomeResult, VmState, VmWindow};
+use gnomon_common::wire::{
+    Action, Allocation, CommandId, CpuWindow, HostId, MemoryWindow, OutcomeResult, Setting, VmState, VmWindow,
+};
 use thiserror::Error;
 
 use crate::forecast::Forecaster;
 use crate::history::{Accepted, History, Interval, Window};
 use crate::io::CommandRecord;
+use crate::plan::backoff::Backoff;
+use crate::plan::memory::{BalloonPace, BalloonVerdict};
 use crate::plan::pace::{Pace, Verdict};
 use crate::plan::size::Outlook;
 use crate::policy::Policy;
@@ -75,6 +79,10 @@ pub(crate) struct Vm {
     read_back: Option<(Timestamp, Timestamp)>,
     /// Demand in the latest window; `None` where that was not measured, not believed, or out of order.
     pub(crate) cpu: Option<CpuWindow>,
+    /// Memory in the latest window, as far as it was measured.
+    pub(crate) memory: Option<MemoryWindow>,
+    /// Its host's agent keeps its hands off it.
+    pub(crate) stood_down: bool,
     pub(crate) last_window: Option<Timestamp>,
     pub(crate) window_end: Timestamp,
     pub(crate) history: History,
@@ -83,8 +91,11 @@ pub(crate) struct Vm {
     pub(crate) fit_due: u64,
     pub(crate) pace: Pace,
     pub(crate) verdict: Option<Verdict>,
-    /// Last target that was recommended without being sent.
+    pub(crate) balloon_pace: BalloonPace,
+    pub(crate) balloon_verdict: Option<BalloonVerdict>,
+    /// Last targets that were recommended without being sent: cores, bytes.
     pub(crate) recommended: Option<f64>,
+    pub(crate) recommended_bytes: Option<u64>,
     pub(crate) flight: Option<Flight>,
     /// The last command that stayed unanswered: its answer may still come.
     pub(crate) given_up: Option<CommandRecord>,
@@ -103,6 +114,8 @@ impl Vm {
             allocation: Allocation::default(),
             read_back: None,
             cpu: None,
+            memory: None,
+            stood_down: false,
             last_window: None,
             window_end: Timestamp::default(),
             history: History::new(policy.forecast.resolution_ms, policy.forecast.season_steps_max),
@@ -110,7 +123,10 @@ impl Vm {
             fit_due: 0,
             pace: Pace::default(),
             verdict: None,
+            balloon_pace: BalloonPace::default(),
+            balloon_verdict: None,
             recommended: None,
+            recommended_bytes: None,
             flight: None,
             given_up: None,
             restored: false,
@@ -167,23 +183,64 @@ impl Vm {
         self.forecaster.as_ref().filter(|forecaster| forecaster.is_ready())
     }
 
-    /// Takes the allocation of a report whose window ended at `end`; says whether it changed.
-    pub(crate) fn report_allocation(&mut self, allocation: Allocation, end: Timestamp, now: Option<Timestamp>) -> bool {
+    /// Takes what a VM has from a report whose window ended at `end`; says whether its allocation changed.
+    pub(crate) fn report_allocation(&mut self, window: &VmWindow, end: Timestamp, now: Option<Timestamp>) -> bool {
         let superseded = self
             .read_back
             .zip(now)
             .is_some_and(|((at, heard), now)| end < at && now >= heard && now.since(heard) < READ_BACK_PREVAILS);
         // No number and no CPU at all are no quotas: it is unknown, which is planned for as unlimited.
-        let reported = allocation.quota_cores.filter(|quota| quota.is_finite() && *quota > 0.0);
-        let quota_cores = if superseded { self.allocation.quota_cores } else { reported };
-        let allocation = Allocation { quota_cores, ..allocation };
+        let reported = window.allocation.quota_cores.filter(|quota| quota.is_finite() && *quota > 0.0);
+        let mut allocation = Allocation { quota_cores: reported, ..window.allocation };
+        let mut memory = window.memory.filter(|_| window.state == VmState::Running);
+        if superseded {
+            allocation =
+                Allocation { quota_cores: self.allocation.quota_cores, vcpus: self.allocation.vcpus, ..allocation };
+            let known = self.memory.and_then(|memory| memory.balloon_bytes);
+            memory = memory.map(|memory| MemoryWindow { balloon_bytes: known.or(memory.balloon_bytes), ..memory });
+        } else {
+            self.stood_down = window.stood_down;
+        }
+        self.memory = memory;
         std::mem::replace(&mut self.allocation, allocation) != allocation
     }
 
-    /// Takes a quota that was read back after a command; says whether it changed.
-    pub(crate) fn read_back(&mut self, quota_cores: Option<f64>, at: Timestamp, now: Timestamp) -> bool {
+    /// Takes settings that were read back after a change, made at `at` and heard of now; says whether its allocation changed.
+    pub(crate) fn read_back(&mut self, settings: &[Setting], at: Timestamp, now: Timestamp) -> bool {
         self.read_back = Some((at, now));
-        std::mem::replace(&mut self.allocation.quota_cores, quota_cores) != quota_cores
+        let before = self.allocation;
+        for setting in settings {
+            match *setting {
+                Setting::CpuQuota { cores } => self.allocation.quota_cores = cores,
+                Setting::Vcpus { count } => self.allocation.vcpus = count,
+                Setting::Memory { bytes } => {
+                    if let Some(memory) = &mut self.memory {
+                        memory.balloon_bytes = Some(bytes);
+                    }
+                }
+                // Reported by nobody, and planned by nothing.
+                Setting::CpuWeight { .. } | Setting::DiskLimit { .. } | Setting::NetworkLimit { .. } => {}
+            }
+        }
+        before != self.allocation
+    }
+
+    /// What a means is known to be in.
+    pub(crate) fn in_force(&self, target: Setting) -> Option<Setting> {
+        match target {
+            Setting::CpuQuota { .. } => Some(Setting::CpuQuota { cores: self.allocation.quota_cores }),
+            Setting::Vcpus { .. } => Some(Setting::Vcpus { count: self.allocation.vcpus }),
+            Setting::Memory { .. } => Some(Setting::Memory { bytes: self.memory?.balloon_bytes? }),
+            Setting::CpuWeight { .. } | Setting::DiskLimit { .. } | Setting::NetworkLimit { .. } => None,
+        }
+    }
+
+    /// The pauses after commands of this kind that were not carried out.
+    pub(crate) fn backoff(&mut self, action: Action) -> &mut Backoff {
+        match action {
+            Action::Set(Setting::Memory { .. }) => &mut self.balloon_pace.backoff,
+            Action::Set(_) | Action::Release => &mut self.pace.backoff,
+        }
     }
 
     /// What the forecast says from `at` until `lead_ms` (and the step that this falls into) later. `None` too where `at` is

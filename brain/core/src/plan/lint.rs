@@ -3,8 +3,9 @@
 use gnomon_common::wire::{Action, Fence, HostId, Setting, VmId};
 use thiserror::Error;
 
+use super::memory::{BALLOON_STEP_BYTES, BalloonSizing};
 use super::size::{Bounds, QUOTA_STEP_CORES};
-use super::{Plan, Reason};
+use super::{Plan, PlannedAction, Reason};
 
 /// What the linter is told about a VM, apart from the planner.
 #[derive(Clone, Debug)]
@@ -13,7 +14,11 @@ pub(crate) struct VmFacts {
     pub(crate) bounds: Option<Bounds>,
     pub(crate) limit_cores: f64,
     pub(crate) live_cores: f64,
+    /// `None` where memory has no size to plan.
+    pub(crate) balloon: Option<BalloonSizing>,
     pub(crate) command_in_flight: bool,
+    /// An operator or the agent keeps Gnomon's hands off what the action would change.
+    pub(crate) hands_off: bool,
 }
 
 /// A rule that a plan breaks. Such a plan is dropped whole: whatever made it cannot be trusted.
@@ -27,16 +32,30 @@ pub(crate) enum Violation {
     Host(VmId),
     #[error("VM {0} has a command in flight")]
     InFlight(VmId),
+    #[error("what would be changed of VM {0} is not Gnomon's to change now")]
+    HandsOff(VmId),
+    #[error("VM {0} would be changed by a means that nothing is planned by")]
+    Means(VmId),
     #[error("{cores} cores for VM {vm} are outside its bounds, or not a multiple of {QUOTA_STEP_CORES}")]
     Bounds { vm: VmId, cores: f64 },
     #[error("VM {vm} would shrink to {cores} cores, below its live demand of {live_cores}")]
     BelowLive { vm: VmId, cores: f64, live_cores: f64 },
+    #[error("{bytes} bytes for VM {vm} are outside its bounds, or not a multiple of {BALLOON_STEP_BYTES}")]
+    MemoryBounds { vm: VmId, bytes: u64 },
+    #[error("VM {vm} would shrink to {bytes} bytes, below its live use and reserve of {least}")]
+    BelowLiveUse { vm: VmId, bytes: u64, least: u64 },
+    #[error("VM {vm} would shrink to {bytes} bytes, in too large a step: not below {least} at once")]
+    Step { vm: VmId, bytes: u64, least: u64 },
     #[error("VM {0} would shrink for a reason to grow, or grow for a reason to shrink")]
     Reason(VmId),
 }
 
 /// Checks a plan against the facts about its VMs. `last` is the fence of the plan before.
-pub(crate) fn check(plan: &Plan, last: Fence, facts: impl Fn(VmId) -> Option<VmFacts>) -> Result<(), Violation> {
+pub(crate) fn check(
+    plan: &Plan,
+    last: Fence,
+    facts: impl Fn(&PlannedAction) -> Option<VmFacts>,
+) -> Result<(), Violation> {
     if plan.fence <= last {
         return Err(Violation::Fence { fence: plan.fence, last });
     }
@@ -45,32 +64,78 @@ pub(crate) fn check(plan: &Plan, last: Fence, facts: impl Fn(VmId) -> Option<VmF
     }
     for action in &plan.actions {
         let vm = action.vm;
-        let facts = facts(vm).filter(|facts| facts.host.as_ref() == Some(&action.host)).ok_or(Violation::Host(vm))?;
+        let facts =
+            facts(action).filter(|facts| facts.host.as_ref() == Some(&action.host)).ok_or(Violation::Host(vm))?;
         if facts.command_in_flight {
             return Err(Violation::InFlight(vm));
         }
-        if let Action::Set(Setting::CpuQuota { cores: Some(cores) }) = action.action {
-            let within = facts.bounds.is_some_and(|bounds| (bounds.floor..=bounds.ceiling).contains(&cores));
-            let steps = cores / QUOTA_STEP_CORES;
-            if !within || (steps - steps.round()).abs() > 1e-6 {
-                return Err(Violation::Bounds { vm, cores });
-            }
-            let shrinks = cores < facts.limit_cores;
-            if shrinks != matches!(action.reason, Reason::Slack { .. }) {
-                return Err(Violation::Reason(vm));
-            }
-            let ceiling = facts.bounds.map_or(0.0, |bounds| bounds.ceiling);
-            if shrinks && cores < facts.live_cores.min(ceiling) {
-                return Err(Violation::BelowLive { vm, cores, live_cores: facts.live_cores });
-            }
+        // What an operator asks for is the operator's judgement, and the agent's: it refuses what its bounds forbid.
+        if action.reason == Reason::Operator {
+            continue;
         }
+        if facts.hands_off {
+            return Err(Violation::HandsOff(vm));
+        }
+        match action.action {
+            Action::Set(Setting::CpuQuota { cores: Some(cores) }) => quota(vm, cores, action.reason, &facts)?,
+            Action::Set(Setting::Memory { bytes }) => memory(vm, bytes, action.reason, &facts)?,
+            Action::Set(_) | Action::Release => return Err(Violation::Means(vm)),
+        }
+    }
+    Ok(())
+}
+
+fn quota(vm: VmId, cores: f64, reason: Reason, facts: &VmFacts) -> Result<(), Violation> {
+    let within = facts.bounds.is_some_and(|bounds| (bounds.floor..=bounds.ceiling).contains(&cores));
+    let steps = cores / QUOTA_STEP_CORES;
+    if !within || (steps - steps.round()).abs() > 1e-6 {
+        return Err(Violation::Bounds { vm, cores });
+    }
+    let shrinks = cores < facts.limit_cores;
+    let fits = match reason {
+        Reason::Slack { .. } => shrinks,
+        Reason::LiveDemand { .. } | Reason::ForecastSurge { .. } => !shrinks,
+        _ => false,
+    };
+    if !fits {
+        return Err(Violation::Reason(vm));
+    }
+    let ceiling = facts.bounds.map_or(0.0, |bounds| bounds.ceiling);
+    if shrinks && cores < facts.live_cores.min(ceiling) {
+        return Err(Violation::BelowLive { vm, cores, live_cores: facts.live_cores });
+    }
+    Ok(())
+}
+
+fn memory(vm: VmId, bytes: u64, reason: Reason, facts: &VmFacts) -> Result<(), Violation> {
+    let Some(sizing) = facts.balloon.filter(|sizing| (sizing.floor..=sizing.ceiling).contains(&bytes)) else {
+        return Err(Violation::MemoryBounds { vm, bytes });
+    };
+    if !bytes.is_multiple_of(BALLOON_STEP_BYTES) {
+        return Err(Violation::MemoryBounds { vm, bytes });
+    }
+    let shrinks = bytes < sizing.balloon;
+    let fits = match reason {
+        Reason::MemorySlack { .. } => shrinks,
+        Reason::LiveMemory { .. } | Reason::GuestStarves { .. } => !shrinks,
+        _ => false,
+    };
+    if !fits {
+        return Err(Violation::Reason(vm));
+    }
+    let least = sizing.demand.saturating_add(sizing.reserve).min(sizing.ceiling);
+    if shrinks && bytes < least {
+        return Err(Violation::BelowLiveUse { vm, bytes, least });
+    }
+    let least = sizing.step_floor();
+    if shrinks && bytes < least {
+        return Err(Violation::Step { vm, bytes, least });
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::PlannedAction;
     use super::*;
     use gnomon_common::time::Timestamp;
     use uuid::Uuid;
@@ -85,15 +150,18 @@ mod tests {
         HostId::new("a").unwrap()
     }
 
+    const MIB: u64 = 1 << 20;
+
+    fn set(number: u128, target: Setting, reason: Reason) -> PlannedAction {
+        PlannedAction { host: host(), vm: vm(number), action: Action::Set(target), before: None, reason }
+    }
+
     fn action(number: u128, cores: f64, reason: Reason) -> PlannedAction {
-        let action = Action::Set(Setting::CpuQuota { cores: Some(cores) });
-        PlannedAction {
-            host: host(),
-            vm: vm(number),
-            action,
-            before: Some(Setting::CpuQuota { cores: Some(0.5) }),
-            reason,
-        }
+        set(number, Setting::CpuQuota { cores: Some(cores) }, reason)
+    }
+
+    fn balloon(bytes: u64, reason: Reason) -> Result<(), Violation> {
+        verdict(vec![set(1, Setting::Memory { bytes }, reason)])
     }
 
     fn verdict(actions: Vec<PlannedAction>) -> Result<(), Violation> {
@@ -104,7 +172,17 @@ mod tests {
                 bounds: Some(Bounds { floor: 0.1, ceiling: 1.0 }),
                 limit_cores: 0.5,
                 live_cores: 0.3,
-                command_in_flight: asked == vm(9),
+                balloon: Some(BalloonSizing {
+                    floor: 256 * MIB,
+                    ceiling: 2048 * MIB,
+                    balloon: 1000 * MIB,
+                    demand: 880 * MIB,
+                    reserve: 80 * MIB,
+                    step_max: 0.05,
+                    starved: false,
+                }),
+                command_in_flight: asked.vm == vm(9),
+                hands_off: asked.vm == vm(8),
             })
         })
     }
@@ -124,6 +202,63 @@ mod tests {
         assert!(matches!(verdict(vec![action(1, 0.2, shrink)]), Err(Violation::BelowLive { .. })));
         assert_eq!(verdict(vec![action(1, 0.8, shrink)]), Err(Violation::Reason(vm(1))));
         assert_eq!(verdict(vec![action(1, 0.4, grow)]), Err(Violation::Reason(vm(1))));
+        assert_eq!(verdict(vec![action(8, 0.8, grow)]), Err(Violation::HandsOff(vm(8))));
+        let means = verdict(vec![set(1, Setting::CpuWeight { weight: 7 }, grow)]);
+        assert_eq!(means, Err(Violation::Means(vm(1))));
+    }
+
+    #[test]
+    fn each_broken_rule_about_memory_is_found() {
+        let grow = Reason::LiveMemory { demand_bytes: 1 };
+        let shrink = Reason::MemorySlack { demand_bytes: 1 };
+        assert_eq!(balloon(1500 * MIB, grow), Ok(()));
+        assert_eq!(balloon(960 * MIB, shrink), Ok(()));
+        for bytes in [255 * MIB, 2049 * MIB, 1500 * MIB + 1] {
+            assert_eq!(balloon(bytes, grow), Err(Violation::MemoryBounds { vm: vm(1), bytes }));
+        }
+        assert!(matches!(balloon(955 * MIB, shrink), Err(Violation::BelowLiveUse { .. })));
+        assert_eq!(balloon(960 * MIB, grow), Err(Violation::Reason(vm(1))));
+        assert_eq!(balloon(1500 * MIB, shrink), Err(Violation::Reason(vm(1))));
+        assert_eq!(balloon(1500 * MIB, Reason::LiveDemand { demand_cores: 1.0 }), Err(Violation::Reason(vm(1))));
+    }
+
+    #[test]
+    fn a_step_that_takes_too_much_is_refused_however_little_is_used() {
+        let plan = Plan {
+            at: Timestamp::default(),
+            fence: Fence { term: 1, generation: 2 },
+            actions: vec![set(1, Setting::Memory { bytes: 949 * MIB }, Reason::MemorySlack { demand_bytes: 1 })],
+        };
+        let refused = check(&plan, LAST, |_| {
+            Some(VmFacts {
+                host: Some(host()),
+                bounds: None,
+                limit_cores: 0.0,
+                live_cores: 0.0,
+                balloon: Some(BalloonSizing {
+                    floor: 256 * MIB,
+                    ceiling: 2048 * MIB,
+                    balloon: 1000 * MIB,
+                    demand: 100 * MIB,
+                    reserve: 64 * MIB,
+                    step_max: 0.05,
+                    starved: false,
+                }),
+                command_in_flight: false,
+                hands_off: false,
+            })
+        });
+        assert!(matches!(refused, Err(Violation::Step { .. })), "{refused:?}");
+    }
+
+    #[test]
+    fn an_operator_may_ask_for_anything_while_nothing_is_in_flight() {
+        for target in
+            [Setting::CpuQuota { cores: Some(0.001) }, Setting::CpuQuota { cores: None }, Setting::Vcpus { count: 9 }]
+        {
+            assert_eq!(verdict(vec![set(8, target, Reason::Operator)]), Ok(()));
+            assert_eq!(verdict(vec![set(9, target, Reason::Operator)]), Err(Violation::InFlight(vm(9))));
+        }
     }
 
     #[test]

@@ -1,25 +1,14 @@
-//! When a VM may be resized: growth at once, shrinking after dwell, backing off after refusals.
+//! When a VM's CPU quota may be resized: growth at once, shrinking after dwell, backing off after refusals.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 
 use super::Reason;
+use super::backoff::Backoff;
+use super::dwell::{Dwell, Evidence, Rhythm};
 use super::size::Sizing;
 use crate::policy::CpuPolicy;
-
-/// Windows remembered for the dwell time. More than a day's dwell of 10-second windows, and only falling maxima are kept.
-const DWELL_WINDOWS_MAX: usize = 10_000;
-
-/// Evidence counts as continuous while reports come at least every so many windows.
-const GAP_WINDOWS_MAX: u32 = 3;
-
-/// First pause after a refusal or failure.
-const BACKOFF_FIRST: Duration = Duration::from_secs(5);
-
-/// Longest pause: an agent that was mended is tried again within this.
-const BACKOFF_MAX: Duration = Duration::from_mins(10);
 
 /// What the planner makes of one VM at one report.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,14 +22,8 @@ pub(crate) struct Verdict {
 /// What is remembered of a VM between reports.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pace {
-    /// Falling maxima of (when, quota that would have been enough, demand behind it).
-    dwell: VecDeque<(Timestamp, f64, f64)>,
-    /// Since when evidence is continuous.
-    since: Option<Timestamp>,
-    latest: Option<Timestamp>,
-    shrunk: Option<Timestamp>,
-    refusals: u32,
-    not_before: Option<Timestamp>,
+    pub(crate) dwell: Dwell<f64>,
+    pub(crate) backoff: Backoff,
 }
 
 impl Pace {
@@ -49,80 +32,27 @@ impl Pace {
         let (pressing, possible) = (sizing.pressing_cores(), sizing.possible_cores());
         let grown = sizing.bounds.quota(pressing, policy.headroom);
         let enough = sizing.bounds.quota(possible, policy.headroom);
-        self.witness(now, window, enough, possible, Duration::from_millis(policy.shrink_dwell_ms));
+        let rhythm = Rhythm::of_ms(policy.shrink_dwell_ms, policy.shrink_interval_ms);
+        self.dwell.witness(now, window, Evidence { enough, demand: possible }, rhythm);
         let limit = sizing.limit_cores();
-        let resize = if self.not_before.is_some_and(|until| now < until) {
+        let resize = if self.backoff.until(now).is_some() {
             None
         } else if grown > limit * (1.0 + policy.hysteresis) {
             Some((grown, growth_reason(sizing, pressing, limit, policy)))
         } else {
-            self.shrink(now, sizing, policy)
+            self.shrink(now, sizing, policy, rhythm)
         };
         Verdict { wanted_cores: enough, resize }
     }
 
-    fn witness(&mut self, now: Timestamp, window: Duration, enough: f64, demand: f64, dwell: Duration) {
-        let gap = window * GAP_WINDOWS_MAX;
-        if self.latest.is_none_or(|latest| now < latest || now.since(latest) > gap) {
-            self.dwell.clear();
-            self.since = Some(now);
-        }
-        self.latest = Some(now);
-        while self.dwell.back().is_some_and(|&(_, earlier, _)| earlier <= enough) {
-            self.dwell.pop_back();
-        }
-        // At the bound the two latest are merged into the larger of them, which only makes shrinking more careful.
-        if self.dwell.len() < DWELL_WINDOWS_MAX {
-            self.dwell.push_back((now, enough, demand));
-        } else if let Some(last) = self.dwell.back_mut() {
-            last.0 = now;
-        }
-        while self.dwell.len() > 1 && self.dwell.front().is_some_and(|&(at, ..)| now.since(at) > dwell) {
-            self.dwell.pop_front();
-        }
-    }
-
-    fn shrink(&self, now: Timestamp, sizing: &Sizing, policy: &CpuPolicy) -> Option<(f64, Reason)> {
+    fn shrink(&self, now: Timestamp, sizing: &Sizing, policy: &CpuPolicy, rhythm: Rhythm) -> Option<(f64, Reason)> {
         // Taking away what nobody has limited before needs a forecast, not only a quiet moment.
         if sizing.quota_cores.is_none() && sizing.outlook.is_none() {
             return None;
         }
-        let (dwell, interval) =
-            (Duration::from_millis(policy.shrink_dwell_ms), Duration::from_millis(policy.shrink_interval_ms));
-        let dwelt = self.since.is_some_and(|since| now.since(since) >= dwell);
-        // `now < shrunk`: the clock was set back, and the interval cannot be told.
-        let rested = self.shrunk.is_none_or(|shrunk| now < shrunk || now.since(shrunk) >= interval);
-        let &(_, target, demand_cores) = self.dwell.front()?;
-        let worthwhile = target < sizing.limit_cores() * (1.0 - policy.hysteresis);
-        (dwelt && rested && worthwhile).then_some((target, Reason::Slack { demand_cores }))
-    }
-
-    /// A shrink was sent: the next one waits.
-    pub(crate) fn shrinks(&mut self, now: Timestamp) {
-        self.shrunk = Some(now);
-    }
-
-    /// A command was refused, failed or stayed unanswered: wait longer each time.
-    pub(crate) fn back_off(&mut self, now: Timestamp) {
-        let pause = BACKOFF_FIRST.saturating_mul(1 << self.refusals.min(16)).min(BACKOFF_MAX);
-        self.refusals = self.refusals.saturating_add(1);
-        self.not_before = Some(now + pause);
-    }
-
-    /// A command was carried out.
-    pub(crate) fn succeed(&mut self) {
-        self.refusals = 0;
-        self.not_before = None;
-    }
-
-    /// Until when nothing is tried, if that is after `now`.
-    pub(crate) fn backing_off_until(&self, now: Timestamp) -> Option<Timestamp> {
-        self.not_before.filter(|&until| now < until)
-    }
-
-    /// Bounds what a clock that was set back can do: no pause is longer than the longest.
-    pub(crate) fn clock_set_back(&mut self, now: Timestamp) {
-        self.not_before = self.not_before.map(|until| until.min(now + BACKOFF_MAX));
+        let Evidence { enough, demand } = self.dwell.shrinkable(now, rhythm)?;
+        let worthwhile = enough < sizing.limit_cores() * (1.0 - policy.hysteresis);
+        worthwhile.then_some((enough, Reason::Slack { demand_cores: demand }))
     }
 }
 
@@ -191,7 +121,7 @@ mod tests {
             assert_eq!(judge(second, 0.2), None);
         }
         assert_eq!(judge(60, 0.2), Some((0.55, Reason::Slack { demand_cores: 0.5 })));
-        pace.shrinks(at(60));
+        pace.dwell.shrinks(at(60));
         let mut judge = |second, live| pace.judge(at(second), WINDOW, &sizing(Some(1.0), live, None), &policy()).resize;
         // The first of these windows has left the dwell time, but the interval has not passed.
         assert_eq!(judge(80, 0.2), None);
@@ -217,18 +147,12 @@ mod tests {
     }
 
     #[test]
-    fn refusals_are_answered_with_longer_and_longer_pauses_up_to_a_bound() {
+    fn nothing_is_planned_while_it_backs_off() {
         let mut pace = Pace::default();
-        let pauses: Vec<u64> = (0..9)
-            .map(|_| {
-                pace.back_off(at(0));
-                pace.backing_off_until(at(0)).unwrap().since(at(0)).as_secs()
-            })
-            .collect();
-        assert_eq!(pauses, [5, 10, 20, 40, 80, 160, 320, 600, 600]);
+        pace.backoff.back_off(at(0));
         let hungry = sizing(Some(0.2), 0.8, None);
         assert_eq!(pace.judge(at(1), WINDOW, &hungry, &policy()).resize, None);
-        pace.succeed();
+        pace.backoff.succeed();
         assert!(pace.judge(at(2), WINDOW, &hungry, &policy()).resize.is_some());
     }
 }

@@ -26,7 +26,7 @@ pub(super) async fn restore(
     sink: &mut (dyn FnMut(Restored) + Send),
 ) -> Result<Vec<(HostId, Outcome)>, StoreError> {
     for row in query("SELECT host, facts FROM host ORDER BY host").fetch_all(db).await? {
-        if let (Some(host), Some(facts)) = (host_id(&row)?, json(&row, 1)?) {
+        if let (Some(host), Some(facts)) = (host_id(&row, 0)?, json(&row, 1)?) {
             sink(Restored::Host { host, facts });
         }
     }
@@ -55,6 +55,13 @@ pub(super) async fn restore(
             sink(Restored::Hold { scope, hold });
         }
     }
+    for row in query("SELECT vm, setting FROM setting ORDER BY vm, means").fetch_all(db).await? {
+        match (row.try_get::<&str, _>(0)?.parse(), json(&row, 1)?) {
+            (Ok(vm), Some(setting)) => sink(Restored::Setting { vm, setting }),
+            (Err(error), _) => tracing::warn!(%error, "what was set of a VM without a UUID is skipped"),
+            (Ok(_), None) => {}
+        }
+    }
     let mut answered = Vec::new();
     let unsettled = query(
         "SELECT command.command, outcome.outcome, command.host FROM command LEFT JOIN outcome ON outcome.host = command.host \
@@ -69,6 +76,12 @@ pub(super) async fn restore(
             answered.push((record.host.clone(), outcome));
         }
         sink(Restored::Command(record));
+    }
+    let local_acts = query("SELECT outcome, host FROM outcome WHERE term = 0 AND taken_in = 0 ORDER BY host, number");
+    for row in local_acts.fetch_all(db).await? {
+        if let (Some(outcome), Some(host)) = (json(&row, 0)?, host_id(&row, 1)?) {
+            answered.push((host, outcome));
+        }
     }
     Ok(answered)
 }
@@ -102,8 +115,8 @@ fn received(row: &SqliteRow) -> Result<Timestamp, StoreError> {
     Ok(Timestamp::from_unix_ms(row.try_get::<i64, _>("received_ms")?.unsigned_abs()))
 }
 
-fn host_id(row: &SqliteRow) -> Result<Option<HostId>, StoreError> {
-    let name: &str = row.try_get(0)?;
+fn host_id(row: &SqliteRow, column: usize) -> Result<Option<HostId>, StoreError> {
+    let name: &str = row.try_get(column)?;
     HostId::new(name).map(Some).or_else(|error| {
         tracing::warn!(%error, "a stored host is skipped");
         Ok(None)

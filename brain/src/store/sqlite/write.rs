@@ -84,6 +84,22 @@ pub(super) async fn record(db: &mut SqliteConnection, record: &Record) -> Result
         Record::Scope { scope, hold: None } => {
             sqlx::query("DELETE FROM hold WHERE scope = $1").bind(serde_json::to_string(scope)?)
         }
+        Record::Setting { vm, means, setting: Some(setting) } => sqlx::query(
+            "INSERT INTO setting (vm, means, setting) VALUES ($1, $2, $3) \
+             ON CONFLICT (vm, means) DO UPDATE SET setting = excluded.setting",
+        )
+        .bind(vm.to_string())
+        .bind(serde_json::to_string(means)?)
+        .bind(serde_json::to_string(setting)?),
+        Record::Setting { vm, means, setting: None } => sqlx::query("DELETE FROM setting WHERE vm = $1 AND means = $2")
+            .bind(vm.to_string())
+            .bind(serde_json::to_string(means)?),
+        Record::LocalAct { host, outcome } => {
+            sqlx::query("UPDATE outcome SET taken_in = 1 WHERE host = $1 AND term = $2 AND number = $3")
+                .bind(host.as_str())
+                .bind(integer(outcome.id.term))
+                .bind(integer(outcome.id.number))
+        }
     };
     statement.execute(db).await?;
     Ok(())

@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    AgentEpoch, Allocation, Command, CommandId, CpuBounds, CpuSource, CpuWindow, HostFacts, HostId, HostWindow, Losses, MeanMax,
-    Means, MemoryBounds, Origin, Outcome, OutcomeResult, Report, Sequence, Setting, VmId, VmState, VmWindow,
+    AgentEpoch, Allocation, Command, CommandId, CpuBounds, CpuSource, CpuWindow, HostFacts, HostId, HostWindow, Losses,
+    MeanMax, Means, MemoryBounds, MemoryWindow, Origin, Outcome, OutcomeResult, Report, Sequence, Setting, VmId,
+    VmState, VmWindow,
 };
 use uuid::Uuid;
 
 use crate::Core;
-use crate::io::{Input, OperatorRequest, Output};
-use crate::policy::{CpuPolicy, ForecastPolicy, Mode, Policy};
+use crate::io::{Input, OperatorRequest, Output, Record};
+use crate::policy::{CpuPolicy, ForecastPolicy, MemoryPolicy, Mode, Policy};
 
 /// Windows of ten seconds, steps of ten seconds.
 pub(super) fn policy(mode: Mode) -> Policy {
@@ -24,6 +25,12 @@ pub(super) fn policy(mode: Mode) -> Policy {
             season_steps_max: 100,
         },
         cpu: CpuPolicy { lead_ms: 60_000, shrink_dwell_ms: 60_000, shrink_interval_ms: 60_000, ..CpuPolicy::default() },
+        memory: MemoryPolicy {
+            manage: true,
+            shrink_dwell_ms: 60_000,
+            shrink_interval_ms: 10_000,
+            ..MemoryPolicy::default()
+        },
     }
 }
 
@@ -47,7 +54,7 @@ pub(super) fn facts() -> HostFacts {
         hypervisor: String::new(),
         cpu_bounds: CpuBounds { floor_cores: 0.05, ceiling_cores: 4.0 },
         memory_bounds: MemoryBounds::default(),
-        means: vec![Means::CpuQuota],
+        means: vec![Means::CpuQuota, Means::Memory],
         dry_run: false,
         cpu_source: CpuSource::TaskStorage,
     }
@@ -88,6 +95,17 @@ pub(super) fn report_of(host_name: &str, second: u64, vms: &[(u128, f64, f64)], 
         inventory_complete: true,
         losses: Losses::default(),
     }
+}
+
+/// The same of VM 1 alone, with a balloon; sizes in MiB of the 1024 that it is defined with.
+pub(super) fn report_with_memory(second: u64, quota: f64, wants: f64, balloon_mib: u64, demand_mib: u64) -> Report {
+    let mut report = report_of("a", second, &[(1, wants.min(quota), wants)], Some(quota));
+    report.vms[0].memory = Some(MemoryWindow {
+        balloon_bytes: Some(balloon_mib << 20),
+        demand_bytes: Some(demand_mib << 20),
+        ..MemoryWindow::default()
+    });
+    report
 }
 
 pub(super) struct Bench {
@@ -164,6 +182,15 @@ impl Bench {
     /// Everything that came out since the last call.
     pub(super) fn take(&mut self) -> Vec<Output> {
         std::iter::from_fn(|| self.core.poll_output()).collect()
+    }
+
+    /// The verbs and details of what went into the audit log.
+    pub(super) fn audited(&mut self) -> Vec<(String, String)> {
+        let audited = self.take().into_iter().filter_map(|output| match output {
+            Output::Persist(Record::Audit(audit)) => Some((audit.verb, audit.detail)),
+            _ => None,
+        });
+        audited.collect()
     }
 
     pub(super) fn commands(&mut self) -> Vec<Command> {

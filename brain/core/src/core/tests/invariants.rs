@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, Command, Fence, HostId, MeanMax, Origin, Outcome, OutcomeResult, RefusedCommand, Sequence, Setting, VmId,
-    VmState,
+    Action, AgentEpoch, Command, CommandId, Fence, GuestMemory, HostId, LocalCause, MeanMax, MemoryWindow, Origin,
+    Outcome, OutcomeResult, RefusedCommand, Sequence, Setting, VmId, VmState,
 };
 use proptest::prelude::*;
 
 use super::bench::{facts, host, policy, report_of, vm};
 use crate::io::{Input, OperatorRequest, Output, Record, Scope};
+use crate::plan::Reason;
 use crate::plan::size::QUOTA_STEP_CORES;
 use crate::policy::Mode;
 use crate::{Core, FitJob};
@@ -19,8 +20,24 @@ use crate::{Core, FitJob};
 /// Something that happens, and how long after the one before (it may be earlier).
 #[derive(Clone, Debug)]
 enum Happening {
-    Report { on: usize, vms: Vec<(u128, f64, f64, VmState)>, quota: Option<f64>, late_s: i64, complete: bool },
-    Answer { applied: bool },
+    Report {
+        on: usize,
+        vms: Vec<(u128, f64, f64, VmState)>,
+        memory: Option<MemoryWindow>,
+        quota: Option<f64>,
+        late_s: i64,
+        complete: bool,
+        stood_down: bool,
+    },
+    LocalAct {
+        on: usize,
+        vm: u128,
+        cause: LocalCause,
+        result: OutcomeResult,
+    },
+    Answer {
+        applied: bool,
+    },
     Up(usize),
     Lost(usize),
     Operator(OperatorRequest),
@@ -40,16 +57,39 @@ fn happenings() -> impl Strategy<Value = Vec<(i64, Happening)>> {
     let vms = proptest::collection::vec((1u128..4, demand.clone(), demand, state), 0..4);
     let quota = prop_oneof![Just(None), (0.01..1.5f64).prop_map(Some), Just(Some(f64::NAN))];
     let late = prop_oneof![8 => 0i64..3, 1 => -20_000i64..20_000];
-    let report = (0..2usize, vms, quota, late, any::<bool>())
-        .prop_map(|(on, vms, quota, late_s, complete)| Happening::Report { on, vms, quota, late_s, complete });
+    let stood_down = prop_oneof![9 => Just(false), 1 => Just(true)];
+    let report = (0..2usize, vms, memory(), quota, late, any::<bool>(), stood_down).prop_map(
+        |(on, vms, memory, quota, late_s, complete, stood_down)| Happening::Report {
+            on,
+            vms,
+            memory,
+            quota,
+            late_s,
+            complete,
+            stood_down,
+        },
+    );
+    let cause = prop_oneof![Just(LocalCause::Reflex), Just(LocalCause::Reapply), Just(LocalCause::StandDown)];
+    let result = prop_oneof![
+        setting().prop_map(|after| OutcomeResult::Applied { before: vec![], after: vec![after], took_us: 1 }),
+        Just(OutcomeResult::DryRun),
+        Just(OutcomeResult::Refused(RefusedCommand::UnknownVm)),
+    ];
+    let local_act = (0..2usize, 1u128..4, cause, result).prop_map(|(on, vm, cause, result)| Happening::LocalAct {
+        on,
+        vm,
+        cause,
+        result,
+    });
     let scope = prop_oneof![
         Just(Scope::Fleet),
         (0..2usize).prop_map(|on| Scope::Host(host(HOSTS[on]))),
         (1u128..4).prop_map(|number| Scope::Vm(vm(number))),
     ];
-    let request = (scope, 0..4).prop_map(|(scope, kind)| match kind {
+    let request = (scope, 0..6, 1u128..4, setting()).prop_map(|(scope, kind, number, setting)| match kind {
         0 => OperatorRequest::Pause { scope },
         1 => OperatorRequest::Release { scope },
+        2 | 3 => OperatorRequest::Set { vm: vm(number), setting },
         _ => OperatorRequest::Resume { scope },
     });
     let mode = prop_oneof![3 => Just(Mode::Auto), 1 => Just(Mode::Recommend), 1 => Just(Mode::Observe)];
@@ -58,13 +98,36 @@ fn happenings() -> impl Strategy<Value = Vec<(i64, Happening)>> {
         4 => any::<bool>().prop_map(|applied| Happening::Answer { applied }),
         1 => (0..2usize).prop_map(Happening::Up),
         1 => (0..2usize).prop_map(Happening::Lost),
-        1 => request.prop_map(Happening::Operator),
+        2 => request.prop_map(Happening::Operator),
+        1 => local_act,
         1 => mode.prop_map(Happening::Mode),
         2 => Just(Happening::Fits),
         2 => Just(Happening::TimeOut),
     ];
     let pause = prop_oneof![16 => 5i64..15, 1 => -5000i64..5000];
     proptest::collection::vec((pause, happening), 1..120)
+}
+
+fn memory() -> impl Strategy<Value = Option<MemoryWindow>> {
+    let bytes = || prop_oneof![6 => (0u64..1200).prop_map(|mib| mib << 20), 1 => Just(0), 1 => Just(u64::MAX)];
+    let bytes = || proptest::option::weighted(0.9, bytes());
+    let rate = prop_oneof![4 => Just(0.0), 1 => Just(1e9), 1 => Just(f64::NAN)];
+    let window = (bytes(), bytes(), rate).prop_map(|(balloon_bytes, demand_bytes, rate)| MemoryWindow {
+        balloon_bytes,
+        demand_bytes,
+        guest: Some(GuestMemory { swap_in_bytes_per_s: rate, ..GuestMemory::default() }),
+        ..MemoryWindow::default()
+    });
+    proptest::option::weighted(0.8, window)
+}
+
+fn setting() -> impl Strategy<Value = Setting> {
+    prop_oneof![
+        proptest::option::of(-1.0..2.0f64).prop_map(|cores| Setting::CpuQuota { cores }),
+        (0u64..2000).prop_map(|mib| Setting::Memory { bytes: mib << 20 }),
+        (0u32..3).prop_map(|count| Setting::Vcpus { count }),
+        (0u32..300).prop_map(|weight| Setting::CpuWeight { weight }),
+    ]
 }
 
 /// What a driver would know, and checks.
@@ -102,10 +165,18 @@ impl Driver {
         assert!(self.ids.insert(id), "an id was used twice");
         let before = self.fences.insert(command.vm, command.fence);
         assert!(before.is_none_or(|before| before < command.fence), "a fence did not rise");
-        if let Action::Set(Setting::CpuQuota { cores: Some(cores) }) = command.action {
+        // What an operator asks for is judged by the agent.
+        let planned = command.reason != Reason::Operator.to_string();
+        if let (true, Action::Set(Setting::CpuQuota { cores: Some(cores) })) = (planned, command.action) {
             assert!((0.1..=1.0).contains(&cores), "{cores} cores are out of bounds");
             let steps = cores / QUOTA_STEP_CORES;
             assert!((steps - steps.round()).abs() < 1e-6, "{cores} is no multiple");
+        }
+        if let (true, Action::Set(Setting::Memory { bytes })) = (planned, command.action) {
+            assert!(
+                (256..=1024).contains(&(bytes >> 20)) && bytes.is_multiple_of(1 << 20),
+                "{bytes} bytes are out of bounds"
+            );
         }
         assert!(self.in_flight.insert(command.vm, (host, command)).is_none(), "two commands in flight");
     }
@@ -122,11 +193,13 @@ fn play(happenings: &[(i64, Happening)]) -> String {
         now += pause;
         let now_at = at(now);
         match happening.clone() {
-            Happening::Report { on, vms, quota, late_s, complete } => {
+            Happening::Report { on, vms, memory, quota, late_s, complete, stood_down } => {
                 let demands: Vec<_> = vms.iter().map(|&(number, low, high, _)| (number, low, high)).collect();
                 let mut report = report_of(HOSTS[on], 0, &demands, quota);
                 for (window, (.., state)) in report.vms.iter_mut().zip(&vms) {
                     window.state = *state;
+                    window.memory = memory;
+                    window.stood_down = stood_down;
                     if let Some(cpu) = &mut window.cpu {
                         cpu.throttled = MeanMax::default();
                     }
@@ -151,6 +224,12 @@ fn play(happenings: &[(i64, Happening)]) -> String {
                 };
                 let outcome = Outcome { id: command.id, vm: command.vm, at: now_at, origin: Origin::Command, result };
                 core.handle(now_at, Input::Outcome { host, outcome });
+            }
+            Happening::LocalAct { on, vm: number, cause, result } => {
+                let id = CommandId::local(AgentEpoch(1), index as u32);
+                let origin = Origin::Local { cause, reason: "so".to_owned() };
+                let outcome = Outcome { id, vm: vm(number), at: now_at, origin, result };
+                core.handle(now_at, Input::Outcome { host: host(HOSTS[on]), outcome });
             }
             Happening::Up(on) => core.handle(now_at, Input::HostUp { host: host(HOSTS[on]), facts: facts() }),
             Happening::Lost(on) => core.handle(now_at, Input::HostLost { host: host(HOSTS[on]) }),
