@@ -31,7 +31,7 @@ fn commands(stack: &Stack) -> Result<Vec<Value>> {
 
 /// How often the agent's ledger says that each command was carried out, from its log.
 fn applied_ids(log: &str) -> Vec<String> {
-    let applied = log.lines().filter(|line| line.contains("CPU limit changed"));
+    let applied = log.lines().filter(|line| line.contains("VM changed"));
     applied
         .filter_map(|line| {
             line.split("id=").nth(1)?.split_whitespace().next().map(|id| id.trim_matches('"').to_owned())

@@ -26,6 +26,7 @@ fn complete() -> Facts {
         tools: [
             ("cargo-nextest".to_owned(), Version(0, 9, 143)),
             ("cargo-deny".to_owned(), Version(0, 20, 2)),
+            ("cargo-fuzz".to_owned(), Version(0, 13, 2)),
             ("cargo-fmt".to_owned(), Version(1, 8, 0)),
             ("cargo-clippy".to_owned(), Version(0, 1, 95)),
         ]

@@ -1,0 +1,160 @@
+//! The fuzzer's first corpus: what well-behaved peers send. Made from the types rather than kept as files, so that it never falls behind
+//! them.
+
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::frame::{self, PREFIX_BYTES};
+use gnomon_common::wire::{
+    Action, AgentEpoch, AgentMessage, Allocation, BrainMessage, Command, CommandId, CpuBounds, CpuSource, CpuWindow, Fence, GuestMemory,
+    Hello, HostFacts, HostId, HostWindow, Means, MemoryBounds, LocalCause, Losses, MeanMax, MemoryWindow, Origin, Outcome, OutcomeResult, RefusalCode,
+    RefusedCommand, Report, ReportAck, Sequence, Setting, VERSIONS, VmId, VmState, VmWindow, Welcome,
+};
+use serde::Serialize;
+use std::path::Path;
+use std::{fs, io};
+
+/// The brain's clock in the targets.
+const NOW_UNIX_MS: u64 = 1_700_000_000_000;
+
+/// Writes `FOLDER/TARGET/seed-N` for every target.
+pub(crate) fn write_all(folder: &Path) -> io::Result<()> {
+    let (agent, brain) = (agent_messages(), brain_messages());
+    let frames: Vec<_> = agent.iter().map(framed).chain(brain.iter().map(framed)).collect();
+    let stream = frames.concat();
+    write(folder, "frame", frames.into_iter().chain([stream]))?;
+    write(folder, "hello", agent.iter().map(payload))?;
+    write(folder, "command", brain.iter().map(payload))?;
+    let ack = ReportAck { epoch: AgentEpoch(1_700_000_000), sequence: Sequence(7) };
+    write(folder, "report", [payload(&report(0)), payload(&report(3)), payload(&ack)])
+}
+
+fn write(folder: &Path, target: &str, seeds: impl IntoIterator<Item = Vec<u8>>) -> io::Result<()> {
+    let folder = folder.join(target);
+    fs::create_dir_all(&folder)?;
+    seeds.into_iter().enumerate().try_for_each(|(number, seed)| fs::write(folder.join(format!("seed-{number}")), seed))
+}
+
+fn framed<T: Serialize>(message: &T) -> Vec<u8> {
+    frame::encode(message).expect("a seed fits a frame")
+}
+
+fn payload<T: Serialize>(message: &T) -> Vec<u8> {
+    framed(message).split_off(PREFIX_BYTES)
+}
+
+fn host() -> HostId {
+    HostId::new("a").expect("a legal name")
+}
+
+fn vm(number: u8) -> VmId {
+    format!("00000000-0000-4000-8000-0000000000{number:02x}").parse().expect("a UUID")
+}
+
+fn now() -> Timestamp {
+    Timestamp::from_unix_ms(NOW_UNIX_MS)
+}
+
+fn facts() -> HostFacts {
+    HostFacts {
+        capacity_cores: 8.0,
+        memory_bytes: 16 << 30,
+        kernel: "6.1".to_owned(),
+        hypervisor: "QEMU".to_owned(),
+        cpu_bounds: CpuBounds { floor_cores: 0.1, ceiling_cores: 8.0 },
+        memory_bounds: MemoryBounds::default(),
+        means: Means::ALL.to_vec(),
+        cpu_source: CpuSource::TaskStorage,
+        dry_run: false,
+    }
+}
+
+/// One of each means.
+fn settings() -> Vec<Setting> {
+    vec![
+        Setting::CpuQuota { cores: Some(1.5) },
+        Setting::CpuWeight { weight: 100 },
+        Setting::Memory { bytes: 1 << 30 },
+        Setting::Vcpus { count: 2 },
+        Setting::DiskLimit { bytes_per_s: Some(1 << 20), operations_per_s: None },
+        Setting::NetworkLimit { in_bytes_per_s: None, out_bytes_per_s: Some(1 << 20) },
+    ]
+}
+
+fn agent_messages() -> Vec<AgentMessage> {
+    let id = CommandId { term: 3, number: 7 };
+    let reflex = Origin::Local { cause: LocalCause::Reflex, reason: "throttled".to_owned() };
+    let outcome = |origin, result| AgentMessage::Outcome(Outcome { id, vm: vm(1), at: now(), origin, result });
+    let floor = Setting::CpuQuota { cores: Some(0.1) };
+    vec![
+        AgentMessage::Hello(Hello {
+            versions: VERSIONS,
+            host: host(),
+            epoch: AgentEpoch(1_700_000_000),
+            fence_highest: Some(Fence { term: 3, generation: 9 }),
+            agent_version: "0.1.0".to_owned(),
+            facts: facts(),
+        }),
+        AgentMessage::Heartbeat { at: now() },
+        outcome(Origin::Command, OutcomeResult::Applied { before: settings(), after: settings(), took_us: 900 }),
+        outcome(reflex, OutcomeResult::Failed { error: "libvirt is away".to_owned(), retryable: true }),
+        outcome(Origin::Command, OutcomeResult::Refused(RefusedCommand::BelowFloor { floor })),
+    ]
+}
+
+fn brain_messages() -> Vec<BrainMessage> {
+    let id = CommandId { term: 3, number: 7 };
+    let actions = settings().into_iter().map(Action::Set).chain([Action::Release]);
+    let command = |action| Command {
+        id,
+        vm: vm(1),
+        action,
+        fence: Fence { term: 3, generation: 9 },
+        time_to_live_ms: 30_000,
+        reason: "forecast demand of 1.40 cores outgrows the quota".to_owned(),
+    };
+    let mut messages: Vec<BrainMessage> = actions.map(|action| BrainMessage::Command(command(action))).collect();
+    messages.push(BrainMessage::Welcome(Welcome {
+        version: 1,
+        term: 3,
+        heartbeat_ms: 1_000,
+        acknowledged: Sequence(7),
+    }));
+    messages.push(BrainMessage::Refused { code: RefusalCode::Identity, reason: "another host's name".to_owned() });
+    messages.push(BrainMessage::Heartbeat { at: now() });
+    messages.push(BrainMessage::OutcomeAck { id });
+    messages
+}
+
+/// A window that ended a little ago, with so many VMs.
+fn report(vms: u8) -> Report {
+    let window = |number| VmWindow {
+        vm: vm(number),
+        name: format!("vm{number}"),
+        state: VmState::Running,
+        cpu: Some(CpuWindow {
+            covered: 1.0,
+            demand_low: MeanMax { mean: 0.5, max: 0.9 },
+            demand_high: MeanMax { mean: 0.6, max: 1.0 },
+            ..CpuWindow::default()
+        }),
+        memory: Some(MemoryWindow {
+            resident_bytes: 1 << 29,
+            balloon_bytes: Some(1 << 30),
+            guest: Some(GuestMemory { total_bytes: 1 << 30, usable_bytes: Some(1 << 29), ..GuestMemory::default() }),
+            demand_bytes: Some(1 << 29),
+            ..MemoryWindow::default()
+        }),
+        allocation: Allocation { quota_cores: Some(0.5), vcpus: 2, vcpus_max: 4, memory_bytes: 2 << 30 },
+        stood_down: false,
+    };
+    Report {
+        host: host(),
+        epoch: AgentEpoch(1_700_000_000),
+        sequence: Sequence(7),
+        start: Timestamp::from_unix_ms(NOW_UNIX_MS - 12_000),
+        window_ms: 10_000,
+        host_window: HostWindow::default(),
+        vms: (1..=vms).map(window).collect(),
+        inventory_complete: true,
+        losses: Losses::default(),
+    }
+}
