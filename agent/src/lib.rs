@@ -11,6 +11,7 @@ pub mod command;
 pub mod config;
 pub mod cpu_source;
 pub mod daemon;
+pub mod doctor;
 pub mod host;
 pub mod join;
 pub mod probe;

@@ -10,6 +10,7 @@ use gnomon_agent::command::ledger::{Ledger, LedgerError, UndoRecord};
 use gnomon_agent::command::release::{self, Released};
 use gnomon_agent::config::{Config, ConfigError};
 use gnomon_agent::daemon::{self, DaemonError};
+use gnomon_agent::doctor;
 use gnomon_agent::join::{self, Done, JoinError};
 use gnomon_agent::uplink::identity::IdentityError;
 use gnomon_common::wire::Setting;
@@ -38,6 +39,7 @@ const EXIT_RUNNING: u8 = 3;
     after_help = "Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 another gnomon-agent is running.\n\
                   Logs go to stderr; GNOMON_LOG=debug (or gnomon_agent::uplink=trace, ...) shows more.\n\n\
                   To begin:                           gnomon-agent join BRAIN:PORT TOKEN\n\
+                  What works here, and why not:       gnomon-agent doctor\n\
                   A first look that changes nothing:  gnomon-agent run --dry-run\n\
                   Undo everything, daemon stopped:    gnomon-agent release --all"
 )]
@@ -86,6 +88,17 @@ enum Command {
         #[arg(long, value_name = "DIR", default_value = "/var/lib/gnomon-agent")]
         state_dir: PathBuf,
     },
+    /// Try every signal on this host: what works, what does not and why, and what would enable it
+    ///
+    /// Loads programs, reads counters, asks libvirt, writes to the state directory, greets the brain; changes nothing. Works without
+    /// root, too, and shows what root would add. Ends with 1 when something is missing that the agent needs.
+    Doctor {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
     /// Check the configuration and the certificates it names
     CheckConfig {
         #[command(flatten)]
@@ -118,8 +131,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    log_to_stderr();
-    match execute(Cli::parse().command) {
+    let command = Cli::parse().command;
+    // What the doctor finds is its output: the log would only say it again.
+    log_to_stderr(if matches!(command, Command::Doctor { .. }) { "off" } else { "info" });
+    match execute(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "gnomon-agent: {}", explain(&error));
@@ -140,6 +155,7 @@ fn execute(command: Command) -> Result<()> {
             let done = runtime()?.block_on(join::join(&brain, &token, &file.config, &state_dir))?;
             say_joined(&done, &file)
         }
+        Command::Doctor { file, json } => runtime()?.block_on(doctor(&file, json)),
         Command::Release { file, vms, dry_run, yes, .. } => {
             runtime()?.block_on(release(&Config::load(&file.config)?, &vms, dry_run, yes))
         }
@@ -168,6 +184,22 @@ fn say_joined(done: &Done, file: &ConfigFile) -> Result<()> {
         (false, None) => {}
     }
     say(&format!("next:  gnomon-agent run --config {config}   (or: systemctl enable --now gnomon-agent)"))
+}
+
+/// Tries everything and says what was found; fails if something needed is missing.
+async fn doctor(file: &ConfigFile, json: bool) -> Result<()> {
+    let diagnosis = doctor::examine(Config::load(&file.config)).await;
+    let mut out = std::io::stdout();
+    let text = if json {
+        serde_json::to_string_pretty(&diagnosis).context("writing JSON")? + "\n"
+    } else {
+        diagnosis.table(out.is_terminal() && std::env::var_os("NO_COLOR").is_none())
+    };
+    out.write_all(text.as_bytes()).context("writing to stdout")?;
+    if !diagnosis.complete {
+        bail!("missing: {}", diagnosis.missing().join(", "));
+    }
+    Ok(())
 }
 
 /// Restores the baselines of the VMs named, or of all.
@@ -234,8 +266,8 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
     runtime.context("starting the asynchronous runtime")
 }
 
-fn log_to_stderr() {
-    let filter = EnvFilter::try_from_env("GNOMON_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+fn log_to_stderr(default: &str) {
+    let filter = EnvFilter::try_from_env("GNOMON_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let ansi = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
 }
