@@ -17,25 +17,32 @@
 //! One thread ([`executor`]) owns the ledger and the actuator; others reach it through a bounded queue ([`Commands`]) and read its answers
 //! from a [`tokio::sync::watch`]. Nothing is changed before its intent is synced, and an outcome is kept until the brain has it.
 //!
-//! Architecture Invariant: this module opens no socket and makes no decision about sizes; it obeys or refuses.
+//! Beside commands the same thread has two duties, whose acts go the same way, under ids of the agent's own:
+//! * *away*: while there is no brain it holds what is set, but for VMs that Gnomon has resized: a starving one grows ([`reflex`]), a quiet
+//!   one goes back towards its baseline ([`drift`]). A VM that Gnomon has not changed is none of its business.
+//! * *reconcile*: what Gnomon set is compared with what is in force every few seconds; who else changed it is answered by [`reconcile`].
+//!
+//! Architecture Invariant: this module opens no socket. While there is a brain it makes no decision about sizes: it obeys or refuses.
 
 pub mod clock;
 pub mod directory;
+pub mod drift;
 pub mod executor;
 pub mod judge;
 pub mod ledger;
+mod metrics;
+pub mod presence;
+pub mod reconcile;
+pub mod reflex;
 pub mod release;
+
+pub use metrics::Metrics;
 
 use clock::BootInstant;
 use gnomon_common::wire::{Command, CommandId, Fence, Outcome, VmId};
 use judge::{Resources, Sighting};
 use ledger::VmLife;
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
+use presence::BrainPresence;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
@@ -112,6 +119,7 @@ pub struct Commands {
     queue: SyncSender<Request>,
     waiting: Arc<AtomicUsize>,
     answers: watch::Receiver<Answers>,
+    presence: BrainPresence,
 }
 
 impl Commands {
@@ -137,6 +145,11 @@ impl Commands {
         self.send(Request::Term(term))
     }
 
+    /// Where the uplink tells whether there is a brain.
+    pub fn presence(&self) -> &BrainPresence {
+        &self.presence
+    }
+
     /// The executor's answers, present and future.
     pub fn answers(&self) -> watch::Receiver<Answers> {
         self.answers.clone()
@@ -147,86 +160,6 @@ impl Commands {
             TrySendError::Full(_) => NotTaken::Full,
             TrySendError::Disconnected(_) => NotTaken::Ended,
         })
-    }
-}
-
-/// Label of [`Metrics::commands`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ByResult {
-    result: &'static str,
-}
-
-const APPLIED: ByResult = ByResult { result: "applied" };
-const DRY_RUN: ByResult = ByResult { result: "dry_run" };
-const REFUSED: ByResult = ByResult { result: "refused" };
-const FAILED: ByResult = ByResult { result: "failed" };
-
-/// What commands cost and how they end.
-#[derive(Clone, Debug)]
-pub struct Metrics {
-    commands: Family<ByResult, Counter>,
-    repeated: Counter,
-    queue_full: Counter,
-    ledger_errors: Counter,
-    outcomes_forgotten: Counter,
-    outcomes_pending: Gauge,
-    actuation_seconds: Histogram,
-}
-
-impl Metrics {
-    /// Makes and registers the metrics.
-    pub fn register(registry: &mut Registry) -> Self {
-        // Milliseconds when all is well, up to the actuation's deadline of 10 s.
-        let buckets = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
-        let new = Self {
-            commands: Family::default(),
-            repeated: Counter::default(),
-            queue_full: Counter::default(),
-            ledger_errors: Counter::default(),
-            outcomes_forgotten: Counter::default(),
-            outcomes_pending: Gauge::default(),
-            actuation_seconds: Histogram::new(buckets),
-        };
-        for result in [APPLIED, DRY_RUN, REFUSED, FAILED] {
-            drop(new.commands.get_or_create(&result)); // shown from the start, as 0
-        }
-        registry.register("gnomon_agent_commands", "Commands concluded, by result", new.commands.clone());
-        registry.register(
-            "gnomon_agent_commands_repeated",
-            "Commands that had come before and were answered from the ledger",
-            new.repeated.clone(),
-        );
-        registry.register(
-            "gnomon_agent_commands_queue_full",
-            "Commands refused because too many were waiting",
-            new.queue_full.clone(),
-        );
-        registry.register(
-            "gnomon_agent_ledger_errors",
-            "Reads and writes of the command ledger that failed",
-            new.ledger_errors.clone(),
-        );
-        registry.register(
-            "gnomon_agent_outcomes_forgotten",
-            "Outcomes forgotten before the brain had acknowledged them",
-            new.outcomes_forgotten.clone(),
-        );
-        registry.register(
-            "gnomon_agent_outcomes_pending",
-            "Outcomes the brain has not acknowledged",
-            new.outcomes_pending.clone(),
-        );
-        registry.register(
-            "gnomon_agent_actuation_seconds",
-            "From a command's receipt to its read-back",
-            new.actuation_seconds.clone(),
-        );
-        new
-    }
-
-    /// Counts a command refused before it reached the executor.
-    pub fn count_queue_full(&self) {
-        self.queue_full.inc();
     }
 }
 

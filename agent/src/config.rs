@@ -3,11 +3,13 @@
 //! Every key has its unit in its name, an unknown key is an error that names the nearest known one, and relative paths are taken from the
 //! file's own folder. Parsing touches nothing but the text it is given; [`Config::load`] alone reads the file.
 
+use crate::cpu_source::Choice;
+mod duties;
 mod guard;
 
+pub use duties::{Away, OnForeignChange, Reconcile};
 pub use guard::Guard;
 
-use crate::cpu_source::Choice;
 use crate::uplink::Bounds;
 use crate::uplink::identity::Files;
 use gnomon_common::wire::HostId;
@@ -52,6 +54,12 @@ pub struct Config {
     /// Limits that no command can override.
     #[serde(default)]
     pub guard: Guard,
+    /// While there is no brain.
+    #[serde(default)]
+    pub away: Away,
+    /// When someone else changes what Gnomon set.
+    #[serde(default)]
+    pub reconcile: Reconcile,
     /// The agent's own metrics.
     #[serde(default)]
     pub metrics: Metrics,
@@ -263,6 +271,8 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), (&'static str, String)> {
+        self.away.check()?;
+        self.reconcile.check()?;
         let Spool { bytes_max, age_max_s } = self.spool;
         if bytes_max < SPOOL_BYTES_MIN {
             return Err((
@@ -340,6 +350,8 @@ mod tests {
         assert_eq!(shipped.spool.age_max_s, minimal.spool.age_max_s);
         assert_eq!(shipped.guard.cpu_bounds(), minimal.guard.cpu_bounds());
         assert_eq!(shipped.guard.allowed(), minimal.guard.allowed());
+        assert_eq!(shipped.away, minimal.away);
+        assert_eq!(shipped.reconcile, minimal.reconcile);
         assert_eq!(shipped.metrics.listen, minimal.metrics.listen);
         assert_eq!(shipped.host.libvirt_uri, minimal.host.libvirt_uri);
         assert_eq!(shipped.brain.server_name, minimal.brain.server_name);
@@ -389,6 +401,12 @@ mod tests {
             ("[guard]\ncpu_ceiling_cores = inf", "guard.cpu_ceiling_cores"),
             ("[guard]\nmemory_shrink_step = 0.5", "guard.memory_shrink_step"),
             ("[guard]\nmeans = [\"ram\"]", "unknown variant `ram`"),
+            ("[away]\nafter_s = 0", "away.after_s"),
+            ("[away]\ngrowth_max = 1.0", "away.growth_max"),
+            ("[away]\nheadroom = 0.9", "away.headroom"),
+            ("[away]\ndrift_step = nan", "away.drift_step"),
+            ("[away]\ndrift_interval_s = 0", "away.drift_interval_s"),
+            ("[reconcile]\nreapply_max = 101", "reconcile.reapply_max"),
             ("[metrics]\nlisten = \"9479\"", "neither \"off\" nor"),
         ];
         for (section, expected) in cases {

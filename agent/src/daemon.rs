@@ -10,18 +10,20 @@ use crate::actuate::dispatch::ByMeans;
 use crate::command;
 use crate::command::clock::Clock;
 use crate::command::directory::InventoryDirectory;
-use crate::command::executor::{self, Executor, Policy};
+use crate::command::executor::{self, Duties, Executor, Policy};
 use crate::command::ledger::{Ledger, LedgerError};
 use crate::config::{Config, Listen};
 use crate::cpu_source::{self, SignalMetrics, Source, SourceUnavailable};
 use crate::host::inventory::{self, Inventory, InventoryConfig, InventoryMetrics};
 use crate::host::machine::Machine;
 use crate::host::process::Proc;
-use crate::sample::{self, HostReport, SampleMetrics, SamplerConfig, SamplerHandle, SchedSource};
+use crate::sample::{
+    self, HostReport, LiveLoads, SampleMetrics, SamplerConfig, SamplerHandle, SchedSource, StoodDownVms,
+};
 use crate::telemetry::{self, WithCost};
 use crate::uplink::identity::IdentityError;
 use crate::uplink::{self, Spool, SpoolConfig, Uplink};
-use gnomon_common::wire::{CpuSource, HostFacts};
+use gnomon_common::wire::{AgentEpoch, CpuSource, HostFacts};
 use prometheus_client::registry::Registry;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -126,12 +128,14 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
     let (mut inventory, _inventory_handle) =
         inventory(&config, !dry_run, &mut registry).map_err(system("the inventory's threads"))?;
     let (report, reports) = mpsc::channel(REPORTS_WAITING_MAX);
-    let sampler = sampler(&config, &inventory, source, report, &mut registry)?;
+    let duties = duties(&config, epoch);
+    let sampler = sampler(&config, &inventory, source, &duties, report, &mut registry)?;
     let command_metrics = command::Metrics::register(&mut registry);
     let actuator = actuator(&config, inventory.clone()).map_err(system("the actuation thread"))?;
     let policy = Policy { bounds: config.guard.cpu_bounds(), allowed: config.guard.allowed(), dry_run };
     let directory = Box::new(InventoryDirectory::new(inventory.clone(), clock));
-    let executor = Executor::new(ledger, Box::new(actuator), directory, policy, clock, command_metrics.clone());
+    let executor = Executor::new(ledger, Box::new(actuator), directory, policy, clock, command_metrics.clone())
+        .with_duties(duties);
 
     let uplink_metrics = uplink::Metrics::register(&mut registry);
     let facts = facts(&config, dry_run, cpu_source, inventory.clone());
@@ -211,10 +215,25 @@ fn cpu_source(
     Ok((rung, source))
 }
 
+/// What the agent does of its own accord. The capacity is that of its start: CPUs plugged in later are the brain's to share out.
+fn duties(config: &Config, epoch: AgentEpoch) -> Duties {
+    let machine = Machine::new(Proc::default(), config.host.cgroup_root.clone());
+    let online = || machine.cpus().map_or_else(|_| num_cpus(), f64::from);
+    Duties {
+        away: config.away,
+        reconcile: config.reconcile,
+        capacity_cores: config.host.capacity_cores.unwrap_or_else(online),
+        epoch,
+        live: LiveLoads::default(),
+        stood_down: StoodDownVms::default(),
+    }
+}
+
 fn sampler(
     config: &Config,
     inventory: &watch::Receiver<Arc<Inventory>>,
     source: Box<dyn SchedSource + Send>,
+    duties: &Duties,
     report: mpsc::Sender<HostReport>,
     registry: &mut Registry,
 ) -> Result<SamplerHandle, DaemonError> {
@@ -224,6 +243,8 @@ fn sampler(
         sample_ms: config.sample.sample_ms,
         window_ms: config.sample.window_ms,
         cgroup_root: config.host.cgroup_root.clone(),
+        live: duties.live.clone(),
+        stood_down: duties.stood_down.clone(),
         ..SamplerConfig::default()
     };
     sample::spawn(config, inventory.clone(), source, report, metrics)

@@ -10,6 +10,7 @@
 
 pub mod grid;
 pub mod interval;
+mod live;
 mod memory;
 mod metrics;
 mod sampler;
@@ -17,6 +18,7 @@ mod source;
 mod vm;
 pub mod window;
 
+pub use live::{LiveLoad, LiveLoads, StoodDownVms};
 pub use metrics::SampleMetrics;
 pub use sampler::{SamplerConfig, SamplerHandle, spawn};
 pub use source::{SchedSource, SourceError};

@@ -89,9 +89,11 @@ impl Uplink {
             let ended = session::run(self, stop, || {
                 welcomed_at = Some(Instant::now());
                 self.metrics.count_connected();
+                self.commands.presence().here();
             })
             .await;
             self.metrics.connected.set(0);
+            self.commands.presence().gone(self.clock.now().boot);
             let failure = match ended {
                 Ok(End::Stopped) => return,
                 Ok(End::Renewed) => continue,

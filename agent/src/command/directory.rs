@@ -55,7 +55,10 @@ impl VmDirectory for InventoryDirectory {
         let Some(facts) = inventory.vm(vm) else { return Resources::default() };
         // A host that does not tell what it has gives nothing.
         let host_available_bytes = self.machine.memory_available_bytes().unwrap_or(0);
-        Resources { vcpus_max: facts.vcpus_max, memory: memory(facts, host_available_bytes, wall_clock().unix_ms() / 1_000) }
+        Resources {
+            vcpus_max: facts.vcpus_max,
+            memory: memory(facts, host_available_bytes, wall_clock().unix_ms() / 1_000),
+        }
     }
 }
 

@@ -1,17 +1,24 @@
 //! The one thread that carries commands out: it owns the ledger and the actuator.
 //!
-//! [`Executor`] does one request at a time and can be driven directly by tests; [`spawn`] gives it a thread, a queue and a tick on which
-//! intents left by a crash are tried again until libvirt answers.
+//! [`Executor`] does one request at a time and can be driven directly by tests; [`spawn`] gives it a thread, a queue, a tick on which
+//! intents left by a crash are tried again until libvirt answers, and one on which it [tends](duties) to its own duties.
+
+mod duties;
+
+pub use duties::Duties;
 
 use super::clock::{Clock, Now};
 use super::judge::{self, Allowed, Circumstances, Sighting, Verdict};
-use super::ledger::{Change, Intent, Ledger, LedgerError, UndoRecord, VmLife};
+use super::ledger::{self, Change, Intent, Ledger, LedgerError, UndoRecord, VmLife};
+use super::metrics::{APPLIED, DRY_RUN, FAILED, REFUSED};
+use super::presence::BrainPresence;
+use super::reconcile;
 use super::{
-    APPLIED, Answers, COMMANDS_WAITING_MAX, Commands, DRY_RUN, FAILED, Known, Metrics, NOTICES_WAITING_MAX, REFUSED,
-    Request, VmDirectory, took_us,
+    Answers, COMMANDS_WAITING_MAX, Commands, Known, Metrics, NOTICES_WAITING_MAX, Request, VmDirectory, took_us,
 };
 use crate::actuate::{ActuateError, Actuator, same};
-use gnomon_common::wire::{Action, Command, CpuBounds, Origin, Outcome, OutcomeResult, RefusedCommand, Setting};
+use duties::Tending;
+use gnomon_common::wire::{Action, Command, CpuBounds, LocalCause, Outcome, OutcomeResult, RefusedCommand, Setting};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -21,6 +28,9 @@ use tokio::sync::watch;
 
 /// How often unresolved intents are tried again.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often the agent looks whether it has something to do of its own accord: as often as it samples by default.
+const TEND_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the host allows, whatever a command says.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +51,9 @@ pub struct Executor {
     policy: Policy,
     clock: Box<dyn Fn() -> Now + Send>,
     metrics: Metrics,
+    presence: BrainPresence,
+    /// `None`: it obeys, and does nothing of its own accord.
+    tending: Option<Tending>,
 }
 
 /// Starts the executor's thread. It ends when every [`Commands`] is gone, after the request under way.
@@ -48,7 +61,7 @@ pub fn spawn(mut executor: Executor) -> std::io::Result<(Commands, JoinHandle<()
     let (queue, requests) = sync_channel(COMMANDS_WAITING_MAX + NOTICES_WAITING_MAX);
     let (publish, answers) = watch::channel(executor.answers().unwrap_or_default());
     let waiting = Arc::new(AtomicUsize::new(0));
-    let commands = Commands { queue, waiting: Arc::clone(&waiting), answers };
+    let commands = Commands { queue, waiting: Arc::clone(&waiting), answers, presence: executor.presence.clone() };
     let run = move || executor.run(&requests, &waiting, &publish);
     let thread = std::thread::Builder::new().name("gnomon-command".to_owned()).spawn(run)?;
     Ok((commands, thread))
@@ -64,7 +77,15 @@ impl Executor {
         clock: Clock,
         metrics: Metrics,
     ) -> Self {
-        Self { ledger, actuator, vms, policy, clock: Box::new(move || clock.now()), metrics }
+        let presence = BrainPresence::gone_since(clock.now().boot);
+        let clock = Box::new(move || clock.now());
+        Self { ledger, actuator, vms, policy, clock, metrics, presence, tending: None }
+    }
+
+    /// Gives it duties of its own. In a dry run it has none: nothing that it holds could be defended.
+    pub fn with_duties(self, duties: Duties) -> Self {
+        let tending = (!self.policy.dry_run).then(|| Tending::new(duties));
+        Self { tending, ..self }
     }
 
     fn run(&mut self, requests: &Receiver<Request>, waiting: &AtomicUsize, publish: &watch::Sender<Answers>) {
@@ -80,9 +101,11 @@ impl Executor {
     ) {
         let mut unresolved = self.try_resolve();
         let mut next_try = Instant::now() + resolve_interval;
+        let mut next_tend = Instant::now() + TEND_INTERVAL;
         self.publish(publish);
         loop {
-            match requests.recv_timeout(next_try.saturating_duration_since(Instant::now())) {
+            let mut news = true;
+            match requests.recv_timeout(next_try.min(next_tend).saturating_duration_since(Instant::now())) {
                 Ok(request) => {
                     let was_command = matches!(request, Request::Command { .. });
                     if let Err(error) = self.handle(request) {
@@ -94,15 +117,29 @@ impl Executor {
                         waiting.fetch_sub(1, Ordering::Relaxed);
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => news = false,
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             // After a request too: steady traffic must not put the next try off for ever.
             if Instant::now() >= next_try {
+                news |= unresolved;
                 unresolved = unresolved && self.try_resolve();
                 next_try = Instant::now() + resolve_interval;
             }
-            self.publish(publish);
+            if Instant::now() >= next_tend {
+                match self.tend() {
+                    Ok(acted) => news |= acted,
+                    Err(error) => {
+                        self.metrics.ledger_errors.inc();
+                        tracing::error!(%error, "the ledger does not work: the agent does nothing of its own accord");
+                        (unresolved, news) = (true, true); // an outcome may not have been written
+                    }
+                }
+                next_tend = Instant::now() + TEND_INTERVAL;
+            }
+            if news {
+                self.publish(publish);
+            }
         }
     }
 
@@ -150,7 +187,7 @@ impl Executor {
             if self.resolve(&intent)? {
                 continue;
             }
-            return if same { Ok(()) } else { self.conclude(command, failed(&ActuateError::Stuck), false) };
+            return if same { Ok(()) } else { self.conclude(command, None, failed(&ActuateError::Stuck), false) };
         }
         if let Some(outcome) = self.ledger.answer_again(command.id)? {
             self.metrics.repeated.inc();
@@ -158,16 +195,20 @@ impl Executor {
             return Ok(());
         }
         let known = self.vms.find(command.vm);
+        let stood_down = self.ledger.undo(command.vm)?.is_some_and(|record| record.stood_down.is_some());
         let verdict = judge::judge(command, &self.circumstances(command, received, known.sighting)?);
         match verdict {
+            Verdict::Obey if stood_down && command.action != Action::Release => {
+                self.conclude(command, None, OutcomeResult::Refused(RefusedCommand::StoodDown), false)
+            }
             Verdict::Refuse(refused) => {
                 // Changes are made to the running domain only: with it, there is nothing left to undo.
                 let nothing_to_undo = command.action == Action::Release && refused == RefusedCommand::UnknownVm;
-                self.conclude(command, OutcomeResult::Refused(refused), nothing_to_undo)
+                self.conclude(command, None, OutcomeResult::Refused(refused), nothing_to_undo)
             }
             Verdict::Unknowable => {
                 let error = "libvirt does not answer: the VM, or its balloon, is not known".to_owned();
-                self.conclude(command, OutcomeResult::Failed { error, retryable: true }, false)
+                self.conclude(command, None, OutcomeResult::Failed { error, retryable: true }, false)
             }
             Verdict::Obey => self.obey(command, received, known),
         }
@@ -198,7 +239,7 @@ impl Executor {
         for target in targets {
             match self.actuator.in_force(command.vm, target.means()) {
                 Ok(before) => changes.push(Change { before, target }),
-                Err(error) => return self.conclude(command, failed(&error), false),
+                Err(error) => return self.conclude(command, None, failed(&error), false),
             }
         }
         if matches!(command.action, Action::Set(_)) {
@@ -207,15 +248,29 @@ impl Executor {
                 judge::against_what_is_in_force(change.before, change.target, &resources, &self.policy.allowed)
             };
             if let Some(refused) = changes.iter().find_map(refused) {
-                return self.conclude(command, OutcomeResult::Refused(refused), false);
+                return self.conclude(command, None, OutcomeResult::Refused(refused), false);
             }
         }
-        let undo = matches!(command.action, Action::Set(_)).then(|| UndoRecord {
-            vm: command.vm,
-            name: name.unwrap_or_else(|| command.vm.to_string()),
-            life,
-            baselines: changes.iter().map(|change| change.before).collect(),
-            at: (self.clock)().wall,
+        if let (Action::Release, Some(record)) = (command.action, &recorded) {
+            changes.retain(|Change { before, .. }| {
+                let restored = reconcile::to_restore(record, *before).is_some();
+                if !restored {
+                    tracing::info!(id = %command.id, vm = %command.vm, found = %before, "not released: its owner has set this since");
+                }
+                restored
+            });
+        }
+        if let (Action::Set(_), Some(record)) = (command.action, &recorded) {
+            for change in &changes {
+                if self.stands_down_over(record, change.before)? {
+                    return self.conclude(command, None, OutcomeResult::Refused(RefusedCommand::StoodDown), false);
+                }
+            }
+        }
+        let undo = matches!(command.action, Action::Set(_)).then(|| {
+            let name = name.unwrap_or_else(|| command.vm.to_string());
+            let baselines = changes.iter().map(|change| change.before).collect();
+            UndoRecord::new(command.vm, name, life, baselines, (self.clock)().wall)
         });
         if self.policy.dry_run {
             for Change { before, target } in &changes {
@@ -223,16 +278,16 @@ impl Executor {
             }
             // The fence counts, so that a dry run judges the next command as a real run would.
             self.ledger.raise_fence(command.vm, command.fence)?;
-            return self.conclude(command, OutcomeResult::DryRun, false);
+            return self.conclude(command, None, OutcomeResult::DryRun, false);
         }
         let (received, received_at) = (received.boot, received.wall);
-        let intent = Intent { command: command.clone(), received, received_at, changes, life };
+        let intent = Intent { command: command.clone(), received, received_at, changes, life, cause: None };
         self.ledger.begin(&intent, undo.as_ref())?;
-        self.apply(&intent)
+        self.apply(&intent).map(drop)
     }
 
-    /// The part after the intent is synced. A release goes on after a failure: what can be restored is.
-    fn apply(&mut self, intent: &Intent) -> Result<(), LedgerError> {
+    /// The part after the intent is synced. A release goes on after a failure: what can be restored is. Returns whether all was applied.
+    fn apply(&mut self, intent: &Intent) -> Result<bool, LedgerError> {
         let mut after = Vec::with_capacity(intent.changes.len());
         let mut failure = None;
         for change in &intent.changes {
@@ -241,10 +296,12 @@ impl Executor {
                 Err(error) => failure = failure.or(Some(error)),
             }
         }
+        let applied = failure.is_none();
         match failure {
-            None => self.applied(intent, after),
-            Some(error) => self.conclude(&intent.command, failed(&error), false),
+            None => self.applied(intent, after)?,
+            Some(error) => self.conclude(&intent.command, intent.cause, failed(&error), false)?,
         }
+        Ok(applied)
     }
 
     fn applied(&mut self, intent: &Intent, after: Vec<Setting>) -> Result<(), LedgerError> {
@@ -252,7 +309,7 @@ impl Executor {
         self.metrics.actuation_seconds.observe(Duration::from_micros(took_us).as_secs_f64());
         let before = intent.changes.iter().map(|change| change.before).collect();
         let result = OutcomeResult::Applied { before, after, took_us };
-        self.conclude(&intent.command, result, intent.command.action == Action::Release)
+        self.conclude(&intent.command, intent.cause, result, intent.command.action == Action::Release)
     }
 
     /// What an intent's means are in now.
@@ -261,7 +318,13 @@ impl Executor {
         intent.changes.iter().map(|change| self.actuator.in_force(vm, change.target.means())).collect()
     }
 
-    fn conclude(&mut self, command: &Command, result: OutcomeResult, forget_undo: bool) -> Result<(), LedgerError> {
+    fn conclude(
+        &mut self,
+        command: &Command,
+        cause: Option<LocalCause>,
+        result: OutcomeResult,
+        forget_undo: bool,
+    ) -> Result<(), LedgerError> {
         let at = (self.clock)().wall;
         let label = match &result {
             OutcomeResult::Applied { before, after, took_us } => {
@@ -280,9 +343,9 @@ impl Executor {
                 FAILED
             }
         };
-        let outcome = Outcome { id: command.id, vm: command.vm, at, origin: Origin::Command, result };
+        let outcome = Outcome { id: command.id, vm: command.vm, at, origin: ledger::origin(command, cause), result };
         let forgotten = self.ledger.conclude(&outcome, forget_undo)?;
-        self.metrics.commands.get_or_create(&label).inc();
+        self.metrics.count_concluded(cause, label);
         self.metrics.outcomes_forgotten.inc_by(forgotten);
         Ok(())
     }
@@ -305,7 +368,7 @@ impl Executor {
 
     /// Finds out what became of an intent whose outcome was not written, by reading back. Returns whether it is concluded.
     fn resolve(&mut self, intent: &Intent) -> Result<bool, LedgerError> {
-        let command = &intent.command;
+        let (command, cause) = (&intent.command, intent.cause);
         tracing::info!(id = %command.id, vm = %command.vm, "resolving a command that was under way when the agent stopped");
         let known = self.vms.find(command.vm);
         if intent.life.is_some() && known.sighting == Sighting::Unknown {
@@ -323,25 +386,30 @@ impl Executor {
                 let late_ms = judge::expired(command, now.boot.since(intent.received));
                 match late_ms {
                     Some(late_ms) => {
-                        self.conclude(command, OutcomeResult::Refused(RefusedCommand::Expired { late_ms }), false)?;
+                        self.conclude(
+                            command,
+                            cause,
+                            OutcomeResult::Refused(RefusedCommand::Expired { late_ms }),
+                            false,
+                        )?;
                     }
                     None if restarted => {
                         let error = "the VM was restarted while the command was under way".to_owned();
-                        self.conclude(command, OutcomeResult::Failed { error, retryable: true }, false)?;
+                        self.conclude(command, cause, OutcomeResult::Failed { error, retryable: true }, false)?;
                     }
                     // Left by a real run and found by a dry one: it must not be carried out.
-                    None if self.policy.dry_run => self.conclude(command, OutcomeResult::DryRun, false)?,
-                    None => self.apply(intent)?,
+                    None if self.policy.dry_run => self.conclude(command, cause, OutcomeResult::DryRun, false)?,
+                    None => drop(self.apply(intent)?),
                 }
             }
             Err(ActuateError::NoSuchVm(_)) => {
-                self.conclude(command, OutcomeResult::Refused(RefusedCommand::UnknownVm), false)?;
+                self.conclude(command, cause, OutcomeResult::Refused(RefusedCommand::UnknownVm), false)?;
             }
             Err(error) if error.retryable() => {
                 tracing::warn!(id = %command.id, %error, "cannot read back yet");
                 return Ok(false);
             }
-            Err(error) => self.conclude(command, failed(&error), false)?,
+            Err(error) => self.conclude(command, cause, failed(&error), false)?,
         }
         Ok(true)
     }

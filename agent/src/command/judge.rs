@@ -238,7 +238,9 @@ mod tests {
     fn a_means_that_the_host_does_not_allow_is_refused_before_anything_is_looked_up() {
         let set = |target| Command { action: Action::Set(target), ..command(1.0, 3, 6) };
         let circumstances = Circumstances { vm: Sighting::Unknown, ..calm() };
-        for target in [Setting::Vcpus { count: 2 }, Setting::Memory { bytes: 1 << 30 }, Setting::CpuWeight { weight: 1 }] {
+        for target in
+            [Setting::Vcpus { count: 2 }, Setting::Memory { bytes: 1 << 30 }, Setting::CpuWeight { weight: 1 }]
+        {
             let means = target.means();
             assert_eq!(refused(&set(target), &circumstances), RefusedCommand::NotAllowed { means });
         }

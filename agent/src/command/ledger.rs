@@ -4,7 +4,7 @@
 //! |------------|-----------------|--------------------------|------------------------------------------------------------------|
 //! | `meta`     | name            | number                   | three names: schema, agent epoch, highest lease term             |
 //! | `fences`   | VM              | last fence obeyed        | cleared when the term rises: lower terms are stale by themselves |
-//! | `undo`     | VM              | [`UndoRecord`]           | VMs changed and not released                                     |
+//! | `undo`     | VM              | [`UndoRecord`]           | VMs changed, or stood down for, and not released                 |
 //! | `intents`  | command id      | [`Intent`]               | commands under way: one, plus those left by a crash              |
 //! | `outcomes` | running number  | outcome                  | [`OUTCOMES_MAX`], oldest first                                   |
 //! | `seen`     | command id      | number in `outcomes`     | same                                                             |
@@ -15,10 +15,10 @@
 
 mod record;
 
-pub use record::{Change, Intent, UndoRecord, VmLife};
+pub use record::{Change, Intent, StoodDown, UndoRecord, VmLife, origin};
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{AgentEpoch, CommandId, Fence, Outcome, VmId};
+use gnomon_common::wire::{AgentEpoch, CommandId, Fence, Outcome, OutcomeResult, VmId};
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
 use serde::de::DeserializeOwned;
 use std::os::unix::fs::DirBuilderExt;
@@ -173,27 +173,28 @@ impl Ledger {
     }
 
     /// Writes an intent ahead of its actuation, and with it its fence and, before a VM's first change by a means, how to undo it. The
-    /// baselines of an undo record of the same life that exists are kept: they are the older ones.
+    /// baselines of an undo record of the same life that exists are kept: they are the older ones. What the agent does of its own accord
+    /// obeys nobody and raises no fence.
     pub fn begin(&self, intent: &Intent, undo: Option<&UndoRecord>) -> Result<(), LedgerError> {
         let command = &intent.command;
-        let intent = serde_json::to_vec(intent)?;
+        let bytes = serde_json::to_vec(intent)?;
         self.write(|txn| {
-            raise_fence(txn, command.vm, command.fence)?;
-            txn.open_table(INTENTS)?.insert(key(command.id), intent.as_slice())?;
-            if let Some(undo) = undo {
-                let mut table = txn.open_table(UNDO)?;
-                let stored = table.get(undo.vm.0.as_u128())?.map(|record| serde_json::from_slice(record.value()));
-                let stored: Option<UndoRecord> = stored.transpose()?;
-                let merged = match stored.filter(|stored| !VmLife::ended(stored.life, undo.life)) {
-                    Some(mut stored) => {
-                        stored.extend(undo);
-                        stored
-                    }
-                    None => undo.clone(),
-                };
-                table.insert(undo.vm.0.as_u128(), serde_json::to_vec(&merged)?.as_slice())?;
+            if !command.id.is_local() {
+                raise_fence(txn, command.vm, command.fence)?;
             }
-            Ok(())
+            txn.open_table(INTENTS)?.insert(key(command.id), bytes.as_slice())?;
+            change_undo(txn, command.vm, |stored| {
+                let mut record = match (stored, undo) {
+                    (Some(mut stored), Some(undo)) if !VmLife::ended(stored.life, undo.life) => {
+                        stored.extend(undo);
+                        Some(stored)
+                    }
+                    (_, Some(undo)) => Some(undo.clone()),
+                    (stored, None) => stored,
+                };
+                record.iter_mut().for_each(|record| record.note_attempt(intent));
+                record
+            })
         })
     }
 
@@ -202,18 +203,42 @@ impl Ledger {
         self.write(|txn| raise_fence(txn, vm, fence))
     }
 
-    /// Writes an outcome, pending until acknowledged, and removes its intent; forgets the VM's undo record if told so. Returns how many
-    /// unacknowledged outcomes had to be forgotten to stay within [`OUTCOMES_MAX`].
+    /// Writes an outcome, pending until acknowledged, and removes its intent; forgets the VM's undo record if told so, else remembers in it
+    /// what was applied. Returns how many unacknowledged outcomes had to be forgotten to stay within [`OUTCOMES_MAX`].
     pub fn conclude(&self, outcome: &Outcome, forget_undo: bool) -> Result<u64, LedgerError> {
+        let applied = match &outcome.result {
+            OutcomeResult::Applied { after, .. } => after.as_slice(),
+            _ => &[],
+        };
+        self.conclude_with(outcome, |stored| {
+            let mut record = stored.filter(|_| !forget_undo);
+            record.iter_mut().for_each(|record| applied.iter().for_each(|after| record.note_applied(*after)));
+            record
+        })
+    }
+
+    /// Like [`Self::conclude`], with the VM's undo record replaced by this one.
+    pub fn conclude_as(&self, outcome: &Outcome, undo: &UndoRecord) -> Result<u64, LedgerError> {
+        self.conclude_with(outcome, |_| Some(undo.clone()))
+    }
+
+    fn conclude_with(
+        &self,
+        outcome: &Outcome,
+        undo: impl FnOnce(Option<UndoRecord>) -> Option<UndoRecord>,
+    ) -> Result<u64, LedgerError> {
         let record = serde_json::to_vec(outcome)?;
         self.write(|txn| {
             txn.open_table(INTENTS)?.remove(key(outcome.id))?;
-            if forget_undo {
-                txn.open_table(UNDO)?.remove(outcome.vm.0.as_u128())?;
-            }
+            change_undo(txn, outcome.vm, undo)?;
             append(txn, outcome.id, &record)?;
             trim(txn)
         })
+    }
+
+    /// Replaces a VM's undo record.
+    pub fn amend_undo(&self, undo: &UndoRecord) -> Result<(), LedgerError> {
+        self.write(|txn| change_undo(txn, undo.vm, |_| Some(undo.clone())))
     }
 
     /// The recorded outcome of a command that came before, made pending again; `None` for a new command.
@@ -308,6 +333,23 @@ fn raise_term(txn: &WriteTransaction, term: u64) -> Result<(), LedgerError> {
 fn raise_fence(txn: &WriteTransaction, vm: VmId, fence: Fence) -> Result<(), LedgerError> {
     raise_term(txn, fence.term)?;
     txn.open_table(FENCES)?.insert(vm.0.as_u128(), (fence.term, fence.generation))?;
+    Ok(())
+}
+
+/// Changes, makes or forgets a VM's undo record.
+fn change_undo(
+    txn: &WriteTransaction,
+    vm: VmId,
+    change: impl FnOnce(Option<UndoRecord>) -> Option<UndoRecord>,
+) -> Result<(), LedgerError> {
+    let mut table = txn.open_table(UNDO)?;
+    let stored = table.get(vm.0.as_u128())?.map(|record| serde_json::from_slice(record.value())).transpose()?;
+    let existed = stored.is_some();
+    match change(stored) {
+        Some(record) => drop(table.insert(vm.0.as_u128(), serde_json::to_vec(&record)?.as_slice())?),
+        None if existed => drop(table.remove(vm.0.as_u128())?),
+        None => {}
+    }
     Ok(())
 }
 

@@ -5,8 +5,9 @@
 
 use super::clock::wall_clock;
 use super::ledger::{Ledger, LedgerError, UndoRecord, VmLife};
+use super::reconcile;
 use crate::actuate::{ActuateError, Actuator};
-use gnomon_common::wire::{Origin, Outcome, OutcomeResult, Setting};
+use gnomon_common::wire::{Outcome, OutcomeResult, Setting};
 
 /// Why a VM was not released.
 #[derive(Debug, thiserror::Error)]
@@ -61,13 +62,16 @@ pub fn restore(
         let error = "the VM was released by the host's operator".to_owned();
         let result = OutcomeResult::Failed { error, retryable: false };
         let (id, vm, at) = (intent.command.id, record.vm, wall_clock());
-        ledger.conclude(&Outcome { id, vm, at, origin: Origin::Command, result }, false)?;
+        ledger.conclude(&Outcome { id, vm, at, origin: intent.origin(), result }, false)?;
     }
-    let before = record.baselines.iter().map(|baseline| actuator.in_force(record.vm, baseline.means()));
-    let released = match before.collect() {
+    let found = record.baselines.iter().map(|baseline| actuator.in_force(record.vm, baseline.means()));
+    let released = match found.collect::<Result<Vec<_>, _>>() {
         Ok(_) if VmLife::ended(record.life, life) => Released::Restarted,
-        Ok(before) => {
-            let after = record.baselines.iter().map(|baseline| actuator.apply(record.vm, *baseline));
+        Ok(found) => {
+            // What its owner has set since stays.
+            let to_restore = found.iter().filter_map(|now| Some((*now, reconcile::to_restore(record, *now)?)));
+            let (before, targets): (Vec<_>, Vec<_>) = to_restore.unzip();
+            let after = targets.into_iter().map(|target| actuator.apply(record.vm, target));
             Released::Restored { before, after: after.collect::<Result<_, _>>()? }
         }
         Err(ActuateError::NoSuchVm(_)) => Released::Gone,
@@ -109,13 +113,9 @@ mod tests {
 
     fn record(vm: u128, name: &str) -> UndoRecord {
         let vm = VmId(Uuid::from_u128(vm));
-        UndoRecord {
-            vm,
-            name: name.to_owned(),
-            life: life(1),
-            baselines: vec![quota(2.0)],
-            at: Timestamp::from_unix_ms(1),
-        }
+        let mut record = UndoRecord::new(vm, name.to_owned(), life(1), vec![quota(2.0)], Timestamp::from_unix_ms(1));
+        record.attempted = vec![quota(1.0)];
+        record
     }
 
     fn ledger_with(record: &UndoRecord) -> (tempfile::TempDir, Ledger) {
@@ -136,6 +136,7 @@ mod tests {
             received_at: now.wall,
             changes: vec![Change { before: quota(2.0), target: quota(1.0) }],
             life: record.life,
+            cause: None,
         };
         ledger.begin(&intent, Some(record)).unwrap();
         (folder, ledger)

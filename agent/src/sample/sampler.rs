@@ -3,7 +3,7 @@
 mod tick;
 
 use super::grid::{Grid, Now};
-use super::{HostReport, SampleMetrics, SchedSource};
+use super::{HostReport, LiveLoads, SampleMetrics, SchedSource, StoodDownVms};
 use crate::host::inventory::Inventory;
 use crate::host::process::Proc;
 use std::path::PathBuf;
@@ -30,11 +30,22 @@ pub struct SamplerConfig {
     pub cgroup_root: Option<PathBuf>,
     /// The `/proc` of the host.
     pub proc: Proc,
+    /// Where the last seconds of every VM are told.
+    pub live: LiveLoads,
+    /// Which VMs to report as stood down for.
+    pub stood_down: StoodDownVms,
 }
 
 impl Default for SamplerConfig {
     fn default() -> Self {
-        Self { sample_ms: 1_000, window_ms: 10_000, cgroup_root: None, proc: Proc::default() }
+        Self {
+            sample_ms: 1_000,
+            window_ms: 10_000,
+            cgroup_root: None,
+            proc: Proc::default(),
+            live: LiveLoads::default(),
+            stood_down: StoodDownVms::default(),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::command::clock::BootInstant;
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Command, Means, Setting, VmId};
+use gnomon_common::wire::{Action, Command, LocalCause, Means, Origin, Setting, VmId};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -38,6 +38,21 @@ pub struct Intent {
     pub changes: Vec<Change>,
     /// Which life of the VM it is meant for, if that could be told.
     pub life: Option<VmLife>,
+    /// Why the agent gave itself this command; `None` for one of the brain's.
+    #[serde(default)]
+    pub cause: Option<LocalCause>,
+}
+
+impl Intent {
+    /// What made the agent act.
+    pub fn origin(&self) -> Origin {
+        origin(&self.command, self.cause)
+    }
+}
+
+/// What made the agent act: the command itself, or the duty for which it gave itself this command.
+pub fn origin(command: &Command, cause: Option<LocalCause>) -> Origin {
+    cause.map_or(Origin::Command, |cause| Origin::Local { cause, reason: command.reason.clone() })
 }
 
 /// One means: where it stood and where it is to stand.
@@ -49,8 +64,8 @@ pub struct Change {
     pub target: Setting,
 }
 
-/// How to undo everything Gnomon did to one VM: written before the first change by each means, forgotten by a release,
-/// replaced at the first change in its next life.
+/// How to undo everything Gnomon did to one VM, and what it holds there: written before the first change by each means, forgotten by a
+/// release, replaced at the first change in its next life.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UndoRecord {
     /// Which VM.
@@ -60,16 +75,51 @@ pub struct UndoRecord {
     /// Which life of the VM it belongs to, if that could be told: it says nothing about another one.
     pub life: Option<VmLife>,
     /// What was in force before the first change in this life, one for each means that was changed, in the order of their first
-    /// changes.
+    /// changes. What the owner has set since takes its place.
     pub baselines: Vec<Setting>,
+    /// What Gnomon set last and read back, at most one for each means.
+    #[serde(default)]
+    pub applied: Vec<Setting>,
+    /// What Gnomon tried to set last, at most one for each means: a call without an answer may still take effect.
+    #[serde(default)]
+    pub attempted: Vec<Setting>,
+    /// Gnomon keeps its hands off this VM until it is released, in its next lives too.
+    #[serde(default)]
+    pub stood_down: Option<StoodDown>,
     /// When it was read.
     pub at: Timestamp,
 }
 
+/// Why Gnomon keeps its hands off a VM.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StoodDown {
+    /// Since when.
+    pub at: Timestamp,
+    /// What someone else had set.
+    pub found: Setting,
+    /// In words for a person.
+    pub reason: String,
+}
+
 impl UndoRecord {
+    /// A record of baselines, read just now, before the first change by their means.
+    pub fn new(vm: VmId, name: String, life: Option<VmLife>, baselines: Vec<Setting>, at: Timestamp) -> Self {
+        Self { vm, name, life, baselines, applied: Vec::new(), attempted: Vec::new(), stood_down: None, at }
+    }
+
     /// What was in force before the first change by this means, if there was one.
     pub fn baseline(&self, means: Means) -> Option<Setting> {
-        self.baselines.iter().copied().find(|baseline| baseline.means() == means)
+        among(&self.baselines, means)
+    }
+
+    /// What Gnomon set last by this means.
+    pub fn applied(&self, means: Means) -> Option<Setting> {
+        among(&self.applied, means)
+    }
+
+    /// What Gnomon tried to set last by this means.
+    pub fn attempted(&self, means: Means) -> Option<Setting> {
+        among(&self.attempted, means)
     }
 
     /// Adds the baselines of means that this record does not know yet.
@@ -79,5 +129,40 @@ impl UndoRecord {
                 self.baselines.push(*baseline);
             }
         }
+    }
+
+    /// An intent is about to be carried out.
+    pub(super) fn note_attempt(&mut self, intent: &Intent) {
+        if matches!(intent.command.action, Action::Set(_)) {
+            intent.changes.iter().for_each(|change| replace(&mut self.attempted, change.target));
+        }
+    }
+
+    /// This was read back.
+    pub fn note_applied(&mut self, after: Setting) {
+        replace(&mut self.applied, after);
+    }
+
+    /// The owner has set this: it is what a release gives back.
+    pub fn rebase(&mut self, found: Setting) {
+        replace(&mut self.baselines, found);
+    }
+
+    /// What is in force by this means is none of Gnomon's any more: there is nothing to undo.
+    pub fn disown(&mut self, means: Means) {
+        for settings in [&mut self.baselines, &mut self.applied, &mut self.attempted] {
+            settings.retain(|setting| setting.means() != means);
+        }
+    }
+}
+
+fn among(settings: &[Setting], means: Means) -> Option<Setting> {
+    settings.iter().copied().find(|setting| setting.means() == means)
+}
+
+fn replace(settings: &mut Vec<Setting>, setting: Setting) {
+    match settings.iter_mut().find(|known| known.means() == setting.means()) {
+        Some(known) => *known = setting,
+        None => settings.push(setting),
     }
 }

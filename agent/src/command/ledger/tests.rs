@@ -19,18 +19,15 @@ fn intent(vm: u128, term: u64, number: u64) -> Intent {
     let received = BootInstant { boot: Uuid::from_u128(1), us: 5 };
     let received_at = Timestamp::from_unix_ms(9);
     let changes = vec![Change { before: quota(None), target: quota(Some(1.1)) }];
-    Intent { command, received, received_at, changes, life: None }
+    Intent { command, received, received_at, changes, life: None, cause: None }
 }
 
 fn undo(vm: u128, baseline_cores: Option<f64>) -> UndoRecord {
     let at = Timestamp::from_unix_ms(1);
-    UndoRecord {
-        vm: VmId(Uuid::from_u128(vm)),
-        name: format!("vm{vm}"),
-        life: None,
-        baselines: vec![quota(baseline_cores)],
-        at,
-    }
+    let vm_id = VmId(Uuid::from_u128(vm));
+    let mut record = UndoRecord::new(vm_id, format!("vm{vm}"), None, vec![quota(baseline_cores)], at);
+    record.attempted = vec![quota(Some(1.1))]; // by the intent that it is written with
+    record
 }
 
 fn outcome(intent: &Intent) -> Outcome {

@@ -2,9 +2,10 @@
 
 use super::super::grid::{Grid, Now};
 use super::super::interval::{self, Bounds, Rejection};
+use super::super::live::{Moment, Moments};
 use super::super::memory::{HostMemoryReading, MemorySeries};
 use super::super::metrics::VmLabel;
-use super::super::vm::VmSeries;
+use super::super::vm::{Observed, VmSeries};
 use super::super::window::Weighted;
 use super::super::{HostReport, SampleMetrics, SchedSource};
 use super::SamplerConfig;
@@ -44,6 +45,7 @@ struct Vm {
     tracked: Option<Tracked>,
     series: VmSeries,
     quota_cores: Option<f64>,
+    recent: Moments,
     memory: MemorySeries,
 }
 
@@ -122,6 +124,7 @@ impl Sampler {
         for facts in &inventory.vms {
             self.sample_vm(facts, reading.as_ref(), clock);
         }
+        self.publish_live(&inventory, now.monotonic_ns);
         self.sample_host(clock);
 
         let mut connected = true;
@@ -167,6 +170,7 @@ impl Sampler {
             tracked: None,
             series: VmSeries::default(),
             quota_cores: None,
+            recent: Moments::default(),
             memory: MemorySeries::default(),
         });
         if vm.label != label {
@@ -234,6 +238,10 @@ impl Sampler {
         };
         vm.quota_cores = cgroup.as_ref().and_then(|reading| reading.quota_cores);
         let observed = vm.series.observe(facts, sched, cgroup, &self.bounds);
+        match moment(&observed, facts.vcpus) {
+            Some(moment) => vm.recent.add(moment),
+            None => vm.recent.clear(),
+        }
         match observed.sched {
             Some(Ok(s)) => self.metrics.vm_demand(&vm.label, s.run_cores, s.run_cores + s.wait_cores),
             Some(Err(reason)) => reject(&mut self.losses, &self.metrics, reason),
@@ -249,6 +257,15 @@ impl Sampler {
         } else {
             self.metrics.vm_quota(&vm.label, vm.quota_cores);
         }
+    }
+
+    /// Tells the last seconds of the VMs that run.
+    fn publish_live(&self, inventory: &Inventory, taken_ns: u64) {
+        let load = |facts: &VmFacts| {
+            let vm = self.vms.get(&facts.id)?;
+            Some((facts.id, vm.recent.load(taken_ns, vm.quota_cores, facts.vcpus)?))
+        };
+        self.config.live.publish(inventory.vms.iter().filter_map(load).collect());
     }
 
     fn sample_host(&mut self, clock: TickClock) {
@@ -320,7 +337,7 @@ impl Sampler {
                     if tells_demand { window.finish(window_s) } else { window.finish_from_usage(window_s, facts.vcpus) }
                 }),
                 memory,
-                stood_down: false,
+                stood_down: self.config.stood_down.contains(facts.id),
             });
         }
         self.metrics.windows.inc();
@@ -341,6 +358,21 @@ impl Sampler {
             vm.series.take_window();
         }
     }
+}
+
+/// What a tick tells of a VM's last seconds; `None` where it tells nothing, and then what was before says nothing either. Where the scheduler was
+/// not seen, what the control group was charged with is what it ran, and while it was held back it may have wanted all its vCPUs.
+fn moment(observed: &Observed, vcpus: u32) -> Option<Moment> {
+    let cgroup = observed.cgroup.as_ref().and_then(|sample| sample.as_ref().ok());
+    let throttled = cgroup.map_or(0.0, |sample| sample.throttled);
+    if let Some(Ok(sched)) = &observed.sched {
+        let (run_cores, demand_high_cores) = (sched.run_cores, sched.run_cores + sched.wait_cores);
+        return Some(Moment { elapsed_s: sched.elapsed_s, run_cores, demand_high_cores, throttled });
+    }
+    let cgroup = cgroup?;
+    let run_cores = cgroup.usage_cores?;
+    let demand_high_cores = if throttled > 0.0 { run_cores.max(vcpus.into()) } else { run_cores };
+    Some(Moment { elapsed_s: cgroup.elapsed_s, run_cores, demand_high_cores, throttled })
 }
 
 fn reject(losses: &mut Losses, metrics: &SampleMetrics, reason: Rejection) {

@@ -1,0 +1,158 @@
+//! What commands, and what the agent does of its own accord, cost and how they end.
+
+use gnomon_common::wire::LocalCause;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// Label of [`Metrics::commands`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ByResult {
+    result: &'static str,
+}
+
+pub(super) const APPLIED: ByResult = ByResult { result: "applied" };
+pub(super) const DRY_RUN: ByResult = ByResult { result: "dry_run" };
+pub(super) const REFUSED: ByResult = ByResult { result: "refused" };
+pub(super) const FAILED: ByResult = ByResult { result: "failed" };
+
+/// Label of [`Metrics::local_acts`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByCause {
+    cause: &'static str,
+    result: &'static str,
+}
+
+/// Label of [`Metrics::foreign_changes`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByAction {
+    action: &'static str,
+}
+
+const CAUSES: [LocalCause; 4] = [LocalCause::Reflex, LocalCause::Drift, LocalCause::Reapply, LocalCause::StandDown];
+
+fn name(cause: LocalCause) -> &'static str {
+    match cause {
+        LocalCause::Reflex => "reflex",
+        LocalCause::Drift => "drift",
+        LocalCause::Reapply => "reapply",
+        LocalCause::StandDown => "stand_down",
+    }
+}
+
+/// What commands cost and how they end.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    pub(super) commands: Family<ByResult, Counter>,
+    pub(super) repeated: Counter,
+    queue_full: Counter,
+    pub(super) ledger_errors: Counter,
+    pub(super) outcomes_forgotten: Counter,
+    pub(super) outcomes_pending: Gauge,
+    pub(super) actuation_seconds: Histogram,
+    local_acts: Family<ByCause, Counter>,
+    foreign_changes: Family<ByAction, Counter>,
+    pub(super) stood_down_vms: Gauge,
+    pub(super) brain_away: Gauge,
+}
+
+impl Metrics {
+    /// Makes and registers the metrics.
+    pub fn register(registry: &mut Registry) -> Self {
+        // Milliseconds when all is well, up to the actuation's deadline of 10 s.
+        let buckets = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
+        let new = Self {
+            commands: Family::default(),
+            repeated: Counter::default(),
+            queue_full: Counter::default(),
+            ledger_errors: Counter::default(),
+            outcomes_forgotten: Counter::default(),
+            outcomes_pending: Gauge::default(),
+            actuation_seconds: Histogram::new(buckets),
+            local_acts: Family::default(),
+            foreign_changes: Family::default(),
+            stood_down_vms: Gauge::default(),
+            brain_away: Gauge::default(),
+        };
+        for result in [APPLIED, DRY_RUN, REFUSED, FAILED] {
+            drop(new.commands.get_or_create(&result)); // shown from the start, as 0
+            for cause in CAUSES {
+                drop(new.local_acts.get_or_create(&ByCause { cause: name(cause), result: result.result }));
+            }
+        }
+        for cause in [LocalCause::Reapply, LocalCause::StandDown] {
+            drop(new.foreign_changes.get_or_create(&ByAction { action: name(cause) }));
+        }
+        registry.register("gnomon_agent_commands", "Commands concluded, by result", new.commands.clone());
+        registry.register(
+            "gnomon_agent_commands_repeated",
+            "Commands that had come before and were answered from the ledger",
+            new.repeated.clone(),
+        );
+        registry.register(
+            "gnomon_agent_commands_queue_full",
+            "Commands refused because too many were waiting",
+            new.queue_full.clone(),
+        );
+        registry.register(
+            "gnomon_agent_ledger_errors",
+            "Reads and writes of the command ledger that failed",
+            new.ledger_errors.clone(),
+        );
+        registry.register(
+            "gnomon_agent_outcomes_forgotten",
+            "Outcomes forgotten before the brain had acknowledged them",
+            new.outcomes_forgotten.clone(),
+        );
+        registry.register(
+            "gnomon_agent_outcomes_pending",
+            "Outcomes the brain has not acknowledged",
+            new.outcomes_pending.clone(),
+        );
+        registry.register(
+            "gnomon_agent_actuation_seconds",
+            "From a command's receipt to its read-back",
+            new.actuation_seconds.clone(),
+        );
+        registry.register(
+            "gnomon_agent_local_acts",
+            "What the agent did of its own accord, by cause and result",
+            new.local_acts.clone(),
+        );
+        registry.register(
+            "gnomon_agent_foreign_changes",
+            "Limits of Gnomon's that someone else undid or changed, by what was done about it",
+            new.foreign_changes.clone(),
+        );
+        registry.register(
+            "gnomon_agent_stood_down_vms",
+            "VMs that Gnomon keeps its hands off until they are released",
+            new.stood_down_vms.clone(),
+        );
+        registry.register(
+            "gnomon_agent_brain_away",
+            "1 while the brain has been unreachable for longer than away.after_s",
+            new.brain_away.clone(),
+        );
+        new
+    }
+
+    pub(super) fn count_concluded(&self, cause: Option<LocalCause>, by: ByResult) {
+        match cause {
+            None => self.commands.get_or_create(&by).inc(),
+            Some(cause) => self.local_acts.get_or_create(&ByCause { cause: name(cause), result: by.result }).inc(),
+        };
+    }
+
+    pub(super) fn count_foreign_change(&self, answered_by: LocalCause) {
+        self.foreign_changes.get_or_create(&ByAction { action: name(answered_by) }).inc();
+    }
+
+    /// Counts a command refused before it reached the executor.
+    pub fn count_queue_full(&self) {
+        self.queue_full.inc();
+    }
+}
