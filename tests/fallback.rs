@@ -46,15 +46,20 @@ fn each_rung_measures_what_the_kernel_says_and_the_best_one_is_found() -> Result
         Ok(options)
     };
     // Two that want one CPU, and one that has the other to itself but for the programs under test.
-    let guests = vec![guest("calm", "constant:0.6", "0")?, guest("a", "constant:1", "1")?, guest("b", "constant:1", "1")?];
+    let guests =
+        vec![guest("calm", "constant:0.6", "0")?, guest("a", "constant:1", "1")?, guest("b", "constant:1", "1")?];
     let (mut stack, guests) = stack_of("fallback", guests, observing())?;
     watch(&stack, &guests, &TASK_STORAGE)?;
     let host = stack.lab.hosts()[0].clone();
     let found = Found::on(&host, &[])?;
     found.ensure_complete(true)?;
-    found.ensure_all("ok", &["BTF", "tracefs", "eBPF, task storage", "eBPF, tracepoints", "schedstat", "CPU wait histogram"])?;
+    found.ensure_all(
+        "ok",
+        &["BTF", "tracefs", "eBPF, task storage", "eBPF, tracepoints", "schedstat", "CPU wait histogram"],
+    )?;
     found.ensure_all("ok", &["libvirt", "VM processes", "CPU usage, throttling", "memory, resident", "cgroups"])?;
-    found.ensure_all("ok", &["brain", "brain's address", "certificates", "state directory", "spool", "configuration"])?;
+    found
+        .ensure_all("ok", &["brain", "brain's address", "certificates", "state directory", "spool", "configuration"])?;
     ensure!(found.check("CPU run and wait")?["source"] == "task_storage", "{:?}", found.check("CPU run and wait")?);
 
     // A kernel without type information: nothing but the files tells.
@@ -122,7 +127,11 @@ fn watch(stack: &Stack, guests: &[Guest], rung: &Rung) -> Result<()> {
         let waited = waited_ns as f64 / 1e6 / (to_ms - from_ms) as f64;
         println!("{}: {}: {low:.3}..{high:.3}, cgroup {usage:.3}, waited {waited:.3}", rung.name, guest.name());
         ensure!(usage > 0.2, "{} does not run: {usage:.3} cores", guest.name());
-        ensure!((low - usage).abs() <= rung.run_tolerance_cores, "{}: ran {low:.4}, the cgroup says {usage:.4}", rung.name);
+        ensure!(
+            (low - usage).abs() <= rung.run_tolerance_cores,
+            "{}: ran {low:.4}, the cgroup says {usage:.4}",
+            rung.name
+        );
         if !rung.waits {
             ensure!(high >= 1.0, "{}: demand must be open up to the vCPU, not end at {high:.3}", rung.name);
         } else if guest.name() != "calm" {

@@ -36,7 +36,11 @@ fn an_ordinary_user_with_two_capabilities_measures_and_acts_and_without_them_sti
     let group = format!("--regid={USER}");
     let with = |capabilities: &str| -> Vec<String> {
         let sets = ["--inh-caps", "--ambient-caps", "--bounding-set"].map(|set| format!("{set}={capabilities}"));
-        ["setpriv", &user, &group, "--clear-groups", "--no-new-privs"].map(str::to_owned).into_iter().chain(sets).collect()
+        ["setpriv", &user, &group, "--clear-groups", "--no-new-privs"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain(sets)
+            .collect()
     };
     let unit = with("-all,+bpf,+perfmon");
     stack.wrap_agents(unit.iter().map(String::as_str));
@@ -47,10 +51,14 @@ fn an_ordinary_user_with_two_capabilities_measures_and_acts_and_without_them_sti
     let found = Found::on(&host, &unit)?;
     found.ensure_complete(true)?;
     found.ensure_all("ok", &["capabilities", "BTF", "eBPF, task storage", "eBPF ring buffer", "CPU run and wait"])?;
-    found.ensure_all("ok", &["libvirt", "VM processes", "CPU usage, throttling", "memory, resident", "state directory"])?;
+    found.ensure_all(
+        "ok",
+        &["libvirt", "VM processes", "CPU usage, throttling", "memory, resident", "state directory"],
+    )?;
     // tracefs is root's alone.
     found.ensure_all("unavailable", &["tracefs", "eBPF, tracepoints"])?;
-    Found::on(&host, &with("-all,+bpf,+perfmon,+dac_read_search"))?.ensure_all("ok", &["tracefs", "eBPF, tracepoints"])?;
+    Found::on(&host, &with("-all,+bpf,+perfmon,+dac_read_search"))?
+        .ensure_all("ok", &["tracefs", "eBPF, tracepoints"])?;
     // It may also change a VM: libvirt does that, and the group may ask libvirt.
     let set = ["virsh", "-c", "qemu:///system", "schedinfo", "g1", "--set", "global_quota=80000"];
     output(host.command(&unit[0]).args(&unit[1..]).args(set))?;

@@ -2,9 +2,7 @@
 
 use crate::accounts::{self, Unclaimed, now_ns};
 use crate::task::{TASK_DEAD, TASK_RUNNING, Task};
-use aya_ebpf::bindings::{
-    BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_TASK_STORAGE,
-};
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_TASK_STORAGE};
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::helpers::generated::{bpf_task_storage_delete, bpf_task_storage_get};
 use aya_ebpf::macros::btf_map;

@@ -393,6 +393,7 @@ mod tests {
         let cases = [
             ("[sample]\nsample_ms = 0", "sample.sample_ms"),
             ("[sample]\nsample_ms = 700", "sample.window_ms"),
+            ("[probe]\nsource = \"ebpf\"", "\"ebpf\" is no source"),
             ("[spool]\nbytes_max = 1000", "spool.bytes_max"),
             ("[spool]\nage_max_s = 0", "spool.age_max_s"),
             ("[guard]\ncpu_floor_cores = 0.001", "guard.cpu_floor_cores"),

@@ -148,7 +148,8 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn a_host_without_a_configuration_is_examined_all_the_same() {
         let diagnosis = examine(Config::load(std::path::Path::new("/nonexistent/agent.toml"))).await;
-        let state = |signal: &str| diagnosis.checks.iter().find(|check| check.signal == signal).map(|check| check.state);
+        let state =
+            |signal: &str| diagnosis.checks.iter().find(|check| check.signal == signal).map(|check| check.state);
         assert_eq!(state("configuration"), Some(State::Unavailable));
         assert!(!diagnosis.complete);
         for signal in ["BTF", "tracefs", "CPU run and wait", "CPU wait histogram", "libvirt", "clock", "capabilities"] {

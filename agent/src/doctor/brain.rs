@@ -26,12 +26,14 @@ const ENDING_WITHIN: Duration = Duration::from_hours(1);
 pub(super) async fn examine(config: &Config) -> Vec<Check> {
     let address = &config.brain.address;
     let resolved = resolve(address).await;
-    let mut checks = vec![match &resolved {
-        Ok(target) => Check::ok("brain's address", address, target.to_string()),
-        Err(why) => Check::unavailable("brain's address", address, why)
-            .enable("correct brain.address, or have the name resolve (DNS, /etc/hosts)"),
-    }
-    .needed()];
+    let mut checks = vec![
+        match &resolved {
+            Ok(target) => Check::ok("brain's address", address, target.to_string()),
+            Err(why) => Check::unavailable("brain's address", address, why)
+                .enable("correct brain.address, or have the name resolve (DNS, /etc/hosts)"),
+        }
+        .needed(),
+    ];
     let files = config.identity();
     let source = files.certificate.display().to_string();
     match files.load() {
@@ -79,9 +81,11 @@ fn certificate(identity: &Identity, source: String) -> Check {
 async fn handshake(identity: Identity, target: SocketAddr, config: &Config) -> Check {
     let (signal, source) = ("brain", format!("QUIC to {target} (UDP)"));
     let check = match connect(identity, target, &config.brain.server_name).await {
-        Ok(round_trip) => {
-            Check::ok(signal, source, format!("answers as {}, round trip {} us", config.brain.server_name, round_trip.as_micros()))
-        }
+        Ok(round_trip) => Check::ok(
+            signal,
+            source,
+            format!("answers as {}, round trip {} us", config.brain.server_name, round_trip.as_micros()),
+        ),
         Err(Refusal::Other(why)) => Check::unavailable(signal, source, why)
             .enable("the brain's log has the reason; certificates of another authority need a new join"),
         Err(Refusal::Silent) if nobody_listens(target).await => {
@@ -127,7 +131,8 @@ async fn connect(identity: Identity, target: SocketAddr, name: &str) -> Result<D
 /// Whether the host answers that the port is closed. One empty datagram: no QUIC packet, so a brain takes no notice.
 async fn nobody_listens(target: SocketAddr) -> bool {
     let ask = move || {
-        let any: SocketAddr = if target.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
+        let any: SocketAddr =
+            if target.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
         let socket = UdpSocket::bind(any)?;
         socket.connect(target)?;
         socket.set_read_timeout(Some(ICMP_MAX))?;

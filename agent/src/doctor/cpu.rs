@@ -21,7 +21,8 @@ struct Trial {
 
 pub(super) fn examine(choice: Choice) -> Vec<Check> {
     let trials = CpuSource::ALL.map(|rung| Trial { rung, failure: attempt(rung).err() });
-    let mut checks: Vec<Check> = trials.iter().filter(|trial| trial.rung != CpuSource::Cgroup).map(rung_check).collect();
+    let mut checks: Vec<Check> =
+        trials.iter().filter(|trial| trial.rung != CpuSource::Cgroup).map(rung_check).collect();
     let allowed = |rung: CpuSource| matches!(choice, Choice::Auto) || choice == Choice::Only(rung);
     let taken = trials.iter().find(|trial| allowed(trial.rung) && trial.failure.is_none()).map(|trial| trial.rung);
     checks.extend(signals(taken, choice));
@@ -46,8 +47,12 @@ fn signals(taken: Option<CpuSource>, choice: Choice) -> [Check; 2] {
     let (state, told) = match rung {
         CpuSource::TaskStorage => (State::Ok, "counted by eBPF"),
         CpuSource::Tracepoints => (State::Ok, "counted by eBPF, at about three times the cost of task storage"),
-        CpuSource::Schedstat => (State::Degraded, "a wait is seen when it ends; threads that end between samples are not"),
-        CpuSource::Cgroup => (State::Degraded, "usage only: demand above it is unknown, so no VM is shrunk on its word"),
+        CpuSource::Schedstat => {
+            (State::Degraded, "a wait is seen when it ends; threads that end between samples are not")
+        }
+        CpuSource::Cgroup => {
+            (State::Degraded, "usage only: demand above it is unknown, so no VM is shrunk on its word")
+        }
     };
     let mut first = Check::new(demand, state, rung.name(), format!("{told}{demanded}")).needed();
     if state != State::Ok {
@@ -72,9 +77,11 @@ fn rung_check(trial: &Trial) -> Check {
             "tracefs",
             "tracefs mounted, and CAP_BPF, CAP_PERFMON and CAP_DAC_READ_SEARCH (tracefs is root's alone), or root",
         ),
-        CpuSource::Schedstat | CpuSource::Cgroup => {
-            ("schedstat", "/proc/PID/task/TID/schedstat", "a kernel with CONFIG_SCHED_INFO; before 5.14 started with `delayacct`")
-        }
+        CpuSource::Schedstat | CpuSource::Cgroup => (
+            "schedstat",
+            "/proc/PID/task/TID/schedstat",
+            "a kernel with CONFIG_SCHED_INFO; before 5.14 started with `delayacct`",
+        ),
     };
     match &trial.failure {
         None => Check::ok(signal, source, "counted this process"),
@@ -108,7 +115,8 @@ fn counted_ns(source: Source) -> Result<u64, SourceError> {
         std::hint::spin_loop();
     }
     let after = source.drain()?;
-    let run_ns = |vms: &std::collections::BTreeMap<VmId, crate::reading::SchedCounters>| vms.get(&own).map_or(0, |c| c.run_ns);
+    let run_ns =
+        |vms: &std::collections::BTreeMap<VmId, crate::reading::SchedCounters>| vms.get(&own).map_or(0, |c| c.run_ns);
     Ok(run_ns(&after.vms).saturating_sub(run_ns(&before.vms)))
 }
 

@@ -42,7 +42,9 @@ fn capabilities(proc: &Proc) -> Check {
     let has = |number: u32| held >> number & 1 != 0;
     let list = |wanted: bool| {
         let found = CAPABILITIES.iter().filter(|(_, number, _)| has(*number) == wanted);
-        found.map(|(name, _, what)| if wanted { (*name).to_owned() } else { format!("{name} ({what})") }).collect::<Vec<_>>()
+        found
+            .map(|(name, _, what)| if wanted { (*name).to_owned() } else { format!("{name} ({what})") })
+            .collect::<Vec<_>>()
     };
     let names = match list(true).as_slice() {
         [] => "none of those that matter here".to_owned(),
@@ -81,7 +83,8 @@ fn ring_buffer() -> Check {
     let (signal, source) = ("eBPF ring buffer", "bpf(2)");
     match probe::has_ring_buffer() {
         Ok(true) => Check::ok(signal, source, "carries the programs' log"),
-        Ok(false) => Check::unavailable(signal, source, "the kernel has no such map").enable("a kernel with BPF_MAP_TYPE_RINGBUF"),
+        Ok(false) => Check::unavailable(signal, source, "the kernel has no such map")
+            .enable("a kernel with BPF_MAP_TYPE_RINGBUF"),
         Err(error) => Check::unavailable(signal, source, error.to_string()).enable("CAP_BPF, or root"),
     }
 }
@@ -97,8 +100,9 @@ fn clock() -> Check {
     if reading_ns <= CLOCK_NS_MAX {
         Check::ok("clock", source.trim(), why)
     } else {
-        Check::degraded("clock", source.trim(), format!("{why}: each context switch of a VM takes one"))
-            .enable("a fast clock source (tsc, kvm-clock): see current_clocksource and the kernel's log for why it is not used")
+        Check::degraded("clock", source.trim(), format!("{why}: each context switch of a VM takes one")).enable(
+            "a fast clock source (tsc, kvm-clock): see current_clocksource and the kernel's log for why it is not used",
+        )
     }
 }
 
@@ -140,9 +144,11 @@ fn cgroup_mounts(mountinfo: &str) -> (Vec<String>, bool) {
 
 fn kvm() -> Check {
     match fs::metadata("/dev/kvm") {
-        Ok(_) => Check::ok("KVM", "/dev/kvm", "guests can run on the CPU itself"),
-        Err(error) => Check::degraded("KVM", "/dev/kvm", format!("{error}: guests are emulated (TCG), many times slower"))
-            .enable("virtualisation enabled in the firmware, and the module kvm_intel or kvm_amd loaded"),
+        Ok(_) => Check::ok("KVM", "/dev/kvm", "is there; whether guests use it is below"),
+        Err(error) => {
+            Check::degraded("KVM", "/dev/kvm", format!("{error}: guests are emulated (TCG), many times slower"))
+                .enable("virtualisation enabled in the firmware, and the module kvm_intel or kvm_amd loaded")
+        }
     }
 }
 

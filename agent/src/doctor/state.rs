@@ -12,7 +12,9 @@ pub(super) fn examine(config: &Config) -> Vec<Check> {
 
 fn directory(dir: &Path) -> Check {
     let (signal, source) = ("state directory", dir.display().to_string());
-    let enable = format!("install -d -m 700 -o gnomon-agent {source} (systemd's StateDirectory= does so), and run as its owner or as root");
+    let enable = format!(
+        "install -d -m 700 -o gnomon-agent {source} (systemd's StateDirectory= does so), and run as its owner or as root"
+    );
     let check = match try_write(dir) {
         Ok(()) => Check::ok(signal, source, "takes files and syncs them"),
         Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -41,7 +43,8 @@ fn spool(config: &Config) -> Check {
         Ok(used) => used,
         Err(error) if error.kind() == ErrorKind::NotFound => 0,
         Err(error) => {
-            return Check::degraded(signal, source, error.to_string()).enable("run as the directory's owner, or as root");
+            return Check::degraded(signal, source, error.to_string())
+                .enable("run as the directory's owner, or as root");
         }
     };
     let why = format!("{} of at most {} KiB wait for the brain", used / 1024, bytes_max / 1024);

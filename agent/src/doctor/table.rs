@@ -11,7 +11,8 @@ const PLAIN: &str = "\x1b[0m";
 const STATE_WIDTH: usize = "unavailable".len();
 
 pub(super) fn render(diagnosis: &Diagnosis, colour: bool) -> String {
-    let width = |of: fn(&Check) -> &str| diagnosis.checks.iter().map(|check| of(check).chars().count()).max().unwrap_or(0);
+    let width =
+        |of: fn(&Check) -> &str| diagnosis.checks.iter().map(|check| of(check).chars().count()).max().unwrap_or(0);
     let (signals, sources) = (width(|check| check.signal), width(|check| &check.source));
     let mut text = format!("{:STATE_WIDTH$}  {:signals$}  {:sources$}  FOUND\n", "STATE", "SIGNAL", "SOURCE");
     for check in &diagnosis.checks {

@@ -80,18 +80,26 @@ fn per_vm(inventory: &Inventory) -> Vec<Check> {
         share("CPU accelerator", "names of vCPU threads", "KVM (see above) and type='kvm' in the definition", &|vm| {
             is_accelerated(&proc, vm)
         }),
-        share("CPU usage, throttling", "control groups", "cgroup_controllers in qemu.conf, with cpu and cpuacct", &|vm| {
-            vm.cgroup.as_ref().is_some_and(|cgroup| cgroup.read(0).is_ok_and(|reading| reading.usage_ns.is_some()))
-        }),
+        share(
+            "CPU usage, throttling",
+            "control groups",
+            "cgroup_controllers in qemu.conf, with cpu and cpuacct",
+            &|vm| {
+                vm.cgroup.as_ref().is_some_and(|cgroup| cgroup.read(0).is_ok_and(|reading| reading.usage_ns.is_some()))
+            },
+        ),
         share("memory, resident", "/proc/PID/status", "a /proc without hidepid", &|vm| {
             vm.process.as_ref().is_some_and(|process| proc.resident_bytes(process.pid).is_ok())
         }),
         share("memory, balloon", "QEMU's monitor", "a balloon device, and its driver in the guest", &|vm| {
             vm.memory.balloon.movable_bytes().is_some()
         }),
-        share("memory, guest's view", "balloon statistics", "a stats period on the balloon: the daemon sets one", &|vm| {
-            vm.memory.guest.is_some()
-        }),
+        share(
+            "memory, guest's view",
+            "balloon statistics",
+            "a stats period on the balloon: the daemon sets one",
+            &|vm| vm.memory.guest.is_some(),
+        ),
     ]
 }
 

@@ -1,8 +1,8 @@
 //! The programs for kernels without BTF or task storage: classic tracepoints, from object to kernel.
 
+use super::ProbeError;
 use super::load::{object_error, program, program_error};
 use super::tracefs::{Tracefs, TracefsError};
-use super::ProbeError;
 use aya::programs::perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent};
 use aya::programs::{PerfEvent, TracePoint};
 use aya::util::online_cpus;

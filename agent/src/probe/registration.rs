@@ -160,7 +160,10 @@ impl ThreadWalk {
             Err(error) => {
                 accounting.put_account_back(index)?;
                 // Its birth was seen meanwhile.
-                self.threads.get(&tid, 0).map(|PodRef(known)| Some(known.index)).map_err(|_| map_error("THREADS")(error))
+                self.threads
+                    .get(&tid, 0)
+                    .map(|PodRef(known)| Some(known.index))
+                    .map_err(|_| map_error("THREADS")(error))
             }
         }
     }

@@ -82,9 +82,8 @@ impl CpuAccumulator {
             throttled: self.throttled.finish(),
             wakeups_per_s: per_s(self.events.wakeups),
             preemptions_per_s: per_s(self.events.preemptions),
-            wait: counted.then(|| {
-                WaitHistogram(self.events.wait_log2.map(|count| u32::try_from(count).unwrap_or(u32::MAX)))
-            }),
+            wait: counted
+                .then(|| WaitHistogram(self.events.wait_log2.map(|count| u32::try_from(count).unwrap_or(u32::MAX)))),
         })
     }
 
@@ -153,7 +152,11 @@ mod tests {
         assert_eq!((cpu.throttled.mean, cpu.wait), (0.25, None));
         window.add_cgroup(&CgroupSample { elapsed_s: 5.0, usage_cores: Some(4.5), throttled: 0.0 });
         let cpu = window.finish_from_usage(10.0, 2).unwrap();
-        assert_eq!((cpu.demand_low.mean, cpu.demand_high.mean), (2.5, 2.5), "other threads may use more than the vCPUs");
+        assert_eq!(
+            (cpu.demand_low.mean, cpu.demand_high.mean),
+            (2.5, 2.5),
+            "other threads may use more than the vCPUs"
+        );
     }
 
     #[test]
