@@ -126,7 +126,7 @@ fn watch(stack: &Stack, guests: &[Guest], rung: &Rung) -> Result<()> {
             .sum();
         let waited = waited_ns as f64 / 1e6 / (to_ms - from_ms) as f64;
         println!("{}: {}: {low:.3}..{high:.3}, cgroup {usage:.3}, waited {waited:.3}", rung.name, guest.name());
-        ensure!(usage > 0.2, "{} does not run: {usage:.3} cores", guest.name());
+        ensure!(usage > 0.1, "{} does not run: {usage:.3} cores", guest.name());
         ensure!(
             (low - usage).abs() <= rung.run_tolerance_cores,
             "{}: ran {low:.4}, the cgroup says {usage:.4}",

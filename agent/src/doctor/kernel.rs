@@ -164,7 +164,7 @@ mod tests {
         let v2 = "32 23 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate\n";
         assert_eq!(cgroup_mounts(v1), (vec!["cpu".to_owned(), "cpuacct".to_owned()], false));
         assert_eq!(cgroup_mounts(v2), (Vec::new(), true));
-        assert_eq!(cgroup_mounts(&format!("{v1}{v2}")).1, true);
+        assert!(cgroup_mounts(&format!("{v1}{v2}")).1);
         assert_eq!(cgroup_mounts("what\n"), (Vec::new(), false));
     }
 
