@@ -93,7 +93,9 @@ fn a_host_joins_renews_itself_is_shut_out_and_comes_back_only_by_a_new_token() -
         let log = idle.log()?;
         Ok(log.contains("it has expired") && log.contains("gnomon-agent join"))
     })?;
-    wait_for("the brain to say so", PATIENCE, || Ok(brain.log()?.contains("certificate expired")))?;
+    wait_for("the brain to say so", PATIENCE, || {
+        Ok(brain.log()?.contains("claims=\"h2\" error=invalid peer certificate: certificate expired"))
+    })?;
     Ok(())
 }
 

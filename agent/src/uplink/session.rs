@@ -132,15 +132,15 @@ async fn serve(
     let (answer, answers) = mpsc::channel(RENEWALS_MAX);
     let streams = async {
         tokio::try_join!(
-          // In this order: a refusal that came before the connection closed is the better reason.
-          biased;
-          control_in_loop(control_in, uplink, &overflow, &answer, heartbeat * HEARTBEATS_MISSED_MAX),
-          acks_loop(live_in, uplink, Stream::Live),
-          acks_loop(backlog_in, uplink, Stream::Backlog),
-          control_out_loop(control_out, &uplink.commands, overflows, requests, heartbeat),
-          reports_loop(live_out, uplink, Stream::Live),
-          reports_loop(backlog_out, uplink, Stream::Backlog),
-          stalled(uplink),
+            // In this order: a refusal that came before the connection closed is the better reason.
+            biased;
+            control_in_loop(control_in, uplink, &overflow, &answer, heartbeat * HEARTBEATS_MISSED_MAX),
+            acks_loop(live_in, uplink, Stream::Live),
+            acks_loop(backlog_in, uplink, Stream::Backlog),
+            control_out_loop(control_out, &uplink.commands, overflows, requests, heartbeat),
+            reports_loop(live_out, uplink, Stream::Live),
+            reports_loop(backlog_out, uplink, Stream::Backlog),
+            stalled(uplink),
         )
     };
     tokio::select! {

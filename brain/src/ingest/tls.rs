@@ -1,5 +1,6 @@
 //! Mutual TLS 1.3: who may connect at all.
 
+mod naming;
 mod own;
 
 pub use own::OwnCertificate;
@@ -7,6 +8,7 @@ pub use own::OwnCertificate;
 use crate::ca::CaError;
 use crate::secret::SecretError;
 use gnomon_common::wire::{ALPN, ENROL_ALPN};
+use naming::Naming;
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicServerConfig};
 use quinn::{IdleTimeout, ServerConfig, TransportConfig, VarInt};
 use rustls::RootCertStore;
@@ -83,7 +85,7 @@ pub fn server_config(ca: &Path, own: Arc<OwnCertificate>, heartbeat: Duration) -
         .build()?;
     let mut tls = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::new(Naming(verifier)))
         .with_cert_resolver(own);
     tls.alpn_protocols = vec![ALPN.to_vec(), ENROL_ALPN.to_vec()];
     tls.send_tls13_tickets = 0;
