@@ -46,7 +46,7 @@ fn signals(taken: Option<CpuSource>, choice: Choice) -> [Check; 2] {
     };
     let (state, told) = match rung {
         CpuSource::TaskStorage => (State::Ok, "counted by eBPF"),
-        CpuSource::Tracepoints => (State::Ok, "counted by eBPF, at about three times the cost of task storage"),
+        CpuSource::Tracepoints => (State::Ok, "counted by eBPF, at two to three times the cost of task storage"),
         CpuSource::Schedstat => {
             (State::Degraded, "a wait is seen when it ends; threads that end between samples are not")
         }

@@ -19,7 +19,7 @@ const PROGRAMS: [Tracing; 4] = [
     ("sched_wakeup_new", "sched_wakeup_new"),
 ];
 
-/// Which programs measure. Both count the same; the first costs a third as much.
+/// Which programs measure. Both count the same; the first costs a third to a half as much.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mechanism {
     /// BTF tracepoints and task storage.
