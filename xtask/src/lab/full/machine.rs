@@ -33,7 +33,7 @@ const SCRIPT_PATIENCE: Duration = Duration::from_secs(60);
 /// libvirtd probes QEMU twice, with KVM and without, before it can define a guest: 10 s on two idle cores.
 const LIBVIRTD_PATIENCE: Duration = Duration::from_secs(180);
 /// A guest boots under KVM in an emulated machine in 30 s, on busy cores several times that.
-const GUEST_BOOT_PATIENCE: Duration = Duration::from_secs(180);
+const GUEST_BOOT_PATIENCE: Duration = Duration::from_secs(300);
 const POLL: Duration = Duration::from_millis(500);
 
 /// Under TCG the TSC is that of the machine below, calibrated against an emulated timer: it would run at a wrong speed.
