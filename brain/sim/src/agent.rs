@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, VecDeque};
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, AgentEpoch, Allocation, Command, CpuBounds, CpuSource, CpuWindow, Fence, HostFacts, HostId, HostWindow,
-    Losses, MeanMax, Means, MemoryBounds, Origin, Outcome, OutcomeResult, RefusedCommand, Report, Sequence, Setting,
-    VmId, VmState, VmWindow,
+    Action, AgentEpoch, Allocation, Command, CpuBounds, CpuSource, CpuWindow, Fence, GuestMemory, HostFacts, HostId,
+    HostWindow, Losses, MeanMax, Means, MemoryBounds, MemoryWindow, Origin, Outcome, OutcomeResult, RefusedCommand,
+    Report, Sequence, Setting, VmId, VmState, VmWindow,
 };
 
 use crate::guest::{Guest, Want};
-use crate::scenario::{HostSpec, VmSpec};
+use crate::scenario::{HostSpec, MemorySpec, VmSpec};
 
 /// Reports kept while the brain is away; the oldest go first. As the real agent, but smaller.
 const SPOOL_REPORTS_MAX: usize = 1000;
@@ -22,10 +22,42 @@ pub(crate) struct SimVm {
     pub(crate) name: String,
     pub(crate) allocation: Allocation,
     guest: Guest,
+    memory: Option<SimMemory>,
     /// The latest second.
     pub(crate) demand_cores: f64,
     pub(crate) ran_cores: f64,
     samples: Vec<Sample>,
+}
+
+/// A VM's memory, with a balloon that moves at once.
+#[derive(Clone, Debug)]
+struct SimMemory {
+    spec: MemorySpec,
+    balloon_bytes: u64,
+    /// The latest second.
+    demand_bytes: u64,
+}
+
+impl SimMemory {
+    /// A guest shows no more than it has; what it lacks it reads back from swap.
+    fn window(&self) -> MemoryWindow {
+        let used = self.demand_bytes.min(self.balloon_bytes);
+        let lacking = (self.demand_bytes - used) as f64;
+        let guest = GuestMemory {
+            total_bytes: self.balloon_bytes,
+            unused_bytes: self.balloon_bytes - used,
+            usable_bytes: Some(self.balloon_bytes - used),
+            swap_in_bytes_per_s: lacking / 10.0,
+            ..GuestMemory::default()
+        };
+        MemoryWindow {
+            resident_bytes: used,
+            balloon_bytes: Some(self.balloon_bytes),
+            guest: Some(guest),
+            demand_bytes: Some(used),
+            ..MemoryWindow::default()
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -41,9 +73,39 @@ impl SimVm {
             quota_cores: spec.quota_cores,
             vcpus: spec.vcpus,
             vcpus_max: spec.vcpus,
-            memory_bytes: 1 << 30,
+            memory_bytes: spec.memory.as_ref().map_or(1 << 30, |memory| memory.max_mib << 20),
         };
-        Self { id, name: spec.name.clone(), allocation, guest, demand_cores: 0.0, ran_cores: 0.0, samples: Vec::new() }
+        let memory = spec.memory.clone().map(|spec| SimMemory {
+            balloon_bytes: spec.balloon_mib << 20,
+            demand_bytes: spec.want_bytes(0.0),
+            spec,
+        });
+        let (name, samples) = (spec.name.clone(), Vec::new());
+        Self { id, name, allocation, guest, memory, demand_cores: 0.0, ran_cores: 0.0, samples }
+    }
+
+    /// The state of the target's means.
+    fn in_force(&self, target: Setting) -> Setting {
+        match target {
+            Setting::CpuQuota { .. } => Setting::CpuQuota { cores: self.allocation.quota_cores },
+            Setting::Memory { bytes } => {
+                Setting::Memory { bytes: self.memory.as_ref().map_or(bytes, |memory| memory.balloon_bytes) }
+            }
+            other => other,
+        }
+    }
+
+    fn set(&mut self, target: Setting) {
+        match (target, &mut self.memory) {
+            (Setting::CpuQuota { cores }, _) => self.allocation.quota_cores = cores,
+            (Setting::Memory { bytes }, Some(memory)) => memory.balloon_bytes = bytes,
+            _ => {}
+        }
+    }
+
+    /// What its guest wanted in the latest second and what its balloon leaves to it, in bytes.
+    pub(crate) fn memory_bytes(&self) -> Option<(u64, u64)> {
+        self.memory.as_ref().map(|memory| (memory.demand_bytes, memory.balloon_bytes))
     }
 }
 
@@ -63,7 +125,7 @@ pub(crate) struct Agent {
     pub(crate) outcomes: Vec<Outcome>,
     answered: BTreeMap<VmId, Outcome>,
     fences: BTreeMap<VmId, Fence>,
-    baselines: BTreeMap<VmId, Option<f64>>,
+    baselines: BTreeMap<(VmId, Means), Setting>,
     losses: Losses,
 }
 
@@ -77,7 +139,7 @@ impl Agent {
             hypervisor: "simulated".to_owned(),
             cpu_bounds: CpuBounds { floor_cores: spec.floor_cores, ceiling_cores: spec.ceiling_cores },
             memory_bounds: MemoryBounds::default(),
-            means: vec![Means::CpuQuota],
+            means: vec![Means::CpuQuota, Means::Memory],
             dry_run: spec.dry_run,
             cpu_source: CpuSource::TaskStorage,
         };
@@ -113,6 +175,9 @@ impl Agent {
             let high = (low + held_back + limit * (1.0 - share) + want.wait_cores).min(vcpus);
             vm.demand_cores = want.demand_cores;
             vm.ran_cores = low;
+            if let Some(memory) = &mut vm.memory {
+                memory.demand_bytes = memory.spec.want_bytes(t_s);
+            }
             if self.running {
                 vm.samples.push(Sample { low, high, throttled: (held_back / vcpus).min(1.0) });
             }
@@ -136,7 +201,7 @@ impl Agent {
                 name: vm.name.clone(),
                 state: VmState::Running,
                 cpu: cpu_window(&std::mem::take(&mut vm.samples), seconds),
-                memory: None,
+                memory: vm.memory.as_ref().map(SimMemory::window),
                 allocation: vm.allocation,
                 stood_down: false,
             })
@@ -204,10 +269,15 @@ impl Agent {
         if waited_ms > command.time_to_live_ms {
             return Err(RefusedCommand::Expired { late_ms: waited_ms - command.time_to_live_ms });
         }
-        let Action::Set(target) = command.action else { return Ok(()) };
-        let Setting::CpuQuota { cores: Some(cores) } = target else {
-            return Err(RefusedCommand::NotAllowed { means: target.means() });
-        };
+        match command.action {
+            Action::Set(Setting::CpuQuota { cores: Some(cores) }) => self.judge_quota(vm, cores),
+            Action::Set(Setting::Memory { bytes }) => self.judge_memory(vm, bytes),
+            Action::Set(target) => Err(RefusedCommand::NotAllowed { means: target.means() }),
+            Action::Release => Ok(()),
+        }
+    }
+
+    fn judge_quota(&self, vm: &SimVm, cores: f64) -> Result<(), RefusedCommand> {
         let CpuBounds { floor_cores, ceiling_cores } = self.facts.cpu_bounds;
         let ceiling_cores = ceiling_cores.min(f64::from(vm.allocation.vcpus));
         match cores {
@@ -222,30 +292,43 @@ impl Agent {
         }
     }
 
+    fn judge_memory(&self, vm: &SimVm, bytes: u64) -> Result<(), RefusedCommand> {
+        let memory = vm.memory.as_ref().ok_or(RefusedCommand::Unsupported { means: Means::Memory })?;
+        let MemoryBounds { reserve_bytes, shrink_step_max } = self.facts.memory_bounds;
+        let bounded =
+            |least: u64| (bytes < memory.balloon_bytes && bytes < least).then_some(Setting::Memory { bytes: least });
+        let step = memory.balloon_bytes - (memory.balloon_bytes as f64 * shrink_step_max) as u64;
+        if bytes > vm.allocation.memory_bytes {
+            let ceiling = Setting::Memory { bytes: vm.allocation.memory_bytes };
+            return Err(RefusedCommand::AboveCeiling { ceiling });
+        }
+        if let Some(least) = bounded(memory.demand_bytes + reserve_bytes) {
+            return Err(RefusedCommand::BelowLiveUse { least });
+        }
+        match bounded(step) {
+            Some(least) => Err(RefusedCommand::StepTooLarge { least }),
+            None => Ok(()),
+        }
+    }
+
     fn apply(&mut self, command: &Command, waited_ms: u64) -> OutcomeResult {
         self.fences.insert(command.vm, command.fence);
         let Some(vm) = self.vms.iter_mut().find(|vm| vm.id == command.vm) else {
             return OutcomeResult::Refused(RefusedCommand::UnknownVm);
         };
-        let before_cores = vm.allocation.quota_cores;
-        match command.action {
-            Action::Set(Setting::CpuQuota { cores }) => {
-                self.baselines.entry(command.vm).or_insert(before_cores);
-                vm.allocation.quota_cores = cores;
+        let targets = match command.action {
+            Action::Set(target) => {
+                let key = (command.vm, target.means());
+                self.baselines.entry(key).or_insert(vm.in_force(target));
+                vec![target]
             }
-            Action::Set(_) => {}
             Action::Release => {
-                if let Some(baseline) = self.baselines.remove(&command.vm) {
-                    vm.allocation.quota_cores = baseline;
-                }
+                Means::ALL.into_iter().filter_map(|means| self.baselines.remove(&(command.vm, means))).collect()
             }
-        }
-        let quota = |cores| vec![Setting::CpuQuota { cores }];
-        OutcomeResult::Applied {
-            before: quota(before_cores),
-            after: quota(vm.allocation.quota_cores),
-            took_us: waited_ms * 1000,
-        }
+        };
+        let before = targets.iter().map(|&target| vm.in_force(target)).collect();
+        targets.iter().for_each(|&target| vm.set(target));
+        OutcomeResult::Applied { before, after: targets, took_us: waited_ms * 1000 }
     }
 }
 

@@ -55,6 +55,7 @@ pub fn demo_scenario(seed: u64, duration_s: u64) -> Scenario {
                 load,
                 noise_cores: rng.random_range(0.02..0.05),
                 wait_cores: 0.01,
+                memory: None,
             })
             .collect(),
         events: Vec::new(),

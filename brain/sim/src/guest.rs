@@ -100,7 +100,8 @@ mod tests {
 
     fn guest(load: Load) -> Guest {
         let (name, host) = (String::new(), String::new());
-        let spec = VmSpec { name, host, vcpus: 1, quota_cores: None, load, noise_cores: 0.0, wait_cores: 0.0 };
+        let spec =
+            VmSpec { name, host, vcpus: 1, quota_cores: None, load, noise_cores: 0.0, wait_cores: 0.0, memory: None };
         Guest::new(&spec, 1, 0)
     }
 

@@ -17,5 +17,5 @@ pub mod world;
 
 pub use demo::demo_fleet;
 pub use run::{Run, run};
-pub use scenario::{Event, HostSpec, Load, Scenario, Timed, VmSpec};
+pub use scenario::{Event, HostSpec, Load, MemorySpec, Scenario, Timed, VmSpec};
 pub use world::{Snapshot, VmSnapshot, World};

@@ -65,6 +65,29 @@ pub struct VmSpec {
     pub noise_cores: f64,
     /// Mean of what it waits for CPUs that neighbours use, in cores; drawn anew each second. It blurs measured demand.
     pub wait_cores: f64,
+    /// Its memory; a VM without has no balloon and tells nothing of it.
+    #[serde(default)]
+    pub memory: Option<MemorySpec>,
+}
+
+/// A VM's memory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemorySpec {
+    /// What it is defined with, in MiB.
+    pub max_mib: u64,
+    /// What its balloon leaves to it at the start, in MiB.
+    pub balloon_mib: u64,
+    /// What its guest wants, in MiB: from each of these seconds on, in their order.
+    pub wants_mib: Vec<(u64, u64)>,
+}
+
+impl MemorySpec {
+    /// What the guest wants in the second that begins `t_s` after the start, in bytes.
+    pub(crate) fn want_bytes(&self, t_s: f64) -> u64 {
+        let due = self.wants_mib.iter().take_while(|(from_s, _)| *from_s as f64 <= t_s);
+        due.last().map_or(0, |(_, mib)| mib << 20)
+    }
 }
 
 /// What a guest wants, in cores, over time. Open-loop: what it does not get is lost, not made up for later.

@@ -85,6 +85,8 @@ pub struct VmSnapshot {
     pub quota_cores: Option<f64>,
     /// What it may use now, in cores.
     pub limit_cores: f64,
+    /// What its guest truly wanted of memory in the last second and what its balloon leaves to it now, in bytes.
+    pub memory_bytes: Option<(u64, u64)>,
     /// What the brain knows of it; `None` while the brain is dead or has not heard of it.
     pub known: Option<VmView>,
     /// The brain's forecast, where it has one.
@@ -192,6 +194,7 @@ impl World {
                 ran_cores: vm.ran_cores,
                 quota_cores: vm.allocation.quota_cores,
                 limit_cores: vm.allocation.cpu_limit_cores(),
+                memory_bytes: vm.memory_bytes(),
                 known: self.core.as_ref().and_then(|core| core.vm(vm.id)),
                 forecast: self.core.as_ref().and_then(|core| core.forecast(vm.id)),
             })
