@@ -105,6 +105,20 @@ pub fn windows(stack: &Stack, vm: &str, from_ms: u64, to_ms: u64) -> Result<Vec<
     Ok(read()?.into_iter().filter(|window| window.start_ms + 1000 <= to_ms).collect())
 }
 
+/// When the windows of a VM began that the brain has by now, from `from_ms` on, in milliseconds since the epoch.
+pub fn window_starts(stack: &Stack, vm: &str, from_ms: u64) -> Result<Vec<u64>> {
+    let path = format!("/api/v1/vms/{vm}/history?since_ms={from_ms}");
+    let windows: Vec<Window> = serde_json::from_value(stack.api().get(&path)?)?;
+    Ok(windows.iter().map(|window| window.start_ms).collect())
+}
+
+/// Where windows are missing: pairs of neighbours that do not follow each other.
+pub fn holes(starts_ms: &[u64], window_ms: u64) -> Vec<(u64, u64)> {
+    let pairs = starts_ms.windows(2).map(|pair| (pair[0], pair[1]));
+    // A tenth of a window is a sampling loop's jitter.
+    pairs.filter(|(before, after)| after - before > window_ms + window_ms / 10).collect()
+}
+
 /// What `/proc/PID/task/TID/schedstat` says of all threads of a process: nanoseconds run and nanoseconds waited, by thread.
 pub fn schedstat(pid: u32) -> Result<BTreeMap<u32, (u64, u64)>> {
     let mut threads = BTreeMap::new();
