@@ -44,7 +44,7 @@ fn the_light_lab_works_where_there_is_cgroup_version_2_alone() -> Result<()> {
     let lab = up("light", 1)?;
     let host = &lab.machines()[0];
     let xtask = |arguments: &str, patience_s: u64| {
-        let script = format!("CARGO_TARGET_DIR=/lab/target /lab/bin/xtask lab --name inner {arguments} 2>&1");
+        let script = format!("CARGO_TARGET_DIR=/lab/target /lab/bin/xtask lab --name inner {arguments}");
         host.run_within(&script, Duration::from_secs(patience_s)).with_context(|| format!("xtask lab {arguments}"))
     };
     xtask("up --hosts 1 --capacity-cores 0.8", 180)?;
