@@ -13,6 +13,12 @@ use virt::sys;
 /// The unit of an interface's rates: libvirt hands them to `tc` as `kbps`, which are 1000 bytes a second.
 pub const NETWORK_UNIT_BYTES_PER_S: u64 = 1_000;
 
+/// How libvirt's words show that `tc` itself failed or is not there.
+const TC_FAILURES: [&str; 3] = ["Child process (tc ", "Child process (/sbin/tc ", "Cannot find 'tc'"];
+
+/// How a throttling group is called that QEMU or libvirt has named after the one disk in it.
+const OWN_GROUPS: [&str; 2] = ["/machine/", "drive-"];
+
 /// An upper limit on the traffic of a disk; `None` is unlimited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiskTune {
@@ -68,8 +74,14 @@ impl Hypervisor {
             (sys::VIR_DOMAIN_BANDWIDTH_IN_AVERAGE, units(limits.in_bytes_per_s)),
             (sys::VIR_DOMAIN_BANDWIDTH_OUT_AVERAGE, units(limits.out_bytes_per_s)),
         ];
-        parameters::set_interface_parameters(&self.domain(vm)?, device, &limits)
-            .map_err(|e| HypervisorError::call("set an interface's limits (is tc installed?)", &e))
+        parameters::set_interface_parameters(&self.domain(vm)?, device, &limits).map_err(|e| {
+            // libvirt reports the failure of the program it runs as an internal error, and the program's words with it.
+            if TC_FAILURES.iter().any(|words| e.message().contains(words)) {
+                let why = "tc is missing, or this kernel lacks a queueing discipline (htb, sfq, ingress)";
+                return HypervisorError::Unsupported(format!("{why}: {}", e.message()));
+            }
+            HypervisorError::call("set an interface's limits", &e)
+        })
     }
 }
 
@@ -108,6 +120,8 @@ fn plain<const N: usize>(found: &[Parameter], names: &[&CStr; N]) -> Result<[Opt
         match (known, value) {
             (_, Value::Number(0)) => {}
             (_, Value::Text(text)) if text.is_empty() => {}
+            // QEMU throttles in groups: a disk that is limited alone has one of its own.
+            (None, Value::Text(group)) if OWN_GROUPS.iter().any(|prefix| group.starts_with(prefix)) => {}
             // How long a burst may last says nothing while no burst is allowed; QEMU tells its default of one second.
             (None, _) if name.ends_with("_max_length") => {}
             (Some(index), Value::Number(value)) => values[index] = Some(*value),
@@ -143,7 +157,7 @@ mod tests {
             number(sys::VIR_DOMAIN_BLOCK_IOTUNE_TOTAL_IOPS_SEC, 0),
             number(sys::VIR_DOMAIN_BLOCK_IOTUNE_READ_BYTES_SEC, 0),
             number(sys::VIR_DOMAIN_BLOCK_IOTUNE_TOTAL_BYTES_SEC_MAX_LENGTH, 1),
-            Parameter { name: "group_name".into(), value: Value::Text(String::new()) },
+            Parameter { name: "group_name".into(), value: Value::Text("/machine/peripheral/virtio-disk0/x".into()) },
         ]);
         assert_eq!(tune, Ok(DiskTune { bytes_per_s: Some(5_000_000), operations_per_s: None }));
         let limits = bandwidth(&[number(sys::VIR_DOMAIN_BANDWIDTH_IN_AVERAGE, 125)]);
