@@ -11,5 +11,6 @@ mod forgetful;
 mod ingest;
 mod process;
 mod regression;
+mod set;
 mod store;
 mod uninvited;
