@@ -20,6 +20,9 @@ const CLOCK_STEP_WINDOWS: u32 = 5;
 /// Steps kept are this many times the longest season looked for: enough to see a season recur, bounded for each VM.
 const SEASONS_KEPT: usize = 4;
 
+/// Room is made for at least so many steps at a time.
+const GROWTH_STEPS_MIN: usize = 32;
+
 /// What a VM wanted, in cores: at least `low`, at most `high`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Interval {
@@ -62,6 +65,22 @@ impl Step {
     /// Largest sample of the time run, in cores.
     pub(crate) fn peak(self) -> f64 {
         f64::from(self.peak)
+    }
+}
+
+/// A step as it is kept, in 12 bytes instead of the 16 of an `Option`: no lower end is no number, but a gap's.
+#[derive(Clone, Copy, Debug)]
+struct Kept(Step);
+
+impl Kept {
+    const GAP: Self = Self(Step { low: f32::NAN, high: f32::NAN, peak: f32::NAN });
+
+    fn of(step: Option<Step>) -> Self {
+        step.map_or(Self::GAP, Self)
+    }
+
+    fn step(self) -> Option<Step> {
+        (!self.0.low.is_nan()).then_some(self.0)
     }
 }
 
@@ -123,7 +142,7 @@ impl Open {
 pub(crate) struct History {
     resolution_ms: u64,
     capacity: usize,
-    steps: VecDeque<Option<Step>>,
+    steps: VecDeque<Kept>,
     measured: usize,
     /// Index of the open step, the one after the last closed one.
     next: u64,
@@ -218,14 +237,15 @@ impl History {
             return false;
         }
         while self.first() > index {
-            self.steps.push_front(None);
+            self.make_room();
+            self.steps.push_front(Kept::GAP);
         }
         let place = (index - self.first()) as usize;
         let known = match self.filling {
             Some((filling, open)) if filling == index => Some(open),
             _ => None,
         };
-        if known.is_none() && self.steps[place].is_some() {
+        if known.is_none() && self.steps[place].step().is_some() {
             return false;
         }
         let mut open = known.unwrap_or_default();
@@ -236,8 +256,8 @@ impl History {
         open.add(window, measured_ms.min(room_ms));
         self.filling = Some((index, open));
         let step = open.close(self.resolution_ms);
-        self.measured += usize::from(step.is_some() && self.steps[place].is_none());
-        self.steps[place] = step.or(self.steps[place]);
+        self.measured += usize::from(step.is_some() && self.steps[place].step().is_none());
+        self.steps[place] = Kept::of(step.or(self.steps[place].step()));
         true
     }
 
@@ -261,11 +281,21 @@ impl History {
     }
 
     fn push(&mut self, step: Option<Step>) {
-        if self.steps.len() == self.capacity && self.steps.pop_front().flatten().is_some() {
+        if self.steps.len() == self.capacity && self.steps.pop_front().and_then(Kept::step).is_some() {
             self.measured -= 1;
         }
         self.measured += usize::from(step.is_some());
-        self.steps.push_back(step);
+        self.make_room();
+        self.steps.push_back(Kept::of(step));
+    }
+
+    /// Makes room for one step more. Growing by a quarter, and never beyond the capacity, wastes less than doubling does.
+    fn make_room(&mut self) {
+        let steps = self.steps.len();
+        if steps == self.steps.capacity() {
+            let missing = self.capacity.saturating_sub(steps).max(1);
+            self.steps.reserve_exact((steps / 4).max(GROWTH_STEPS_MIN).min(missing));
+        }
     }
 
     fn forget_from(&mut self, at: Timestamp) {
@@ -274,7 +304,7 @@ impl History {
             self.next -= 1;
         }
         self.next = index;
-        self.measured = self.steps.iter().flatten().count();
+        self.measured = self.steps.iter().filter(|kept| kept.step().is_some()).count();
         self.open = Open::default();
         self.filling = None;
         self.end = Some(at);
@@ -309,7 +339,7 @@ impl History {
     pub(crate) fn since(&self, index: u64) -> impl Iterator<Item = (u64, Option<Step>)> + '_ {
         let first = self.first();
         let skipped = usize::try_from(index.saturating_sub(first)).unwrap_or(usize::MAX).min(self.steps.len());
-        (first + skipped as u64..).zip(self.steps.range(skipped..).copied())
+        (first + skipped as u64..).zip(self.steps.range(skipped..).map(|kept| kept.step()))
     }
 }
 
