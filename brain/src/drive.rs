@@ -18,7 +18,7 @@ pub use recent::{HistoryPoint, Recent};
 
 use crate::clock;
 use crate::store::{Journal, Stopped, Store, StoreError};
-use gnomon_common::wire::CommandId;
+use gnomon_common::wire::{CommandId, Report};
 use gnomon_core::{Core, Input, OperatorRequest, Policy, Restored};
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,6 +54,14 @@ pub struct Desk {
     pub core: Core,
     /// The latest windows of each VM, for plots.
     pub recent: Recent,
+}
+
+impl Desk {
+    /// Takes a report's windows in, for plots.
+    fn take(&mut self, report: &Report) {
+        let Self { core, recent } = self;
+        recent.take(report, |vm| core.knows(vm));
+    }
 }
 
 type Question = Box<dyn FnOnce(&Desk) + Send>;

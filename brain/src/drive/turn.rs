@@ -53,7 +53,7 @@ impl Turn {
 
     pub(super) fn restore(&mut self, restored: Restored) {
         match &restored {
-            Restored::Report(report) => self.desk.recent.take(report),
+            Restored::Report(report) => self.desk.take(report),
             Restored::Command(record) => drop(self.unanswered.insert(record.command.id, record.clone())),
             Restored::Host { .. } | Restored::Hold { .. } | Restored::Setting { .. } => {}
         }
@@ -79,7 +79,7 @@ impl Turn {
     pub(super) fn input(&mut self, now: Timestamp, input: Input) {
         match &input {
             // What the core does not believe is not shown either.
-            Input::Report(report) if !Core::is_from_the_future(report, now) => self.desk.recent.take(report),
+            Input::Report(report) if !Core::is_from_the_future(report, now) => self.desk.take(report),
             Input::HostUp { host, .. } => self.repeat(now, host),
             _ => {}
         }
