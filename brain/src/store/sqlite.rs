@@ -5,6 +5,7 @@
 //! read; in WAL mode readers never wait for the writer. The SQL is the part that SQLite and PostgreSQL share.
 
 mod admissions;
+mod prune;
 mod read;
 mod write;
 
@@ -12,9 +13,9 @@ use super::{Entry, INTEGER_MAX, Pending, Store, StoreError};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{AgentEpoch, HostId, Outcome, Sequence};
 use gnomon_core::{Audit, CommandRecord, Restored};
+use sqlx::Row;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{AssertSqlSafe, Row};
 use std::path::Path;
 use std::time::Duration;
 
@@ -24,9 +25,6 @@ static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 const READERS_MAX: u32 = 4;
 /// How long a write waits for a lock that somebody else (a backup, a curious sqlite3) holds before it counts as failed.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
-/// How much received time one prune takes away at most: after the retention was shortened, old reports go piece by
-/// piece instead of in one transaction that would hold up acknowledgements.
-const PRUNE_SPAN: Duration = Duration::from_secs(3600);
 
 /// How a transaction begins that will write: with the writer's lock. The operator's commands write to the same file; a
 /// transaction that read before it wants to write would fail at once, without waiting for [`BUSY_TIMEOUT`], if the other
@@ -93,36 +91,6 @@ impl SqliteStore {
         transaction.commit().await?;
         Ok(term)
     }
-
-    async fn forget(&self, reports_before: Timestamp, affairs_before: Timestamp) -> Result<u64, StoreError> {
-        let mut rows = 0;
-        for (table, column, before, condition) in [
-            ("report", "received_ms", reports_before, ""),
-            ("audit", "at_ms", affairs_before, ""),
-            ("plan", "at_ms", affairs_before, ""),
-            ("outcome", "at_ms", affairs_before, ""),
-            ("command", "issued_ms", affairs_before, ""),
-            ("token", "expires_ms", affairs_before, ""),
-            ("certificate", "expires_ms", affairs_before, ""),
-            // The newest allocation of a VM stays: it is what the VM has.
-            (
-                "allocation",
-                "at_ms",
-                affairs_before,
-                " AND EXISTS (SELECT 1 FROM allocation AS newer WHERE newer.vm = allocation.vm AND newer.at_ms > allocation.at_ms)",
-            ),
-        ] {
-            // All parts are constants above: nothing from outside gets into the statement.
-            let oldest = format!("SELECT MIN({column}) FROM {table} WHERE {column} < $1{condition}");
-            let oldest: Option<i64> =
-                sqlx::query_scalar(AssertSqlSafe(oldest)).bind(ms(before)).fetch_one(&self.readers).await?;
-            let Some(oldest) = oldest else { continue };
-            let until = ms(before).min(oldest.saturating_add(PRUNE_SPAN.as_millis() as i64));
-            let delete = format!("DELETE FROM {table} WHERE {column} < $1{condition}");
-            rows += sqlx::query(AssertSqlSafe(delete)).bind(until).execute(&self.writer).await?.rows_affected();
-        }
-        Ok(rows)
-    }
 }
 
 impl Store for SqliteStore {
@@ -155,7 +123,7 @@ impl Store for SqliteStore {
     }
 
     fn prune(&self, reports_before: Timestamp, affairs_before: Timestamp) -> Pending<'_, u64> {
-        Box::pin(self.forget(reports_before, affairs_before))
+        Box::pin(prune::prune(&self.readers, &self.writer, reports_before, affairs_before))
     }
 }
 

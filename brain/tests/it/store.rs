@@ -94,23 +94,36 @@ async fn reports_of_a_clock_that_was_far_ahead_are_not_restored_however_late_it_
 }
 
 #[tokio::test]
-async fn pruning_takes_what_is_old_piece_by_piece_and_leaves_the_rest() {
+async fn pruning_takes_what_is_old_and_leaves_the_rest() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("db");
     let store = SqliteStore::open(&path).await.unwrap();
     let ago = |hours: u64| now() - Duration::from_secs(hours * 3600);
     store.raise_term(0).await.unwrap();
-    store
-        .commit(&[entry(1, ago(30)), entry(2, ago(20)), entry(3, ago(1)), audit("old", ago(50)), audit("new", ago(1))])
-        .await
-        .unwrap();
-    let prune = || store.prune(ago(10), ago(40));
-    assert_eq!(prune().await.unwrap(), 2, "one report and one line; the second report is more than an hour younger");
-    assert_eq!(prune().await.unwrap(), 1);
-    assert_eq!(prune().await.unwrap(), 0);
-    assert_eq!(count(&path, "SELECT sequence FROM report").await, 3);
+    let old = (1..=200).map(|sequence| entry(sequence, ago(20 + sequence)));
+    let entries: Vec<_> = old.chain([entry(201, ago(1)), audit("old", ago(50)), audit("new", ago(1))]).collect();
+    store.commit(&entries).await.unwrap();
+    assert_eq!(store.prune(ago(10), ago(40)).await.unwrap(), 201, "200 reports and one line");
+    assert_eq!(store.prune(ago(10), ago(40)).await.unwrap(), 0);
+    assert_eq!(count(&path, "SELECT sequence FROM report").await, 201);
     let lines = store.audit(10).await.unwrap();
     assert_eq!(lines.iter().map(|line| line.detail.as_str()).collect::<Vec<_>>(), ["new"]);
+}
+
+#[tokio::test]
+async fn a_commit_does_not_wait_until_all_that_is_old_is_pruned() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
+    let old = now() - Duration::from_secs(7200);
+    store.commit(&(1..=3000).map(|sequence| entry(sequence, old)).collect::<Vec<_>>()).await.unwrap();
+    let new = [entry(3001, now())];
+    let mut pruned = std::pin::pin!(store.prune(now() - Duration::from_secs(3600), Timestamp::default()));
+    tokio::select! {
+        biased;
+        rows = &mut pruned => panic!("all {rows:?} rows went in one piece"),
+        fresh = store.commit(&new) => assert_eq!(fresh.unwrap(), [true]),
+    }
+    assert_eq!(pruned.await.unwrap(), 3000);
 }
 
 #[tokio::test]

@@ -1,0 +1,77 @@
+//! Statements that forget. Old rows go a few at a time, in transactions of their own: an acknowledgement that waits for the
+//! writer waits for one of these at most.
+
+use super::ms;
+use crate::store::StoreError;
+use gnomon_common::time::Timestamp;
+use sqlx::sqlite::SqlitePool;
+use sqlx::{AssertSqlSafe, query, query_scalar};
+
+/// Rows in one transaction: of the largest ones, reports of a hundred VMs, some two megabytes.
+const ROWS_MAX: u32 = 64;
+/// Transactions for each table in one call: after the retention was shortened, the rest waits for the next calls. A brain of 100,000 VMs
+/// outlives some 6,000 reports from one call to the next.
+const TRANSACTIONS_MAX: u32 = 256;
+
+/// A table, what its rows are named by, and when they are old.
+struct Aging {
+    table: &'static str,
+    key: &'static str,
+    at: &'static str,
+    /// What else must be true of a row that may go.
+    condition: &'static str,
+}
+
+const REPORTS: Aging = Aging { table: "report", key: "host, epoch, sequence", at: "received_ms", condition: "" };
+
+const AFFAIRS: [Aging; 7] = [
+    Aging { table: "audit", key: "term, line", at: "at_ms", condition: "" },
+    Aging { table: "plan", key: "term, generation", at: "at_ms", condition: "" },
+    Aging { table: "outcome", key: "host, term, number", at: "at_ms", condition: "" },
+    Aging { table: "command", key: "term, number", at: "issued_ms", condition: "" },
+    Aging { table: "token", key: "id", at: "expires_ms", condition: "" },
+    Aging { table: "certificate", key: "serial", at: "expires_ms", condition: "" },
+    // The newest allocation of a VM stays: it is what the VM has.
+    Aging {
+        table: "allocation",
+        key: "vm, at_ms",
+        at: "at_ms",
+        condition: " AND EXISTS (SELECT 1 FROM allocation AS newer WHERE newer.vm = allocation.vm AND newer.at_ms > allocation.at_ms)",
+    },
+];
+
+/// Forgets reports and affairs from before these instants, a bounded number of each; returns how many rows went.
+pub(super) async fn prune(
+    readers: &SqlitePool,
+    writer: &SqlitePool,
+    reports_before: Timestamp,
+    affairs_before: Timestamp,
+) -> Result<u64, StoreError> {
+    let mut rows = REPORTS.forget(readers, writer, reports_before).await?;
+    for aging in &AFFAIRS {
+        rows += aging.forget(readers, writer, affairs_before).await?;
+    }
+    Ok(rows)
+}
+
+impl Aging {
+    async fn forget(&self, readers: &SqlitePool, writer: &SqlitePool, before: Timestamp) -> Result<u64, StoreError> {
+        let Self { table, key, at, condition } = self;
+        // All parts are constants above: nothing from outside gets into the statements.
+        let old = format!("FROM {table} WHERE {at} < $1{condition}");
+        let any = format!("SELECT 1 {old} LIMIT 1");
+        let delete =
+            format!("DELETE FROM {table} WHERE ({key}) IN (SELECT {key} {old} ORDER BY {at} LIMIT {ROWS_MAX})");
+        let mut rows = 0;
+        for _ in 0..TRANSACTIONS_MAX {
+            // Looked for by a reader: the writer is not held up for nothing.
+            let found: Option<i64> =
+                query_scalar(AssertSqlSafe(any.clone())).bind(ms(before)).fetch_optional(readers).await?;
+            if found.is_none() {
+                break;
+            }
+            rows += query(AssertSqlSafe(delete.clone())).bind(ms(before)).execute(writer).await?.rows_affected();
+        }
+        Ok(rows)
+    }
+}
