@@ -108,7 +108,7 @@ pub(crate) struct Agent {
     _endpoint: Endpoint,
     pub(crate) connection: Connection,
     pub(crate) control: SendStream,
-    heard: UnboundedReceiver<BrainMessage>,
+    pub(crate) heard: UnboundedReceiver<BrainMessage>,
     pub(crate) reports: Option<(SendStream, UnboundedReceiver<ReportAck>)>,
 }
 
@@ -139,7 +139,11 @@ impl Agent {
     }
 
     pub(crate) async fn say(&mut self, message: &AgentMessage) {
-        write(&mut self.control, message).await.unwrap();
+        self.try_say(message).await.unwrap();
+    }
+
+    pub(crate) async fn try_say(&mut self, message: &AgentMessage) -> Result<(), quinn::WriteError> {
+        write(&mut self.control, message).await
     }
 
     pub(crate) async fn hear(&mut self) -> BrainMessage {

@@ -6,6 +6,7 @@ mod brain;
 mod broken;
 mod cli;
 mod crash;
+mod crowd;
 mod enrol;
 mod forgetful;
 mod ingest;

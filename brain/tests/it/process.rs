@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tokio::time::timeout;
 
-struct Process(Child);
+pub(crate) struct Process(pub(crate) Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -19,7 +19,7 @@ impl Drop for Process {
 }
 
 /// Starts the daemon and reads from its log where agents connect.
-fn start(home: &Home) -> (Process, SocketAddr) {
+pub(crate) fn start(home: &Home) -> (Process, SocketAddr) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_gnomon-brain"))
         .args(["run", "--config"])
         .arg(home.config_path())
