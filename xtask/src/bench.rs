@@ -29,6 +29,8 @@ pub struct Args {
 enum Name {
     /// Cost of the scheduler probe per context switch and wake-up, beside an empty program and runqlat
     Probe,
+    /// VMs that one brain takes on two cores, with its CPU, memory, and the time from window to command
+    Ingest,
 }
 
 impl Name {
@@ -37,6 +39,15 @@ impl Name {
         match self {
             // What it measures runs in the kernel, from an eBPF object that is optimised in every profile.
             Self::Probe => ("gnomon-agent", "probe", "dev"),
+            Self::Ingest => ("gnomon-brain", "ingest", "release"),
+        }
+    }
+
+    /// What has to be on the machine.
+    fn purposes(self) -> &'static [Purpose] {
+        match self {
+            Self::Probe => &[Purpose::Build, Purpose::Bench],
+            Self::Ingest => &[Purpose::Build],
         }
     }
 }
@@ -53,7 +64,7 @@ pub fn run(args: &Args) -> Result<()> {
         }
         return Ok(());
     };
-    setup::ensure(&[Purpose::Build, Purpose::Bench])?;
+    setup::ensure(name.purposes())?;
     let (package, target, profile) = name.target();
     let mut command = cargo();
     command.args(["bench", "--profile", profile, "--package", package, "--bench", target, "--"]);
