@@ -50,7 +50,7 @@ const COMMAND_P99_MAX_MS: f64 = 500.0;
 /// What is aimed at.
 const VMS_AIM: usize = 100_000;
 /// Beyond the last point load grows by this factor until something gives.
-const GROWTH: f64 = 1.25;
+const GROWTH: f64 = 1.5;
 /// Hosts that have not delivered their past by then never will.
 const WARM_UP_MAX: Duration = Duration::from_secs(120);
 /// Fits that may be under way when a point is measured: at any moment some VM is due.
