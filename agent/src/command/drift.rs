@@ -1,7 +1,7 @@
 //! The brain is away and a VM is quiet: its CPU quota goes back towards what it was before Gnomon's first change. Pure.
 //!
 //! What the brain knew when it set a quota grows old while it is away; what the owner had set does not. So a VM that has been quiet for
-//! long goes there in small steps, up or down, and never below what it used in all that time with some headroom.
+//! long goes there in small steps, up or down, and never below what it used, or waited to use, in all that time with some headroom.
 
 use crate::sample::LiveLoad;
 use std::time::Duration;
@@ -39,8 +39,9 @@ pub struct Quiet {
 impl Quiet {
     /// Adds the last seconds, `elapsed` after they were added last.
     pub fn observe(&mut self, live: &LiveLoad, elapsed: Duration, pace: &Pace) {
-        let has_headroom = live.run_cores.max * pace.headroom <= live.limit_cores();
-        if live.throttled.mean > QUIET_SHARE || !has_headroom {
+        // What it ran at its busiest; and what it may have wanted while it waited for a CPU, whoever kept it waiting.
+        let used_cores = live.run_cores.max.max(live.demand_high_cores.mean);
+        if live.throttled.mean > QUIET_SHARE || used_cores * pace.headroom > live.limit_cores() {
             *self = Self::default();
             return;
         }
@@ -50,7 +51,7 @@ impl Quiet {
             (self.peak_before_cores, self.peak_now_cores) = (self.peak_now_cores, 0.0);
             self.in_bucket = Duration::ZERO;
         }
-        self.peak_now_cores = self.peak_now_cores.max(live.run_cores.max);
+        self.peak_now_cores = self.peak_now_cores.max(used_cores);
     }
 
     fn peak_cores(&self) -> f64 {
@@ -147,6 +148,14 @@ mod tests {
             quiet.observe(&noisy, S, &PACE);
             assert_eq!(drift(&calm, Some(0.5), &quiet, &PACE), Drift::Stay);
         }
+    }
+
+    #[test]
+    fn a_vm_that_neighbours_keep_from_running_is_not_quiet() {
+        let calm = live(Some(0.5), 0.3);
+        let contended = LiveLoad { demand_high_cores: MeanMax { mean: 0.7, max: 0.9 }, ..calm };
+        assert_eq!(drift(&contended, Some(0.2), &quiet_for(20, &contended), &PACE), Drift::Stay);
+        assert_ne!(drift(&calm, Some(0.2), &quiet_for(20, &calm), &PACE), Drift::Stay);
     }
 
     #[test]
