@@ -44,8 +44,10 @@ fn a_minute_of_hostile_bytes_breaks_no_decoder() -> Result<()> {
     seeds::write_all(&folder.join("seeds")).context("cannot write the seeds")?;
 
     for targets in targets()?.chunks(AT_A_TIME) {
-        let running: Vec<_> =
-            targets.iter().map(|target| Ok((target, start(&folder, &programs, target, seconds)?))).collect::<Result<_>>()?;
+        let running: Vec<_> = targets
+            .iter()
+            .map(|target| Ok((target, start(&folder, &programs, target, seconds)?)))
+            .collect::<Result<_>>()?;
         let ended: Vec<_> = running
             .into_iter()
             .map(|(target, child)| (target, thread::spawn(move || child.wait_with_output())))

@@ -4,9 +4,10 @@
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::frame::{self, PREFIX_BYTES};
 use gnomon_common::wire::{
-    Action, AgentEpoch, AgentMessage, Allocation, BrainMessage, Command, CommandId, CpuBounds, CpuSource, CpuWindow, Fence, GuestMemory,
-    Hello, HostFacts, HostId, HostWindow, Means, MemoryBounds, LocalCause, Losses, MeanMax, MemoryWindow, Origin, Outcome, OutcomeResult, RefusalCode,
-    RefusedCommand, Report, ReportAck, Sequence, Setting, VERSIONS, VmId, VmState, VmWindow, Welcome,
+    Action, AgentEpoch, AgentMessage, Allocation, BrainMessage, CaPin, Command, CommandId, CpuBounds, CpuSource,
+    CpuWindow, EnrolReply, EnrolRequest, Fence, GuestMemory, Hello, HostFacts, HostId, HostWindow, LocalCause, Losses,
+    MeanMax, Means, MemoryBounds, MemoryWindow, Origin, Outcome, OutcomeResult, RefusalCode, RefusedCommand, Report,
+    ReportAck, Sequence, Setting, Token, TokenId, TokenSecret, VERSIONS, VmId, VmState, VmWindow, Welcome,
 };
 use serde::Serialize;
 use std::path::Path;
@@ -24,6 +25,11 @@ pub(crate) fn write_all(folder: &Path) -> io::Result<()> {
     write(folder, "hello", agent.iter().map(payload))?;
     write(folder, "command", brain.iter().map(payload))?;
     let ack = ReportAck { epoch: AgentEpoch(1_700_000_000), sequence: Sequence(7) };
+    let token = TokenId(7_u64.to_be_bytes());
+    let request = EnrolRequest { token, secret: TokenSecret([7; 16]), host: host(), request: vec![0x30, 0x82] };
+    let issued = EnrolReply::Issued { certificate: "PEM".to_owned(), ca: "PEM".to_owned() };
+    let text = Token { ca: CaPin([7; 32]), id: token, secret: TokenSecret([7; 16]), host: host() }.to_string();
+    write(folder, "enrol", [payload(&request), payload(&issued), text.into_bytes()])?;
     write(folder, "report", [payload(&report(0)), payload(&report(3)), payload(&ack)])
 }
 

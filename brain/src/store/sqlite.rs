@@ -13,9 +13,11 @@ use super::{Entry, INTEGER_MAX, Pending, Store, StoreError};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{AgentEpoch, HostId, Outcome, Sequence};
 use gnomon_core::{Audit, CommandRecord, Restored};
-use sqlx::Row;
 use sqlx::migrate::Migrator;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{Connection, Row};
 use std::path::Path;
 use std::time::Duration;
 
@@ -58,7 +60,18 @@ impl SqliteStore {
     }
 
     async fn commit_all(&self, entries: &[Entry]) -> Result<Vec<bool>, StoreError> {
-        let mut transaction = self.writer.begin_with(WRITE).await?;
+        let mut connection = self.writer.acquire().await?;
+        let written = Self::write_all(&mut connection, entries).await;
+        if written.is_err() {
+            // On a full disk SQLite ends the transaction by itself, and sqlx goes on to believe in it: every later one would fail, also
+            // with room again. The pool opens another connection in place of this one.
+            let _ = connection.close().await;
+        }
+        written
+    }
+
+    async fn write_all(connection: &mut SqliteConnection, entries: &[Entry]) -> Result<Vec<bool>, StoreError> {
+        let mut transaction = connection.begin_with(WRITE).await?;
         let mut fresh = Vec::with_capacity(entries.len());
         for entry in entries {
             fresh.push(match entry {
@@ -149,5 +162,30 @@ mod tests {
         let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(&store.writer).await.unwrap();
         let journal: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&store.writer).await.unwrap();
         assert_eq!((synchronous, journal.as_str()), (2, "wal"), "2 is FULL");
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_was_full_is_written_to_again_once_there_is_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
+        let pages = async |most: u32| {
+            sqlx::raw_sql(sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {most}")))
+                .execute(&store.writer)
+                .await
+                .unwrap();
+        };
+        let report = Entry::Report(crate::store::StoredReport {
+            host: HostId::new("a").unwrap(),
+            epoch: AgentEpoch(1),
+            sequence: Sequence(1),
+            start: Timestamp::from_unix_ms(1),
+            received: Timestamp::from_unix_ms(1),
+            payload: vec![7; 1 << 20],
+        });
+        pages(1).await;
+        let full = store.commit(std::slice::from_ref(&report)).await.unwrap_err();
+        assert!(full.to_string().contains("full"), "{full}");
+        pages(1_000_000).await;
+        assert_eq!(store.commit(&[report]).await.unwrap(), [true]);
     }
 }
