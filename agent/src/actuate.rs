@@ -57,7 +57,9 @@ pub enum ActuateError {
     #[error("libvirt refused: {0}")]
     Rejected(String),
     /// The guest does not give back what it was given: nothing but a restart of the VM undoes it.
-    #[error("the {means} of this VM cannot be taken back ({now} are in force): {why}; irreversible until it is restarted")]
+    #[error(
+        "the {means} of this VM cannot be taken back ({now} are in force): {why}; irreversible until it is restarted"
+    )]
     Irreversible {
         /// Which means.
         means: Means,
@@ -116,10 +118,7 @@ impl ActuateError {
 
     /// Whether the same target may be reached later.
     pub fn retryable(&self) -> bool {
-        !matches!(
-            self,
-            Self::NoSuchVm(_) | Self::Rejected(_) | Self::Unsupported { .. } | Self::Irreversible { .. }
-        )
+        !matches!(self, Self::NoSuchVm(_) | Self::Rejected(_) | Self::Unsupported { .. } | Self::Irreversible { .. })
     }
 }
 

@@ -90,12 +90,8 @@ mod tests {
 
     #[test]
     fn this_hosts_actuator_has_every_means() {
-        let inventory = Inventory {
-            vms: Vec::new(),
-            complete: true,
-            taken: std::time::Instant::now(),
-            hypervisor: String::new(),
-        };
+        let inventory =
+            Inventory { vms: Vec::new(), complete: true, taken: std::time::Instant::now(), hypervisor: String::new() };
         let host = ByMeans::of_host("test:///default", watch::channel(Arc::new(inventory)).1);
         assert_eq!(host.0.into_keys().collect::<Vec<_>>(), Means::ALL);
     }

@@ -96,7 +96,11 @@ impl<L: Limit, C: DeviceControl<L>> Actuator for EachDevice<L, C> {
             return Err(error);
         }
         let (_, now) = self.common(vm)?;
-        if same(now, target) { Ok(now) } else { Err(ActuateError::ReadBack { wanted: target, libvirt: now, kernel: now }) }
+        if same(now, target) {
+            Ok(now)
+        } else {
+            Err(ActuateError::ReadBack { wanted: target, libvirt: now, kernel: now })
+        }
     }
 }
 

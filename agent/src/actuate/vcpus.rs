@@ -74,7 +74,9 @@ impl<C: VcpuControl> Actuator for Vcpus<C> {
         match set {
             _ if online == count => Ok(target),
             // libvirt lost in between says nothing about the guest.
-            Err(error @ (ActuateError::NoSuchVm(_) | ActuateError::Unavailable(_))) if online == before && !timed_out(&error) => {
+            Err(error @ (ActuateError::NoSuchVm(_) | ActuateError::Unavailable(_)))
+                if online == before && !timed_out(&error) =>
+            {
                 Err(error)
             }
             Err(error) if unplugs => {

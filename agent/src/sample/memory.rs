@@ -148,7 +148,8 @@ mod tests {
     }
 
     fn facts(pid: u32, guest: Option<GuestReading>) -> VmFacts {
-        let in_use = guest.map(|guest| InUse { updated_unix_s: guest.updated_unix_s, stale_after_s: 15, bytes: 68 * MIB });
+        let in_use =
+            guest.map(|guest| InUse { updated_unix_s: guest.updated_unix_s, stale_after_s: 15, bytes: 68 * MIB });
         VmFacts {
             id: VmId(uuid::Uuid::nil()),
             name: "web".into(),

@@ -117,7 +117,8 @@ impl Membership {
     /// first, empty where there is none.
     pub(super) fn domain_dirs(&self, mounts: &CgroupMounts, controller: &str) -> Vec<PathBuf> {
         let version_1 = self.groups.iter().filter(|(h, _)| h.controllers.iter().any(|name| name == controller));
-        let dirs = version_1.map(|(hierarchy, path)| directories(mounts, hierarchy, path)).find(|dirs| !dirs.is_empty());
+        let dirs =
+            version_1.map(|(hierarchy, path)| directories(mounts, hierarchy, path)).find(|dirs| !dirs.is_empty());
         dirs.unwrap_or_else(|| self.unified_domain_dirs(mounts))
     }
 

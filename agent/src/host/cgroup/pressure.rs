@@ -31,7 +31,8 @@ mod tests {
 
     #[test]
     fn the_total_of_the_line_some_is_read() {
-        let text = "some avg10=0.12 avg60=0.00 avg300=0.00 total=4711\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=9\n";
+        let text =
+            "some avg10=0.12 avg60=0.00 avg300=0.00 total=4711\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=9\n";
         assert_eq!(parse_stalled_us(text), Some(4711));
         assert_eq!(parse_stalled_us("full avg10=0.00 total=9\n"), None);
     }

@@ -212,16 +212,18 @@ mod tests {
         let silent = MemoryStats { balloon_bytes: Some(MIB), ..MemoryStats::default() };
         assert_eq!(watch.observe(&silent, 1, 9).balloon, Balloon::Silent);
         assert_eq!(watch.observe(&stats(128, 60, 10), 1, 10).balloon, Balloon::Movable { bytes: 128 * MIB });
-        assert_eq!(watch.observe(&MemoryStats::default(), 1, 11), MemoryFacts {
-            balloon: Balloon::Absent,
-            ..MemoryFacts::default()
-        });
+        assert_eq!(
+            watch.observe(&MemoryStats::default(), 1, 11),
+            MemoryFacts { balloon: Balloon::Absent, ..MemoryFacts::default() }
+        );
     }
 
     #[test]
     fn what_the_guest_said_long_ago_or_in_the_future_says_nothing_about_now() {
         let fresh = |period_s, age_s: i64| {
-            GuestReading::new(&stats(128, 60, 1_000), period_s).unwrap().is_fresh(1_000_u64.saturating_add_signed(age_s))
+            GuestReading::new(&stats(128, 60, 1_000), period_s)
+                .unwrap()
+                .is_fresh(1_000_u64.saturating_add_signed(age_s))
         };
         assert!(fresh(1, 15) && !fresh(1, 16));
         assert!(fresh(10, 30) && !fresh(10, 31));

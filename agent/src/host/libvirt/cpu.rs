@@ -10,10 +10,7 @@ impl Hypervisor {
     pub fn vcpus(&self, vm: VmId) -> Result<(u32, u32), HypervisorError> {
         let domain = self.domain(vm)?;
         let count = |flags| domain.vcpus_flags(flags).map_err(|e| HypervisorError::call("count the vCPUs", &e));
-        Ok((
-            count(sys::VIR_DOMAIN_VCPU_LIVE)?,
-            count(sys::VIR_DOMAIN_VCPU_LIVE | sys::VIR_DOMAIN_VCPU_MAXIMUM)?,
-        ))
+        Ok((count(sys::VIR_DOMAIN_VCPU_LIVE)?, count(sys::VIR_DOMAIN_VCPU_LIVE | sys::VIR_DOMAIN_VCPU_MAXIMUM)?))
     }
 
     /// Plugs vCPUs in or out. Plugging out takes the guest's consent, for which libvirt waits some seconds. Blocks.
@@ -29,7 +26,9 @@ impl Hypervisor {
         let parameters = self.domain(vm)?.scheduler_parameters_flags(sys::VIR_DOMAIN_AFFECT_LIVE);
         let parameters = parameters.map_err(|e| HypervisorError::call("read the CPU shares", &e))?;
         parameters.cpu_shares.ok_or_else(|| {
-            HypervisorError::Unsupported("the hypervisor driver knows no cpu_shares: is it QEMU with the cpu cgroup?".into())
+            HypervisorError::Unsupported(
+                "the hypervisor driver knows no cpu_shares: is it QEMU with the cpu cgroup?".into(),
+            )
         })
     }
 

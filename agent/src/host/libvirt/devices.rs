@@ -41,7 +41,8 @@ impl Devices {
         let mut found = Self::default();
         let devices = children(document.root_element(), "devices").next();
         for device in devices.into_iter().flat_map(|devices| devices.children().filter(Node::is_element)) {
-            let target = || children(device, "target").next()?.attribute("dev").and_then(|name| CString::new(name).ok());
+            let target =
+                || children(device, "target").next()?.attribute("dev").and_then(|name| CString::new(name).ok());
             match device.tag_name().name() {
                 "memballoon" if device.attribute("model").is_some_and(|model| model != "none") => {
                     let stats = children(device, "stats").next();

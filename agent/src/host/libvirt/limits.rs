@@ -78,7 +78,7 @@ impl Hypervisor {
             // libvirt reports the failure of the program it runs as an internal error, and the program's words with it.
             if TC_FAILURES.iter().any(|words| e.message().contains(words)) {
                 let why = "tc is missing, or this kernel lacks a queueing discipline (htb, sfq, ingress)";
-                return HypervisorError::Unsupported(format!("{why}: {}", e.message()));
+                return HypervisorError::Unsupported(format!("{why}: {}", e.message().trim_end()));
             }
             HypervisorError::call("set an interface's limits", &e)
         })
@@ -134,7 +134,8 @@ fn plain<const N: usize>(found: &[Parameter], names: &[&CStr; N]) -> Result<[Opt
 /// The host devices of a domain's interfaces, or the reason why one of them cannot be limited.
 pub fn limited_devices(devices: &Devices) -> Result<Vec<CString>, String> {
     let device = |interface: &super::Interface| {
-        let lacks = || format!("its interface of type '{}' has no host device on which to limit traffic", interface.kind);
+        let lacks =
+            || format!("its interface of type '{}' has no host device on which to limit traffic", interface.kind);
         interface.device.clone().ok_or_else(lacks)
     };
     let found: Vec<CString> = devices.interfaces.iter().map(device).collect::<Result<_, _>>()?;

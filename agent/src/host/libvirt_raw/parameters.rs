@@ -29,13 +29,8 @@ pub(in crate::host) enum Value {
 }
 
 /// Reads parameters: domain, device, array, its length (in and out), flags.
-type Get = unsafe extern "C" fn(
-    sys::virDomainPtr,
-    *const c_char,
-    sys::virTypedParameterPtr,
-    *mut c_int,
-    c_uint,
-) -> c_int;
+type Get =
+    unsafe extern "C" fn(sys::virDomainPtr, *const c_char, sys::virTypedParameterPtr, *mut c_int, c_uint) -> c_int;
 
 /// The I/O limits of one disk of a running domain, by its target (`vda`). Asks QEMU. Blocks.
 pub(in crate::host) fn block_io_tune(domain: &Domain, disk: &CStr) -> Result<Vec<Parameter>, Error> {
@@ -78,8 +73,7 @@ pub(in crate::host) fn set_interface_parameters(
     }
     let (device, flags) = (device.as_ptr(), sys::VIR_DOMAIN_AFFECT_LIVE);
     // SAFETY: the domain is alive, the name ends with 0, and the list holds `used` parameters, which libvirt only reads.
-    let result =
-        unsafe { sys::virDomainSetInterfaceParameters(domain.as_ptr(), device, list.list, list.used, flags) };
+    let result = unsafe { sys::virDomainSetInterfaceParameters(domain.as_ptr(), device, list.list, list.used, flags) };
     check(result)
 }
 
