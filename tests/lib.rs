@@ -3,6 +3,8 @@
 //! The tests start the real programs on real libvirt hosts with real guests and compare what Gnomon says with independent
 //! witnesses: the kernel's own counters, libvirt, the guest, the brain's database. Nothing here is used by the product.
 
+pub mod usurper;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -78,6 +80,24 @@ pub fn observing() -> BrainSettings {
     let mut policy = xtask::stack::demo_policy();
     policy.mode = xtask::stack::Mode::Observe;
     BrainSettings { policy, heartbeat_ms: 500 }
+}
+
+/// Changes a host's agent configuration, text for text, and adds sections to it. The agent must not run.
+pub fn reconfigure(stack: &Stack, host: &str, changes: &[(&str, &str)], sections: &str) -> Result<()> {
+    let path = stack.lab.host(host)?.dir().join("agent.toml");
+    let mut text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    for (from, to) in changes {
+        ensure!(text.contains(from), "{} has no {from:?}", path.display());
+        text = text.replace(from, to);
+    }
+    fs::write(&path, text + sections).with_context(|| format!("writing {}", path.display()))
+}
+
+/// What the agent of a host serves to Prometheus, on its host's own loopback address.
+pub fn agent_metrics(stack: &Stack, host: &str) -> Result<String> {
+    const GET: &str = "exec 3<>/dev/tcp/127.0.0.1/9479; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
+    let output = stack.lab.host(host)?.command("bash").args(["-c", GET]).output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// A brain that acts.

@@ -1,15 +1,12 @@
 //! What must not happen does not: a real agent refuses stale, expired and excessive commands; a real brain refuses strangers.
 
-#[path = "refusals/usurper.rs"]
-mod usurper;
-
 use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use gnomon_common::wire::{Setting, Action, Command, CommandId, Fence, OutcomeResult, RefusedCommand, VmId};
+use gnomon_common::wire::{Action, Command, CommandId, Fence, OutcomeResult, RefusedCommand, Setting, VmId};
+use gnomon_e2e::usurper::Usurper;
 use gnomon_e2e::{cgroup_quota_cores, observing, skipped, stack, wait_for};
-use usurper::Usurper;
 use xtask::env::bin_dir;
 
 fn refused(result: &OutcomeResult) -> Result<RefusedCommand> {
@@ -44,7 +41,9 @@ async fn a_real_agent_obeys_only_fresh_fenced_commands_within_its_bounds() -> Re
     ensure!(cgroup_quota_cores(guest)? == Some(0.5), "the quota is {:?}", cgroup_quota_cores(guest)?);
 
     // The same command again is answered again and done once, whatever it now claims to want.
-    let again = brain.command(&Command { action: Action::Set(Setting::CpuQuota { cores: Some(0.9) }), ..first.clone() }).await?;
+    let again = brain
+        .command(&Command { action: Action::Set(Setting::CpuQuota { cores: Some(0.9) }), ..first.clone() })
+        .await?;
     ensure!(again.result == outcome.result, "answered differently: {again:?}");
 
     let older_plan = brain.command(&order(2, 7, 9, 0.9)).await?;

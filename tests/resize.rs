@@ -4,11 +4,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use gnomon_e2e::{acting, cgroup_quota_cores, libvirt_quota_cores, skipped, stack, stack_of, wait_for};
+use gnomon_e2e::{acting, agent_metrics, cgroup_quota_cores, libvirt_quota_cores, skipped, stack, stack_of, wait_for};
 use serde_json::{Value, json};
 use xtask::env::bin_dir;
 use xtask::lab::GuestOptions;
-use xtask::stack::Stack;
 
 /// A dwell, a shrink interval and what a busy machine adds.
 const RESIZE: Duration = Duration::from_secs(60);
@@ -32,7 +31,8 @@ fn a_resize_is_read_back_from_libvirt_and_the_cgroup_and_a_release_undoes_it() -
     let commands = stack.api().get("/api/v1/commands")?;
     let applied = commands.as_array().context("no list")?.iter().find(|command| !command["outcome"].is_null());
     let applied = applied.context("no command was answered")?;
-    let after = applied["outcome"]["result"]["applied"]["after"][0]["cpu_quota"]["cores"].as_f64().context("not applied")?;
+    let after =
+        applied["outcome"]["result"]["applied"]["after"][0]["cpu_quota"]["cores"].as_f64().context("not applied")?;
     let wanted = applied["command"]["action"]["set"]["cpu_quota"]["cores"].as_f64().context("no quota")?;
     ensure!((after - wanted).abs() < 0.002, "wanted {wanted}, read back {after}");
     ensure!(applied["command"]["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "no reason in {applied}");
@@ -75,15 +75,8 @@ fn the_operators_command_shows_and_steers_a_live_fleet() -> Result<()> {
     let metrics = stack.api().get("/metrics")?.to_string();
     ensure!(metrics.contains("gnomon_brain_"), "no metrics of the brain: {metrics}");
     wait_for("the agent's metrics to tell of g1", Duration::from_secs(10), || {
-        let metrics = agent_metrics(&stack)?;
+        let metrics = agent_metrics(&stack, "h1")?;
         Ok(metrics.contains("gnomon_agent_uplink_connected 1") && metrics.contains("\"g1\""))
     })?;
     Ok(())
-}
-
-/// What the agent serves to Prometheus, on its host's own loopback address.
-fn agent_metrics(stack: &Stack) -> Result<String> {
-    const GET: &str = "exec 3<>/dev/tcp/127.0.0.1/9479; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
-    let output = stack.lab.host("h1")?.command("bash").args(["-c", GET]).output()?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

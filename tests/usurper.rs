@@ -22,17 +22,19 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const PORT: u16 = 9470;
 
 /// One agent's connection to the played brain.
-pub(crate) struct Usurper {
+#[derive(Debug)]
+pub struct Usurper {
     _endpoint: Endpoint,
     connection: Connection,
     out: SendStream,
     heard: RecvStream,
-    pub(crate) hello: Hello,
+    /// How the agent introduced itself.
+    pub hello: Hello,
 }
 
 impl Usurper {
     /// Takes the brain's place and welcomes the first agent that comes, as a brain of `term`.
-    pub(crate) async fn welcome(lab: &Lab, brain_dir: &Path, term: u64) -> Result<Self> {
+    pub async fn welcome(lab: &Lab, brain_dir: &Path, term: u64) -> Result<Self> {
         let address = SocketAddr::from((BRAIN_ADDRESS, PORT));
         let socket = lab.in_brain_net(|| UdpSocket::bind(address))?.context("taking the brain's address")?;
         let config = Some(quinn::ServerConfig::with_crypto(Arc::new(tls(brain_dir)?)));
@@ -49,14 +51,19 @@ impl Usurper {
     }
 
     /// Gives a command and returns what the agent says became of it.
-    pub(crate) async fn command(&mut self, command: &Command) -> Result<Outcome> {
+    pub async fn command(&mut self, command: &Command) -> Result<Outcome> {
         self.say(&BrainMessage::Command(command.clone())).await?;
+        self.outcome(|outcome| outcome.id == command.id).await
+    }
+
+    /// Serves the agent, and acknowledges what it tells, until it tells of an outcome like this.
+    pub async fn outcome(&mut self, like: impl Fn(&Outcome) -> bool) -> Result<Outcome> {
         loop {
             match read(&mut self.heard).await? {
                 AgentMessage::Heartbeat { at } => self.say(&BrainMessage::Heartbeat { at }).await?,
                 AgentMessage::Outcome(outcome) => {
                     self.say(&BrainMessage::OutcomeAck { id: outcome.id }).await?;
-                    if outcome.id == command.id {
+                    if like(&outcome) {
                         return Ok(outcome);
                     }
                 }
@@ -68,7 +75,7 @@ impl Usurper {
     }
 
     /// Sends bytes that are no frame and returns the reason with which the agent closes the connection.
-    pub(crate) async fn babble(&mut self, bytes: &[u8]) -> Result<String> {
+    pub async fn babble(&mut self, bytes: &[u8]) -> Result<String> {
         self.out.write_all(bytes).await?;
         match timeout(PATIENCE, self.connection.closed()).await? {
             quinn::ConnectionError::ApplicationClosed(close) => Ok(String::from_utf8_lossy(&close.reason).into_owned()),
