@@ -52,7 +52,7 @@ const VMS_AIM: usize = 100_000;
 /// Beyond the last point load grows by this factor until something gives.
 const GROWTH: f64 = 1.5;
 /// Hosts that have not delivered their past by then never will.
-const WARM_UP_MAX: Duration = Duration::from_secs(120);
+const WARM_UP_MAX: Duration = Duration::from_secs(300);
 /// Fits that may be under way when a point is measured: at any moment some VM is due.
 const FITS_IDLE: f64 = 4.0;
 /// How long a point waits for the fits to catch up.
@@ -190,7 +190,7 @@ async fn measure(options: &Options, dir: &Path) -> Result<Summary> {
         if let Some(first_bad) = points.iter().find(|point| !point.violations.is_empty())
             && vms > options.points.last().copied().unwrap_or(0)
         {
-            break format!("at {} VMs: {}", first_bad.vms, first_bad.violations.join(", "));
+            break format!("what was measured at {} VMs: {}", first_bad.vms, first_bad.violations.join(", "));
         }
         if begun.elapsed() > Duration::from_secs(options.budget_s) {
             break format!("time: more than {last} VMs were not tried (--budget-s)");
@@ -207,7 +207,7 @@ async fn measure(options: &Options, dir: &Path) -> Result<Summary> {
                 points.push(point);
             }
             // An overloaded brain loses agents: that is an answer, too.
-            Err(error) if !points.is_empty() => break format!("at {vms} VMs: {error:#}"),
+            Err(error) if !points.is_empty() => break format!("what happened on the way to {vms} VMs: {error:#}"),
             Err(error) => return Err(error),
         }
     };
