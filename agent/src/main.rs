@@ -243,6 +243,9 @@ async fn release(config: &Config, vms: &[String], dry_run: bool, yes: bool) -> R
 }
 
 fn in_words(settings: &[Setting]) -> String {
+    if settings.is_empty() {
+        return "what its owner has set".to_owned(); // Gnomon stood down for it, or the owner was the last to set something
+    }
     settings.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 

@@ -13,6 +13,7 @@ use crate::command::reconcile::{self, Answer, Reapplied, Standing, Why};
 use crate::command::reflex::{self, Reflex, Room, Wall};
 use crate::config::{Away, Reconcile};
 use crate::sample::{LiveLoad, LiveLoads, StoodDownVms};
+use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     Action, AgentEpoch, Command, CommandId, LocalCause, Means, Origin, Outcome, OutcomeResult, Setting, VmId,
 };
@@ -137,7 +138,7 @@ impl Tending {
     }
 
     /// Whose settings libvirt is asked for in this look: all that Gnomon holds in turn.
-    fn to_ask(&mut self, records: &[&UndoRecord]) -> BTreeSet<(VmId, Means)> {
+    fn next_to_ask(&mut self, records: &[&UndoRecord]) -> BTreeSet<(VmId, Means)> {
         let only_libvirt = |means: &Means| !matches!(means, Means::CpuQuota | Means::Memory);
         let held = |record: &&UndoRecord| {
             let vm = record.vm;
@@ -166,7 +167,7 @@ struct Round {
     away_for: Option<Duration>,
     /// Whether this round compares what is set with what is in force.
     looks: bool,
-    to_ask: BTreeSet<(VmId, Means)>,
+    look_at: BTreeSet<(VmId, Means)>,
     live: BTreeMap<VmId, LiveLoad>,
     /// All limits of the host together, in cores.
     limits_cores: f64,
@@ -205,7 +206,7 @@ impl Executor {
             elapsed: tending.tended.replace(now).and_then(|then| now.since(then)).unwrap_or_default(),
             away_for,
             looks,
-            to_ask: if looks { tending.to_ask(&held) } else { BTreeSet::new() },
+            look_at: if looks { tending.next_to_ask(&held) } else { BTreeSet::new() },
             limits_cores: live.values().map(LiveLoad::limit_cores).sum(),
             live,
         };
@@ -240,7 +241,7 @@ impl Executor {
             to_look.retain(|means| match means {
                 // The sampler has looked already.
                 Means::CpuQuota => live.is_some() && held.is_none(),
-                means => round.to_ask.contains(&(record.vm, *means)),
+                means => round.look_at.contains(&(record.vm, *means)),
             });
             for means in to_look {
                 if self.is_in_its_life(record) && self.look(tending, record, means, round.now)? {
@@ -337,7 +338,7 @@ impl Executor {
         found: Setting,
         why: Why,
         reason: &str,
-        at: gnomon_common::time::Timestamp,
+        at: Timestamp,
     ) -> Result<(), LedgerError> {
         let ours = record.applied(found.means());
         let mut record = record.clone();
