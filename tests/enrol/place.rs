@@ -43,8 +43,7 @@ impl Brain {
             .replace("heartbeat_ms = 5000", "heartbeat_ms = 500")
             .replace("certificate_lifetime_s = 604800", &format!("certificate_lifetime_s = {certificate_lifetime_s}"));
         fs::write(path("brain.toml"), config)?;
-        let daemon =
-            daemon(program("gnomon-brain").args(["run", "--config", &path("brain.toml")]), &path("brain.log"))?;
+        let daemon = daemon(program("gnomon-brain").args(["run", "--config", &path("brain.toml")]), path("brain.log"))?;
         let mut addresses = None;
         wait_for("the brain to listen", PATIENCE, || {
             let log = fs::read_to_string(path("brain.log"))?;
