@@ -6,8 +6,8 @@ use std::time::Duration;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    AgentEpoch, Allocation, CpuBounds, CpuSource, CpuWindow, HostFacts, HostId, HostWindow, Losses, MeanMax, Means, MemoryBounds,
-    Report, Sequence, VmId, VmState, VmWindow,
+    AgentEpoch, Allocation, CpuBounds, CpuSource, CpuWindow, HostFacts, HostId, HostWindow, Losses, MeanMax, Means,
+    MemoryBounds, Report, Sequence, VmId, VmState, VmWindow,
 };
 use gnomon_core::{Core, FitJob, Input, Mode, Output, Policy};
 use uuid::Uuid;

@@ -56,9 +56,13 @@ async fn what_is_set_is_applied_told_and_held_over_a_restart_until_resumed() {
     assert_eq!(told["result"]["applied"]["took_us"], 900, "{told}");
     let held = json!([{"cpu_quota": {"cores": 1.5}}]);
     assert_eq!(brain.get("/api/v1/vms/vm-of-a").await["held"], held);
-    let audit = brain.get("/api/v1/audit?limit=3").await;
-    let lines: Vec<_> = audit.as_array().unwrap().iter().map(|line| (&line["verb"], &line["actor"])).collect();
-    assert_eq!(lines[2], (&json!("set"), &json!("operator")), "{lines:?}");
+    // The answer's own line comes last, and a moment after the answer.
+    brain
+        .until("the audit of set, command and outcome", async |brain| {
+            let line = &brain.get("/api/v1/audit?limit=3").await[2];
+            (&line["verb"], &line["actor"]) == (&json!("set"), &json!("operator"))
+        })
+        .await;
     let table = gnomon(&home, &url, &["vms"], None).await;
     assert!(String::from_utf8_lossy(&table.stdout).contains("CPU quota"), "it is not shown as set");
 
