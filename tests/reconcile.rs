@@ -14,6 +14,7 @@ use gnomon_e2e::{
     agent_metrics, cgroup_quota_cores, libvirt_quota_cores, observing, reconfigure, skipped, stack_of, wait_for,
 };
 use serde_json::json;
+use tokio::time::timeout;
 use xtask::lab::{Guest, GuestOptions, Host};
 
 /// Within so long a foreign change is to be answered.
@@ -41,8 +42,11 @@ fn is(guest: &Guest, cores: f64) -> Result<bool> {
     Ok(cgroup_quota_cores(guest)?.is_some_and(|quota| (quota - cores).abs() < 0.002))
 }
 
-fn by(cause: LocalCause) -> impl Fn(&Outcome) -> bool {
-    move |outcome| matches!(&outcome.origin, Origin::Local { cause: it, .. } if *it == cause)
+/// What the agent tells of an act of its own.
+async fn hear_of(brain: &mut Usurper, cause: LocalCause) -> Result<Outcome> {
+    let like = |outcome: &Outcome| matches!(&outcome.origin, Origin::Local { cause: it, .. } if *it == cause);
+    let told = timeout(SEEN, brain.outcome(like)).await;
+    told.with_context(|| format!("no {cause:?} within {} s", SEEN.as_secs()))?
 }
 
 fn virsh_quota(guest: &Guest, cores: f64) -> Result<()> {
@@ -85,12 +89,12 @@ async fn what_someone_else_does_to_a_limit_is_undone_or_by_policy_left_alone_unt
     // A write into the cgroup, and an operator: applied again, and the brain is told.
     let began = Instant::now();
     unlimit_cgroup(guest)?;
-    let told = brain.outcome(by(LocalCause::Reapply)).await?;
+    let told = hear_of(&mut brain, LocalCause::Reapply).await?;
     println!("cgroup written: applied again after {:.1} s, {:?}", began.elapsed().as_secs_f64(), told.origin);
     ensure!(began.elapsed() < SEEN && is(guest, SET)?, "{:?} after {:?}", cgroup_quota_cores(guest)?, began.elapsed());
     let began = Instant::now();
     virsh_quota(guest, 0.7)?;
-    let told = brain.outcome(by(LocalCause::Reapply)).await?;
+    let told = hear_of(&mut brain, LocalCause::Reapply).await?;
     println!("virsh: applied again after {:.1} s, {:?}", began.elapsed().as_secs_f64(), told.origin);
     ensure!(began.elapsed() < SEEN && is(guest, SET)?, "{:?} after {:?}", cgroup_quota_cores(guest)?, began.elapsed());
     let libvirt = libvirt_quota_cores(guest)?.context("libvirt says unlimited")?;
@@ -98,7 +102,7 @@ async fn what_someone_else_does_to_a_limit_is_undone_or_by_policy_left_alone_unt
     // A libvirt that is restarted, and a limit that is undone while it is away.
     let mut libvirtd = restart_libvirtd(guest.host(), || unlimit_cgroup(guest))?;
     let began = Instant::now();
-    brain.outcome(by(LocalCause::Reapply)).await?;
+    hear_of(&mut brain, LocalCause::Reapply).await?;
     println!("libvirtd restarted: applied again {:.1} s after it answers", began.elapsed().as_secs_f64());
     ensure!(began.elapsed() < SEEN && is(guest, SET)?, "{:?} after {:?}", cgroup_quota_cores(guest)?, began.elapsed());
     // What the operator had chosen is what is given back: it is newer than the definition.
@@ -113,7 +117,7 @@ async fn what_someone_else_does_to_a_limit_is_undone_or_by_policy_left_alone_unt
     stack.launch_agent("h1")?;
     let mut brain = Usurper::welcome(&stack.lab, &stack.brain_dir(), 1).await?;
     virsh_quota(guest, 0.6)?;
-    let told = brain.outcome(by(LocalCause::StandDown)).await?;
+    let told = hear_of(&mut brain, LocalCause::StandDown).await?;
     println!("{:?}", told.origin);
     let refused = brain.command(&order(guest, 4, set(SET))).await?;
     ensure!(refused.result == OutcomeResult::Refused(RefusedCommand::StoodDown), "not refused: {refused:?}");
