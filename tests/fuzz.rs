@@ -87,11 +87,14 @@ fn programs(folder: &Path) -> Result<PathBuf> {
 fn start(folder: &Path, programs: &Path, target: &str, seconds: u64) -> Result<Child> {
     let found = folder.join("found").join(target);
     let broken = folder.join("broken").join(target);
-    fs::create_dir_all(&found)?;
-    fs::create_dir_all(&broken)?;
+    let seeds = folder.join("seeds").join(target);
+    // A target may have no seeds: the spool's makes its own records.
+    for folder in [&found, &broken, &seeds] {
+        fs::create_dir_all(folder)?;
+    }
     Command::new(programs.join(target))
         .arg(&found)
-        .arg(folder.join("seeds").join(target))
+        .arg(&seeds)
         .arg(format!("-max_total_time={seconds}"))
         .arg(format!("-timeout={INPUT_S_MAX}"))
         .arg(format!("-rss_limit_mb={MEMORY_MIB_MAX}"))
