@@ -71,6 +71,8 @@ pub enum Command {
         #[arg(long, default_value_t = LIMIT_DEFAULT)]
         limit: u32,
     },
+    /// Replay recorded demand: what Gnomon would have forecast, alerted about and allocated (needs no brain)
+    Backtest(gnomon_backtest::Arguments),
     /// Print a completion script for a shell
     Completions {
         /// Which shell
@@ -128,6 +130,9 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         clap_complete::generate(shell, &mut Arguments::command(), "gnomon", &mut std::io::stdout());
         return Ok(());
     }
+    if let Command::Backtest(arguments) = &command {
+        return gnomon_backtest::run(arguments, json).map_err(|error| Failure::Refused(format!("{error:#}")));
+    }
     let client = Client::new(url, &token_file)?;
     match command {
         Command::Status => commands::status(&client, json),
@@ -142,6 +147,6 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
             commands::release(&client, json, scope(vm, host), dry_run, yes)
         }
         Command::Audit { limit } => commands::audit(&client, json, limit),
-        Command::Completions { .. } => Ok(()),
+        Command::Backtest(_) | Command::Completions { .. } => Ok(()),
     }
 }
