@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, ensure};
 use gnomon_common::wire::{Action, Command, CommandId, Fence, OutcomeResult, Setting, VmId};
 use gnomon_e2e::usurper::Usurper;
-use gnomon_e2e::{agent_metrics, cgroup_quota_cores, observing, reconfigure, skipped, stack_of, wait_for};
+use gnomon_e2e::{agent_metrics, observing, reconfigure, skipped, stack_of, wait_for};
 use serde_json::json;
 use xtask::lab::{Guest, GuestOptions};
 use xtask::stack::Stack;
@@ -35,7 +35,7 @@ fn order(guest: &Guest, number: u64, cores: f64) -> Command {
 }
 
 fn is(guest: &Guest, cores: f64) -> Result<bool> {
-    Ok(cgroup_quota_cores(guest)?.is_some_and(|quota| (quota - cores).abs() < 0.002))
+    Ok(guest.cpu_quota_cores()?.is_some_and(|quota| (quota - cores).abs() < 0.002))
 }
 
 fn restart_agent(stack: &mut Stack, changes: &[(&str, &str)], sections: &str) -> Result<()> {
@@ -48,7 +48,7 @@ fn restart_agent(stack: &mut Stack, changes: &[(&str, &str)], sections: &str) ->
 fn watch(guest: &Guest, span: Duration) -> Result<(f64, f64)> {
     let (end, mut seen) = (Instant::now() + span, (f64::INFINITY, 0.0_f64));
     while Instant::now() < end {
-        let quota = cgroup_quota_cores(guest)?.context("unlimited")?;
+        let quota = guest.cpu_quota_cores()?.context("unlimited")?;
         seen = (seen.0.min(quota), seen.1.max(quota));
         thread::sleep(Duration::from_millis(100));
     }
@@ -92,7 +92,7 @@ async fn without_a_brain_a_starving_guest_grows_within_bounds_and_a_quiet_one_go
     let patience = busy_until.duration_since(SystemTime::now()).unwrap_or_default() + Duration::from_secs(20);
     let mut steps = vec![CEILING];
     wait_for("the quiet guest to go back", patience, || {
-        let quota = cgroup_quota_cores(guest)?.context("unlimited")?;
+        let quota = guest.cpu_quota_cores()?.context("unlimited")?;
         if steps.last().is_some_and(|last| (quota - last).abs() > 0.002) {
             steps.push(quota);
         }
@@ -118,6 +118,6 @@ async fn without_a_brain_a_starving_guest_grows_within_bounds_and_a_quiet_one_go
         let commands = stack.api().get("/api/v1/commands")?.to_string();
         Ok(commands.contains("release") && commands.contains("applied"))
     })?;
-    ensure!(is(guest, BASELINE)?, "released to {:?}", cgroup_quota_cores(guest)?);
+    ensure!(is(guest, BASELINE)?, "released to {:?}", guest.cpu_quota_cores()?);
     Ok(())
 }

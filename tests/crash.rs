@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use gnomon_e2e::{acting, cgroup_quota_cores, holes, now_ms, skipped, stack, wait_for, windows};
+use gnomon_e2e::{acting, holes, now_ms, skipped, stack, wait_for, windows};
 use serde_json::{Value, json};
 use xtask::stack::{BrainSettings, Stack};
 
@@ -93,7 +93,7 @@ fn kill_9_of_brain_and_agent_loses_no_acknowledged_report_and_repeats_no_command
     let after = |command: &Value| command["outcome"]["result"]["applied"]["after"][0]["cpu_quota"]["cores"].as_f64();
     let newest = commands.iter().find_map(after).context("no command was applied")?;
     println!("{} commands, {} applied; the newest set {newest} cores", commands.len(), applied.len());
-    let in_force = cgroup_quota_cores(&guests[0])?.context("no quota is in force")?;
+    let in_force = guests[0].cpu_quota_cores()?.context("no quota is in force")?;
     ensure!((in_force - newest).abs() < 0.002, "{in_force} cores are in force, the newest command set {newest}");
     Ok(())
 }

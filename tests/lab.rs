@@ -289,7 +289,7 @@ struct HostView {
 impl HostView {
     fn of(guest: &Guest) -> Result<Self> {
         let mut wait_ns = 0;
-        for tid in traces::tasks_below(&guest.cgroup_dir("cpuacct")?)? {
+        for tid in guest.threads()? {
             // Run time, run-queue wait, slices: what the scheduler itself keeps of each thread.
             let Ok(text) = std::fs::read_to_string(format!("/proc/{tid}/schedstat")) else { continue };
             wait_ns += text.split(' ').nth(1).context("a schedstat without a wait")?.parse::<u64>()?;

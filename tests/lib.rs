@@ -163,14 +163,6 @@ pub fn qemu_pid(guest: &Guest) -> Result<u32> {
     Ok(first.parse()?)
 }
 
-/// The quota that the guest's cgroup enforces, in cores; `None` is unlimited.
-pub fn cgroup_quota_cores(guest: &Guest) -> Result<Option<f64>> {
-    let dir = guest.cgroup_dir("cpu")?;
-    let read = |file: &str| -> Result<i64> { Ok(fs::read_to_string(dir.join(file))?.trim().parse()?) };
-    let (quota_us, period_us) = (read("cpu.cfs_quota_us")?, read("cpu.cfs_period_us")?);
-    Ok((quota_us > 0).then(|| quota_us as f64 / period_us as f64))
-}
-
 /// The quota that libvirt tells of a guest, in cores; `None` is unlimited.
 pub fn libvirt_quota_cores(guest: &Guest) -> Result<Option<f64>> {
     let text = guest.host().virsh(["schedinfo", guest.name()])?;

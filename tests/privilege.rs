@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use found::{Found, output};
-use gnomon_e2e::{cgroup_quota_cores, mean, now_ms, observing, skipped, stack, wait_for, windows};
+use gnomon_e2e::{mean, now_ms, observing, skipped, stack, wait_for, windows};
 
 /// A user and a group that nobody else has: Debian gives ids from 60000 to 64999 only on request.
 const USER: &str = "61999";
@@ -62,7 +62,7 @@ fn an_ordinary_user_with_two_capabilities_measures_and_acts_and_without_them_sti
     // It may also change a VM: libvirt does that, and the group may ask libvirt.
     let set = ["virsh", "-c", "qemu:///system", "schedinfo", "g1", "--set", "global_quota=80000"];
     output(host.command(&unit[0]).args(&unit[1..]).args(set))?;
-    ensure!(cgroup_quota_cores(&guests[0])? == Some(0.8), "the quota did not land");
+    ensure!(guests[0].cpu_quota_cores()? == Some(0.8), "the quota did not land");
 
     stack.stop_agent("h1")?;
     let nothing = with("-all");

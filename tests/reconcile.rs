@@ -1,6 +1,5 @@
 //! Someone else undoes or changes what Gnomon set: it is seen within ten seconds and answered by the host's policy.
 
-use std::fs;
 use std::process::Child;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,9 +9,7 @@ use gnomon_common::wire::{
     Action, Command, CommandId, Fence, LocalCause, Origin, Outcome, OutcomeResult, RefusedCommand, Setting, VmId,
 };
 use gnomon_e2e::usurper::Usurper;
-use gnomon_e2e::{
-    agent_metrics, cgroup_quota_cores, libvirt_quota_cores, observing, reconfigure, skipped, stack_of, wait_for,
-};
+use gnomon_e2e::{agent_metrics, libvirt_quota_cores, observing, reconfigure, skipped, stack_of, wait_for};
 use serde_json::json;
 use tokio::time::timeout;
 use xtask::lab::{Guest, GuestOptions, Host};
@@ -39,7 +36,7 @@ fn set(cores: f64) -> Action {
 }
 
 fn is(guest: &Guest, cores: f64) -> Result<bool> {
-    Ok(cgroup_quota_cores(guest)?.is_some_and(|quota| (quota - cores).abs() < 0.002))
+    Ok(guest.cpu_quota_cores()?.is_some_and(|quota| (quota - cores).abs() < 0.002))
 }
 
 /// What the agent tells of an act of its own.
@@ -52,12 +49,6 @@ async fn hear_of(brain: &mut Usurper, cause: LocalCause) -> Result<Outcome> {
 fn virsh_quota(guest: &Guest, cores: f64) -> Result<()> {
     let quota = format!("global_quota={}", (cores * 100_000.0).round());
     guest.host().virsh(["schedinfo", guest.name(), "--live", &quota]).map(drop)
-}
-
-/// As a careless script, or a systemd that was reloaded, does it: past libvirt.
-fn unlimit_cgroup(guest: &Guest) -> Result<()> {
-    let file = guest.cgroup_dir("cpu")?.join("cpu.cfs_quota_us");
-    fs::write(&file, "-1").with_context(|| format!("writing {}", file.display()))
 }
 
 /// Lives in the lab's cgroups and ends with them.
@@ -88,26 +79,26 @@ async fn what_someone_else_does_to_a_limit_is_undone_or_by_policy_left_alone_unt
 
     // A write into the cgroup, and an operator: applied again, and the brain is told.
     let began = Instant::now();
-    unlimit_cgroup(guest)?;
+    guest.unlimit_cpu_behind_libvirt()?;
     let told = hear_of(&mut brain, LocalCause::Reapply).await?;
     println!("cgroup written: applied again after {:.1} s, {:?}", began.elapsed().as_secs_f64(), told.origin);
-    ensure!(began.elapsed() < SEEN && is(guest, SET)?, "{:?} after {:?}", cgroup_quota_cores(guest)?, began.elapsed());
+    ensure!(began.elapsed() < SEEN && is(guest, SET)?, "{:?} after {:?}", guest.cpu_quota_cores()?, began.elapsed());
     let began = Instant::now();
     virsh_quota(guest, 0.7)?;
     let told = hear_of(&mut brain, LocalCause::Reapply).await?;
     println!("virsh: applied again after {:.1} s, {:?}", began.elapsed().as_secs_f64(), told.origin);
-    ensure!(began.elapsed() < SEEN && is(guest, SET)?, "{:?} after {:?}", cgroup_quota_cores(guest)?, began.elapsed());
+    ensure!(began.elapsed() < SEEN && is(guest, SET)?, "{:?} after {:?}", guest.cpu_quota_cores()?, began.elapsed());
     let libvirt = libvirt_quota_cores(guest)?.context("libvirt says unlimited")?;
     ensure!((libvirt - SET).abs() < 0.002, "libvirt says {libvirt}");
     // A libvirt that is restarted, and a limit that is undone while it is away.
-    let mut libvirtd = restart_libvirtd(guest.host(), || unlimit_cgroup(guest))?;
+    let mut libvirtd = restart_libvirtd(guest.host(), || guest.unlimit_cpu_behind_libvirt())?;
     let began = Instant::now();
     hear_of(&mut brain, LocalCause::Reapply).await?;
     println!("libvirtd restarted: applied again {:.1} s after it answers", began.elapsed().as_secs_f64());
-    ensure!(began.elapsed() < SEEN && is(guest, SET)?, "{:?} after {:?}", cgroup_quota_cores(guest)?, began.elapsed());
+    ensure!(began.elapsed() < SEEN && is(guest, SET)?, "{:?} after {:?}", guest.cpu_quota_cores()?, began.elapsed());
     // What the operator had chosen is what is given back: it is newer than the definition.
     brain.command(&order(guest, 2, Action::Release)).await?;
-    ensure!(is(guest, 0.7)?, "released to {:?}", cgroup_quota_cores(guest)?);
+    ensure!(is(guest, 0.7)?, "released to {:?}", guest.cpu_quota_cores()?);
     brain.command(&order(guest, 3, set(SET))).await?;
     drop(brain);
 
@@ -123,7 +114,7 @@ async fn what_someone_else_does_to_a_limit_is_undone_or_by_policy_left_alone_unt
     ensure!(refused.result == OutcomeResult::Refused(RefusedCommand::StoodDown), "not refused: {refused:?}");
     drop(brain);
     thread::sleep(Duration::from_secs(4));
-    ensure!(is(guest, 0.6)?, "not left alone: {:?}", cgroup_quota_cores(guest)?);
+    ensure!(is(guest, 0.6)?, "not left alone: {:?}", guest.cpu_quota_cores()?);
 
     // The real brain sees it, and its release ends it.
     stack.start_brain()?;
@@ -136,7 +127,7 @@ async fn what_someone_else_does_to_a_limit_is_undone_or_by_policy_left_alone_unt
     ensure!(agent_metrics(&stack, "h1")?.contains("gnomon_agent_stood_down_vms 1"), "not in the metrics");
     stack.api().post("/api/v1/release", &json!({ "scope": { "vm": "g1" } }))?;
     stood_down(false)?;
-    ensure!(is(guest, 0.6)?, "the release touched it: {:?}", cgroup_quota_cores(guest)?);
+    ensure!(is(guest, 0.6)?, "the release touched it: {:?}", guest.cpu_quota_cores()?);
     // It ends with its lab.
     drop(stack);
     libvirtd.wait().context("waiting for libvirtd")?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use gnomon_common::wire::{Action, Command, CommandId, Fence, OutcomeResult, RefusedCommand, Setting, VmId};
 use gnomon_e2e::usurper::Usurper;
-use gnomon_e2e::{cgroup_quota_cores, observing, skipped, stack, wait_for};
+use gnomon_e2e::{observing, skipped, stack, wait_for};
 use xtask::env::bin_dir;
 
 fn refused(result: &OutcomeResult) -> Result<RefusedCommand> {
@@ -38,7 +38,7 @@ async fn a_real_agent_obeys_only_fresh_fenced_commands_within_its_bounds() -> Re
     let first = order(1, 7, 10, 0.5);
     let outcome = brain.command(&first).await?;
     ensure!(matches!(outcome.result, OutcomeResult::Applied { .. }), "not applied: {outcome:?}");
-    ensure!(cgroup_quota_cores(guest)? == Some(0.5), "the quota is {:?}", cgroup_quota_cores(guest)?);
+    ensure!(guest.cpu_quota_cores()? == Some(0.5), "the quota is {:?}", guest.cpu_quota_cores()?);
 
     // The same command again is answered again and done once, whatever it now claims to want.
     let again = brain
@@ -57,7 +57,7 @@ async fn a_real_agent_obeys_only_fresh_fenced_commands_within_its_bounds() -> Re
     ensure!(matches!(refused(&low.result)?, RefusedCommand::BelowFloor { .. }), "refused otherwise: {low:?}");
     let high = brain.command(&order(6, 7, 13, 1.5)).await?;
     ensure!(matches!(refused(&high.result)?, RefusedCommand::AboveCeiling { .. }), "refused otherwise: {high:?}");
-    ensure!(cgroup_quota_cores(guest)? == Some(0.5), "a refused command changed the quota");
+    ensure!(guest.cpu_quota_cores()? == Some(0.5), "a refused command changed the quota");
 
     // A frame that announces four gigabytes ends the connection, with the reason told and logged.
     let reason = brain.babble(&u32::MAX.to_le_bytes()).await?;

@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use gnomon_e2e::{acting, agent_metrics, cgroup_quota_cores, libvirt_quota_cores, skipped, stack, stack_of, wait_for};
+use gnomon_e2e::{acting, agent_metrics, libvirt_quota_cores, skipped, stack, stack_of, wait_for};
 use serde_json::{Value, json};
 use xtask::env::bin_dir;
 use xtask::lab::GuestOptions;
@@ -21,10 +21,10 @@ fn a_resize_is_read_back_from_libvirt_and_the_cgroup_and_a_release_undoes_it() -
     options.quota_cores = Some(0.8);
     let (stack, guests) = stack_of("resize", vec![options], acting())?;
     let guest = &guests[0];
-    wait_for("the idle guest to shrink", RESIZE, || Ok(cgroup_quota_cores(guest)?.is_some_and(|cores| cores < 0.5)))?;
+    wait_for("the idle guest to shrink", RESIZE, || Ok(guest.cpu_quota_cores()?.is_some_and(|cores| cores < 0.5)))?;
     // The next resize may come at any moment: take both in one look, and look again where they differ.
     wait_for("libvirt and cgroup to agree", Duration::from_secs(10), || {
-        let (cgroup, libvirt) = (cgroup_quota_cores(guest)?, libvirt_quota_cores(guest)?);
+        let (cgroup, libvirt) = (guest.cpu_quota_cores()?, libvirt_quota_cores(guest)?);
         println!("cgroup {cgroup:?}, libvirt {libvirt:?}");
         Ok(cgroup.zip(libvirt).is_some_and(|(cgroup, libvirt)| (cgroup - libvirt).abs() < 0.002))
     })?;
@@ -39,7 +39,7 @@ fn a_resize_is_read_back_from_libvirt_and_the_cgroup_and_a_release_undoes_it() -
 
     stack.api().post("/api/v1/release", &json!({ "scope": { "vm": "g1" } }))?;
     wait_for("the baseline", Duration::from_secs(15), || {
-        Ok(cgroup_quota_cores(guest)?.is_some_and(|cores| (cores - 0.8).abs() < 0.002))
+        Ok(guest.cpu_quota_cores()?.is_some_and(|cores| (cores - 0.8).abs() < 0.002))
     })?;
     let libvirt = libvirt_quota_cores(guest)?.context("libvirt says unlimited")?;
     ensure!((libvirt - 0.8).abs() < 0.002, "libvirt says {libvirt} after the release");

@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use gnomon_e2e::{acting, cgroup_quota_cores, skipped, stack_of, wait_for};
+use gnomon_e2e::{acting, skipped, stack_of, wait_for};
 use serde_json::Value;
 use xtask::env::bin_dir;
 use xtask::lab::{Guest, GuestOptions};
@@ -50,25 +50,25 @@ fn a_quota_set_by_hand_is_in_force_and_left_alone_until_the_vm_is_resumed() -> R
     let set = done(gnomon(&stack, &["set", "g1", "--cpu", "0.9"])?)?;
     let after = set["result"]["applied"]["after"][0]["cpu_quota"]["cores"].as_f64();
     ensure!(is_about(after, 0.9), "not applied: {set}");
-    ensure!(is_about(cgroup_quota_cores(guest)?, 0.9), "the cgroup says {:?}", cgroup_quota_cores(guest)?);
+    ensure!(is_about(guest.cpu_quota_cores()?, 0.9), "the cgroup says {:?}", guest.cpu_quota_cores()?);
 
     // An idle guest shrinks within a dwell and an interval of the demo's policy; this one does not.
     let settings = stack.settings().policy.cpu.clone();
     let patience =
         Duration::from_millis(settings.shrink_dwell_ms + settings.shrink_interval_ms) + Duration::from_secs(8);
     std::thread::sleep(patience);
-    ensure!(is_about(cgroup_quota_cores(guest)?, 0.9), "the planner changed what is held");
+    ensure!(is_about(guest.cpu_quota_cores()?, 0.9), "the planner changed what is held");
     let explained = stack.api().get("/api/v1/vms/g1/explain")?.to_string();
     ensure!(explained.contains("An operator set the CPU quota to 0.90 cores"), "{explained}");
 
     let refused = gnomon(&stack, &["set", "g1", "--cpu", "7"])?;
     let refused = refused.err().context("more than the agent allows was taken")?;
     ensure!(refused.contains("ceiling"), "{refused}");
-    ensure!(is_about(cgroup_quota_cores(guest)?, 0.9), "what was refused changed something");
+    ensure!(is_about(guest.cpu_quota_cores()?, 0.9), "what was refused changed something");
 
     done(gnomon(&stack, &["resume", "--vm", "g1"])?)?;
     wait_for("the planner to take it up again", PLANNED, || {
-        Ok(cgroup_quota_cores(guest)?.is_some_and(|cores| cores < 0.5))
+        Ok(guest.cpu_quota_cores()?.is_some_and(|cores| cores < 0.5))
     })
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use xtask::lab::{Lab, Process};
 
 /// What there was of a lab while it was up.
@@ -64,16 +64,6 @@ impl Traces {
             }
         }
     }
-}
-
-/// Threads in a cgroup v1 group and in all groups below it.
-pub(crate) fn tasks_below(dir: &Path) -> Result<Vec<u32>> {
-    let tasks = fs::read_to_string(dir.join("tasks")).with_context(|| format!("reading {}", dir.display()))?;
-    let mut tasks: Vec<u32> = tasks.lines().filter_map(|tid| tid.parse().ok()).collect();
-    for entry in fs::read_dir(dir)?.flatten().filter(|entry| entry.path().is_dir()) {
-        tasks.extend(tasks_below(&entry.path())?);
-    }
-    Ok(tasks)
 }
 
 /// All groups of the lab, wherever in the tree.

@@ -5,7 +5,7 @@ pub(super) mod domain;
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -21,6 +21,11 @@ use console::Console;
 const BOOT_DEADLINE: Duration = Duration::from_secs(180);
 /// How often the console is looked at for the start line; half of it is the mean error of time zero.
 const CONSOLE_POLL: Duration = Duration::from_millis(10);
+
+/// Where cgroup v2 keeps quota and period; v1 has a file for each.
+const CPU_MAX: &str = "cpu.max";
+const CFS_QUOTA: &str = "cpu.cfs_quota_us";
+const CFS_PERIOD: &str = "cpu.cfs_period_us";
 
 /// What a guest is to be.
 #[derive(Debug, Clone)]
@@ -144,6 +149,50 @@ impl Guest {
         };
         if dir.join("cpuacct.usage").exists() { parse("cpuacct.usage", 1e-9) } else { parse("cpu.stat", 1e-6) }
     }
+
+    /// The quota that the guest's group enforces, in cores; `None` is unlimited.
+    pub fn cpu_quota_cores(&self) -> Result<Option<f64>> {
+        let dir = self.cgroup_dir("cpu")?;
+        let read = |file: &str| {
+            let file = dir.join(file);
+            fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))
+        };
+        let version_2 = dir.join(CPU_MAX).exists();
+        let text = if version_2 { read(CPU_MAX)? } else { read(CFS_QUOTA)? + &read(CFS_PERIOD)? };
+        let mut words = text.split_whitespace();
+        let quota_us: i64 = match words.next() {
+            Some("max") => -1,
+            Some(word) => word.parse().with_context(|| format!("{text:?} is no quota"))?,
+            None => bail!("{} tells no quota", dir.display()),
+        };
+        let period_us: i64 =
+            words.next().and_then(|word| word.parse().ok()).with_context(|| format!("{text:?} has no period"))?;
+        Ok((quota_us > 0).then(|| quota_us as f64 / period_us as f64))
+    }
+
+    /// Takes the quota away in the guest's group, past libvirt, as a careless script or a systemd that was reloaded does.
+    pub fn unlimit_cpu_behind_libvirt(&self) -> Result<()> {
+        let dir = self.cgroup_dir("cpu")?;
+        let (file, unlimited) = if dir.join(CPU_MAX).exists() { (CPU_MAX, "max") } else { (CFS_QUOTA, "-1") };
+        fs::write(dir.join(file), unlimited).with_context(|| format!("writing {}", dir.join(file).display()))
+    }
+
+    /// The threads in the guest's group and below.
+    pub fn threads(&self) -> Result<Vec<u32>> {
+        let dir = self.cgroup_dir("cpuacct")?;
+        // Version 2 lets only threaded groups list their processes, and every group its threads.
+        let file = if dir.join("cgroup.threads").exists() { "cgroup.threads" } else { "tasks" };
+        threads_below(&dir, file)
+    }
+}
+
+fn threads_below(dir: &Path, file: &str) -> Result<Vec<u32>> {
+    let text = fs::read_to_string(dir.join(file)).with_context(|| format!("reading {}", dir.display()))?;
+    let mut threads: Vec<u32> = text.lines().filter_map(|tid| tid.parse().ok()).collect();
+    for entry in fs::read_dir(dir)?.flatten().filter(|entry| entry.path().is_dir()) {
+        threads.extend(threads_below(&entry.path(), file)?);
+    }
+    Ok(threads)
 }
 
 /// What a guest really wants, known to the lab alone.
