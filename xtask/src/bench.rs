@@ -31,6 +31,8 @@ enum Name {
     Probe,
     /// VMs that one brain takes on two cores, with its CPU, memory, and the time from window to command
     Ingest,
+    /// Accuracy and CPU time of forecasts, beside statsforecast's models (-- --data DIR with suites)
+    Forecast,
 }
 
 impl Name {
@@ -40,6 +42,7 @@ impl Name {
             // What it measures runs in the kernel, from an eBPF object that is optimised in every profile.
             Self::Probe => ("gnomon-agent", "probe", "dev"),
             Self::Ingest => ("gnomon-brain", "ingest", "release"),
+            Self::Forecast => ("gnomon-backtest", "forecast", "release"),
         }
     }
 
@@ -47,7 +50,7 @@ impl Name {
     fn purposes(self) -> &'static [Purpose] {
         match self {
             Self::Probe => &[Purpose::Build, Purpose::Bench],
-            Self::Ingest => &[Purpose::Build],
+            Self::Ingest | Self::Forecast => &[Purpose::Build],
         }
     }
 }
