@@ -5,6 +5,8 @@
 //! service (`gnomon-brain`) and the simulator (`gnomon-sim`) drive the very same `Core`. Data enters as [`Input`] (reports,
 //! outcomes, operators' wishes) and leaves as [`Output`] (commands, records to persist, notices, pure fit jobs).
 
+pub mod anomaly;
+pub mod archive;
 mod core;
 mod fleet;
 pub mod forecast;
