@@ -1,19 +1,170 @@
-//! To be written: `gnomon backtest forecast`.
+//! `gnomon backtest forecast`: forecasts from many origins of recorded series.
+//!
+//! A suite (JSON) names the tasks: a series and an origin each. A task is handed the `window` values before its origin and nothing
+//! else, so nothing later can reach its forecast.
 
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
+use gnomon_core::forecast::engine::{Calendar, Engine, Forecast, LEVELS};
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+
+use crate::progress;
+use crate::table::{self, Table};
 
 /// Arguments of `gnomon backtest forecast`.
 #[derive(Debug, Args)]
 pub struct ForecastArguments {
-    /// Where the result goes
+    /// Which series to forecast from which origins: JSON with "season" (in steps), "horizon", "window" and "tasks", pairs of a
+    /// series' name and the row to forecast first
+    #[arg(long)]
+    pub suite: PathBuf,
+    /// The series: CSV, one row for each step, one column for each series; may end in .gz
+    #[arg(long)]
+    pub series: PathBuf,
+    /// Where the forecasts go: CSV of series_id, origin, step, quantile, value; may end in .gz
     #[arg(long)]
     pub out: PathBuf,
+    /// Stop after so many tasks
+    #[arg(long)]
+    pub max_tasks: Option<usize>,
+}
+
+/// What to forecast.
+#[derive(Debug, Deserialize)]
+struct Suite {
+    suite: String,
+    season: Vec<usize>,
+    horizon: usize,
+    window: usize,
+    tasks: Vec<(String, usize)>,
+}
+
+/// What it took and how good it was.
+#[derive(Debug, Serialize)]
+struct Summary {
+    suite: String,
+    tasks: usize,
+    cpu_ms_mean: f64,
+    cpu_ms_max: f64,
+    /// Mean over tasks of the skill against seasonal-naive that the fits claim for themselves.
+    skill_mean: f64,
+    /// Mean weight of each model.
+    weights: Vec<(&'static str, f64)>,
+}
+
+struct Done {
+    forecast: Forecast,
+    weights: Vec<(&'static str, f64)>,
+    skill: f64,
+    cpu_ms: f64,
 }
 
 /// Runs it.
-pub(crate) fn run(_arguments: &ForecastArguments, _json: bool) -> Result<()> {
-    bail!("backtest forecast is being written")
+pub(crate) fn run(arguments: &ForecastArguments, json: bool) -> Result<()> {
+    let mut suite = read_suite(&arguments.suite)?;
+    suite.tasks.truncate(arguments.max_tasks.unwrap_or(usize::MAX));
+    let table = Table::read(&arguments.series)?;
+    let windows = suite.tasks.iter().map(|task| window(&suite, &table, task)).collect::<Result<Vec<_>>>()?;
+    let calendar = Calendar { seasons_steps: suite.season.clone(), horizon_steps: suite.horizon };
+    let bar = progress::bar(windows.len() as u64, "tasks");
+    let done: Vec<Done> = windows
+        .par_iter()
+        .map(|window| {
+            let done = forecast(window, &calendar);
+            bar.inc(1);
+            done
+        })
+        .collect();
+    bar.finish_and_clear();
+    write(&arguments.out, &suite, &done).with_context(|| format!("cannot write {}", arguments.out.display()))?;
+    let summary = summarise(&suite, &done);
+    if json {
+        println!("{}", serde_json::to_string_pretty(&summary)?);
+    } else {
+        print(&summary);
+    }
+    Ok(())
+}
+
+fn read_suite(path: &Path) -> Result<Suite> {
+    let suite: Suite = serde_json::from_reader(table::open(path)?)
+        .with_context(|| format!("{} is no suite of forecast tasks", path.display()))?;
+    ensure!(suite.horizon > 0 && suite.window > 0, "{}: horizon and window must be at least 1", path.display());
+    Ok(suite)
+}
+
+/// All that a task may read.
+fn window<'a>(suite: &Suite, table: &'a Table, (name, origin): &(String, usize)) -> Result<&'a [f64]> {
+    let values = table.column(name).with_context(|| format!("the series have no column {name:?}"))?;
+    let first = origin.checked_sub(suite.window);
+    first
+        .and_then(|first| values.get(first..*origin))
+        .with_context(|| format!("{name:?} has {} rows: none of {} before {origin}", values.len(), suite.window))
+}
+
+fn forecast(window: &[f64], calendar: &Calendar) -> Done {
+    let start_ms = thread_cpu_ms();
+    let fitted = Engine::fit(window, calendar);
+    let forecast = fitted.forecast(calendar.horizon_steps);
+    let cpu_ms = thread_cpu_ms() - start_ms;
+    let weights = fitted.shares().iter().map(|share| (share.model, share.weight)).collect();
+    Done { forecast, weights, skill: fitted.skill(), cpu_ms }
+}
+
+/// CPU time of this thread so far.
+fn thread_cpu_ms() -> f64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as f64 * 1e3 + time.tv_nsec as f64 / 1e6
+}
+
+fn write(path: &Path, suite: &Suite, done: &[Done]) -> Result<()> {
+    let mut out = table::create(path)?;
+    writeln!(out, "series_id,origin,step,quantile,value")?;
+    for ((name, origin), done) in suite.tasks.iter().zip(done) {
+        for (place, (point, quantiles)) in done.forecast.point.iter().zip(&done.forecast.quantiles).enumerate() {
+            let step = place + 1;
+            writeln!(out, "{name},{origin},{step},mean,{point}")?;
+            for (level, quantile) in LEVELS.iter().zip(quantiles) {
+                writeln!(out, "{name},{origin},{step},{level},{quantile}")?;
+            }
+        }
+    }
+    out.flush()?;
+    Ok(())
+}
+
+fn summarise(suite: &Suite, done: &[Done]) -> Summary {
+    let count = done.len().max(1) as f64;
+    let mut weights: Vec<(&'static str, f64)> = Vec::new();
+    for (model, weight) in done.iter().flat_map(|done| &done.weights) {
+        match weights.iter_mut().find(|(known, _)| known == model) {
+            Some((_, sum)) => *sum += weight / count,
+            None => weights.push((model, weight / count)),
+        }
+    }
+    weights.sort_by(|a, b| b.1.total_cmp(&a.1));
+    Summary {
+        suite: suite.suite.clone(),
+        tasks: done.len(),
+        cpu_ms_mean: done.iter().map(|done| done.cpu_ms).sum::<f64>() / count,
+        cpu_ms_max: done.iter().map(|done| done.cpu_ms).fold(0.0, f64::max),
+        skill_mean: done.iter().map(|done| done.skill).sum::<f64>() / count,
+        weights,
+    }
+}
+
+fn print(summary: &Summary) {
+    println!(
+        "{}: {} tasks, {:.1} ms of CPU each (at most {:.1})",
+        summary.suite, summary.tasks, summary.cpu_ms_mean, summary.cpu_ms_max
+    );
+    println!("Error below seasonal-naive's in the past: {:.0} %", summary.skill_mean * 100.0);
+    for (model, weight) in &summary.weights {
+        println!("  {model:<22} {:5.1} %", weight * 100.0);
+    }
 }

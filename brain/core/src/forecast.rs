@@ -5,13 +5,23 @@
 //! where it is, one that says it does what it did a season ago. The second speaks only while it errs clearly less, and only a
 //! season lets the planner act before demand is there. Quantiles come from each model's own recent errors.
 
+mod combine;
+mod conformal;
+pub mod engine;
 mod errors;
+mod features;
 mod forecaster;
+mod horizon;
 mod level;
+mod models;
+mod normal;
+mod profile;
 mod season;
 mod seasonal;
+mod series;
 #[cfg(test)]
 mod tests;
+mod transform;
 
 use gnomon_common::wire::VmId;
 

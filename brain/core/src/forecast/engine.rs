@@ -1,0 +1,289 @@
+//! The forecast engine: one series, its own window, quantiles for each step ahead.
+//!
+//! 1. The window becomes a [`Series`]: gaps bridged, scaled, with profiles of its seasons.
+//! 2. Its second half is the *hold-out*: from many origins there every model forecasts, trained on what was known at the time.
+//! 3. For each block of steps ahead, models are combined by their mean absolute error in the hold-out.
+//! 4. What came in the hold-out, compared with the combination, calibrates the quantiles.
+//! 5. Models trained on the whole window, so weighted and calibrated, look ahead.
+//!
+//! Deterministic, pure, and linear in the window's length.
+
+use super::combine::weights;
+use super::conformal::{Calibration, Residual, frames};
+use super::horizon::Blocks;
+use super::models::PointModel;
+use super::models::level::Level;
+use super::models::naive::{Naive, SeasonalNaive};
+use super::models::profile::{ProfileMedian, ShiftedProfile};
+use super::models::regression::Regression;
+use super::series::Series;
+use super::transform::Transform;
+
+/// The quantile levels of a forecast.
+pub const LEVELS: [f64; 4] = [0.5, 0.9, 0.95, 0.99];
+
+/// Learned models are trained anew at so many evenly spread moments of the hold-out.
+const FOLDS: usize = 4;
+
+/// About so many forecasts make the hold-out.
+const HOLD_OUT_CASES: usize = 6000;
+
+/// From one origin at most so many steps ahead are tried.
+const AHEADS_PER_ORIGIN_MAX: usize = 24;
+
+/// Fewer steps than this are no series: the forecast is the last value.
+const WINDOW_STEPS_MIN: usize = 48;
+
+/// Half-lives of a deviation from the profile, in steps.
+const HALF_LIVES_STEPS: [f64; 2] = [6.0, 72.0];
+
+/// What a forecast needs to know besides the values.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Calendar {
+    /// Lengths of the seasons to expect, in steps, shortest first: a day, a week. May be empty.
+    pub seasons_steps: Vec<usize>,
+    /// How many steps ahead forecasts will be asked for.
+    pub horizon_steps: usize,
+}
+
+/// A model's part in a forecast.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Share {
+    /// The model.
+    pub model: &'static str,
+    /// Its weight, averaged over the blocks of steps ahead; all sum to 1.
+    pub weight: f64,
+    /// Its mean absolute error in the hold-out, in the series' unit.
+    pub error: f64,
+}
+
+/// What will come, for each step ahead from 1, in the series' unit.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Forecast {
+    /// The point forecast: the combination's median, which minimises the absolute error.
+    pub point: Vec<f64>,
+    /// For each step the quantiles at [`LEVELS`], rising.
+    pub quantiles: Vec<[f64; LEVELS.len()]>,
+}
+
+/// The engine. It has no state: a fit depends on its arguments alone.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Engine;
+
+impl Engine {
+    /// Fits the window (any unit; NaN where unknown), the latest value last. Never fails: what cannot be learnt is not used.
+    pub fn fit(values: &[f64], calendar: &Calendar) -> Fitted {
+        let horizon = calendar.horizon_steps.max(1);
+        let series = Series::new(values, &calendar.seasons_steps, horizon);
+        let blocks = Blocks::new(horizon);
+        if series.len() < WINDOW_STEPS_MIN {
+            return Fitted::without_models(series, blocks);
+        }
+        Fitter { series, blocks, horizon }.fit()
+    }
+}
+
+/// A fitted series, ready to look ahead.
+pub struct Fitted {
+    series: Series,
+    blocks: Blocks,
+    models: Vec<Box<dyn PointModel + Send>>,
+    /// For each block the models' weights.
+    weights: Vec<Vec<f64>>,
+    /// For each block a calibration for each of [`LEVELS`].
+    calibrations: Vec<[Calibration; LEVELS.len()]>,
+    shares: Vec<Share>,
+    skill: f64,
+    width: f64,
+}
+
+impl Fitted {
+    fn without_models(series: Series, blocks: Blocks) -> Self {
+        let (weights, calibrations) = (vec![vec![1.0]; blocks.len()], Vec::new());
+        let models: Vec<Box<dyn PointModel + Send>> = vec![Box::new(Naive)];
+        let shares = vec![Share { model: Naive.name(), weight: 1.0, error: f64::NAN }];
+        Self { series, blocks, models, weights, calibrations, shares, skill: 0.0, width: 0.0 }
+    }
+
+    /// The models, their weights and their errors in the hold-out.
+    pub fn shares(&self) -> &[Share] {
+        &self.shares
+    }
+
+    /// The share of seasonal-naive's absolute error in the hold-out that the combination avoids: 0 is as good, 1 faultless.
+    pub fn skill(&self) -> f64 {
+        self.skill
+    }
+
+    /// Looks `horizon_steps` ahead, or as far as the calendar said, whichever is less.
+    pub fn forecast(&self, horizon_steps: usize) -> Forecast {
+        let mut forecast = Forecast::default();
+        let (farthest, scale) = (self.blocks.farthest(), self.series.scale());
+        let Some(t) = self.series.len().checked_sub(1) else {
+            let steps = horizon_steps.min(farthest);
+            return Forecast { point: vec![0.0; steps], quantiles: vec![[0.0; LEVELS.len()]; steps] };
+        };
+        let bounds = Bounds::of(self.series.values());
+        for ahead in 1..=horizon_steps.min(farthest) {
+            let block = self.blocks.of(ahead);
+            let said = self.models.iter().map(|model| bounds.point(model.predict(&self.series, t, ahead)));
+            let point: f64 = said.zip(&self.weights[block]).map(|(said, weight)| said * weight).sum();
+            let frames = frames(&self.series, t, ahead, point, self.width);
+            let mut least = f64::NEG_INFINITY;
+            let quantiles = self.calibrations.get(block).map_or([point; LEVELS.len()], |calibrations| {
+                calibrations.each_ref().map(|calibration| {
+                    least = bounds.quantile(calibration.quantile(&frames)).max(least);
+                    least
+                })
+            });
+            forecast.point.push(quantiles[0] * scale);
+            forecast.quantiles.push(quantiles.map(|quantile| quantile * scale));
+        }
+        forecast
+    }
+}
+
+/// What was seen bounds what is said: models that extrapolate cannot explode.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    least: f64,
+    largest: f64,
+}
+
+/// A quantile may lie so far past what was seen, as a share of the range seen.
+const QUANTILE_EXCESS: f64 = 0.25;
+
+impl Bounds {
+    fn of(values: &[f64]) -> Self {
+        let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+        let largest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        Self { least, largest }
+    }
+
+    fn point(self, value: f64) -> f64 {
+        if value.is_finite() { value.clamp(self.least, self.largest) } else { self.largest }
+    }
+
+    fn quantile(self, value: f64) -> f64 {
+        let excess = (self.largest - self.least) * QUANTILE_EXCESS;
+        if value.is_finite() { value.clamp(self.least, self.largest + excess) } else { self.largest }
+    }
+}
+
+struct Fitter {
+    series: Series,
+    blocks: Blocks,
+    horizon: usize,
+}
+
+/// One forecast of the hold-out.
+struct Case {
+    t: usize,
+    ahead: usize,
+    said: Vec<f64>,
+}
+
+impl Fitter {
+    fn fit(self) -> Fitted {
+        let length = self.series.len();
+        let start = length / 2;
+        let ends: Vec<usize> = (0..FOLDS).map(|fold| start + (length - start) * fold / FOLDS).chain([length]).collect();
+        let mut folds = self.train(&ends);
+        let Some(models) = folds.pop() else { return Fitted::without_models(self.series, self.blocks) };
+        let bounds = Bounds::of(self.series.values());
+        let cases = self.cases(start);
+        let mut by_block: Vec<Vec<Case>> = (0..self.blocks.len()).map(|_| Vec::new()).collect();
+        for (t, ahead) in cases {
+            let fold = ends.partition_point(|&end| end <= t + 1).saturating_sub(1).min(FOLDS - 1);
+            let said = folds[fold].iter().map(|model| bounds.point(model.predict(&self.series, t, ahead))).collect();
+            by_block[self.blocks.of(ahead)].push(Case { t, ahead, said });
+        }
+        self.combine(models, &by_block)
+    }
+
+    /// For each of the ends, all models as trained on what was before.
+    fn train(&self, ends: &[usize]) -> Vec<Vec<Box<dyn PointModel + Send>>> {
+        let season = self.series.season().unwrap_or(0);
+        let first = (season + season / 16).max(24).min(self.series.len() / 3);
+        let fit = |name, transform| Regression::fit(name, &self.series, &self.blocks, transform, first, ends);
+        let plain = fit("ridge", Transform::Identity);
+        let asinh = fit("ridge, asinh", Transform::asinh(self.series.values()));
+        plain
+            .into_iter()
+            .zip(asinh)
+            .map(|(plain, asinh)| {
+                let mut models: Vec<Box<dyn PointModel + Send>> =
+                    vec![Box::new(SeasonalNaive), Box::new(Naive), Box::new(ProfileMedian)];
+                models.extend(Level::all().map(|level| Box::new(level) as _));
+                models
+                    .extend(HALF_LIVES_STEPS.map(|half_life_steps| Box::new(ShiftedProfile { half_life_steps }) as _));
+                models.extend([Box::new(plain) as _, Box::new(asinh) as _]);
+                models
+            })
+            .collect()
+    }
+
+    /// Origins and steps ahead of the hold-out, evenly spread.
+    fn cases(&self, start: usize) -> Vec<(usize, usize)> {
+        let length = self.series.len();
+        let aheads = self.horizon.min(AHEADS_PER_ORIGIN_MAX);
+        let stride = ((length - start) * aheads / HOLD_OUT_CASES).max(1);
+        let mut cases = Vec::new();
+        for (turn, t) in (start..length - 1).step_by(stride).enumerate() {
+            for place in 0..aheads {
+                // Each origin tries other steps, so that all are tried.
+                let ahead = 1 + (place * self.horizon + turn * self.horizon / 7 % self.horizon) / aheads % self.horizon;
+                if t + ahead < length {
+                    cases.push((t, ahead));
+                }
+            }
+        }
+        cases
+    }
+
+    fn combine(self, models: Vec<Box<dyn PointModel + Send>>, by_block: &[Vec<Case>]) -> Fitted {
+        let truth = |case: &Case| self.series.values()[case.t + case.ahead];
+        let width = (1..self.series.len()).map(|t| (self.series.lag(t, 0) - self.series.lag(t, 1)).abs()).sum::<f64>()
+            / self.series.len() as f64
+            + 1e-9;
+        let mut block_weights = Vec::new();
+        let mut calibrations = Vec::new();
+        let mut errors = vec![0.0; models.len()];
+        let mut shares = vec![0.0; models.len()];
+        let mut combined = 0.0;
+        let count = by_block.iter().map(Vec::len).sum::<usize>().max(1) as f64;
+        for cases in by_block {
+            let losses: Vec<f64> = (0..models.len())
+                .map(|model| {
+                    cases.iter().map(|case| (truth(case) - case.said[model]).abs()).sum::<f64>()
+                        / cases.len().max(1) as f64
+                })
+                .collect();
+            let weights = weights(&losses);
+            let residuals: Vec<Residual> = cases
+                .iter()
+                .map(|case| {
+                    let point: f64 = case.said.iter().zip(&weights).map(|(said, weight)| said * weight).sum();
+                    combined += (truth(case) - point).abs() / count;
+                    Residual { frames: frames(&self.series, case.t, case.ahead, point, width), value: truth(case) }
+                })
+                .collect();
+            calibrations.push(LEVELS.map(|level| Calibration::fit(level, &residuals)));
+            for (model, loss) in losses.iter().enumerate() {
+                errors[model] += loss * cases.len() as f64 / count;
+                shares[model] += weights[model] / by_block.len() as f64;
+            }
+            block_weights.push(weights);
+        }
+        let scale = self.series.scale();
+        let naive = errors.first().copied().unwrap_or(0.0);
+        let shares = models
+            .iter()
+            .zip(shares.iter().zip(&errors))
+            .map(|(model, (&weight, error))| Share { model: model.name(), weight, error: error * scale })
+            .collect();
+        let skill = if naive > 0.0 { 1.0 - combined / naive } else { 0.0 };
+        let Self { series, blocks, .. } = self;
+        Fitted { series, blocks, models, weights: block_weights, calibrations, shares, skill, width }
+    }
+}
