@@ -1,0 +1,76 @@
+//! The feedback loop: what a violation costs is corrected until the fleet's violations are as rare as promised.
+//!
+//! An integral controller in the spirit of adaptive conformal inference (Gibbs and Candès, 2021, eq. 2), on the logarithm of the price of a
+//! violation instead of a level, because a price can be spent where it buys most. What has been overspent or saved so far is paid back as well.
+
+/// Change of the price's logarithm for a step's violations that are twice the promise, for a day's steps: slow enough not to follow noise.
+const INTEGRAL_PER_DAY: f64 = 1.0;
+/// Change of the price's logarithm for a balance of one day's violations.
+const BALANCE_GAIN: f64 = 0.5;
+/// The balance counts up to this many days' violations: an old debt shall not rule for weeks.
+const BALANCE_DAYS_MAX: f64 = 3.0;
+/// A step counts for at most this many times the promise.
+const STEP_MAX: f64 = 20.0;
+/// Bounds of the price, in units of size for one violation.
+const PRICE_BOUNDS: (f64, f64) = (20.0, 2e6);
+
+/// The price of a violation, and how the promise has been kept.
+#[derive(Clone, Debug)]
+pub(super) struct Promise {
+    rate: f64,
+    day_steps: f64,
+    log_price: f64,
+    balance_days: f64,
+}
+
+impl Promise {
+    /// `rate`: share of time with too small a size.
+    pub(super) fn new(rate: f64, day_steps: usize) -> Self {
+        let rate = rate.max(1e-6);
+        // For exponential tails a quantile's price is its scale over its exceedance; a few units of size are a usual scale.
+        Self { rate, day_steps: day_steps.max(1) as f64, log_price: (4.0 / rate).ln(), balance_days: 0.0 }
+    }
+
+    /// Takes in the share of VMs that were too small in a step.
+    pub(super) fn learn(&mut self, violated: f64) {
+        let excess = (violated / self.rate).min(STEP_MAX) - 1.0;
+        self.balance_days = (self.balance_days + excess / self.day_steps).clamp(-BALANCE_DAYS_MAX, BALANCE_DAYS_MAX);
+        let (low, high) = PRICE_BOUNDS;
+        self.log_price = (self.log_price + INTEGRAL_PER_DAY * excess / self.day_steps).clamp(low.ln(), high.ln());
+    }
+
+    /// What a violation is worth, in units of size.
+    pub(super) fn price(&self) -> f64 {
+        (self.log_price + BALANCE_GAIN * self.balance_days).exp().clamp(PRICE_BOUNDS.0, PRICE_BOUNDS.1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_price_rises_while_the_promise_is_broken_and_is_bounded() {
+        let mut promise = Promise::new(0.005, 288);
+        let before = promise.price();
+        (0..288).for_each(|_| promise.learn(0.01));
+        assert!(promise.price() > 2.0 * before);
+        (0..100_000).for_each(|_| promise.learn(1.0));
+        assert!(promise.price() <= 2e6);
+        (0..1_000_000).for_each(|_| promise.learn(0.0));
+        assert!(promise.price() >= 20.0);
+    }
+
+    #[test]
+    fn a_world_whose_violations_fall_with_the_price_gets_what_was_promised() {
+        let mut promise = Promise::new(0.005, 288);
+        let (mut sum, steps) = (0.0, 288 * 28);
+        for _ in 0..steps {
+            // Three times as many violations as the model thinks.
+            let violated = 3.0 * 4.0 / promise.price();
+            promise.learn(violated);
+            sum += violated;
+        }
+        assert!((sum / f64::from(steps) - 0.005).abs() < 0.0005, "{}", sum / f64::from(steps));
+    }
+}
