@@ -19,6 +19,7 @@ mod profile;
 mod season;
 mod seasonal;
 mod series;
+mod spread;
 #[cfg(test)]
 mod tests;
 mod transform;

@@ -15,7 +15,7 @@ const WIDTH_FLOOR_SHARE: f64 = 0.3;
 const VOLATILITY_STEPS: [usize; 2] = [12, 36];
 
 /// How many frames there are.
-pub(crate) const FRAMES: usize = 6;
+pub(crate) const FRAMES: usize = 7;
 
 /// Where a step is expected and how wide.
 #[derive(Clone, Copy, Debug)]
@@ -24,15 +24,11 @@ pub(crate) struct Frame {
     width: f64,
 }
 
-/// The frames of step `t + ahead` as seen at `t`, when `point` is the forecast. `floor` is a typical width.
-pub(crate) fn frames(series: &Series, t: usize, ahead: usize, point: f64, floor: f64) -> [Frame; FRAMES] {
+/// The frames of step `t + ahead` as seen at `t`, when `point` is the forecast and `spread` how far off the regression
+/// thinks it. `floor` is a typical width.
+pub(crate) fn frames(series: &Series, t: usize, ahead: usize, point: f64, spread: f64, floor: f64) -> [Frame; FRAMES] {
     let floor = floor * WIDTH_FLOOR_SHARE;
-    let range = |steps| {
-        let from = (t + 1).saturating_sub(steps);
-        let mean = series.mean(t, steps);
-        series.values()[from..=t].iter().map(|value| (value - mean).abs()).sum::<f64>() / (t + 1 - from) as f64
-    };
-    let recent = VOLATILITY_STEPS.map(range);
+    let recent = VOLATILITY_STEPS.map(|steps| series.deviation(t, steps));
     let highest = series.max(t, VOLATILITY_STEPS[1]);
     let (profile_width, profile_high, profile_max) =
         series.profile(t, ahead).map_or((floor, highest, highest), |profile| {
@@ -45,6 +41,7 @@ pub(crate) fn frames(series: &Series, t: usize, ahead: usize, point: f64, floor:
         Frame { centre: point, width: (profile_max - point).max(0.0) + floor },
         Frame { centre: 0.5 * (point + profile_high), width: profile_width.abs() + floor },
         Frame { centre: point, width: point.abs() + floor },
+        Frame { centre: point, width: spread },
     ]
 }
 
@@ -119,7 +116,7 @@ mod tests {
     fn a_calibrated_quantile_covers_its_share_of_what_it_was_calibrated_on() {
         let series = Series::new(&(0..200).map(|step| f64::from(step * 37 % 101)).collect::<Vec<_>>(), &[], 1);
         let residuals: Vec<Residual> = (40..199)
-            .map(|t| Residual { frames: frames(&series, t, 1, 0.5, 0.1), value: series.values()[t + 1] })
+            .map(|t| Residual { frames: frames(&series, t, 1, 0.5, 0.2, 0.1), value: series.values()[t + 1] })
             .collect();
         for level in [0.5, 0.9, 0.95] {
             let calibration = Calibration::fit(level, &residuals);

@@ -17,6 +17,7 @@ use super::models::naive::{Naive, SeasonalNaive};
 use super::models::profile::{ProfileMedian, ShiftedProfile};
 use super::models::regression::Regression;
 use super::series::Series;
+use super::spread::{Spread, Step};
 use super::transform::Transform;
 
 /// The quantile levels of a forecast.
@@ -92,6 +93,7 @@ pub struct Fitted {
     weights: Vec<Vec<f64>>,
     /// For each block a calibration for each of [`LEVELS`].
     calibrations: Vec<[Calibration; LEVELS.len()]>,
+    spread: Option<Spread>,
     shares: Vec<Share>,
     skill: f64,
     width: f64,
@@ -102,7 +104,7 @@ impl Fitted {
         let (weights, calibrations) = (vec![vec![1.0]; blocks.len()], Vec::new());
         let models: Vec<Box<dyn PointModel + Send>> = vec![Box::new(Naive)];
         let shares = vec![Share { model: Naive.name(), weight: 1.0, error: f64::NAN }];
-        Self { series, blocks, models, weights, calibrations, shares, skill: 0.0, width: 0.0 }
+        Self { series, blocks, models, weights, calibrations, spread: None, shares, skill: 0.0, width: 0.0 }
     }
 
     /// The models, their weights and their errors in the hold-out.
@@ -128,7 +130,8 @@ impl Fitted {
             let block = self.blocks.of(ahead);
             let said = self.models.iter().map(|model| bounds.point(model.predict(&self.series, t, ahead)));
             let point: f64 = said.zip(&self.weights[block]).map(|(said, weight)| said * weight).sum();
-            let frames = frames(&self.series, t, ahead, point, self.width);
+            let spread = self.spread.as_ref().map_or(self.width, |spread| spread.at(&self.series, Step { t, ahead, point }));
+            let frames = frames(&self.series, t, ahead, point, spread, self.width);
             let mut least = f64::NEG_INFINITY;
             let quantiles = self.calibrations.get(block).map_or([point; LEVELS.len()], |calibrations| {
                 calibrations.each_ref().map(|calibration| {
@@ -247,7 +250,7 @@ impl Fitter {
             / self.series.len() as f64
             + 1e-9;
         let mut block_weights = Vec::new();
-        let mut calibrations = Vec::new();
+        let mut steps = Vec::new();
         let mut errors = vec![0.0; models.len()];
         let mut shares = vec![0.0; models.len()];
         let mut combined = 0.0;
@@ -260,21 +263,26 @@ impl Fitter {
                 })
                 .collect();
             let weights = weights(&losses);
-            let residuals: Vec<Residual> = cases
-                .iter()
-                .map(|case| {
-                    let point: f64 = case.said.iter().zip(&weights).map(|(said, weight)| said * weight).sum();
-                    combined += (truth(case) - point).abs() / count;
-                    Residual { frames: frames(&self.series, case.t, case.ahead, point, width), value: truth(case) }
-                })
-                .collect();
-            calibrations.push(LEVELS.map(|level| Calibration::fit(level, &residuals)));
+            for case in cases {
+                let point: f64 = case.said.iter().zip(&weights).map(|(said, weight)| said * weight).sum();
+                let residual = (truth(case) - point).abs();
+                combined += residual / count;
+                steps.push((Step { t: case.t, ahead: case.ahead, point }, residual));
+            }
             for (model, loss) in losses.iter().enumerate() {
                 errors[model] += loss * cases.len() as f64 / count;
                 shares[model] += weights[model] / by_block.len() as f64;
             }
             block_weights.push(weights);
         }
+        let (spread, spreads) = Spread::fit(&self.series, &steps, width, self.series.len() * 3 / 4);
+        let mut residuals: Vec<Vec<Residual>> = vec![Vec::new(); by_block.len()];
+        for (&(Step { t, ahead, point }, _), spread) in steps.iter().zip(spreads) {
+            let frames = frames(&self.series, t, ahead, point, spread, width);
+            residuals[self.blocks.of(ahead)].push(Residual { frames, value: self.series.values()[t + ahead] });
+        }
+        let calibrations =
+            residuals.iter().map(|residuals| LEVELS.map(|level| Calibration::fit(level, residuals))).collect();
         let scale = self.series.scale();
         let naive = errors.first().copied().unwrap_or(0.0);
         let shares = models
@@ -284,6 +292,6 @@ impl Fitter {
             .collect();
         let skill = if naive > 0.0 { 1.0 - combined / naive } else { 0.0 };
         let Self { series, blocks, .. } = self;
-        Fitted { series, blocks, models, weights: block_weights, calibrations, shares, skill, width }
+        Fitted { series, blocks, models, weights: block_weights, calibrations, spread: Some(spread), shares, skill, width }
     }
 }

@@ -27,15 +27,24 @@ impl<const N: usize> NormalEquations<N> {
         self.rows += weight;
     }
 
+    /// Adds all rows of another.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        for (sums, others) in self.gram.iter_mut().zip(&other.gram) {
+            sums.iter_mut().zip(others).for_each(|(sum, other)| *sum += other);
+        }
+        self.moment.iter_mut().zip(&other.moment).for_each(|(sum, other)| *sum += other);
+        self.rows += other.rows;
+    }
+
     /// The ridge solution; `penalty` is relative to each column's variance, and the intercept (column 0) goes free. All zeros
     /// where there is nothing to learn from.
     pub(crate) fn solve(&self, penalty: f64) -> [f64; N] {
         let mut lower = self.gram;
-        for i in 1..N {
-            let mean = self.gram[i][0] / self.rows;
-            let variance = (self.gram[i][i] / self.rows - mean * mean).max(0.0);
+        for (i, sums) in lower.iter_mut().enumerate().skip(1) {
+            let mean = sums[0] / self.rows;
+            let variance = (sums[i] / self.rows - mean * mean).max(0.0);
             // The second part keeps a column that never moved from making the matrix singular.
-            lower[i][i] += self.rows * (penalty * variance + 1e-9);
+            sums[i] += self.rows * (penalty * variance + 1e-9);
         }
         if self.rows > 0.0 && factor(&mut lower).is_some() { substitute(&lower, self.moment) } else { [0.0; N] }
     }

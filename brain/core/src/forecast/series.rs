@@ -78,6 +78,12 @@ impl Series {
         self.values[from..=t].iter().copied().fold(f64::NEG_INFINITY, f64::max)
     }
 
+    /// Mean absolute deviation of the last `steps` values up to and including `t` from their mean.
+    pub(crate) fn deviation(&self, t: usize, steps: usize) -> f64 {
+        let (from, mean) = ((t + 1).saturating_sub(steps), self.mean(t, steps));
+        self.values[from..=t].iter().map(|value| (value - mean).abs()).sum::<f64>() / (t + 1 - from) as f64
+    }
+
     /// Exponentially weighted mean at `t` with the `which`th of [`LEVEL_ALPHAS`].
     pub(crate) fn level(&self, which: usize, t: usize) -> f64 {
         self.levels[which][t]
