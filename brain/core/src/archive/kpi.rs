@@ -1,0 +1,88 @@
+//! What is kept of a VM, and at which resolutions.
+
+use std::time::Duration;
+
+/// What is measured of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Kpi {
+    /// Demand for CPU, in cores.
+    Cpu = 0,
+    /// Memory in use, in bytes.
+    Memory = 1,
+    /// Bytes read from disks, each second.
+    DiskReadBytes = 2,
+    /// Bytes written to disks, each second.
+    DiskWriteBytes = 3,
+    /// Read operations, each second.
+    DiskReads = 4,
+    /// Write operations, each second.
+    DiskWrites = 5,
+    /// Bytes received, each second.
+    NetworkIn = 6,
+    /// Bytes sent, each second.
+    NetworkOut = 7,
+}
+
+impl Kpi {
+    /// All of them, in the order of their numbers in a block's header.
+    pub const ALL: [Self; 8] = [
+        Self::Cpu,
+        Self::Memory,
+        Self::DiskReadBytes,
+        Self::DiskWriteBytes,
+        Self::DiskReads,
+        Self::DiskWrites,
+        Self::NetworkIn,
+        Self::NetworkOut,
+    ];
+}
+
+/// A resolution, and for how long it is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Tier {
+    /// Steps of 10 s for 6 h.
+    Seconds10 = 0,
+    /// Steps of 5 min for 5 weeks.
+    Minutes5 = 1,
+    /// Steps of 1 h for 400 days.
+    Hour1 = 2,
+}
+
+impl Tier {
+    /// All of them, the finest first.
+    pub const ALL: [Self; 3] = [Self::Seconds10, Self::Minutes5, Self::Hour1];
+
+    /// Length of a step, in milliseconds.
+    pub const fn step_ms(self) -> u64 {
+        match self {
+            Self::Seconds10 => 10_000,
+            Self::Minutes5 => 300_000,
+            Self::Hour1 => 3_600_000,
+        }
+    }
+
+    /// Length of a step.
+    pub const fn step(self) -> Duration {
+        Duration::from_millis(self.step_ms())
+    }
+
+    /// Steps that are kept at least; up to a block more are.
+    pub const fn steps_kept(self) -> u64 {
+        match self {
+            Self::Seconds10 => 6 * 360,
+            Self::Minutes5 => 5 * 7 * 288,
+            Self::Hour1 => 400 * 24,
+        }
+    }
+
+    /// Steps of a block: an hour, two days, sixteen days. Shorter ones compress worse, longer ones keep more steps uncompressed.
+    pub const fn block_steps(self) -> u64 {
+        match self {
+            Self::Seconds10 => 360,
+            Self::Minutes5 => 576,
+            Self::Hour1 => 384,
+        }
+    }
+}
