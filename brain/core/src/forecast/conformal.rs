@@ -63,33 +63,39 @@ pub(crate) struct Calibration {
 }
 
 impl Calibration {
-    /// From the residuals of a block.
-    pub(crate) fn fit(level: f64, residuals: &[Residual]) -> Self {
+    /// From the residuals of a block, one for each level.
+    pub(crate) fn fit<const N: usize>(levels: [f64; N], residuals: &[Residual]) -> [Self; N] {
+        let mut calibrations = [const { Self { frames: Vec::new(), shift: 0.0 } }; N];
         if residuals.is_empty() {
-            return Self::default();
+            return calibrations;
         }
-        let (offsets, losses): (Vec<f64>, Vec<f64>) = (0..FRAMES)
-            .map(|which| {
-                let mut normalised: Vec<f64> = residuals
-                    .iter()
-                    .map(|residual| (residual.value - residual.frames[which].centre) / residual.frames[which].width)
-                    .collect();
-                let offset = quantile(&mut normalised, level);
-                let loss: f64 = residuals
-                    .iter()
-                    .map(|residual| {
-                        let Frame { centre, width } = residual.frames[which];
-                        pinball(level, residual.value, centre + offset * width)
-                    })
-                    .sum();
-                (offset, loss)
-            })
-            .unzip();
-        let mut calibration = Self { frames: weights(&losses).into_iter().zip(offsets).collect(), shift: 0.0 };
-        let mut misses: Vec<f64> =
-            residuals.iter().map(|residual| residual.value - calibration.quantile(&residual.frames)).collect();
-        calibration.shift = quantile(&mut misses, level);
-        calibration
+        let mut losses: [Vec<f64>; N] = [const { Vec::new() }; N];
+        for which in 0..FRAMES {
+            let mut normalised: Vec<f64> = residuals
+                .iter()
+                .map(|residual| (residual.value - residual.frames[which].centre) / residual.frames[which].width)
+                .collect();
+            normalised.sort_unstable_by(f64::total_cmp);
+            for ((&level, calibration), losses) in levels.iter().zip(&mut calibrations).zip(&mut losses) {
+                let offset = quantile(&normalised, level);
+                let loss = residuals.iter().map(|residual| {
+                    let Frame { centre, width } = residual.frames[which];
+                    pinball(level, residual.value, centre + offset * width)
+                });
+                losses.push(loss.sum());
+                calibration.frames.push((0.0, offset));
+            }
+        }
+        for ((&level, calibration), losses) in levels.iter().zip(&mut calibrations).zip(&losses) {
+            for ((weight, _), new) in calibration.frames.iter_mut().zip(weights(losses)) {
+                *weight = new;
+            }
+            let miss = |residual: &Residual| residual.value - calibration.quantile(&residual.frames);
+            let mut misses: Vec<f64> = residuals.iter().map(miss).collect();
+            misses.sort_unstable_by(f64::total_cmp);
+            calibration.shift = quantile(&misses, level);
+        }
+        calibrations
     }
 
     /// The quantile for a step so framed.
@@ -100,10 +106,9 @@ impl Calibration {
     }
 }
 
-/// The empirical quantile with the finite-sample correction of conformal prediction, `⌈(n + 1) level⌉`th smallest, or the largest.
-/// Sorts what it is given.
-fn quantile(values: &mut [f64], level: f64) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
+/// The empirical quantile with the finite-sample correction of conformal prediction, `⌈(n + 1) level⌉`th smallest, or the largest,
+/// of sorted values.
+fn quantile(values: &[f64], level: f64) -> f64 {
     let rank = ((values.len() + 1) as f64 * level).ceil() as usize;
     values[rank.clamp(1, values.len()) - 1]
 }
@@ -118,8 +123,8 @@ mod tests {
         let residuals: Vec<Residual> = (40..199)
             .map(|t| Residual { frames: frames(&series, t, 1, 0.5, 0.2, 0.1), value: series.values()[t + 1] })
             .collect();
-        for level in [0.5, 0.9, 0.95] {
-            let calibration = Calibration::fit(level, &residuals);
+        let levels = [0.5, 0.9, 0.95];
+        for (level, calibration) in levels.into_iter().zip(Calibration::fit(levels, &residuals)) {
             let covered =
                 residuals.iter().filter(|residual| residual.value <= calibration.quantile(&residual.frames)).count();
             let share = covered as f64 / residuals.len() as f64;

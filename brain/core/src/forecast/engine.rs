@@ -32,6 +32,9 @@ const HOLD_OUT_CASES: usize = 6000;
 /// From one origin at most so many steps ahead are tried.
 const AHEADS_PER_ORIGIN_MAX: usize = 24;
 
+/// Blocks on either side whose residuals join in a block's calibration: the tails of one block alone are few.
+const BLOCKS_POOLED: usize = 1;
+
 /// Fewer steps than this are no series: the forecast is the last value.
 const WINDOW_STEPS_MIN: usize = 48;
 
@@ -281,8 +284,12 @@ impl Fitter {
             let frames = frames(&self.series, t, ahead, point, spread, width);
             residuals[self.blocks.of(ahead)].push(Residual { frames, value: self.series.values()[t + ahead] });
         }
-        let calibrations =
-            residuals.iter().map(|residuals| LEVELS.map(|level| Calibration::fit(level, residuals))).collect();
+        let calibrations = (0..residuals.len())
+            .map(|block| {
+                let near = block.saturating_sub(BLOCKS_POOLED)..(block + BLOCKS_POOLED + 1).min(residuals.len());
+                Calibration::fit(LEVELS, &residuals[near].concat())
+            })
+            .collect();
         let scale = self.series.scale();
         let naive = errors.first().copied().unwrap_or(0.0);
         let shares = models
