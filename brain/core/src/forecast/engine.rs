@@ -8,8 +8,11 @@
 //!
 //! Deterministic, pure, and linear in the window's length.
 
+use std::sync::Arc;
+
 use super::combine::weights;
 use super::conformal::{Calibration, Residual, frames};
+use super::features::Features;
 use super::horizon::Blocks;
 use super::models::PointModel;
 use super::models::level::Level;
@@ -83,7 +86,8 @@ impl Engine {
         if series.len() < WINDOW_STEPS_MIN {
             return Fitted::without_models(series, blocks);
         }
-        Fitter { series, blocks, horizon }.fit()
+        let features = Arc::new(Features::new(&series, Transform::asinh(series.values())));
+        Fitter { series, features, blocks, horizon }.fit()
     }
 }
 
@@ -178,6 +182,8 @@ impl Bounds {
 
 struct Fitter {
     series: Series,
+    /// Seen through an inverse hyperbolic sine.
+    features: Arc<Features>,
     blocks: Blocks,
     horizon: usize,
 }
@@ -211,9 +217,10 @@ impl Fitter {
     fn train(&self, ends: &[usize]) -> Vec<Vec<Box<dyn PointModel + Send>>> {
         let season = self.series.season().unwrap_or(0);
         let first = (season + season / 16).max(24).min(self.series.len() / 3);
-        let fit = |name, transform| Regression::fit(name, &self.series, &self.blocks, transform, first, ends);
-        let plain = fit("ridge", Transform::Identity);
-        let asinh = fit("ridge, asinh", Transform::asinh(self.series.values()));
+        let fit = |name, features: &Arc<Features>| Regression::fit(name, &self.series, &self.blocks, features, first, ends);
+        let identity = Arc::new(Features::new(&self.series, Transform::Identity));
+        let plain = fit("ridge", &identity);
+        let asinh = fit("ridge, asinh", &self.features);
         plain
             .into_iter()
             .zip(asinh)
@@ -278,7 +285,7 @@ impl Fitter {
             }
             block_weights.push(weights);
         }
-        let (spread, spreads) = Spread::fit(&self.series, &steps, width, self.series.len() * 3 / 4);
+        let (spread, spreads) = Spread::fit(&self.series, &self.features, &steps, width, self.series.len() * 3 / 4);
         let mut residuals: Vec<Vec<Residual>> = vec![Vec::new(); by_block.len()];
         for (&(Step { t, ahead, point }, _), spread) in steps.iter().zip(spreads) {
             let frames = frames(&self.series, t, ahead, point, spread, width);

@@ -3,10 +3,12 @@
 //! Residuals come from the hold-out, so they are honest. What the regression says of a step of the hold-out is learnt from the
 //! other half of it alone (cross-fitting), so that the quantiles calibrated on it stay honest too.
 
-use super::features::{FEATURES, features};
+use std::sync::Arc;
+
+use super::features::{FEATURES, Features};
 use super::normal::NormalEquations;
 use super::series::Series;
-use super::transform::Transform;
+use super::transform::asinh;
 
 /// Penalty relative to each column's variance. More than for levels: spreads are noisier.
 const PENALTY: f64 = 0.05;
@@ -33,7 +35,7 @@ pub(crate) struct Step {
 /// A fitted regression of the spread.
 #[derive(Clone, Debug)]
 pub(crate) struct Spread {
-    transform: Transform,
+    features: Arc<Features>,
     typical: f64,
     coefficients: [f64; WIDTH],
 }
@@ -41,14 +43,19 @@ pub(crate) struct Spread {
 impl Spread {
     /// From the steps of the hold-out and their absolute residuals, in any order; those at or after `middle` are the second half.
     /// Returns the regression for the future and what it says, cross-fitted, of each step given.
-    pub(crate) fn fit(series: &Series, steps: &[(Step, f64)], typical: f64, middle: usize) -> (Self, Vec<f64>) {
-        let transform = Transform::asinh(series.values());
+    pub(crate) fn fit(
+        series: &Series,
+        features: &Arc<Features>,
+        steps: &[(Step, f64)],
+        typical: f64,
+        middle: usize,
+    ) -> (Self, Vec<f64>) {
         let mut halves = [NormalEquations::<WIDTH>::new(), NormalEquations::new()];
-        let rows: Vec<[f64; WIDTH]> = steps.iter().map(|(step, _)| row(series, *step, transform, typical)).collect();
+        let rows: Vec<[f64; WIDTH]> = steps.iter().map(|(step, _)| row(series, *step, features, typical)).collect();
         for ((step, residual), row) in steps.iter().zip(&rows) {
-            halves[usize::from(step.t >= middle)].add(row, (residual / typical).asinh(), 1.0);
+            halves[usize::from(step.t >= middle)].add(row, asinh(residual / typical), 1.0);
         }
-        let with = |equations: &NormalEquations<WIDTH>| Self { transform, typical, coefficients: equations.solve(PENALTY) };
+        let with = |equations: &NormalEquations<WIDTH>| Self { features: features.clone(), typical, coefficients: equations.solve(PENALTY) };
         let crossed = [with(&halves[1]), with(&halves[0])];
         let said = steps.iter().zip(&rows).map(|((step, _), row)| crossed[usize::from(step.t >= middle)].width(row));
         let said = said.collect();
@@ -59,7 +66,7 @@ impl Spread {
 
     /// How far off the forecast of this step is likely to be, in the series' scaled unit; above 0.
     pub(crate) fn at(&self, series: &Series, step: Step) -> f64 {
-        self.width(&row(series, step, self.transform, self.typical))
+        self.width(&row(series, step, &self.features, self.typical))
     }
 
     fn width(&self, row: &[f64; WIDTH]) -> f64 {
@@ -71,21 +78,21 @@ impl Spread {
 /// Least width, in typical ones.
 const FLOOR: f64 = 0.1;
 
-fn row(series: &Series, step: Step, transform: Transform, typical: f64) -> [f64; WIDTH] {
+fn row(series: &Series, step: Step, features: &Features, typical: f64) -> [f64; WIDTH] {
     let Step { t, ahead, point } = step;
     let mut row = [1.0; WIDTH];
-    for (place, feature) in row[1..].iter_mut().zip(features(series, t, ahead)) {
-        *place = transform.forward(feature);
+    if let Some(front) = row[1..].first_chunk_mut::<FEATURES>() {
+        features.write(series, t, ahead, front);
     }
     let ahead_log = (ahead as f64).ln();
-    let width = |width: f64| (width.abs() / typical).asinh();
+    let width = |width: f64| asinh(width.abs() / typical);
     let (seasonal, above) = series
         .profile(t, ahead)
         .map_or((0.0, 0.0), |profile| (width(profile.high - profile.median), width((profile.max - point).max(0.0))));
     row[1 + FEATURES..].copy_from_slice(&[
         ahead_log,
         ahead_log * ahead_log,
-        transform.forward(point),
+        features.transform().forward(point),
         width(series.deviation(t, 12)),
         width(series.deviation(t, 36)),
         seasonal,
@@ -97,6 +104,7 @@ fn row(series: &Series, step: Step, transform: Transform, typical: f64) -> [f64;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::forecast::transform::Transform;
 
     #[test]
     fn a_spread_that_follows_the_level_is_found() {
@@ -109,7 +117,7 @@ mod tests {
                 (Step { t, ahead: 1, point }, point * 0.5)
             })
             .collect();
-        let (spread, said) = Spread::fit(&series, &steps, typical, 350);
+        let (spread, said) = Spread::fit(&series, &Arc::new(Features::new(&series, Transform::Identity)), &steps, typical, 350);
         let at = |t| spread.at(&series, Step { t, ahead: 1, point: series.lag(t, 0) });
         assert!(at(590) > 4.0 * at(540), "{} {}", at(590), at(540));
         assert_eq!(said.len(), steps.len());

@@ -29,14 +29,14 @@ impl Transform {
         let median = deviations.get(deviations.len() / 2).copied().unwrap_or(0.0);
         // A series that mostly stands still has no median deviation.
         let spread = median.max(mean / 10.0);
-        if spread > 0.0 { Self::Asinh { centre, spread } } else { Self::Identity }
+        if spread > 0.0 { Self::Asinh { centre, spread: spread.max(SPREAD_MIN) } } else { Self::Identity }
     }
 
     /// To the model's scale.
     pub(crate) fn forward(self, value: f64) -> f64 {
         match self {
             Self::Identity => value,
-            Self::Asinh { centre, spread } => ((value - centre) / spread).asinh(),
+            Self::Asinh { centre, spread } => asinh((value - centre) / spread),
         }
     }
 
@@ -48,6 +48,16 @@ impl Transform {
         }
     }
 }
+
+/// The inverse hyperbolic sine by its definition: several times faster than the standard library's, which guards digits of tiny
+/// arguments that do not matter here.
+pub(crate) fn asinh(value: f64) -> f64 {
+    let size = value.abs();
+    (size + (size * size + 1.0).sqrt()).ln().copysign(value)
+}
+
+/// The spread is at least this: squares of what is divided by it stay finite.
+const SPREAD_MIN: f64 = 1e-12;
 
 #[cfg(test)]
 mod tests {

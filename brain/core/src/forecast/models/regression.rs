@@ -4,11 +4,12 @@
 //! The Gram matrix only ever grows along the series, so the coefficients known at several moments of the past, needed for honest
 //! residuals, cost one small factorisation each.
 
+use std::sync::Arc;
+
 use super::{PointModel, Series};
-use crate::forecast::features::{FEATURES, features};
+use crate::forecast::features::{FEATURES, Features};
 use crate::forecast::horizon::Blocks;
 use crate::forecast::normal::NormalEquations;
-use crate::forecast::transform::Transform;
 
 /// Penalty on a standardised coefficient as a share of the rows: enough to settle features that say the same.
 const PENALTY: f64 = 0.01;
@@ -23,7 +24,7 @@ const WIDTH: usize = FEATURES + 1;
 #[derive(Clone, Debug)]
 pub(crate) struct Regression {
     name: &'static str,
-    transform: Transform,
+    features: Arc<Features>,
     blocks: Blocks,
     /// For each block the coefficients, intercept first.
     coefficients: Vec<[f64; WIDTH]>,
@@ -35,13 +36,13 @@ impl Regression {
         name: &'static str,
         series: &Series,
         blocks: &Blocks,
-        transform: Transform,
+        features: &Arc<Features>,
         first: usize,
         ends: &[usize],
     ) -> Vec<Self> {
         let mut fitted =
             vec![
-                Self { name, transform, blocks: blocks.clone(), coefficients: Vec::with_capacity(blocks.len()) };
+                Self { name, features: features.clone(), blocks: blocks.clone(), coefficients: Vec::with_capacity(blocks.len()) };
                 ends.len()
             ];
         let stride = (series.len().saturating_sub(first) / ROWS_MAX).max(1);
@@ -57,8 +58,8 @@ impl Regression {
                     .filter(|(t, ahead)| t + ahead < end)
                 {
                     origins.next();
-                    let row = row(series, t, ahead, transform);
-                    equations.add(&row, transform.forward(series.values()[t + ahead]), 1.0);
+                    let row = row(series, t, ahead, features);
+                    equations.add(&row, features.transform().forward(series.values()[t + ahead]), 1.0);
                 }
                 regression.coefficients.push(equations.solve(PENALTY));
             }
@@ -68,10 +69,10 @@ impl Regression {
 }
 
 /// The intercept's 1, then the transformed features.
-fn row(series: &Series, t: usize, ahead: usize, transform: Transform) -> [f64; WIDTH] {
+fn row(series: &Series, t: usize, ahead: usize, features: &Features) -> [f64; WIDTH] {
     let mut row = [1.0; WIDTH];
-    for (place, feature) in row[1..].iter_mut().zip(features(series, t, ahead)) {
-        *place = transform.forward(feature);
+    if let Some(rest) = row.last_chunk_mut::<FEATURES>() {
+        features.write(series, t, ahead, rest);
     }
     row
 }
@@ -82,8 +83,8 @@ impl PointModel for Regression {
     }
 
     fn predict(&self, series: &Series, t: usize, ahead: usize) -> f64 {
-        let row = row(series, t, ahead, self.transform);
+        let row = row(series, t, ahead, &self.features);
         let products = self.coefficients[self.blocks.of(ahead)].iter().zip(row).map(|(slope, value)| slope * value);
-        self.transform.backward(products.sum())
+        self.features.transform().backward(products.sum())
     }
 }
