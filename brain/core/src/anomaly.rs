@@ -1,7 +1,7 @@
 //! Anomalies of one series, value by value: spikes, values unusual for their hour, level shifts, flat lines and slow leaks.
 //!
 //! A detector needs no training, no labels and no setting. It follows a few statistics of the series: the value itself, the mean
-//! of the last three hours' worth of values, the difference from what is usual at that hour of the day, and the log of the
+//! of the last [`WINDOW_VALUES`], the difference from what is usual at that hour of the day, and the log of the
 //! spread. Of each it knows the range kept to so far ([`Extremes`]: extremes of blocks, a few weeks of them, in constant memory). The
 //! score is how far the statistic leaves that range, in widths of the range: a *record novelty*. It has three virtues. For any exchangeable
 //! series, records grow rare as 1/n whatever the distribution is (Chandler, "The distribution and frequency of record values",
@@ -14,6 +14,7 @@
 //! microsecond and a detector has about 2 KiB, however long the series.
 
 mod extremes;
+pub mod fleet;
 mod season;
 mod trend;
 
@@ -25,19 +26,26 @@ use serde::{Deserialize, Serialize};
 pub use extremes::Range;
 use extremes::{Extremes, Sides};
 use season::Season;
-use trend::Trend;
+use trend::{Rise, Trend};
 
-/// Scores from which an alert is raised: a tenth of all the range there ever was, outside of it.
-pub const ALERT_SCORE: f64 = 0.1;
+/// Scores from which an alert is raised: a fifth of all the range there was, outside of it.
+pub const ALERT_SCORE: f64 = 0.2;
 
-/// Values before anything is scored: half a day of 5 min values, the least in which there can be a range.
-pub const LEARNING_VALUES: u32 = 150;
+/// Blocks of values before there is a range of them: half a day of 5 min values.
+const LEARNING_VALUE_BLOCKS: u16 = 3;
 
-/// Values after a score in which a lower one is taken for the same incident: half a day of 5 min values.
-pub const REST_VALUES: u32 = 150;
+/// Blocks before there is a range of window statistics, of which neighbours hardly differ: a day of 5 min values.
+const LEARNING_WINDOW_BLOCKS: u16 = 6;
 
-/// Values of the window whose mean and spread are followed: three hours of 5 min values.
-const WINDOW_VALUES: usize = 36;
+/// Blocks before there is a range of the differences from an hour's usual value: half a day of 5 min values, on top of the two days
+/// after which an hour has a usual value.
+const LEARNING_RESIDUAL_BLOCKS: u16 = 3;
+
+/// Values after a score in which a lower one is taken for the same incident: eight hours of 5 min values.
+pub const REST_VALUES: u32 = 96;
+
+/// Values of the window whose mean and spread are followed: four hours of 5 min values.
+const WINDOW_VALUES: usize = 48;
 
 /// Extreme blocks that do not make a value normal: spikes that came twice are still spikes.
 const POINT_RANK: usize = 2;
@@ -48,14 +56,11 @@ const SHIFT_WEIGHT: f64 = 3.0;
 /// The difference from the usual at an hour has heavy tails, as what is usual is known by few days.
 const CONTEXT_WEIGHT: f64 = 0.3;
 
-/// Spreads are followed as logarithms, whose ranges are wide.
-const FLAT_WEIGHT: f64 = 3.0;
-
-/// The least spread, as a share of the window's mean magnitude: what is flatter is flat.
+/// The least spread, as a share of the largest magnitude there is in the values' range: what is flatter is flat.
 const SPREAD_MIN: f64 = 1e-6;
 
-/// Larger magnitudes count as this one, so that no sum or difference overflows.
-const MAGNITUDE_MAX: f64 = 1e300;
+/// Larger magnitudes count as this one, so that no score overflows.
+const MAGNITUDE_MAX: f64 = 1e150;
 
 /// What sort of anomaly it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -138,7 +143,6 @@ struct Evidence {
 /// Follows one series.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Detector {
-    seen: u32,
     window: VecDeque<(i64, f64)>,
     values: Extremes,
     means: Extremes,
@@ -149,7 +153,7 @@ pub struct Detector {
     /// Score of the incident that rests, and values since it was highest.
     resting_score: f64,
     resting_values: u32,
-    /// Values since an open incident last scored as an alert would; `None` when none is open.
+    /// Values since the last incident reached a new height; `None` before the first.
     open_values: Option<u32>,
 }
 
@@ -164,12 +168,11 @@ impl Detector {
     #[must_use]
     pub fn new() -> Self {
         Self {
-            seen: 0,
             window: VecDeque::with_capacity(WINDOW_VALUES),
-            values: Extremes::new(POINT_RANK),
-            means: Extremes::new(0),
-            spreads: Extremes::new(0),
-            residuals: Extremes::new(0),
+            values: Extremes::new(LEARNING_VALUE_BLOCKS, POINT_RANK),
+            means: Extremes::new(LEARNING_WINDOW_BLOCKS, 0),
+            spreads: Extremes::new(LEARNING_WINDOW_BLOCKS, 0),
+            residuals: Extremes::new(LEARNING_RESIDUAL_BLOCKS, 0),
             season: Season::new(),
             trend: Trend::default(),
             resting_score: 0.0,
@@ -185,12 +188,10 @@ impl Detector {
             return Verdict { score: 0.0, alert: None };
         }
         let value = value.clamp(-MAGNITUDE_MAX, MAGNITUDE_MAX);
-        let evidence = self.evidence(at_s, value);
-        self.seen = self.seen.saturating_add(1);
-        let strongest = if self.seen > LEARNING_VALUES { evidence } else { None };
+        let strongest = self.evidence(at_s, value);
         let raw = strongest.as_ref().map_or(0.0, |evidence| evidence.score);
         let score = self.damp(raw);
-        let opens = self.opens(raw);
+        let opens = self.opens(score);
         let alert = strongest.filter(|_| opens).map(|evidence| Incident {
             kind: evidence.kind,
             since_s: evidence.since_s,
@@ -199,6 +200,10 @@ impl Detector {
             observed: evidence.observed,
             score: evidence.score,
         });
+        if alert.as_ref().is_some_and(|alert| alert.kind == Kind::SlowLeak) {
+            // A leak that has been told must rise over a whole window again before it is told again.
+            self.trend = Trend::default();
+        }
         Verdict { score, alert }
     }
 
@@ -240,17 +245,16 @@ impl Detector {
             }
             self.means.add(mean);
             if let Some(range) = self.spreads.range() {
-                let score = FLAT_WEIGHT * range.excess(spread.ln(), Sides::Below);
+                let score = range.excess(spread.ln(), Sides::Below);
                 let expected = Range { low: range.low.exp(), high: range.high.exp() };
                 offer(Evidence { kind: Kind::FlatLine, score, expected, observed: spread, since_s });
             }
             self.spreads.add(spread.ln());
         }
 
-        if let Some((score, low)) = self.trend.add(value) {
-            let since_s = at_s - self.window.front().map_or(0, |&(first_s, _)| at_s - first_s) * i64::from(Trend::span_values()) / 36;
-            let expected = Range { low, high: low };
-            offer(Evidence { kind: Kind::SlowLeak, score, expected, observed: value, since_s });
+        if let Some(rise) = self.trend.add(at_s, value) {
+            let Rise { score, since_s, expected, observed } = rise;
+            offer(Evidence { kind: Kind::SlowLeak, score, expected, observed, since_s });
         }
         strongest
     }
@@ -261,7 +265,8 @@ impl Detector {
         let count = self.window.len() as f64;
         let mean: f64 = self.window.iter().map(|&(_, value)| value / count).sum();
         let spread: f64 = self.window.iter().map(|&(_, value)| (value - mean).abs() / count).sum();
-        (mean, spread.max(SPREAD_MIN * mean.abs()).max(f64::MIN_POSITIVE))
+        let magnitude = self.values.range().map_or(0.0, |range| range.low.abs().max(range.high.abs()));
+        (mean, spread.max(SPREAD_MIN * magnitude).max(f64::MIN_POSITIVE))
     }
 
     /// The score that goes out: 0 within [`REST_VALUES`] of one as high.
@@ -278,14 +283,17 @@ impl Detector {
         raw
     }
 
-    /// Whether this score opens an incident; one that is open closes after [`REST_VALUES`] without such a score.
-    fn opens(&mut self, raw: f64) -> bool {
-        let was_open = self.open_values.is_some();
-        if raw >= ALERT_SCORE {
+    /// Whether this score opens an incident; one that is open closes [`REST_VALUES`] after its last new height.
+    fn opens(&mut self, score: f64) -> bool {
+        let was_open = self.open_values.is_some_and(|values| values < REST_VALUES);
+        if score >= ALERT_SCORE {
             self.open_values = Some(0);
             return !was_open;
         }
-        self.open_values = self.open_values.map(|values| values + 1).filter(|&values| values <= REST_VALUES);
+        self.open_values = self.open_values.map(|values| values.saturating_add(1));
         false
     }
 }
+
+#[cfg(test)]
+mod tests;

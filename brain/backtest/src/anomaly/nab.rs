@@ -15,19 +15,19 @@ const FAR_BEHIND: f64 = 3.0;
 
 /// What a profile of the benchmark weighs.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Profile {
+pub(super) struct Profile {
     /// Name by which the benchmark knows it.
-    pub name: &'static str,
+    pub(super) name: &'static str,
     /// Reward of a window found at its first row.
-    pub true_positive: f64,
+    pub(super) true_positive: f64,
     /// Cost of a detection far from any window.
-    pub false_positive: f64,
+    pub(super) false_positive: f64,
     /// Cost of a window missed.
-    pub false_negative: f64,
+    pub(super) false_negative: f64,
 }
 
 /// The benchmark's three profiles.
-pub const PROFILES: [Profile; 3] = [
+pub(super) const PROFILES: [Profile; 3] = [
     Profile { name: "standard", true_positive: 1.0, false_positive: 0.11, false_negative: 1.0 },
     Profile { name: "reward_low_FP_rate", true_positive: 1.0, false_positive: 0.22, false_negative: 1.0 },
     Profile { name: "reward_low_FN_rate", true_positive: 1.0, false_positive: 0.11, false_negative: 2.0 },
@@ -35,20 +35,20 @@ pub const PROFILES: [Profile; 3] = [
 
 /// A file as its detector saw it.
 #[derive(Clone, Debug)]
-pub struct Scored {
+pub(super) struct Scored {
     /// Anomaly score of each row.
-    pub scores: Vec<f64>,
+    pub(super) scores: Vec<f64>,
     /// Labelled windows in rows, ascending and apart.
-    pub windows: Vec<RangeInclusive<usize>>,
+    pub(super) windows: Vec<RangeInclusive<usize>>,
 }
 
 /// How a corpus fared.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Score {
+pub(super) struct Score {
     /// 0 for the silent detector, 100 for the perfect one.
-    pub normalised: f64,
+    pub(super) normalised: f64,
     /// The scores at or above this count as detections.
-    pub threshold: f64,
+    pub(super) threshold: f64,
 }
 
 /// A row that counts: its anomaly score, what a detection there is worth, and the window (numbered over the corpus) it is in.
@@ -60,8 +60,13 @@ struct Row {
 
 /// Rows at the start of a file of `rows` that are not scored.
 #[must_use]
-pub fn probation_rows(rows: usize) -> usize {
-    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most 750")]
+pub(super) fn probation_rows(rows: usize) -> usize {
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "at most 750"
+    )]
     let rows = (PROBATION_SHARE * (rows as f64).min(PROBATION_ROWS_MAX)).floor() as usize;
     rows
 }
@@ -122,7 +127,7 @@ fn normalise(sum: f64, windows: usize, profile: &Profile) -> f64 {
 
 /// The corpus' score at the threshold that serves it best.
 #[must_use]
-pub fn best(files: &[Scored], profile: &Profile) -> Score {
+pub(super) fn best(files: &[Scored], profile: &Profile) -> Score {
     let (mut rows, windows) = countable(files, profile);
     rows.sort_by(|one, other| other.score.total_cmp(&one.score));
     let mut found = vec![-profile.false_negative; windows];
@@ -148,7 +153,7 @@ pub fn best(files: &[Scored], profile: &Profile) -> Score {
 
 /// The corpus' score at a given threshold.
 #[must_use]
-pub fn at(files: &[Scored], profile: &Profile, threshold: f64) -> f64 {
+pub(super) fn at(files: &[Scored], profile: &Profile, threshold: f64) -> f64 {
     let (rows, windows) = countable(files, profile);
     let mut found = vec![-profile.false_negative; windows];
     let mut false_positives = 0.0;

@@ -4,11 +4,11 @@ use serde::{Deserialize, Serialize};
 
 /// Values of a block; each block gives one maximum and one minimum. Neighbouring values depend on each other: without blocks, one
 /// excursion would count as several extremes.
-const BLOCK_VALUES: u16 = 36;
+const BLOCK_VALUES: u16 = 48;
 
 /// Blocks of an epoch. The last whole epoch and the running one are remembered: two to four weeks of 5 min values, so that
 /// what was normal long ago, or one disaster, does not set the range for ever.
-const EPOCH_BLOCKS: u16 = 112;
+const EPOCH_BLOCKS: u16 = 84;
 
 /// Extremes kept of each epoch and side.
 const KEPT: usize = 3;
@@ -58,7 +58,7 @@ pub struct Range {
 }
 
 impl Range {
-    /// How far outside a value is, in widths of the range; 0 inside. `above` and `below` tell which sides count.
+    /// How far outside a value is, in widths of the range; 0 inside.
     pub(super) fn excess(&self, value: f64, sides: Sides) -> f64 {
         let width = (self.high - self.low).max(RANGE_MIN_RELATIVE * self.high.abs().max(self.low.abs())).max(RANGE_MIN);
         let outside = match sides {
@@ -81,6 +81,8 @@ pub(super) enum Sides {
 /// Follows the range of a statistic.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Extremes {
+    /// Blocks still to come before there is a range.
+    learning_blocks: u16,
     /// Extreme blocks left out at each end: with 2, an excursion seen in one or two blocks has not yet become normal.
     rank: usize,
     open: Option<Range>,
@@ -91,21 +93,27 @@ pub(super) struct Extremes {
 }
 
 impl Extremes {
-    /// Nothing seen yet; `rank` extreme blocks at each end are left out of the range.
-    pub(super) fn new(rank: usize) -> Self {
+    /// Nothing seen yet. There is no range before `learning_blocks` blocks; `rank` extreme blocks at each end are left out of it.
+    pub(super) fn new(learning_blocks: u16, rank: usize) -> Self {
         debug_assert!(rank < KEPT, "of each epoch only {KEPT} extremes are kept");
-        Self { rank, open: None, open_values: 0, current: Epoch::default(), previous: Epoch::default(), closed: None }
+        Self {
+            learning_blocks,
+            rank,
+            open: None,
+            open_values: 0,
+            current: Epoch::default(),
+            previous: Epoch::default(),
+            closed: None,
+        }
     }
 
-    /// The range so far; `None` before the first value.
+    /// The range so far; `None` while it is learnt.
     pub(super) fn range(&self) -> Option<Range> {
-        match (self.closed, self.open) {
-            (Some(closed), Some(open)) if self.rank == 0 => {
-                Some(Range { low: closed.low.min(open.low), high: closed.high.max(open.high) })
-            }
-            (Some(closed), _) => Some(closed),
-            (None, open) => open,
-        }
+        let closed = self.closed?;
+        Some(match self.open {
+            Some(open) if self.rank == 0 => Range { low: closed.low.min(open.low), high: closed.high.max(open.high) },
+            _ => closed,
+        })
     }
 
     /// Takes a finite value in.
@@ -123,9 +131,12 @@ impl Extremes {
             if self.current.blocks == EPOCH_BLOCKS {
                 self.previous = std::mem::take(&mut self.current);
             }
-            let high = self.current.highs.ranked(&self.previous.highs, self.rank);
-            let low = self.current.lows.ranked(&self.previous.lows, self.rank);
-            self.closed = high.zip(low).map(|(high, low)| Range { low: (-low).min(high), high });
+            self.learning_blocks = self.learning_blocks.saturating_sub(1);
+            if self.learning_blocks == 0 {
+                let high = self.current.highs.ranked(&self.previous.highs, self.rank);
+                let low = self.current.lows.ranked(&self.previous.lows, self.rank);
+                self.closed = high.zip(low).map(|(high, low)| Range { low: (-low).min(high), high });
+            }
         }
     }
 }
