@@ -104,7 +104,7 @@ fn window<'a>(suite: &Suite, table: &'a Table, (name, origin): &(String, usize))
     let first = origin.checked_sub(suite.window);
     first
         .and_then(|first| values.get(first..*origin))
-        .with_context(|| format!("{name:?} has {} rows: none of {} before {origin}", values.len(), suite.window))
+        .with_context(|| format!("{name:?} has {} rows: no {} of them before row {origin}", values.len(), suite.window))
 }
 
 fn forecast(window: &[f64], calendar: &Calendar) -> Done {
@@ -168,3 +168,6 @@ fn print(summary: &Summary) {
         println!("  {model:<22} {:5.1} %", weight * 100.0);
     }
 }
+
+#[cfg(test)]
+mod tests;

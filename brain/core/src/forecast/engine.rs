@@ -309,3 +309,6 @@ impl Fitter {
         Fitted { series, blocks, models, weights: block_weights, calibrations, spread: Some(spread), shares, skill, width }
     }
 }
+
+#[cfg(test)]
+mod tests;
