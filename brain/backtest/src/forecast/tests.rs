@@ -17,12 +17,8 @@ fn backtest(change: impl Fn(usize, f64) -> f64) -> String {
         series += &format!("{row},{},{}\n", change(row, value), change(row, value * value));
     }
     std::fs::write(path("s.csv"), series).unwrap();
-    let arguments = ForecastArguments {
-        suite: path("s.json"),
-        series: path("s.csv"),
-        out: path("out.csv"),
-        max_tasks: None,
-    };
+    let arguments =
+        ForecastArguments { suite: path("s.json"), series: path("s.csv"), out: path("out.csv"), max_tasks: None };
     run(&arguments, true).unwrap();
     std::fs::read_to_string(path("out.csv")).unwrap()
 }

@@ -8,6 +8,7 @@
 //!
 //! Deterministic, pure, and linear in the window's length.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::combine::weights;
@@ -35,7 +36,7 @@ const HOLD_OUT_CASES: usize = 6000;
 /// From one origin at most so many steps ahead are tried.
 const AHEADS_PER_ORIGIN_MAX: usize = 24;
 
-/// Blocks on either side whose residuals join in a block's calibration: the tails of one block alone are few.
+/// Blocks on either side whose errors join in a block's weights and calibration: the tails of one block alone are few.
 const BLOCKS_POOLED: usize = 1;
 
 /// Fewer steps than this are no series: the forecast is the last value.
@@ -137,7 +138,8 @@ impl Fitted {
             let block = self.blocks.of(ahead);
             let said = self.models.iter().map(|model| bounds.point(model.predict(&self.series, t, ahead)));
             let point: f64 = said.zip(&self.weights[block]).map(|(said, weight)| said * weight).sum();
-            let spread = self.spread.as_ref().map_or(self.width, |spread| spread.at(&self.series, Step { t, ahead, point }));
+            let spread =
+                self.spread.as_ref().map_or(self.width, |spread| spread.at(&self.series, Step { t, ahead, point }));
             let frames = frames(&self.series, t, ahead, point, spread, self.width);
             let mut least = f64::NEG_INFINITY;
             let quantiles = self.calibrations.get(block).map_or([point; LEVELS.len()], |calibrations| {
@@ -217,7 +219,8 @@ impl Fitter {
     fn train(&self, ends: &[usize]) -> Vec<Vec<Box<dyn PointModel + Send>>> {
         let season = self.series.season().unwrap_or(0);
         let first = (season + season / 16).max(24).min(self.series.len() / 3);
-        let fit = |name, features: &Arc<Features>| Regression::fit(name, &self.series, &self.blocks, features, first, ends);
+        let fit =
+            |name, features: &Arc<Features>| Regression::fit(name, &self.series, &self.blocks, features, first, ends);
         let identity = Arc::new(Features::new(&self.series, Transform::Identity));
         let plain = fit("ridge", &identity);
         let asinh = fit("ridge, asinh", &self.features);
@@ -254,6 +257,11 @@ impl Fitter {
         cases
     }
 
+    /// A block and its neighbours.
+    fn near(&self, block: usize) -> Range<usize> {
+        block.saturating_sub(BLOCKS_POOLED)..(block + BLOCKS_POOLED + 1).min(self.blocks.len())
+    }
+
     fn combine(self, models: Vec<Box<dyn PointModel + Send>>, by_block: &[Vec<Case>]) -> Fitted {
         let truth = |case: &Case| self.series.values()[case.t + case.ahead];
         let width = (1..self.series.len()).map(|t| (self.series.lag(t, 0) - self.series.lag(t, 1)).abs()).sum::<f64>()
@@ -265,22 +273,26 @@ impl Fitter {
         let mut shares = vec![0.0; models.len()];
         let mut combined = 0.0;
         let count = by_block.iter().map(Vec::len).sum::<usize>().max(1) as f64;
-        for cases in by_block {
-            let losses: Vec<f64> = (0..models.len())
-                .map(|model| {
-                    cases.iter().map(|case| (truth(case) - case.said[model]).abs()).sum::<f64>()
-                        / cases.len().max(1) as f64
-                })
-                .collect();
-            let weights = weights(&losses);
+        let losses: Vec<Vec<f64>> = by_block
+            .iter()
+            .map(|cases| {
+                let loss = |model: usize| cases.iter().map(|case| (truth(case) - case.said[model]).abs()).sum::<f64>();
+                (0..models.len()).map(loss).collect()
+            })
+            .collect();
+        for (block, cases) in by_block.iter().enumerate() {
+            let near = self.near(block);
+            let pooled: Vec<f64> =
+                (0..models.len()).map(|model| losses[near.clone()].iter().map(|losses| losses[model]).sum()).collect();
+            let weights = weights(&pooled);
             for case in cases {
                 let point: f64 = case.said.iter().zip(&weights).map(|(said, weight)| said * weight).sum();
                 let residual = (truth(case) - point).abs();
                 combined += residual / count;
                 steps.push((Step { t: case.t, ahead: case.ahead, point }, residual));
             }
-            for (model, loss) in losses.iter().enumerate() {
-                errors[model] += loss * cases.len() as f64 / count;
+            for (model, loss) in losses[block].iter().enumerate() {
+                errors[model] += loss / count;
                 shares[model] += weights[model] / by_block.len() as f64;
             }
             block_weights.push(weights);
@@ -291,12 +303,8 @@ impl Fitter {
             let frames = frames(&self.series, t, ahead, point, spread, width);
             residuals[self.blocks.of(ahead)].push(Residual { frames, value: self.series.values()[t + ahead] });
         }
-        let calibrations = (0..residuals.len())
-            .map(|block| {
-                let near = block.saturating_sub(BLOCKS_POOLED)..(block + BLOCKS_POOLED + 1).min(residuals.len());
-                Calibration::fit(LEVELS, &residuals[near].concat())
-            })
-            .collect();
+        let calibrations =
+            (0..residuals.len()).map(|block| Calibration::fit(LEVELS, &residuals[self.near(block)].concat())).collect();
         let scale = self.series.scale();
         let naive = errors.first().copied().unwrap_or(0.0);
         let shares = models
@@ -306,7 +314,17 @@ impl Fitter {
             .collect();
         let skill = if naive > 0.0 { 1.0 - combined / naive } else { 0.0 };
         let Self { series, blocks, .. } = self;
-        Fitted { series, blocks, models, weights: block_weights, calibrations, spread: Some(spread), shares, skill, width }
+        Fitted {
+            series,
+            blocks,
+            models,
+            weights: block_weights,
+            calibrations,
+            spread: Some(spread),
+            shares,
+            skill,
+            width,
+        }
     }
 }
 

@@ -55,7 +55,11 @@ impl Spread {
         for ((step, residual), row) in steps.iter().zip(&rows) {
             halves[usize::from(step.t >= middle)].add(row, asinh(residual / typical), 1.0);
         }
-        let with = |equations: &NormalEquations<WIDTH>| Self { features: features.clone(), typical, coefficients: equations.solve(PENALTY) };
+        let with = |equations: &NormalEquations<WIDTH>| Self {
+            features: features.clone(),
+            typical,
+            coefficients: equations.solve(PENALTY),
+        };
         let crossed = [with(&halves[1]), with(&halves[0])];
         let said = steps.iter().zip(&rows).map(|((step, _), row)| crossed[usize::from(step.t >= middle)].width(row));
         let said = said.collect();
@@ -117,7 +121,8 @@ mod tests {
                 (Step { t, ahead: 1, point }, point * 0.5)
             })
             .collect();
-        let (spread, said) = Spread::fit(&series, &Arc::new(Features::new(&series, Transform::Identity)), &steps, typical, 350);
+        let (spread, said) =
+            Spread::fit(&series, &Arc::new(Features::new(&series, Transform::Identity)), &steps, typical, 350);
         let at = |t| spread.at(&series, Step { t, ahead: 1, point: series.lag(t, 0) });
         assert!(at(590) > 4.0 * at(540), "{} {}", at(590), at(540));
         assert_eq!(said.len(), steps.len());

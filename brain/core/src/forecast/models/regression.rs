@@ -40,11 +40,15 @@ impl Regression {
         first: usize,
         ends: &[usize],
     ) -> Vec<Self> {
-        let mut fitted =
-            vec![
-                Self { name, features: features.clone(), blocks: blocks.clone(), coefficients: Vec::with_capacity(blocks.len()) };
-                ends.len()
-            ];
+        let mut fitted = vec![
+            Self {
+                name,
+                features: features.clone(),
+                blocks: blocks.clone(),
+                coefficients: Vec::with_capacity(blocks.len())
+            };
+            ends.len()
+        ];
         let stride = (series.len().saturating_sub(first) / ROWS_MAX).max(1);
         for block in 0..blocks.len() {
             let (nearest, farthest) = blocks.steps(block);
