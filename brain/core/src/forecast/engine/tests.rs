@@ -30,7 +30,7 @@ fn a_cycle_is_forecast_far_better_than_by_repeating_it() {
 
 #[test]
 fn quantiles_cover_their_share_of_what_comes() {
-    let (mut covered, mut count) = ([0_usize; LEVELS.len()], 0);
+    let (mut covered, mut count) = ([0_usize; LEVELS.len()], 0_usize);
     for seed in 0..12 {
         let values = breathing(12, seed);
         let origin = 96 * 10 + 7 * seed as usize;
