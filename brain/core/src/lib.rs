@@ -7,6 +7,8 @@
 
 pub mod anomaly;
 pub mod archive;
+pub mod boost;
+pub mod calendar;
 mod core;
 mod fleet;
 pub mod forecast;
@@ -14,6 +16,8 @@ mod history;
 pub mod io;
 pub mod plan;
 pub mod policy;
+pub mod season;
+pub mod sizing;
 pub mod view;
 
 pub use crate::core::{Core, SetRefusal};
