@@ -9,7 +9,7 @@
 //! is no news; and the score has no upper end to saturate at. A leak leaves a range too slowly for that and is found by a test of
 //! trend ([`Trend`]).
 //!
-//! One incident gives one alert: within [`REST_VALUES`] of a score only a higher one counts, and an open incident is not told
+//! One incident gives one alert: within [`REST_VALUES`] of a score only one twice as high counts, and an open incident is not told
 //! twice. Each value's score depends on that value and those before it, never on later ones. A value costs about a
 //! microsecond and a detector has about 2 KiB, however long the series.
 
@@ -44,6 +44,9 @@ const LEARNING_RESIDUAL_BLOCKS: u16 = 3;
 /// Values after a score in which a lower one is taken for the same incident: eight hours of 5 min values.
 pub const REST_VALUES: u32 = 96;
 
+/// Times the score of a resting incident that a new score must exceed to be news.
+const ESCALATION: f64 = 2.0;
+
 /// Values of the window whose mean and spread are followed: four hours of 5 min values.
 const WINDOW_VALUES: usize = 48;
 
@@ -51,7 +54,7 @@ const WINDOW_VALUES: usize = 48;
 const POINT_RANK: usize = 2;
 
 /// A mean of many values that leaves its range says more than one value that does.
-const SHIFT_WEIGHT: f64 = 3.0;
+const SHIFT_WEIGHT: f64 = 1.5;
 
 /// The difference from the usual at an hour has heavy tails, as what is usual is known by few days.
 const CONTEXT_WEIGHT: f64 = 0.3;
@@ -269,13 +272,13 @@ impl Detector {
         (mean, spread.max(SPREAD_MIN * magnitude).max(f64::MIN_POSITIVE))
     }
 
-    /// The score that goes out: 0 within [`REST_VALUES`] of one as high.
+    /// The score that goes out: 0 within [`REST_VALUES`] of one that it does not exceed [`ESCALATION`] times.
     fn damp(&mut self, raw: f64) -> f64 {
         self.resting_values = self.resting_values.saturating_add(1);
         if self.resting_values > REST_VALUES {
             self.resting_score = 0.0;
         }
-        if raw <= self.resting_score {
+        if raw <= ESCALATION * self.resting_score {
             return 0.0;
         }
         self.resting_score = raw;

@@ -108,12 +108,10 @@ impl Extremes {
     }
 
     /// The range so far; `None` while it is learnt.
+    ///
+    /// The open block is no part of it: a statistic that leaves its range step by step would otherwise take the range along.
     pub(super) fn range(&self) -> Option<Range> {
-        let closed = self.closed?;
-        Some(match self.open {
-            Some(open) if self.rank == 0 => Range { low: closed.low.min(open.low), high: closed.high.max(open.high) },
-            _ => closed,
-        })
+        self.closed
     }
 
     /// Takes a finite value in.

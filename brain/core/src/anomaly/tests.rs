@@ -95,13 +95,15 @@ fn a_series_that_stands_still_is_a_flat_line() {
 
 #[test]
 fn a_mean_that_keeps_rising_is_a_slow_leak() {
-    let values: Vec<f64> =
-        noise(3000, 100.0, 10.0).iter().zip(0..).map(|(value, place)| value + 0.01 * f64::from(place)).collect();
+    // The load swings by 20 around its mean; under it, a seventh an hour leaks.
+    let mut values = noise(3400, 100.0, 10.0);
+    for (value, place) in values.iter_mut().zip(0..) {
+        *value += if place % 36 < 18 { 10.0 } else { -10.0 } + 0.012 * f64::from((place - 1000).max(0));
+    }
     let found = incidents(&values);
-    let leak = found.iter().find(|incident| incident.kind == Kind::SlowLeak).expect("a leak is found");
-    assert!(leak.at_s - leak.since_s > at_s(4 * DAY_VALUES - 2));
+    let leak = found.iter().find(|incident| incident.kind == Kind::SlowLeak).unwrap_or_else(|| panic!("{found:?}"));
+    assert!(leak.at_s - leak.since_s >= at_s(4 * DAY_VALUES - 1));
     assert!(leak.observed > leak.expected.high);
-    assert!(found.iter().all(|incident| incident.kind == Kind::SlowLeak), "{found:?}");
 }
 
 #[test]
