@@ -4,7 +4,7 @@ use super::series::Series;
 use super::transform::Transform;
 
 /// Features that depend on the origin alone.
-const OF_ORIGIN: usize = 17;
+const OF_ORIGIN: usize = 18;
 
 /// Features that depend on the target as well.
 const OF_TARGET: usize = 10;
@@ -53,6 +53,7 @@ fn of_origin(series: &Series, t: usize) -> [f64; OF_ORIGIN] {
         series.lag(t, 11),
         series.lag(t, 23),
         series.mean(t, 6),
+        series.mean(t, 12),
         series.mean(t, 36),
         series.mean(t, 96),
         series.mean(t, season),
