@@ -29,8 +29,9 @@ impl Ring {
         }
         self.tail_changed = false;
         // What was forgotten and is there again was told above: the store replaces it.
-        let is_gone = |number: &u64| !self.blocks.contains_key(number) && !(has_tail && *number == tail_number);
-        changes.extend(forgotten.into_iter().filter(is_gone).map(|number| Change::Forget(key(number))));
+        let is_there = |number: &u64| self.blocks.contains_key(number) || has_tail && *number == tail_number;
+        changes
+            .extend(forgotten.into_iter().filter(|number| !is_there(number)).map(|number| Change::Forget(key(number))));
         if away {
             self.send_away();
         }
