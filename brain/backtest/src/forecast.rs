@@ -3,6 +3,8 @@
 //! A suite (JSON) names the tasks: a series and an origin each. A task is handed the `window` values before its origin and nothing
 //! else, so nothing later can reach its forecast.
 
+mod page;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -32,6 +34,9 @@ pub struct ForecastArguments {
     /// Stop after so many tasks
     #[arg(long)]
     pub max_tasks: Option<usize>,
+    /// Write a report with pictures here
+    #[arg(long, value_name = "HTML")]
+    pub report: Option<PathBuf>,
 }
 
 /// What to forecast.
@@ -83,6 +88,11 @@ pub(crate) fn run(arguments: &ForecastArguments, json: bool) -> Result<()> {
     bar.finish_and_clear();
     write(&arguments.out, &suite, &done).with_context(|| format!("cannot write {}", arguments.out.display()))?;
     let summary = summarise(&suite, &done);
+    if let Some(path) = &arguments.report {
+        page::page(&suite, &table, &done, &summary)
+            .write(path)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
     if json {
         println!("{}", serde_json::to_string_pretty(&summary)?);
     } else {

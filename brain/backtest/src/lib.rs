@@ -9,6 +9,7 @@ mod anomaly;
 mod forecast;
 mod policy;
 mod progress;
+mod report;
 mod table;
 
 use clap::{Args, Subcommand};
@@ -16,6 +17,7 @@ use clap::{Args, Subcommand};
 pub use anomaly::AnomalyArguments;
 pub use forecast::ForecastArguments;
 pub use policy::PolicyArguments;
+pub use table::TableError;
 
 /// What to replay.
 #[derive(Debug, Args)]

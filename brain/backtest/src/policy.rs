@@ -1,5 +1,10 @@
 //! `gnomon backtest policy`: what every VM would have been given, step by step.
 
+mod page;
+mod peers;
+mod rules;
+mod score;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -7,14 +12,24 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use gnomon_core::sizing::{Sizer, SizingPolicy};
 use rayon::prelude::*;
+use serde::Serialize;
 
 use crate::progress;
 use crate::table::{Table, create};
+use peers::PEERS;
+use rules::Rules;
+use score::{HEAD, Score};
 
-/// The fleet's model is trained anew after so many days: what a week teaches is worth more than what a day adds.
-const TRAINING_DAYS: usize = 2;
+/// The fleet's model is trained anew when there is so many times as much history as at the last training…
+const TRAINING_GROWTH: f64 = 1.25;
+/// …and at the latest after so many days.
+const TRAINING_DAYS_MAX: usize = 2;
 /// Any seed will do; a fixed one makes the same run twice.
 const SEED: u64 = 1;
+/// Promises that `--curve` tries, beside the one asked for.
+const CURVE: [f64; 4] = [0.001, 0.0025, 0.005, 0.01];
+/// The name in tables.
+const OWN: &str = "Gnomon";
 
 /// Replays recorded demand through the sizing policy.
 ///
@@ -41,6 +56,12 @@ pub struct PolicyArguments {
     /// Where the allocations go (CSV, plain or .gz)
     #[arg(long, value_name = "CSV")]
     pub out: PathBuf,
+    /// Show the whole trade-off: replay with other promises as well
+    #[arg(long)]
+    pub curve: bool,
+    /// Write a report with pictures here
+    #[arg(long, value_name = "HTML")]
+    pub report: Option<PathBuf>,
 }
 
 /// Runs it.
@@ -60,58 +81,115 @@ pub(crate) fn run(arguments: &PolicyArguments, json: bool) -> Result<()> {
         arguments.warmup,
         arguments.demand.display()
     );
-    let sizes = replay(&table, arguments);
+    let rules = Rules {
+        warmup: arguments.warmup,
+        lag: arguments.lag,
+        day: arguments.day,
+        quantum: 5.0,
+        size_max: 120.0,
+        saving_min: 0.1,
+        dwell: 6,
+    };
+    let sizes = replay(&table, &rules, arguments.violation);
     write(&arguments.out, &table.names, &sizes).with_context(|| format!("writing {}", arguments.out.display()))?;
-    let score = Score::of(&table, &sizes, arguments);
+    let mut rates: Vec<f64> = if arguments.curve { CURVE.to_vec() } else { Vec::new() };
+    rates.retain(|rate| *rate != arguments.violation);
+    let score = |rate: f64, sizes: &[Vec<f32>]| Tried { promised: rate, score: Score::of(OWN, &table, sizes, &rules) };
+    let mut curve: Vec<Tried> = rates.iter().map(|&rate| score(rate, &replay(&table, &rules, rate))).collect();
+    curve.push(score(arguments.violation, &sizes));
+    curve.sort_by(|a, b| a.promised.total_cmp(&b.promised));
+    let of_peer = |peer: &peers::Peer| {
+        let sizes: Vec<Vec<f32>> = table.columns.par_iter().map(|demand| peer.sizes(demand, &rules)).collect();
+        Score::of(peer.name, &table, &sizes, &rules)
+    };
+    let days = (rows - rules.warmup) as f64 / rules.day as f64;
+    let summary = Summary { vms: table.names.len(), days, curve, peers: PEERS.iter().map(of_peer).collect() };
+    if let Some(path) = &arguments.report {
+        let page = page::page(&table, &sizes, &rules, &summary);
+        page.write(path).with_context(|| format!("writing {}", path.display()))?;
+    }
     if json {
-        println!("{}", serde_json::to_string(&score)?);
+        println!("{}", serde_json::to_string(&summary)?);
     } else {
-        println!(
-            "{} VMs, {:.1} days after {} rows of warm-up, {} rows from decision to effect\n\
-             under-provisioned {:.3} % of the time (promised {:.3} %), slack {:.1} %, {:.1} resizes a day and VM",
-            score.vms,
-            score.days,
-            arguments.warmup,
-            arguments.lag,
-            100.0 * score.under_time,
-            100.0 * arguments.violation,
-            100.0 * score.slack,
-            score.resizes_per_day
-        );
+        summary.print(&rules);
     }
     Ok(())
 }
 
+/// What came of one promise.
+#[derive(Debug, Serialize)]
+struct Tried {
+    promised: f64,
+    score: Score,
+}
+
+/// Everything that is told about a replay.
+#[derive(Debug, Serialize)]
+struct Summary {
+    vms: usize,
+    days: f64,
+    /// Gnomon's scores, by promise, rising.
+    curve: Vec<Tried>,
+    peers: Vec<Score>,
+}
+
+impl Summary {
+    /// One row for each of Gnomon's promises, and one for each peer.
+    fn rows(&self) -> Vec<Vec<String>> {
+        let own = self.curve.iter().map(|Tried { promised, score }| {
+            let mut cells = score.cells();
+            cells[0] = format!("{OWN}, {} % promised", 100.0 * promised);
+            cells
+        });
+        own.chain(self.peers.iter().map(Score::cells)).collect()
+    }
+
+    fn print(&self, rules: &Rules) {
+        println!("{} VMs, {:.1} days, {} rows from decision to effect", self.vms, self.days, rules.lag);
+        let width = self.rows().iter().map(|row| row[0].chars().count()).max().unwrap_or(0);
+        let line = |row: &[String]| {
+            let cells: Vec<String> = row[1..]
+                .iter()
+                .zip(&HEAD[1..])
+                .map(|(cell, head)| format!("{cell:>width$}", width = head.len()))
+                .collect();
+            format!("{:width$}  {}", row[0], cells.join("  "))
+        };
+        println!("{}", line(&HEAD.map(str::to_owned)));
+        self.rows().iter().for_each(|row| println!("{}", line(row)));
+    }
+}
+
 /// What is in force in each row, for each VM; 0 before sizing begins.
-fn replay(table: &Table, arguments: &PolicyArguments) -> Vec<Vec<f32>> {
+fn replay(table: &Table, rules: &Rules, violation_rate: f64) -> Vec<Vec<f32>> {
     let policy = SizingPolicy {
-        violation_rate: arguments.violation,
-        lag_steps: arguments.lag,
-        day_steps: arguments.day,
-        quantum: 5.0,
-        size_max: 120.0,
-        saving_min: 0.1,
-        dwell_steps: 6,
+        violation_rate,
+        lag_steps: rules.lag,
+        day_steps: rules.day,
+        quantum: rules.quantum,
+        size_max: rules.size_max,
+        saving_min: rules.saving_min,
+        dwell_steps: rules.dwell,
     };
     let vms = table.names.len();
-    let rows = table.columns[0].len();
+    let rows = table.rows();
     let mut sizer = Sizer::new(policy, vms, SEED);
     let mut sizes = vec![vec![0.0f32; rows]; vms];
     // The first decision is in force when the warm-up ends.
-    let first = arguments.warmup - (arguments.lag - 1);
+    let first = rules.warmup - (rules.lag - 1);
     let bar = progress::bar(rows as u64, "rows");
-    let mut trained = None;
+    let mut due = first;
     for row in 0..rows {
         bar.inc(1);
-        if row >= first && trained.is_none_or(|last| row >= last + TRAINING_DAYS * arguments.day) {
+        if row >= due {
             if let Some(training) = sizer.training() {
                 let quantiles = training.jobs.par_iter().map(|job| job.run()).collect();
                 sizer.trained(training, quantiles);
             }
-            trained = Some(row);
+            due = ((row as f64 * TRAINING_GROWTH).ceil() as usize).clamp(row + 1, row + TRAINING_DAYS_MAX * rules.day);
         }
         if row >= first {
-            let effect = row + arguments.lag - 1;
+            let effect = row + rules.lag - 1;
             for (vm, sizes) in sizes.iter_mut().enumerate() {
                 if let Some(size) = sizer.decide(vm)
                     && effect < rows
@@ -121,7 +199,7 @@ fn replay(table: &Table, arguments: &PolicyArguments) -> Vec<Vec<f32>> {
             }
         }
         let demand: Vec<f32> = table.columns.iter().map(|column| column[row] as f32).collect();
-        let violated = (row >= arguments.warmup).then(|| {
+        let violated = (row >= rules.warmup).then(|| {
             let short = demand.iter().zip(&sizes).filter(|(demand, sizes)| **demand > sizes[row] + 1e-6).count();
             short as f64 / vms as f64
         });
@@ -147,42 +225,6 @@ fn write(path: &Path, names: &[String], sizes: &[Vec<f32>]) -> Result<()> {
     Ok(())
 }
 
-/// How it went, over the rows after the warm-up.
-#[derive(Debug, serde::Serialize)]
-struct Score {
-    vms: usize,
-    days: f64,
-    under_time: f64,
-    slack: f64,
-    resizes_per_day: f64,
-}
-
-impl Score {
-    fn of(table: &Table, sizes: &[Vec<f32>], arguments: &PolicyArguments) -> Self {
-        let (mut short, mut measured, mut unused, mut given, mut resizes) = (0u64, 0u64, 0.0, 0.0, 0u64);
-        for (demand, sizes) in table.columns.iter().zip(sizes) {
-            let (demand, sizes) = (&demand[arguments.warmup..], &sizes[arguments.warmup..]);
-            resizes += sizes.windows(2).filter(|pair| pair[0] != pair[1]).count() as u64;
-            for (&demand, &size) in demand.iter().zip(sizes).filter(|(demand, _)| demand.is_finite()) {
-                let size = f64::from(size);
-                measured += 1;
-                short += u64::from(demand > size + 1e-6);
-                unused += (size - demand).max(0.0);
-                given += size;
-            }
-        }
-        let vms = table.names.len();
-        let days = (table.columns[0].len() - arguments.warmup) as f64 / arguments.day as f64;
-        Self {
-            vms,
-            days,
-            under_time: short as f64 / measured.max(1) as f64,
-            slack: unused / f64::max(given, f64::MIN_POSITIVE),
-            resizes_per_day: resizes as f64 / vms as f64 / days,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,9 +243,8 @@ mod tests {
         Table { names: (0..vms).map(|vm| format!("vm{vm}")).collect(), columns: (0..vms).map(column).collect() }
     }
 
-    fn arguments(lag: usize) -> PolicyArguments {
-        let path = PathBuf::new;
-        PolicyArguments { demand: path(), warmup: 24 * 7, lag, violation: 0.02, day: 24, out: path() }
+    fn rules(lag: usize) -> Rules {
+        Rules { warmup: 24 * 7, lag, day: 24, quantum: 5.0, size_max: 120.0, saving_min: 0.1, dwell: 6 }
     }
 
     #[test]
@@ -215,7 +256,7 @@ mod tests {
             column[cut..].iter_mut().for_each(|value| *value = 100.0 - *value);
         }
         for lag in [1, 3] {
-            let (a, b) = (replay(&whole, &arguments(lag)), replay(&other, &arguments(lag)));
+            let (a, b) = (replay(&whole, &rules(lag), 0.02), replay(&other, &rules(lag), 0.02));
             for (a, b) in a.iter().zip(&b) {
                 // The decision made in row `cut` knows the rows before it alone.
                 assert_eq!(a[..cut + lag], b[..cut + lag]);
@@ -227,8 +268,8 @@ mod tests {
     #[test]
     fn the_promise_is_about_kept_and_costs_less_than_everyones_peak() {
         let table = fleet(20, 24 * 28);
-        let arguments = arguments(1);
-        let score = Score::of(&table, &replay(&table, &arguments), &arguments);
+        let rules = rules(1);
+        let score = Score::of(OWN, &table, &replay(&table, &rules, 0.02), &rules);
         assert!((0.005..0.05).contains(&score.under_time), "{score:?}");
         let peak = |column: &Vec<f64>| column.iter().copied().fold(0.0, f64::max);
         let peaks: f64 = table.columns.iter().map(|column| peak(column) * column.len() as f64).sum();

@@ -70,6 +70,11 @@ impl Table {
         Ok(Self { names, columns })
     }
 
+    /// How many rows there are.
+    pub(crate) fn rows(&self) -> usize {
+        self.columns.first().map_or(0, Vec::len)
+    }
+
     /// The series of that name.
     pub(crate) fn column(&self, name: &str) -> Option<&[f64]> {
         let place = self.names.iter().position(|known| known == name)?;

@@ -17,7 +17,7 @@ use promise::Promise;
 use track::Track;
 
 /// A VM is never sized so that it is likelier than this to be too small, whatever that saves.
-const EXCEEDANCE_MAX: f64 = 0.1;
+const EXCEEDANCE_MAX: f64 = 0.3;
 
 /// What sizes there are and what is promised.
 #[derive(Clone, Debug, PartialEq)]

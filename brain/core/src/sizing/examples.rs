@@ -48,7 +48,7 @@ impl Examples {
                 self.keep(done);
             }
         }
-        let drawn = mix(self.seed ^ (vm as u64) << 20, track.steps()) % EVERY == 0;
+        let drawn = mix(self.seed ^ ((vm as u64) << 20), track.steps()).is_multiple_of(EVERY);
         if drawn && track.steps() >= STEPS_MIN && ahead > 0 {
             let features = track.features(ahead);
             self.pending[vm].push_back(Pending { features, most: f32::NAN, steps_left: ahead });

@@ -1,7 +1,7 @@
 //! How likely it is that a VM will want more than a size, from a few quantiles of what it will want.
 
 /// The probabilities of wanting more than the quantiles that are modelled.
-pub(super) const EXCEEDANCES: [f64; 7] = [0.3, 0.1, 0.04, 0.015, 0.006, 0.002, 0.0007];
+pub(super) const EXCEEDANCES: [f64; 7] = [0.5, 0.2, 0.08, 0.03, 0.01, 0.003, 0.001];
 
 /// The distribution of the largest demand until a resize decided now can be followed by another.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,8 +47,11 @@ mod tests {
     fn at_a_quantile_the_exceedance_is_its_own() {
         let outlook = Outlook::new([10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0]);
         assert_eq!(outlook.exceedance(9.0), 1.0);
-        assert!((outlook.exceedance(20.0) - 0.1).abs() < 1e-9 && (outlook.exceedance(70.0) - 0.0007).abs() < 1e-9);
-        assert!((0.04..0.1).contains(&outlook.exceedance(25.0)) && outlook.exceedance(90.0) < 0.0007);
+        for (demand, exceedance) in [(20.0, EXCEEDANCES[1]), (70.0, EXCEEDANCES[6])] {
+            assert!((outlook.exceedance(demand) - exceedance).abs() < 1e-9);
+        }
+        assert!((EXCEEDANCES[2]..EXCEEDANCES[1]).contains(&outlook.exceedance(25.0)));
+        assert!(outlook.exceedance(90.0) < EXCEEDANCES[6]);
     }
 
     proptest! {

@@ -4,11 +4,11 @@
 //! violation instead of a level, because a price can be spent where it buys most. What has been overspent or saved so far is paid back as well.
 
 /// Change of the price's logarithm for a step's violations that are twice the promise, for a day's steps: slow enough not to follow noise.
-const INTEGRAL_PER_DAY: f64 = 1.0;
+const INTEGRAL_PER_DAY: f64 = 2.0;
 /// Change of the price's logarithm for a balance of one day's violations.
 const BALANCE_GAIN: f64 = 0.5;
 /// The balance counts up to this many days' violations: an old debt shall not rule for weeks.
-const BALANCE_DAYS_MAX: f64 = 3.0;
+const BALANCE_DAYS_MAX: f64 = 7.0;
 /// A step counts for at most this many times the promise.
 const STEP_MAX: f64 = 20.0;
 /// Bounds of the price, in units of size for one violation.
