@@ -33,6 +33,10 @@ enum Name {
     Ingest,
     /// Accuracy and CPU time of forecasts, beside statsforecast's models (-- --data DIR with suites)
     Forecast,
+    /// Anomaly detection by the Numenta Anomaly Benchmark (-- --nab DIRECTORY)
+    Anomaly,
+    /// Sizing beside rules that an operator would pick (-- --demand CSV --warmup ROWS --out CSV --curve)
+    Policy,
 }
 
 impl Name {
@@ -43,6 +47,7 @@ impl Name {
             Self::Probe => ("gnomon-agent", "probe", "dev"),
             Self::Ingest => ("gnomon-brain", "ingest", "release"),
             Self::Forecast => ("gnomon-backtest", "forecast", "release"),
+            Self::Anomaly | Self::Policy => ("gnomon-backtest", "replay", "release"),
         }
     }
 
@@ -50,7 +55,7 @@ impl Name {
     fn purposes(self) -> &'static [Purpose] {
         match self {
             Self::Probe => &[Purpose::Build, Purpose::Bench],
-            Self::Ingest | Self::Forecast => &[Purpose::Build],
+            Self::Ingest | Self::Forecast | Self::Anomaly | Self::Policy => &[Purpose::Build],
         }
     }
 }
@@ -71,6 +76,11 @@ pub fn run(args: &Args) -> Result<()> {
     let (package, target, profile) = name.target();
     let mut command = cargo();
     command.args(["bench", "--profile", profile, "--package", package, "--bench", target, "--"]);
+    match name {
+        Name::Anomaly => _ = command.arg("anomaly"),
+        Name::Policy => _ = command.arg("policy"),
+        Name::Probe | Name::Ingest | Name::Forecast => {}
+    }
     if let Some(file) = &args.json {
         // cargo runs a bench in its package's directory.
         command.arg("--json").arg(absolute(file).with_context(|| format!("no such place: {}", file.display()))?);

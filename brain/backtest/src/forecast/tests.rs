@@ -17,9 +17,12 @@ fn backtest(change: impl Fn(usize, f64) -> f64) -> String {
         series += &format!("{row},{},{}\n", change(row, value), change(row, value * value));
     }
     std::fs::write(path("s.csv"), series).unwrap();
-    let arguments =
-        ForecastArguments { suite: path("s.json"), series: path("s.csv"), out: path("out.csv"), max_tasks: None };
+    let [suite, series, out, report] = ["s.json", "s.csv", "out.csv", "report.html"].map(path);
+    let arguments = ForecastArguments { suite, series, out, max_tasks: None, report: Some(report) };
     run(&arguments, true).unwrap();
+    let report = std::fs::read_to_string(path("report.html")).unwrap();
+    assert_eq!(report.matches("<svg").count(), 2, "a picture of each task");
+    assert!(report.contains("95 %") && !report.contains("NaN"), "{report}");
     std::fs::read_to_string(path("out.csv")).unwrap()
 }
 
