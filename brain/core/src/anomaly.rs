@@ -5,13 +5,14 @@
 //! spread. Of each it knows the range kept to so far ([`Extremes`]: extremes of blocks, a few weeks of them, in constant memory). The
 //! score is how far the statistic leaves that range, in widths of the range: a *record novelty*. It has three virtues. For any exchangeable
 //! series, records grow rare as 1/n whatever the distribution is (Chandler, "The distribution and frequency of record values",
-//! JRSS B 1952), so noisy and calm series keep to the same rate of false alerts; a cycle, burst or batch job that has been seen
+//! JRSS B 1952), so a noisy series
+//! does not alert more just for being noisy; a cycle, burst or batch job that has been seen
 //! is no news; and the score has no upper end to saturate at. A leak leaves a range too slowly for that and is found by a test of
 //! trend ([`Trend`]).
 //!
 //! One incident gives one alert: within [`REST_VALUES`] of a score only one twice as high counts, and an open incident is not told
-//! twice. Each value's score depends on that value and those before it, never on later ones. A value costs about a
-//! microsecond and a detector has about 2 KiB, however long the series.
+//! twice. Each value's score depends on that value and those before it, never on later ones. Cost and
+//! memory per value do not grow with the series.
 
 mod extremes;
 pub mod fleet;

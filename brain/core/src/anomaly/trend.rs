@@ -16,8 +16,7 @@ const BLOCKS: usize = 32;
 /// Blocks at the start of the window that tell what was expected: a day of 5 min values.
 const FIRST_BLOCKS: usize = 8;
 
-/// Tau of a rise that could still be something else: a level shift in mid-window gives 0.52, a daily cycle on a weekly one up to
-/// about 0.8.
+/// Tau of a rise that could still be something else: a level shift in mid-window gives 0.52 by itself, noise and cycles add to it.
 const TAU_USUAL: f64 = 0.9;
 
 /// A rise that went on over the whole window.
