@@ -33,8 +33,8 @@ impl Series {
         let seasons: Vec<usize> = seasons.iter().copied().filter(|&m| m >= 2 && 2 * m <= values.len()).collect();
         bridge_gaps(&mut values, seasons.first().copied());
         let largest = values.iter().fold(0.0_f64, |largest, value| largest.max(value.abs()));
-        // Dividing by the largest value first keeps sums of squares finite for any input.
-        let scale = if largest > 0.0 { largest } else { 1.0 };
+        // Dividing first keeps sums of squares finite for any input; by a power of two, it is undone without rounding.
+        let scale = power_of_two_below(largest).unwrap_or(1.0);
         values.iter_mut().for_each(|value| *value /= scale);
         let mut sums = Vec::with_capacity(values.len() + 1);
         sums.push(0.0);
@@ -107,6 +107,13 @@ impl Series {
     }
 }
 
+/// The largest power of two that is not above a value; `None` for zero and for what is too small to have all its digits.
+fn power_of_two_below(value: f64) -> Option<f64> {
+    /// Sign and exponent of an IEEE 754 double.
+    const WITHOUT_MANTISSA: u64 = 0xfff0_0000_0000_0000;
+    value.is_normal().then(|| f64::from_bits(value.to_bits() & WITHOUT_MANTISSA))
+}
+
 fn level(values: &[f64], alpha: f64) -> Vec<f64> {
     let mut level = values.first().copied().unwrap_or(0.0);
     values
@@ -170,6 +177,16 @@ mod tests {
         let mut values = [f64::NAN, 3.0, f64::NAN];
         bridge_gaps(&mut values, None);
         assert_eq!(values, [3.0; 3]);
+    }
+
+    #[test]
+    fn scaling_is_undone_without_rounding() {
+        let window = [1.937093638859624e71, 0.1, -979.6990010260619];
+        let series = Series::new(&window, &[], 1);
+        let back: Vec<f64> = series.values().iter().map(|value| value * series.scale()).collect();
+        assert_eq!(back, window);
+        assert_eq!(power_of_two_below(7.9), Some(4.0));
+        assert_eq!(power_of_two_below(0.0), None);
     }
 
     #[test]
