@@ -195,9 +195,9 @@ impl Agent {
         write(&mut self.reports.as_mut().unwrap().0, report).await
     }
 
-    /// The next acknowledgement; `None` once the stream or the connection has ended.
+    /// The next acknowledgement; `None` once the stream or the connection has ended, or where no report was sent.
     pub(crate) async fn acknowledged(&mut self) -> Option<ReportAck> {
-        let acks = &mut self.reports.as_mut().expect("no report was sent").1;
+        let acks = &mut self.reports.as_mut()?.1;
         timeout(PATIENCE, acks.recv()).await.expect("the brain says nothing")
     }
 
