@@ -24,6 +24,8 @@ use score::{HEAD, Score};
 const TRAINING_GROWTH: f64 = 1.25;
 /// …and at the latest after so many days.
 const TRAINING_DAYS_MAX: usize = 2;
+/// What a resize costs, in quanta until the next one: half the least that it can change spares the resizes that gain next to nothing.
+const RESIZE_COST_QUANTA: f64 = 0.5;
 /// Any seed will do; a fixed one makes the same run twice.
 const SEED: u64 = 1;
 /// Promises that `--curve` tries, beside the one asked for.
@@ -170,6 +172,7 @@ fn replay(table: &Table, rules: &Rules, violation_rate: f64) -> Vec<Vec<f32>> {
         size_max: rules.size_max,
         saving_min: rules.saving_min,
         dwell_steps: rules.dwell,
+        resize_cost: RESIZE_COST_QUANTA * rules.quantum,
     };
     let vms = table.names.len();
     let rows = table.rows();
@@ -199,10 +202,11 @@ fn replay(table: &Table, rules: &Rules, violation_rate: f64) -> Vec<Vec<f32>> {
             }
         }
         let demand: Vec<f32> = table.columns.iter().map(|column| column[row] as f32).collect();
-        let violated = (row >= rules.warmup).then(|| {
-            let short = demand.iter().zip(&sizes).filter(|(demand, sizes)| **demand > sizes[row] + 1e-6).count();
-            short as f64 / vms as f64
+        let measured = demand.iter().zip(&sizes).filter(|(demand, _)| demand.is_finite());
+        let (short, measured) = measured.fold((0u32, 0u32), |(short, measured), (demand, sizes)| {
+            (short + u32::from(*demand > sizes[row] + 1e-6), measured + 1)
         });
+        let violated = (row >= rules.warmup && measured > 0).then(|| f64::from(short) / f64::from(measured));
         sizer.observe(&demand, violated);
     }
     bar.finish_and_clear();

@@ -82,13 +82,13 @@ impl Table {
     }
 }
 
-/// A cell's number; NaN for a blank one, `None` for what is neither.
+/// A cell's number; NaN for a blank one, `None` for what is neither: `inf` is no demand.
 fn number(cell: &str) -> Option<f64> {
     let cell = cell.trim();
     if cell.is_empty() {
         return Some(f64::NAN);
     }
-    cell.parse().ok()
+    cell.parse().ok().filter(|value: &f64| value.is_finite())
 }
 
 /// Opens a file to be read, gunzipping where its name ends in `.gz`.
@@ -136,6 +136,7 @@ mod tests {
                 .to_string()
                 .ends_with("line 3: \"two\" in column \"a\" is no number; a missing value is a blank cell")
         );
+        assert!(read("idx,a\n0,inf\n").unwrap_err().to_string().contains("\"inf\" in column"));
         assert!(read("idx,a\n0,1,2\n").unwrap_err().to_string().contains("t.csv.gz"));
     }
 }

@@ -8,6 +8,7 @@ mod grow;
 
 pub use bins::Bins;
 
+use crate::draw::draw;
 use grow::{Node, grow};
 
 /// How a model is trained. The defaults are ordinary ones of the field.
@@ -46,7 +47,7 @@ impl Boost {
         for round in 0..settings.rounds {
             let gradients: Vec<f32> = left.iter().map(|&left| if left > 0.0 { level } else { level - 1.0 }).collect();
             // Every other row, other ones each time: faster, and trees that err differently.
-            let rows = (0..targets.len() as u32).filter(|&row| mix(round as u64, u64::from(row)) & 1 == 0).collect();
+            let rows = (0..targets.len() as u32).filter(|&row| draw(round as u64, u64::from(row)) & 1 == 0).collect();
             let leaf = |rows: &[u32]| {
                 let mut rest: Vec<f32> = rows.iter().map(|&row| left[row as usize]).collect();
                 settings.rate * quantile(&mut rest, level).unwrap_or(0.0)
@@ -85,21 +86,13 @@ fn quantile(values: &mut [f32], level: f32) -> Option<f32> {
     Some(*values.select_nth_unstable_by(place, f32::total_cmp).1)
 }
 
-/// Bits that look drawn, for a pair of numbers (the finaliser of SplitMix64: Steele and others, 2014).
-pub(crate) fn mix(a: u64, b: u64) -> u64 {
-    let bits = a.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ b.wrapping_add(0x2545_f491_4f6c_dd1d);
-    let bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    bits ^ (bits >> 31)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
     fn uniform(row: u64) -> f32 {
-        (mix(7, row) >> 40) as f32 / (1u64 << 24) as f32
+        (draw(7, row) >> 40) as f32 / (1u64 << 24) as f32
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod archive;
 pub mod boost;
 pub mod calendar;
 mod core;
+mod draw;
 mod fleet;
 pub mod forecast;
 mod history;

@@ -3,12 +3,16 @@
 //! One model for the whole fleet says, for each VM, how the largest demand is distributed until a resize that is decided now can be followed by
 //! the next one. A size then costs itself and the price of a violation times its probability; the cheapest is wanted. So violations are spent
 //! where avoiding them would cost most, and the price is corrected online until they are as rare as promised ([`promise`]). Growth is immediate;
-//! shrinking waits for a dwell and for a saving that is worth a resize. Everything here is pure: training is a job that runs anywhere.
+//! shrinking waits for a dwell, and neither is done for less than a resize costs. Everything here is pure: training is a job that runs anywhere.
 
 mod examples;
 mod outlook;
 mod promise;
+#[cfg(test)]
+mod tests;
 mod track;
+
+use std::sync::Arc;
 
 use crate::boost::{Bins, Boost, BoostSettings};
 use examples::Examples;
@@ -36,13 +40,15 @@ pub struct SizingPolicy {
     pub saving_min: f64,
     /// …and waits for so many steps after the last resize.
     pub dwell_steps: usize,
+    /// What a resize costs, in units of size until the next one: resizes that gain less in size and risk together are not done.
+    pub resize_cost: f64,
 }
 
 /// Training of one quantile: a pure job.
 #[derive(Clone, Debug)]
 pub struct TrainingJob {
-    columns: std::sync::Arc<Vec<Vec<u8>>>,
-    targets: std::sync::Arc<Vec<f32>>,
+    columns: Arc<Vec<Vec<u8>>>,
+    targets: Arc<Vec<f32>>,
     exceedance: f64,
 }
 
@@ -115,7 +121,7 @@ impl Sizer {
     pub fn training(&self) -> Option<Training> {
         let (rows, targets) = self.examples.kept()?;
         let bins = Bins::fit(rows);
-        let (columns, targets) = (std::sync::Arc::new(bins.columns(rows)), std::sync::Arc::new(targets.to_vec()));
+        let (columns, targets) = (Arc::new(bins.columns(rows)), Arc::new(targets.to_vec()));
         let job = |exceedance| TrainingJob { columns: columns.clone(), targets: targets.clone(), exceedance };
         Some(Training { bins, jobs: EXCEEDANCES.into_iter().map(job).collect() })
     }
@@ -130,13 +136,16 @@ impl Sizer {
     /// How large a VM should be from now on; `None` before the first training. The decision counts as carried out.
     pub fn decide(&mut self, vm: usize) -> Option<f64> {
         let outlook = self.outlook(vm)?;
-        let wanted = self.cheapest(&outlook);
-        let vm = &mut self.vms[vm];
-        let (size, since) = vm.wanted.unwrap_or((0.0, 0));
+        let (wanted, cost) = self.cheapest(&outlook);
+        let Some((size, since)) = self.vms[vm].wanted else {
+            self.vms[vm].wanted = Some((wanted, self.steps));
+            return Some(wanted);
+        };
+        let worth_it = self.cost(&outlook, size) - cost >= self.policy.resize_cost;
         let dwelt = self.steps >= since + self.policy.dwell_steps as u64;
         let shrinks = dwelt && wanted <= size * (1.0 - self.policy.saving_min);
-        if wanted > size || shrinks {
-            vm.wanted = Some((wanted, self.steps));
+        if worth_it && (wanted > size || shrinks) {
+            self.vms[vm].wanted = Some((wanted, self.steps));
             return Some(wanted);
         }
         Some(size)
@@ -152,16 +161,19 @@ impl Sizer {
         Some(Outlook::new(demand))
     }
 
-    /// The size whose own cost and risk together are least.
-    fn cheapest(&self, outlook: &Outlook) -> f64 {
+    /// What a size costs until the next decision that may shrink it: itself and its risk; infinite where the risk is never taken.
+    fn cost(&self, outlook: &Outlook, size: f64) -> f64 {
+        let exceedance = outlook.exceedance(size);
+        if exceedance <= EXCEEDANCE_MAX { size + self.promise.price() * exceedance } else { f64::INFINITY }
+    }
+
+    /// The size that costs least, and its cost.
+    fn cheapest(&self, outlook: &Outlook) -> (f64, f64) {
         let SizingPolicy { quantum, size_max, .. } = self.policy;
-        let price = self.promise.price();
         let sizes = (1..=(size_max / quantum).floor().max(1.0) as usize).map(|count| count as f64 * quantum);
-        let cost = |size: f64| {
-            let exceedance = outlook.exceedance(size);
-            (exceedance <= EXCEEDANCE_MAX).then_some(size + price * exceedance)
-        };
-        let costs = sizes.filter_map(|size| Some((size, cost(size)?)));
-        costs.min_by(|a, b| a.1.total_cmp(&b.1)).map_or(size_max, |(size, _)| size)
+        let costs = sizes.map(|size| (size, self.cost(outlook, size)));
+        // Where even the largest is too risky, it is still the best there is: it is reached at whatever cost.
+        let least = costs.filter(|(_, cost)| cost.is_finite()).min_by(|a, b| a.1.total_cmp(&b.1));
+        least.unwrap_or((size_max, 0.0))
     }
 }

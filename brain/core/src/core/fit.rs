@@ -6,6 +6,7 @@ use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{VmId, VmWindow};
 
 use super::Core;
+use crate::draw::mix;
 use crate::forecast::{FIT_STEPS_MIN, FitJob, FitResult, fit_interval_steps};
 use crate::io::Output;
 
@@ -65,11 +66,4 @@ impl Core {
     pub(super) fn cancel_fit(&mut self, vm: VmId) {
         self.fits.remove(&vm);
     }
-}
-
-/// The finaliser of SplitMix64 (Steele and others, 2014): spreads any bits over all bits.
-fn mix(bits: u64) -> u64 {
-    let bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    bits ^ (bits >> 31)
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::track::Track;
-use crate::boost::mix;
+use crate::draw::draw;
 
 /// One step in so many is an example: neighbours tell the same.
 const EVERY: u64 = 4;
@@ -40,7 +40,9 @@ impl Examples {
     /// Takes in a VM's step, which `track` has learnt already; an example's target is the largest demand of the next `ahead` steps.
     pub(super) fn learn(&mut self, vm: usize, demand: f32, ahead: usize, track: &Track) {
         for pending in &mut self.pending[vm] {
-            pending.most = pending.most.max(demand);
+            if demand.is_finite() {
+                pending.most = pending.most.max(demand);
+            }
             pending.steps_left -= 1;
         }
         while self.pending[vm].front().is_some_and(|oldest| oldest.steps_left == 0) {
@@ -48,7 +50,7 @@ impl Examples {
                 self.keep(done);
             }
         }
-        let drawn = mix(self.seed ^ ((vm as u64) << 20), track.steps()).is_multiple_of(EVERY);
+        let drawn = draw(self.seed ^ ((vm as u64) << 20), track.steps()).is_multiple_of(EVERY);
         if drawn && track.steps() >= STEPS_MIN && ahead > 0 {
             let features = track.features(ahead);
             self.pending[vm].push_back(Pending { features, most: f32::NAN, steps_left: ahead });
@@ -64,7 +66,7 @@ impl Examples {
             self.features.push(example.features);
             self.targets.push(example.most);
         } else {
-            let place = (mix(self.seed, self.completed) % KEPT_MAX as u64) as usize;
+            let place = (draw(self.seed, self.completed) % KEPT_MAX as u64) as usize;
             self.features[place] = example.features;
             self.targets[place] = example.most;
         }
