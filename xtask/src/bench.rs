@@ -3,6 +3,7 @@
 //! A benchmark is a bench target of the crate it measures. This module knows their names, installs the peers they compare
 //! with, and hands arguments on; what is measured, and how, stands in the bench itself.
 
+use std::fs::File;
 use std::path::{PathBuf, absolute};
 
 use anyhow::{Context as _, Result, bail};
@@ -76,14 +77,23 @@ pub fn run(args: &Args) -> Result<()> {
     let (package, target, profile) = name.target();
     let mut command = cargo();
     command.args(["bench", "--profile", profile, "--package", package, "--bench", target, "--"]);
-    match name {
-        Name::Anomaly => _ = command.arg("anomaly"),
-        Name::Policy => _ = command.arg("policy"),
-        Name::Probe | Name::Ingest | Name::Forecast => {}
-    }
-    if let Some(file) = &args.json {
+    let backtest = match name {
+        Name::Anomaly => Some("anomaly"),
+        Name::Policy => Some("policy"),
+        Name::Probe | Name::Ingest | Name::Forecast => None,
+    };
+    command.args(backtest);
+    match &args.json {
+        // A backtest prints its summary.
+        Some(file) if backtest.is_some() => {
+            let file = File::create(file).with_context(|| format!("creating {}", file.display()))?;
+            command.arg("--json").stdout(file);
+        }
         // cargo runs a bench in its package's directory.
-        command.arg("--json").arg(absolute(file).with_context(|| format!("no such place: {}", file.display()))?);
+        Some(file) => {
+            command.arg("--json").arg(absolute(file).with_context(|| format!("no such place: {}", file.display()))?);
+        }
+        None => {}
     }
     let status = command.args(&args.arguments).status().context("cannot run cargo")?;
     if !status.success() {

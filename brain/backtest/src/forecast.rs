@@ -4,19 +4,22 @@
 //! else, so nothing later can reach its forecast.
 
 mod page;
+pub mod score;
+mod suite;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::Args;
-use gnomon_core::forecast::engine::{Calendar, Engine, Forecast, LEVELS};
+use gnomon_core::forecast::engine::{Engine, Expectation, Forecast, LEVELS};
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use rustix::time::{ClockId, clock_gettime};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::progress;
 use crate::table::{self, Table};
+pub use suite::Suite;
 
 /// Arguments of `gnomon backtest forecast`.
 #[derive(Debug, Args)]
@@ -37,16 +40,6 @@ pub struct ForecastArguments {
     /// Write a report with pictures here
     #[arg(long, value_name = "HTML")]
     pub report: Option<PathBuf>,
-}
-
-/// What to forecast.
-#[derive(Debug, Deserialize)]
-struct Suite {
-    suite: String,
-    season: Vec<usize>,
-    horizon: usize,
-    window: usize,
-    tasks: Vec<(String, usize)>,
 }
 
 /// What it took and how good it was.
@@ -71,16 +64,16 @@ struct Done {
 
 /// Runs it.
 pub(crate) fn run(arguments: &ForecastArguments, json: bool) -> Result<()> {
-    let mut suite = read_suite(&arguments.suite)?;
+    let mut suite = Suite::read(&arguments.suite)?;
     suite.tasks.truncate(arguments.max_tasks.unwrap_or(usize::MAX));
     let table = Table::read(&arguments.series)?;
     let windows = suite.tasks.iter().map(|task| window(&suite, &table, task)).collect::<Result<Vec<_>>>()?;
-    let calendar = Calendar { seasons_steps: suite.season.clone(), horizon_steps: suite.horizon };
+    let expectation = Expectation { seasons_steps: suite.season.clone(), horizon_steps: suite.horizon };
     let bar = progress::bar(windows.len() as u64, "tasks");
     let done: Vec<Done> = windows
         .par_iter()
         .map(|window| {
-            let done = forecast(window, &calendar);
+            let done = forecast(window, &expectation);
             bar.inc(1);
             done
         })
@@ -101,13 +94,6 @@ pub(crate) fn run(arguments: &ForecastArguments, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn read_suite(path: &Path) -> Result<Suite> {
-    let suite: Suite = serde_json::from_reader(table::open(path)?)
-        .with_context(|| format!("{} is no suite of forecast tasks", path.display()))?;
-    ensure!(suite.horizon > 0 && suite.window > 0, "{}: horizon and window must be at least 1", path.display());
-    Ok(suite)
-}
-
 /// All that a task may read.
 fn window<'a>(suite: &Suite, table: &'a Table, (name, origin): &(String, usize)) -> Result<&'a [f64]> {
     let values = table.column(name).with_context(|| format!("the series have no column {name:?}"))?;
@@ -117,10 +103,10 @@ fn window<'a>(suite: &Suite, table: &'a Table, (name, origin): &(String, usize))
         .with_context(|| format!("{name:?} has {} rows: no {} of them before row {origin}", values.len(), suite.window))
 }
 
-fn forecast(window: &[f64], calendar: &Calendar) -> Done {
+fn forecast(window: &[f64], expectation: &Expectation) -> Done {
     let start_ms = thread_cpu_ms();
-    let fitted = Engine::fit(window, calendar);
-    let forecast = fitted.forecast(calendar.horizon_steps);
+    let fitted = Engine::fit(window, expectation);
+    let forecast = fitted.forecast(expectation.horizon_steps);
     let cpu_ms = thread_cpu_ms() - start_ms;
     let weights = fitted.shares().iter().map(|share| (share.model, share.weight)).collect();
     Done { forecast, weights, skill: fitted.skill(), cpu_ms }

@@ -1,7 +1,7 @@
 //! `gnomon backtest`: what Gnomon would have said and done, on demand that was recorded.
 //!
 //! Recorded series come in as CSV files; forecasts, anomaly scores or allocations go out as CSV files, with a summary for people or
-//! (`--json`) for scripts. Everything is computed by `gnomon-core`, the same code that runs in the brain, on all CPUs. This crate
+//! (`--json`) for scripts. Everything is computed by `gnomon-core`, on all CPUs. This crate
 //! reads and writes files and never talks to a brain or a host. Nothing that is later than a forecast's origin can reach it: each
 //! task is given its own past and nothing else.
 
@@ -15,7 +15,7 @@ mod table;
 use clap::{Args, Subcommand};
 
 pub use anomaly::AnomalyArguments;
-pub use forecast::ForecastArguments;
+pub use forecast::{ForecastArguments, Suite, score};
 pub use policy::PolicyArguments;
 pub use table::TableError;
 

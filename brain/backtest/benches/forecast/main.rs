@@ -5,8 +5,8 @@
 //! loss and the coverage of the 95 % quantile, and CPU seconds a task; Gnomon's are told as ratios to the best peer's as well, with a
 //! confidence interval of the difference (bootstrap over series).
 
+mod compare;
 mod peers;
-mod score;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,9 @@ use clap::Parser;
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
-use score::{Suite, TaskScore, Total};
+use compare::{Total, difference};
+use gnomon_backtest::Suite;
+use gnomon_backtest::score::{TaskScore, score};
 
 /// Accuracy of forecasts beside statsforecast's
 #[derive(Debug, Parser)]
@@ -132,7 +134,7 @@ fn ours(suite: &Suite, suite_path: &Path, series: &Path, scratch: &Path) -> Resu
 }
 
 fn row(suite: &Suite, series: &Path, forecaster: &str, forecasts: &Path, cpu_s_per_task: f64) -> Result<Row> {
-    let scores = score::score(suite, series, forecasts).with_context(|| format!("{forecaster} on {}", suite.suite))?;
+    let scores = score(suite, series, forecasts).with_context(|| format!("{forecaster} on {}", suite.suite))?;
     let total = Total::of(&scores);
     Ok(Row {
         suite: suite.suite.clone(),
@@ -169,7 +171,7 @@ fn table(suite: &str, rows: &[Row]) -> String {
     ] {
         let mean = |row: &Row| row.scores.iter().map(of).sum::<f64>() / row.scores.len() as f64;
         let Some(best) = rows[1..].iter().min_by(|a, b| mean(a).total_cmp(&mean(b))) else { continue };
-        let (low, high) = score::difference(&ours.scores, &best.scores, of);
+        let (low, high) = difference(&ours.scores, &best.scores, of);
         text += &format!(
             "\n{metric}: {:.3} of the best peer's ({}); 95 % interval of the difference {low:+.4} to {high:+.4}.\n",
             mean(ours) / mean(best),
