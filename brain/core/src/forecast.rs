@@ -4,6 +4,8 @@
 //! runs on a worker. Between fits, each closed step is learnt in O(1). Two models run side by side: one that says demand stays
 //! where it is, one that says it does what it did a season ago. The second speaks only while it errs clearly less, and only a
 //! season lets the planner act before demand is there. Quantiles come from each model's own recent errors.
+//!
+//! [`engine`] is the stronger successor, so far for backtests alone.
 
 mod combine;
 mod conformal;

@@ -47,7 +47,7 @@ const HALF_LIVES_STEPS: [f64; 2] = [6.0, 72.0];
 
 /// What a forecast needs to know besides the values.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Calendar {
+pub struct Expectation {
     /// Lengths of the seasons to expect, in steps, shortest first: a day, a week. May be empty.
     pub seasons_steps: Vec<usize>,
     /// How many steps ahead forecasts will be asked for.
@@ -80,9 +80,9 @@ pub struct Engine;
 
 impl Engine {
     /// Fits the window (any unit; NaN where unknown), the latest value last. Never fails: what cannot be learnt is not used.
-    pub fn fit(values: &[f64], calendar: &Calendar) -> Fitted {
-        let horizon = calendar.horizon_steps.max(1);
-        let series = Series::new(values, &calendar.seasons_steps, horizon);
+    pub fn fit(values: &[f64], expectation: &Expectation) -> Fitted {
+        let horizon = expectation.horizon_steps.max(1);
+        let series = Series::new(values, &expectation.seasons_steps, horizon);
         let blocks = Blocks::new(horizon);
         if series.len() < WINDOW_STEPS_MIN {
             return Fitted::without_models(series, blocks);
@@ -125,7 +125,7 @@ impl Fitted {
         self.skill
     }
 
-    /// Looks `horizon_steps` ahead, or as far as the calendar said, whichever is less.
+    /// Looks `horizon_steps` ahead, or as far as the expectation said, whichever is less.
     pub fn forecast(&self, horizon_steps: usize) -> Forecast {
         let mut forecast = Forecast::default();
         let (farthest, scale) = (self.blocks.farthest(), self.series.scale());

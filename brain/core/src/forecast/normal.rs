@@ -15,16 +15,16 @@ impl<const N: usize> NormalEquations<N> {
         Self { gram: [[0.0; N]; N], moment: [0.0; N], rows: 0.0 }
     }
 
-    /// Adds a row that counts `weight` times.
-    pub(crate) fn add(&mut self, row: &[f64; N], target: f64, weight: f64) {
+    /// Adds a row.
+    pub(crate) fn add(&mut self, row: &[f64; N], target: f64) {
         for (i, (sums, moment)) in self.gram.iter_mut().zip(&mut self.moment).enumerate() {
-            let factor = row[i] * weight;
+            let factor = row[i];
             *moment += factor * target;
             for (sum, value) in sums[..=i].iter_mut().zip(row) {
                 *sum += factor * value;
             }
         }
-        self.rows += weight;
+        self.rows += 1.0;
     }
 
     /// Adds all rows of another.
@@ -84,7 +84,7 @@ mod tests {
         let mut equations = NormalEquations::<3>::new();
         for step in 0..50 {
             let (a, b) = (f64::from(step % 7), f64::from(step % 11));
-            equations.add(&[1.0, a, b], 4.0 - 2.0 * a + 0.5 * b, 1.0);
+            equations.add(&[1.0, a, b], 4.0 - 2.0 * a + 0.5 * b);
         }
         for (found, true_one) in equations.solve(0.0).into_iter().zip([4.0, -2.0, 0.5]) {
             assert!((found - true_one).abs() < 1e-6, "{found} for {true_one}");
@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn a_column_that_never_moved_gets_no_say() {
         let mut equations = NormalEquations::<3>::new();
-        (0..50).for_each(|step| equations.add(&[1.0, 0.0, f64::from(step)], f64::from(step), 1.0));
+        (0..50).for_each(|step| equations.add(&[1.0, 0.0, f64::from(step)], f64::from(step)));
         let [_, still, moving] = equations.solve(0.01);
         assert_eq!(still, 0.0);
         assert!((moving - 1.0).abs() < 0.02);

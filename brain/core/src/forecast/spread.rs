@@ -53,7 +53,7 @@ impl Spread {
         let mut halves = [NormalEquations::<WIDTH>::new(), NormalEquations::new()];
         let rows: Vec<[f64; WIDTH]> = steps.iter().map(|(step, _)| row(series, *step, features, typical)).collect();
         for ((step, residual), row) in steps.iter().zip(&rows) {
-            halves[usize::from(step.t >= middle)].add(row, asinh(residual / typical), 1.0);
+            halves[usize::from(step.t >= middle)].add(row, asinh(residual / typical));
         }
         let with = |equations: &NormalEquations<WIDTH>| Self {
             features: features.clone(),

@@ -129,21 +129,10 @@ fn given(kind: &str, count: u64) -> usize {
 }
 
 #[test]
-fn a_series_without_a_cycle_is_given_none() {
-    for kind in ["white noise", "random walk", "persistent noise", "bursts", "change of regime"] {
-        let count = 60;
-        let given = given(kind, count);
-        assert!(given <= 1, "{kind}: {given} of {count}");
-    }
-}
-
-#[test]
-#[ignore = "a thousand series of each kind: minutes in a debug build"]
-fn of_a_thousand_series_without_a_cycle_one_in_a_hundred_is_given_one() {
+fn of_a_thousand_series_without_a_cycle_at_most_ten_are_given_one() {
     for kind in ["white noise", "random walk", "persistent noise", "bursts", "change of regime"] {
         let given = given(kind, 1000);
-        println!("{kind}: {given} of 1000");
-        assert!(given <= 10, "{kind}: {given}");
+        assert!(given <= 10, "{kind}: {given} of 1000");
     }
 }
 

@@ -4,8 +4,8 @@ use rand_chacha::ChaCha8Rng;
 
 use super::*;
 
-fn calendar(season: usize, horizon_steps: usize) -> Calendar {
-    Calendar { seasons_steps: vec![season, season * 7], horizon_steps }
+fn expectation(season: usize, horizon_steps: usize) -> Expectation {
+    Expectation { seasons_steps: vec![season, season * 7], horizon_steps }
 }
 
 /// A daily cycle with noise that is wide by day and narrow by night.
@@ -21,7 +21,7 @@ fn breathing(days: usize, seed: u64) -> Vec<f64> {
 
 #[test]
 fn a_cycle_is_forecast_far_better_than_by_repeating_it() {
-    let fitted = Engine::fit(&breathing(10, 1), &calendar(96, 24));
+    let fitted = Engine::fit(&breathing(10, 1), &expectation(96, 24));
     // Repeating adds the noise of yesterday to that of today: the best possible skill is about 1 - 1/√2 ≈ 0.3.
     assert!(fitted.skill() > 0.2, "skill {}", fitted.skill());
     let total: f64 = fitted.shares().iter().map(|share| share.weight).sum();
@@ -34,7 +34,7 @@ fn quantiles_cover_their_share_of_what_comes() {
     for seed in 0..12 {
         let values = breathing(12, seed);
         let origin = 96 * 10 + 7 * seed as usize;
-        let forecast = Engine::fit(&values[..origin], &calendar(96, 96)).forecast(96);
+        let forecast = Engine::fit(&values[..origin], &expectation(96, 96)).forecast(96);
         for (quantiles, value) in forecast.quantiles.iter().zip(&values[origin..]) {
             count += 1;
             for (covered, quantile) in covered.iter_mut().zip(quantiles) {
@@ -51,7 +51,7 @@ fn quantiles_cover_their_share_of_what_comes() {
 
 #[test]
 fn the_spread_follows_the_time_of_day() {
-    let fitted = Engine::fit(&breathing(10, 3), &calendar(96, 96));
+    let fitted = Engine::fit(&breathing(10, 3), &expectation(96, 96));
     let forecast = fitted.forecast(96);
     let width = |step: usize| forecast.quantiles[step - 1][2] - forecast.quantiles[step - 1][0];
     assert!(width(24) > 2.0 * width(72), "noon {} and night {}", width(24), width(72));
@@ -60,9 +60,9 @@ fn the_spread_follows_the_time_of_day() {
 #[test]
 fn the_unit_does_not_matter() {
     let values = breathing(8, 4);
-    let plain = Engine::fit(&values, &calendar(96, 12)).forecast(12);
+    let plain = Engine::fit(&values, &expectation(96, 12)).forecast(12);
     let mega: Vec<f64> = values.iter().map(|value| value * 1e6).collect();
-    let mega = Engine::fit(&mega, &calendar(96, 12)).forecast(12);
+    let mega = Engine::fit(&mega, &expectation(96, 12)).forecast(12);
     for (plain, mega) in plain.quantiles.iter().flatten().zip(mega.quantiles.iter().flatten()) {
         assert!((mega / 1e6 - plain).abs() < 1e-6 * plain.abs(), "{mega} for {plain}");
     }
@@ -70,21 +70,21 @@ fn the_unit_does_not_matter() {
 
 #[test]
 fn a_constant_stays_constant() {
-    let forecast = Engine::fit(&[7.0; 500], &calendar(96, 12)).forecast(12);
+    let forecast = Engine::fit(&[7.0; 500], &expectation(96, 12)).forecast(12);
     assert!(forecast.quantiles.iter().flatten().all(|quantile| (quantile - 7.0).abs() < 1e-6), "{forecast:?}");
 }
 
 #[test]
 fn nothing_known_is_forecast_as_nothing_wanted() {
     for window in [&[][..], &[f64::NAN; 300]] {
-        let forecast = Engine::fit(window, &calendar(24, 6)).forecast(6);
+        let forecast = Engine::fit(window, &expectation(24, 6)).forecast(6);
         assert_eq!(forecast, Forecast { point: vec![0.0; 6], quantiles: vec![[0.0; LEVELS.len()]; 6] });
     }
 }
 
 #[test]
 fn a_horizon_beyond_the_calendars_is_cut() {
-    let fitted = Engine::fit(&breathing(4, 5), &calendar(96, 12));
+    let fitted = Engine::fit(&breathing(4, 5), &expectation(96, 12));
     assert_eq!(fitted.forecast(100).point.len(), 12);
     assert_eq!(fitted.forecast(3).point.len(), 3);
 }
@@ -110,8 +110,8 @@ proptest! {
     fn any_series_gets_finite_rising_quantiles_near_what_was_seen(
         values in adversarial(), season in 0..60_usize, horizon in 1..80_usize
     ) {
-        let calendar = Calendar { seasons_steps: vec![season, season * 2], horizon_steps: horizon };
-        let forecast = Engine::fit(&values, &calendar).forecast(horizon);
+        let expectation = Expectation { seasons_steps: vec![season, season * 2], horizon_steps: horizon };
+        let forecast = Engine::fit(&values, &expectation).forecast(horizon);
         prop_assert_eq!(forecast.point.len(), horizon);
         let finite = || values.iter().copied().filter(|value| value.is_finite());
         let least = finite().fold(0.0, f64::min);

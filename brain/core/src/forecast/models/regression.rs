@@ -63,7 +63,7 @@ impl Regression {
                 {
                     origins.next();
                     let row = row(series, t, ahead, features);
-                    equations.add(&row, features.transform().forward(series.values()[t + ahead]), 1.0);
+                    equations.add(&row, features.transform().forward(series.values()[t + ahead]));
                 }
                 regression.coefficients.push(equations.solve(PENALTY));
             }
