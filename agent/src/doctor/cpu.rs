@@ -5,10 +5,18 @@ use crate::cpu_source::{Choice, Host, Rungs, Source};
 use crate::sample::SourceError;
 use gnomon_common::wire::{CpuSource, VmId};
 use rustix::time::{ClockId, clock_gettime};
+use std::thread;
+use std::time::Duration;
 use uuid::Uuid;
 
 /// How much CPU time the trial uses: the kernel's own counts are as coarse as a tick.
 const TRIAL_NS: u64 = 40_000_000;
+
+/// It is used in so many parts. A thread that nobody interrupts shows in no context switch, and a switch that the kernel loses costs one part.
+const TRIAL_PARTS: u64 = 4;
+
+/// Between the parts the process sleeps: it leaves its CPU, and comes back.
+const TRIAL_PAUSE: Duration = Duration::from_millis(1);
 
 /// How much of it must be counted: ticks, and what the trial shares its CPU with, may take some.
 const COUNTED_NS_MIN: u64 = TRIAL_NS / 2;
@@ -110,10 +118,14 @@ fn counted_ns(source: Source) -> Result<u64, SourceError> {
     let (mut source, own) = (source.boxed(), VmId(Uuid::nil()));
     source.track(own, &[std::process::id()])?;
     let before = source.drain()?;
-    let start_ns = used_ns();
-    while used_ns() - start_ns < TRIAL_NS {
-        std::hint::spin_loop();
+    for _ in 0..TRIAL_PARTS {
+        thread::sleep(TRIAL_PAUSE);
+        let start_ns = used_ns();
+        while used_ns() - start_ns < TRIAL_NS / TRIAL_PARTS {
+            std::hint::spin_loop();
+        }
     }
+    thread::sleep(TRIAL_PAUSE);
     let after = source.drain()?;
     let run_ns =
         |vms: &std::collections::BTreeMap<VmId, crate::reading::SchedCounters>| vms.get(&own).map_or(0, |c| c.run_ns);
