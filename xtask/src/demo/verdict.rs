@@ -86,15 +86,21 @@ pub(super) fn surges(rows: &[Row]) -> Vec<Surge> {
 /// Rises of the allocation that live demand had not called for: times in seconds.
 ///
 /// A rise counts when the allocation before it would still have covered the highest demand in the seconds before: what the guest's
-/// schedule asked for and what it ran. Waiting for a busy host is left out, or it would excuse every rise.
-pub(super) fn anticipatory_rises(rows: &[Row], headroom: f64) -> Vec<f64> {
+/// schedule asked for, or what it ran and, by the kernel's counter, was kept from running by its own quota. Waiting for a busy host is
+/// left out, or it would excuse every rise.
+pub(super) fn anticipatory_rises(rows: &[Row], terms: &Terms) -> Vec<f64> {
+    let live = |row: &Row| {
+        // The guests have one vCPU: a quota holds it back for this share of the time at most.
+        let held_back = (row.demand_high - row.demand_low).clamp(0.0, row.throttled.max(0.0));
+        (row.demand_low + held_back).min(terms.ceiling_cores).max(row.wanted)
+    };
     rows.windows(2)
         .filter(|pair| {
             let rose = pair[1].allocation > pair[0].allocation * (1.0 + STEP_SHARE) + TOLERANCE_CORES;
             let from_s = pair[1].at_s - LIVE_MEMORY_S;
             let recent = rows.iter().filter(|row| row.at_s >= from_s && row.at_s <= pair[1].at_s);
-            let demand = recent.map(|row| row.demand_low.max(row.wanted)).fold(0.0, f64::max);
-            rose && demand * (1.0 + STEP_SHARE) < pair[0].allocation / headroom
+            let demand = recent.map(live).fold(0.0, f64::max);
+            rose && demand * (1.0 + STEP_SHARE) < pair[0].allocation / terms.headroom
         })
         .map(|pair| pair[1].at_s)
         .collect()
@@ -171,7 +177,7 @@ fn judge_guest(track: &Track, terms: &Terms) -> GuestVerdict {
         gnomon,
         throttled_s: rows.iter().filter(|row| row.throttled > 0.1).count(),
         surges: if periodic { surges(rows) } else { Vec::new() },
-        anticipatory_rises_s: anticipatory_rises(rows, terms.headroom),
+        anticipatory_rises_s: anticipatory_rises(rows, terms),
         reactive,
     }
 }
@@ -265,6 +271,17 @@ mod tests {
     fn a_flat_guest_that_rises_for_no_reason_fails() {
         let verdict = judge(&[track(Kind::Flat, |at| if at > 100 { 0.9 } else { 0.15 })], &TERMS);
         assert!(verdict.failures[0].contains("rose without demand"), "{:?}", verdict.failures);
+    }
+
+    #[test]
+    fn a_flat_guest_that_rises_because_its_quota_held_it_back_passes_and_for_a_busy_host_fails() {
+        let failures = |throttled: f64| {
+            let mut held = track(Kind::Flat, |at| if at > 100 { 0.35 } else { 0.15 });
+            held.rows[98..=100].iter_mut().for_each(|row| (row.demand_high, row.throttled) = (0.4, throttled));
+            judge(&[held], &TERMS).failures
+        };
+        assert_eq!(failures(0.2), Vec::<String>::new());
+        assert!(failures(0.0)[0].contains("rose without demand"));
     }
 
     #[test]
