@@ -263,6 +263,12 @@ impl Detector {
         strongest
     }
 
+    /// Bytes in memory beside itself, by estimate: the window, the hours, the blocks, and both ends of two epochs of four ranges.
+    #[cfg(test)]
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.window.capacity() * size_of::<(i64, f64)>() + 4096
+    }
+
     /// Mean of the window and mean absolute deviation from it, the latter never 0.
     fn mean_and_spread(&self) -> (f64, f64) {
         #[expect(clippy::cast_precision_loss, reason = "the window is short")]

@@ -24,6 +24,7 @@ use std::time::Duration;
 use gnomon_common::time::Timestamp;
 
 pub use block::{BLOCK_VERSION, BlockError, BlockKey, SealedBlock};
+pub(crate) use code::Code;
 pub use code::{RELATIVE_ERROR_MAX, SMALLEST_EXACT};
 pub use kpi::{Kpi, Tier};
 pub use read::{ReadError, Step, Steps};
@@ -261,6 +262,17 @@ impl Archive {
         Ok(read::read(ring, tier, from, to, resolution))
     }
 
+    /// Indices, counted from the epoch, of the oldest step that is kept and of the one that is still open; `None` before the first
+    /// measurement.
+    pub fn span(&self, kpi: Kpi, tier: Tier) -> Option<(u64, u64)> {
+        self.series[kpi as usize].as_ref()?.rings[tier as usize].span()
+    }
+
+    /// Index of the oldest step that was measured, to a block; `None` before the first measurement.
+    pub fn measured_since(&self, kpi: Kpi, tier: Tier) -> Option<u64> {
+        self.series[kpi as usize].as_ref()?.rings[tier as usize].measured_since()
+    }
+
     /// Bytes in memory.
     pub fn memory_bytes(&self) -> usize {
         size_of::<Self>() + self.series.iter().flatten().map(|series| series.memory_bytes()).sum::<usize>()
@@ -271,6 +283,7 @@ impl Archive {
     }
 
     fn empty(kpi: Kpi) -> Series {
-        Series::new(kpi, if kpi == Kpi::Cpu { Residence::Memory } else { Residence::Store })
+        let residence = if matches!(kpi, Kpi::Cpu | Kpi::CpuUnknown) { Residence::Memory } else { Residence::Store };
+        Series::new(kpi, residence)
     }
 }

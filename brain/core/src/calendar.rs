@@ -23,7 +23,7 @@ pub enum CalendarError {
 }
 
 /// A time zone, and days on which nobody works.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Calendar {
     zone: TimeZone,
     holidays: BTreeSet<Date>,
@@ -66,6 +66,11 @@ impl Calendar {
         // Past the calendar's end (the year 9999) there is no daylight saving to be known.
         let offset_s = jiff::Timestamp::from_second(unix_s).map_or(0, |at| self.zone.to_offset(at).seconds());
         unix_s.saturating_add(i64::from(offset_s))
+    }
+
+    /// Whether a local day, counted from 1970-01-01, is one of the holidays.
+    pub fn is_holiday(&self, day: i64) -> bool {
+        !self.holidays.is_empty() && self.day(day).is_some_and(|day| day.is_holiday)
     }
 
     /// The date of a local day, counted from 1970-01-01; `None` past the calendar's end.

@@ -4,8 +4,10 @@ mod command;
 mod explain;
 mod fit;
 mod hold;
+mod incidents;
 mod local;
 mod operator;
+mod pattern;
 mod planning;
 mod report;
 mod restore;
@@ -15,14 +17,18 @@ mod tests;
 mod views;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Fence, HostFacts, HostId, VmId};
 
+use crate::archive::Archive;
+use crate::calendar::Calendar;
 use crate::fleet::{Fleet, Host};
 use crate::io::{Audit, Input, Notice, Output, Record};
 use crate::policy::{Mode, Policy};
 use hold::Holds;
+use incidents::Incidents;
 
 pub use set::SetRefusal;
 
@@ -42,7 +48,12 @@ pub struct Core {
     /// When commands in flight are given up.
     deadlines: BTreeSet<(Timestamp, VmId)>,
     fits: BTreeMap<VmId, fit::Pending>,
+    looks: BTreeMap<VmId, fit::Pending>,
     tickets: u64,
+    calendar: Arc<Calendar>,
+    incidents: Incidents,
+    /// Histories that the store gave back, of VMs that were not seen yet.
+    archives: BTreeMap<VmId, Archive>,
     outputs: VecDeque<Output>,
 }
 
@@ -60,7 +71,11 @@ impl Core {
             holds: Holds::default(),
             deadlines: BTreeSet::new(),
             fits: BTreeMap::new(),
+            looks: BTreeMap::new(),
             tickets: 0,
+            calendar: Arc::new(Calendar::utc()),
+            incidents: Incidents::default(),
+            archives: BTreeMap::new(),
             outputs: VecDeque::new(),
         };
         core.set_policy(policy);
@@ -116,6 +131,7 @@ impl Core {
         entry.facts = facts.clone();
         entry.connected = true;
         self.persist(Record::Host { host: host.clone(), facts, connected: true, at: now });
+        self.bound_archives();
         self.restore_baselines_on(now, &host);
     }
 
@@ -132,6 +148,10 @@ impl Core {
             self.notice("policy_refused", format!("{error}; the policy in force stays"));
             return;
         }
+        match policy.forecast.calendar() {
+            Ok(calendar) => self.set_calendar(calendar),
+            Err(error) => return self.notice("policy_refused", format!("{error}; the policy in force stays")),
+        }
         let before = std::mem::replace(&mut self.policy, policy);
         if before.forecast != self.policy.forecast {
             self.fits.clear();
@@ -146,6 +166,14 @@ impl Core {
         }
         if self.policy.mode != Mode::Recommend {
             self.fleet.vms.values_mut().for_each(|vm| (vm.recommended, vm.recommended_bytes) = (None, None));
+        }
+    }
+
+    fn set_calendar(&mut self, calendar: Calendar) {
+        if *self.calendar != calendar {
+            self.calendar = Arc::new(calendar);
+            self.looks.clear();
+            self.fleet.vms.values_mut().for_each(|vm| vm.pattern.look_anew());
         }
     }
 

@@ -1,11 +1,12 @@
 //! Demand forecasts: quantiles over a horizon, from what a VM wanted before.
 //!
-//! A [`FitJob`] looks for a season in a VM's history and replays the history through fresh models; that takes milliseconds and
-//! runs on a worker. Between fits, each closed step is learnt in O(1). Two models run side by side: one that says demand stays
-//! where it is, one that says it does what it did a season ago. The second speaks only while it errs clearly less, and only a
-//! season lets the planner act before demand is there. Quantiles come from each model's own recent errors.
-//!
-//! [`engine`] is the stronger successor, so far for backtests alone.
+//! There are two, for two distances:
+//! - **Near**, at the policy's resolution: a [`Refit`] looks for a season in a VM's recent history and replays that through fresh models; it
+//!   takes milliseconds and runs on a worker. Between refits each closed step is learnt in O(1). Two models run side by side: one that says
+//!   demand stays where it is, one that says it does what it did a season ago. The second speaks only while it errs clearly less, and only
+//!   a season lets the planner act before demand is there. Quantiles come from each model's own recent errors.
+//! - **Far**, in steps of 5 minutes and of an hour: the [`engine`] combines many models over weeks of history. What it says of the day and the
+//!   month ahead is kept as a table; see [`crate::pattern`].
 
 mod combine;
 mod conformal;
@@ -47,9 +48,9 @@ pub(crate) fn fit_interval_steps(measured: usize) -> u64 {
     FIT_INTERVAL_STEPS_MIN.max((measured / FIT_GROWTH_DIVISOR) as u64)
 }
 
-/// A pure piece of work too long for `handle`: run it on any thread.
+/// The models of the near forecast, to be made anew.
 #[derive(Clone, Debug)]
-pub struct FitJob {
+pub(crate) struct Refit {
     vm: VmId,
     ticket: u64,
     policy: ForecastPolicy,
@@ -57,27 +58,22 @@ pub struct FitJob {
     steps: Vec<Option<Step>>,
 }
 
-/// What a [`FitJob`] found.
+/// What a [`Refit`] found.
 #[derive(Clone, Debug)]
-pub struct FitResult {
+pub(crate) struct Refitted {
     pub(crate) vm: VmId,
     pub(crate) ticket: u64,
     pub(crate) forecaster: Forecaster,
 }
 
-impl FitJob {
+impl Refit {
     pub(crate) fn new(vm: VmId, ticket: u64, policy: &ForecastPolicy, history: &History) -> Self {
         let steps = history.since(0).map(|(_, step)| step).collect();
         Self { vm, ticket, policy: policy.clone(), first: history.first(), steps }
     }
 
-    /// Whose demand it is about.
-    pub fn vm(&self) -> VmId {
-        self.vm
-    }
-
     /// Does the work. Deterministic. O(steps × longest season).
-    pub fn run(self) -> FitResult {
+    pub(crate) fn run(self) -> Refitted {
         let Self { vm, ticket, policy, first, steps } = self;
         // For a start, a censored step is what the step before was, as far as it may be.
         let mut last = None;
@@ -93,6 +89,6 @@ impl FitJob {
         let season_steps = season::detect(&values, policy.season_steps_min, policy.season_steps_max);
         let mut forecaster = Forecaster::new(first, policy.horizon_steps, season_steps);
         steps.into_iter().for_each(|step| forecaster.learn(step));
-        FitResult { vm, ticket, forecaster }
+        Refitted { vm, ticket, forecaster }
     }
 }

@@ -1,6 +1,7 @@
 //! What goes into the core and what comes out of it.
 
-use crate::forecast::{FitJob, FitResult};
+use crate::archive::{Change, SealedBlock};
+use crate::job::{FitJob, FitResult};
 use crate::plan::Plan;
 use crate::policy::Policy;
 use gnomon_common::time::Timestamp;
@@ -105,7 +106,7 @@ pub enum Output {
 }
 
 /// What the store keeps of the core's doings.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Record {
     /// A host appeared, changed its facts, or its agent came or went.
     Host {
@@ -161,6 +162,13 @@ pub enum Record {
         means: Means,
         /// Where it was brought to; `None` when Gnomon may change it again.
         setting: Option<Setting>,
+    },
+    /// A block of a VM's long history is to be kept, or forgotten.
+    History {
+        /// Which VM.
+        vm: VmId,
+        /// Which block, and what to do with it.
+        change: Change,
     },
     /// The consequences of what an agent did of its own accord were drawn: a restart need not bring it in again.
     LocalAct {
@@ -223,7 +231,7 @@ pub struct Notice {
     pub text: String,
 }
 
-/// What a restarted brain tells a new core, in this order, before any input: hosts, VMs' past reports (oldest first), scopes,
+/// What a restarted brain tells a new core, in this order, before any input: hosts, VMs' long history, past reports (oldest first), scopes,
 /// operators' settings, unanswered commands.
 #[derive(Clone, Debug)]
 pub enum Restored {
@@ -233,6 +241,13 @@ pub enum Restored {
         host: HostId,
         /// What it was.
         facts: HostFacts,
+    },
+    /// A block of a VM's long history.
+    History {
+        /// Which VM.
+        vm: VmId,
+        /// The block.
+        block: SealedBlock,
     },
     /// A stored report: fills history, makes no plan.
     Report(Box<Report>),

@@ -15,6 +15,8 @@ mod fleet;
 pub mod forecast;
 mod history;
 pub mod io;
+mod job;
+mod pattern;
 pub mod plan;
 pub mod policy;
 pub mod season;
@@ -22,7 +24,7 @@ pub mod sizing;
 pub mod view;
 
 pub use crate::core::{Core, SetRefusal};
-pub use forecast::{FitJob, FitResult};
 pub use io::{Audit, CommandRecord, Hold, Input, Notice, OperatorRequest, Output, Record, Restored, Scope};
+pub use job::{FitJob, FitResult};
 pub use plan::{Plan, PlannedAction, Reason};
 pub use policy::{Mode, Policy, PolicyError};

@@ -1,7 +1,10 @@
 //! The operator's policy: every number that decides how Gnomon behaves. Read from the `[policy]` part of the brain's configuration.
 
+use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use crate::calendar::Calendar;
 
 /// The levels that forecasts come in; [`CpuPolicy::quantile`] is one of them.
 pub const QUANTILES: [f64; 4] = [0.5, 0.9, 0.95, 0.99];
@@ -54,6 +57,25 @@ pub struct ForecastPolicy {
     pub season_steps_min: usize,
     /// Longest season looked for, in steps. History keeps several of these.
     pub season_steps_max: usize,
+    /// Where the VMs' users live, as a name of the IANA database: days, weeks and months begin there, daylight saving included.
+    pub time_zone: String,
+    /// Days on which nobody works, as `YYYY-MM-DD`: they are forecast as Sundays and teach nothing.
+    pub holidays: Vec<String>,
+}
+
+impl ForecastPolicy {
+    /// The calendar that seasons follow.
+    pub(crate) fn calendar(&self) -> Result<Calendar, PolicyError> {
+        let days = self.holidays.iter().map(|day| {
+            day.parse::<Date>().map_err(|_| PolicyError {
+                setting: "forecast.holidays",
+                problem: format!("{day:?} is no date: write it as \"2026-12-25\""),
+            })
+        });
+        let days: Vec<Date> = days.collect::<Result<_, _>>()?;
+        Calendar::new(&self.time_zone, days)
+            .map_err(|error| PolicyError { setting: "forecast.time_zone", problem: error.to_string() })
+    }
 }
 
 /// How a VM's CPU quota is sized.
@@ -100,8 +122,15 @@ pub struct MemoryPolicy {
 
 impl Default for ForecastPolicy {
     fn default() -> Self {
-        // One-minute steps, an hour ahead, seasons from an hour to a day.
-        Self { resolution_ms: 60_000, horizon_steps: 60, season_steps_min: 60, season_steps_max: 1440 }
+        // One-minute steps, an hour ahead, seasons from an hour to a quarter of a day: longer ones are found in the long history.
+        Self {
+            resolution_ms: 60_000,
+            horizon_steps: 60,
+            season_steps_min: 60,
+            season_steps_max: 360,
+            time_zone: "UTC".to_owned(),
+            holidays: Vec::new(),
+        }
     }
 }
 
@@ -170,6 +199,7 @@ impl Policy {
             "forecast.season_steps_max",
             format!("{} is over {SEASON_STEPS_LIMIT}; use a coarser resolution", forecast.season_steps_max),
         )?;
+        forecast.calendar()?;
         check(
             QUANTILES.contains(&cpu.quantile),
             "cpu.quantile",
@@ -245,6 +275,8 @@ mod tests {
         assert_eq!(refused(|p| p.cpu.lead_ms = 3_600_001), "cpu.lead_ms");
         assert_eq!(refused(|p| p.forecast.resolution_ms = 0), "forecast.resolution_ms");
         assert_eq!(refused(|p| p.forecast.season_steps_min = 2000), "forecast.season_steps_min");
+        assert_eq!(refused(|p| p.forecast.time_zone = "Mars/Olympus".to_owned()), "forecast.time_zone");
+        assert_eq!(refused(|p| p.forecast.holidays = vec!["25.12.2026".to_owned()]), "forecast.holidays");
         assert_eq!(refused(|p| p.cpu.command_ttl_ms = 0), "cpu.command_ttl_ms");
         assert_eq!(refused(|p| p.memory.headroom = f64::NAN), "memory.headroom");
         assert_eq!(refused(|p| p.memory.floor_bytes = 0), "memory.floor_bytes");

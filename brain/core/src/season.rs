@@ -11,6 +11,7 @@ mod spectrum;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
@@ -70,6 +71,29 @@ pub enum Period {
     Month,
     /// Some other time.
     Length(Duration),
+}
+
+impl Season {
+    /// How long it is, a month by its mean.
+    pub fn length(&self) -> Duration {
+        match self.period {
+            Period::Day => Duration::from_hours(24),
+            Period::Week => Duration::from_hours(7 * 24),
+            Period::Month => Duration::from_hours(730),
+            Period::Length(length) => length,
+        }
+    }
+}
+
+impl fmt::Display for Period {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Day => f.write_str("a day"),
+            Self::Week => f.write_str("a week"),
+            Self::Month => f.write_str("a month"),
+            Self::Length(length) => write!(f, "{:.1} h", length.as_secs_f64() / 3600.0),
+        }
+    }
 }
 
 /// A season that was found.

@@ -1,5 +1,7 @@
 //! What the API shows of the core: plain values, copied out.
 
+use crate::anomaly::Incident;
+use crate::archive::Kpi;
 use crate::io::Hold;
 use crate::plan::PlannedAction;
 use gnomon_common::time::Timestamp;
@@ -79,6 +81,51 @@ pub struct Forecast {
     pub relative_error: Option<f64>,
     /// The quantiles, step by step.
     pub steps: Vec<Quantiles>,
+    /// The models that it combines; empty where one speaks alone.
+    #[serde(default)]
+    pub models: Vec<ModelShare>,
+    /// Share of the error of "the same as a season ago" that the models together avoided in the past; `None` where one speaks alone.
+    #[serde(default)]
+    pub skill: Option<f64>,
+}
+
+/// A model's part in a forecast.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelShare {
+    /// The model.
+    pub model: String,
+    /// Its weight, 0..=1; those of all models sum to 1.
+    pub weight: f64,
+    /// Its mean absolute error in the past, in cores; `None` while there is none to be told.
+    pub error_cores: Option<f64>,
+}
+
+/// Something out of the ordinary: one incident of one VM, or those of many VMs at once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Alert {
+    /// Since when: the oldest value that is part of the evidence.
+    pub since: Timestamp,
+    /// When it was found.
+    pub found: Timestamp,
+    /// So many VMs at once have one that the cause is hardly in any of them.
+    pub fleet_wide: bool,
+    /// Which VMs, and what of each; more than one only if it is fleet-wide.
+    pub members: Vec<AlertMember>,
+}
+
+/// A VM's part in an alert.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AlertMember {
+    /// Which VM.
+    pub vm: VmId,
+    /// Its name; empty for one that is forgotten.
+    pub name: String,
+    /// Where it is; `None` once it has vanished.
+    pub host: Option<HostId>,
+    /// What is out of the ordinary.
+    pub kpi: Kpi,
+    /// How: what was expected and what came, in the KPI's unit.
+    pub incident: Incident,
 }
 
 /// CPU demand at four levels, in cores; never crossing.

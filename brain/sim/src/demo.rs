@@ -71,6 +71,7 @@ pub fn demo_policy() -> Policy {
             horizon_steps: 30,
             season_steps_min: 40,
             season_steps_max: 150,
+            ..ForecastPolicy::default()
         },
         cpu: CpuPolicy {
             lead_ms: 8000,

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::Incident;
 
 /// Seconds after a fleet's first incident in which others belong to it: three reports of 5 min, so that a cause reaches them all.
-const TOGETHER_S: i64 = 900;
+pub(crate) const TOGETHER_S: i64 = 900;
 
 /// Share of the fleet's series that make an incident one of the fleet.
 const FLEET_SHARE: f64 = 0.1;
@@ -64,7 +64,7 @@ pub fn fold<S: Clone + Ord>(incidents: &[(S, Incident)], series: usize) -> Vec<F
 
 /// Whether so many of so many series are the fleet.
 #[expect(clippy::cast_precision_loss, reason = "series of a fleet are far fewer than 2^52")]
-fn is_fleet_wide(affected: usize, series: usize) -> bool {
+pub(crate) fn is_fleet_wide(affected: usize, series: usize) -> bool {
     affected >= SERIES_MIN && affected as f64 >= FLEET_SHARE * series as f64
 }
 

@@ -19,21 +19,21 @@ pub const SMALLEST_EXACT: f64 = f32::MIN_POSITIVE as f64;
 
 /// One value, or a gap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Code(pub(super) u16);
+pub(crate) struct Code(pub(super) u16);
 
 impl Code {
     /// Nothing is known.
     pub(super) const GAP: Self = Self(u16::MAX);
 
     /// The code nearest to `value`. What is negative or no number counts as zero, what is too large as the largest.
-    pub(super) fn of(value: f64) -> Self {
+    pub(crate) fn of(value: f64) -> Self {
         let bits = (value as f32).max(0.0).to_bits();
         let rounded = (bits + (1 << (DROPPED_BITS - 1))) >> DROPPED_BITS;
         Self(u16::try_from(rounded).unwrap_or(LARGEST).min(LARGEST))
     }
 
     /// The value, unless it is a gap.
-    pub(super) fn value(self) -> Option<f64> {
+    pub(crate) fn value(self) -> Option<f64> {
         (self.0 <= LARGEST).then(|| f64::from(f32::from_bits(u32::from(self.0) << DROPPED_BITS)))
     }
 }

@@ -1,9 +1,13 @@
 //! What is kept of a VM, and at which resolutions.
 
+use std::fmt;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// What is measured of a VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum Kpi {
     /// Demand for CPU, in cores.
@@ -22,11 +26,14 @@ pub enum Kpi {
     NetworkIn = 6,
     /// Bytes sent, each second.
     NetworkOut = 7,
+    /// Demand for CPU that may have been there beyond [`Kpi::Cpu`], in cores: a VM that waited for a busy host, or longer than its quota
+    /// made it, wanted at most so much more. Kept only of VMs that were ever held back so.
+    CpuUnknown = 8,
 }
 
 impl Kpi {
     /// All of them, in the order of their numbers in a block's header.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Cpu,
         Self::Memory,
         Self::DiskReadBytes,
@@ -35,6 +42,7 @@ impl Kpi {
         Self::DiskWrites,
         Self::NetworkIn,
         Self::NetworkOut,
+        Self::CpuUnknown,
     ];
 }
 
@@ -48,6 +56,22 @@ pub enum Tier {
     Minutes5 = 1,
     /// Steps of 1 h for 400 days.
     Hour1 = 2,
+}
+
+impl fmt::Display for Kpi {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cpu => "CPU demand",
+            Self::Memory => "memory",
+            Self::DiskReadBytes => "disk read bytes",
+            Self::DiskWriteBytes => "disk write bytes",
+            Self::DiskReads => "disk reads",
+            Self::DiskWrites => "disk writes",
+            Self::NetworkIn => "network in",
+            Self::NetworkOut => "network out",
+            Self::CpuUnknown => "CPU demand that is not known",
+        })
+    }
 }
 
 impl Tier {

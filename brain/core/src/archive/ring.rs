@@ -353,6 +353,13 @@ impl Ring {
         Some((first.min(unpacked).max(oldest), next))
     }
 
+    /// The oldest step that was measured, to a block.
+    pub(super) fn measured_since(&self) -> Option<u64> {
+        let (first, next) = self.span()?;
+        let gaps = self.tail.iter().take_while(|pair| pair.is_gap()).count() as u64;
+        Some(if self.first_block().is_some() { first } else { (first + gaps).min(next) })
+    }
+
     /// Closed steps from `from` to before `to`, by index, those that are measured and in memory, in order of time.
     pub(super) fn measured(&self, from: u64, to: u64, mut visit: impl FnMut(u64, Pair)) {
         let block_steps = self.tier.block_steps();

@@ -14,6 +14,9 @@ use crate::plan::size::{Bounds, live_cores};
 use crate::policy::Mode;
 use crate::view::Explanation;
 
+/// How far the long run is told ahead.
+const DAY: Duration = Duration::from_hours(23);
+
 impl Core {
     /// Why a VM has the size it has. `None` for a VM that is on no host.
     pub fn explain(&self, id: VmId) -> Option<Explanation> {
@@ -21,6 +24,7 @@ impl Core {
         let host_id = vm.host.as_ref()?;
         let host = self.fleet.hosts.get(host_id)?;
         let mut lines = vec![demand(vm), self.learnt(vm)];
+        lines.extend(long_run(vm));
         lines.extend(self.outlook_line(vm));
         lines.extend(self.size(vm, host));
         lines.extend(self.memory(vm, host));
@@ -66,7 +70,8 @@ impl Core {
         let outlook = vm.outlook(vm.window_end, &self.policy)?;
         let level = self.policy.cpu.quantile * 100.0;
         let lead_s = self.policy.cpu.lead_ms as f64 / 1000.0;
-        let use_of_it = if outlook.seasonal { "grow for" } else { "hold back shrinking for" };
+        let use_of_it =
+            if outlook.seasonal_cores >= outlook.most_cores { "grow for" } else { "hold back shrinking for" };
         Some(format!(
             "Within the lead time of {lead_s:.1} s demand stays below {:.2} cores with {level:.0} % certainty: \
              a size to {use_of_it}.",
@@ -180,6 +185,36 @@ impl Core {
         }
         lines
     }
+}
+
+/// What the long history tells.
+fn long_run(vm: &Vm) -> Option<String> {
+    let (shares, skill) = vm.pattern.models()?;
+    let day = vm.pattern.ahead(vm.window_end, DAY)?;
+    let most = |place: usize| day.quantiles.iter().map(|step| step[place]).fold(0.0, f64::max);
+    let seasons = vm.pattern.seasons();
+    let seasons = match seasons {
+        [] => "no season".to_owned(),
+        seasons => format!(
+            "seasons of {}",
+            seasons.iter().map(|season| season.period.to_string()).collect::<Vec<_>>().join(" and ")
+        ),
+    };
+    let use_of_it = if vm.pattern.is_earned() { "" } else { " Seasons forecast hardly better than \"no change\"." };
+    let mut best: Vec<_> = shares.iter().filter(|share| share.weight >= 0.05).collect();
+    best.sort_by(|one, other| other.weight.total_cmp(&one.weight));
+    let models = best
+        .iter()
+        .map(|share| format!("{} {:.0} %", share.model, share.weight * 100.0))
+        .collect::<Vec<_>>()
+        .join(", ");
+    Some(format!(
+        "Its long history has {seasons}; models combined ({models}) avoid {:.0} % of the error of \"the same as a season ago\".{use_of_it} \
+         Within a day its mean demand of 5 minutes reaches {:.2} cores at the median, {:.2} with 5 % chance.",
+        skill * 100.0,
+        most(0),
+        most(2)
+    ))
 }
 
 fn demand(vm: &Vm) -> String {

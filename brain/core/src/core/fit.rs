@@ -7,20 +7,21 @@ use gnomon_common::wire::{VmId, VmWindow};
 
 use super::Core;
 use crate::draw::mix;
-use crate::forecast::{FIT_STEPS_MIN, FitJob, FitResult, fit_interval_steps};
+use crate::forecast::{FIT_STEPS_MIN, Refit, Refitted, fit_interval_steps};
 use crate::io::Output;
+use crate::job::{Done, FitJob, FitResult, Job};
 
 /// Fits out at a time: each carries a copy of a history, and after a restart every VM wants one.
-const FITS_OUT_MAX: usize = 64;
+pub(super) const FITS_OUT_MAX: usize = 64;
 
 /// A fit that has not come back after this was lost, with the worker that ran it.
-const FIT_PATIENCE: Duration = Duration::from_mins(5);
+pub(super) const FIT_PATIENCE: Duration = Duration::from_mins(5);
 
 /// A fit on a worker.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pending {
-    ticket: u64,
-    ordered: Timestamp,
+    pub(super) ticket: u64,
+    pub(super) ordered: Timestamp,
 }
 
 impl Core {
@@ -45,12 +46,19 @@ impl Core {
             vm.fit_due = vm.history.next() + interval * 3 / 4 + spread;
             self.tickets += 1;
             self.fits.insert(window.vm, Pending { ticket: self.tickets, ordered: now });
-            let job = FitJob::new(window.vm, self.tickets, &self.policy.forecast, &vm.history);
-            self.outputs.push_back(Output::Fit(Box::new(job)));
+            let refit = Refit::new(window.vm, self.tickets, &self.policy.forecast, &vm.history);
+            self.outputs.push_back(Output::Fit(Box::new(FitJob(Job::Refit(refit)))));
         }
     }
 
     pub(super) fn fit_done(&mut self, result: FitResult) {
+        match result.0 {
+            Done::Refit(refitted) => self.refitted(refitted),
+            Done::Look(looked) => self.looked(*looked),
+        }
+    }
+
+    fn refitted(&mut self, result: Refitted) {
         // Anything but the latest ticket is about a history that is no more.
         if self.fits.get(&result.vm).is_none_or(|pending| pending.ticket != result.ticket) {
             return;
@@ -62,8 +70,9 @@ impl Core {
         }
     }
 
-    /// Drops the fit that is out for a VM: its history was rewritten.
+    /// Drops the fits that are out for a VM: its history was rewritten.
     pub(super) fn cancel_fit(&mut self, vm: VmId) {
         self.fits.remove(&vm);
+        self.looks.remove(&vm);
     }
 }

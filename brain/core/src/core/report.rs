@@ -9,6 +9,7 @@ use gnomon_common::wire::{HostId, Report, VmId, VmState, VmWindow};
 use super::Core;
 use crate::fleet::{Taught, Vm};
 use crate::io::{Output, Record};
+use crate::pattern::Pattern;
 
 /// Longer windows are not believed: an agent ships one each few seconds.
 const WINDOW_MAX: Duration = Duration::from_hours(1);
@@ -27,7 +28,9 @@ impl Core {
         if !self.observe(report, Some(now)) {
             return;
         }
+        self.turn(now, &report.vms);
         self.order_fits(now, &report.vms);
+        self.order_looks(now, &report.vms);
         self.restore_baselines_on(now, &report.host);
         self.plan(now, report, end);
     }
@@ -73,7 +76,7 @@ impl Core {
             if newest {
                 self.take_inventory(report, window, now);
             }
-            left_out += usize::from(self.teach(report, window, length, newest) == Some(Taught::Behind));
+            left_out += usize::from(self.teach(report, window, length, newest, now.is_none()) == Some(Taught::Behind));
         }
         if left_out > 0 {
             let Report { host, sequence, .. } = report;
@@ -89,7 +92,11 @@ impl Core {
     fn take_inventory(&mut self, report: &Report, window: &VmWindow, now: Option<Timestamp>) {
         let end = report.start + window_of(report);
         let id = window.vm;
-        let vm = self.fleet.vms.entry(id).or_insert_with(|| Vm::new(window, &self.policy));
+        let archives = &mut self.archives;
+        let vm = self.fleet.vms.entry(id).or_insert_with(|| {
+            let pattern = archives.remove(&id).map_or_else(Pattern::new, Pattern::restored);
+            Vm::new(window, &self.policy, pattern)
+        });
         let here = vm.host.as_ref() == Some(&report.host);
         if !here && !moves_here(vm, window, end) {
             if vm.state == VmState::Running && window.state == VmState::Running {
@@ -131,8 +138,17 @@ impl Core {
     }
 
     /// Teaches a VM its window. A late one counts wherever the VM is by now: it tells of the time before.
-    fn teach(&mut self, report: &Report, window: &VmWindow, length: Duration, newest: bool) -> Option<Taught> {
+    fn teach(
+        &mut self,
+        report: &Report,
+        window: &VmWindow,
+        length: Duration,
+        newest: bool,
+        restores: bool,
+    ) -> Option<Taught> {
         let vm = self.fleet.vms.get_mut(&window.vm).filter(|vm| !newest || vm.host.as_ref() == Some(&report.host))?;
+        // Of what is restored a part may be known from stored history: it fills what is not.
+        vm.record(window, report.start, length, !newest || restores);
         let taught = vm.teach(window, report.start, length, newest);
         match taught {
             Taught::Nothing | Taught::Demand | Taught::Filled | Taught::Behind => {}

@@ -12,6 +12,12 @@ impl Core {
             Restored::Host { host, facts } => {
                 self.fleet.hosts.insert(host, Host::new(facts));
             }
+            Restored::History { vm, block } => {
+                let key = block.key;
+                if let Err(error) = self.archives.entry(vm).or_default().restore(block) {
+                    self.notice("history_damaged", format!("VM {vm}: {key:?} was left out: {error}"));
+                }
+            }
             Restored::Report(report) => {
                 self.observe(&report, None);
             }

@@ -3,6 +3,7 @@
 mod bench;
 mod invariants;
 mod local;
+mod long_run;
 mod memory;
 mod set;
 

@@ -6,9 +6,13 @@ use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{HostId, VmId};
 
 use super::Core;
+use super::incidents::Subject;
+use crate::anomaly::fleet::Finding;
 use crate::fleet::{Host, Vm};
 use crate::forecast::Forecaster;
-use crate::view::{Forecast, HistoryStep, HostView, VmView};
+use crate::forecast::engine::{LEVELS, Share};
+use crate::pattern::Ahead;
+use crate::view::{Alert, AlertMember, Forecast, HistoryStep, HostView, ModelShare, Quantiles, VmView};
 
 impl Core {
     /// Every known host, by name.
@@ -60,7 +64,63 @@ impl Core {
             model: model(forecaster).to_owned(),
             relative_error: forecaster.relative_error(),
             steps,
+            models: Vec::new(),
+            skill: None,
         })
+    }
+
+    /// The forecast of a VM's CPU demand for as long as `ahead`, up to 30 days: in the policy's steps within its horizon, else in steps of 5
+    /// minutes, and beyond a day in hours. `None` while there is too little history for that.
+    pub fn forecast_for(&self, id: VmId, ahead: Duration) -> Option<Forecast> {
+        let forecast = &self.policy.forecast;
+        if ahead <= Duration::from_millis(forecast.resolution_ms) * u32::try_from(forecast.horizon_steps).ok()? {
+            return self.forecast(id);
+        }
+        let vm = self.fleet.vms.get(&id)?;
+        let Ahead { start, step, quantiles } = vm.pattern.ahead(vm.window_end, ahead)?;
+        let (shares, skill) = vm.pattern.models()?;
+        let cores_max = f64::from(vm.allocation.vcpus);
+        let of = |quantiles: [f64; LEVELS.len()]| {
+            let [p50, p90, p95, p99] = quantiles.map(|cores| cores.min(cores_max));
+            Quantiles { p50, p90, p95, p99 }
+        };
+        let share = |share: &Share| ModelShare {
+            model: share.model.to_owned(),
+            weight: share.weight,
+            error_cores: share.error.is_finite().then_some(share.error),
+        };
+        let day = vm.pattern.seasons().iter().map(|season| season.length()).max();
+        Some(Forecast {
+            made: start,
+            resolution_ms: u64::try_from(step.as_millis()).ok()?,
+            season_ms: day.and_then(|length| u64::try_from(length.as_millis()).ok()),
+            model: "combination".to_owned(),
+            relative_error: Some(1.0 - skill),
+            steps: quantiles.into_iter().map(of).collect(),
+            models: shares.iter().map(share).collect(),
+            skill: Some(skill),
+        })
+    }
+
+    /// What was out of the ordinary in the last seven days, the latest first. What many VMs had at once is one alert.
+    pub fn alerts(&self) -> Vec<Alert> {
+        let findings = self.incidents.findings(self.now, self.fleet.vms.len());
+        findings.into_iter().map(|finding| self.alert(finding)).collect()
+    }
+
+    fn alert(&self, finding: Finding<Subject>) -> Alert {
+        let (since_s, found_s, fleet_wide, members) = match finding {
+            Finding::One { series, incident } => (incident.since_s, incident.at_s, false, vec![(series, incident)]),
+            Finding::Fleet { since_s, at_s, members } => (since_s, at_s, true, members),
+        };
+        let at = |unix_s: i64| Timestamp::from_unix_ms(u64::try_from(unix_s).unwrap_or(0).saturating_mul(1000));
+        let member = |((id, kpi), incident)| {
+            let vm = self.fleet.vms.get(&id);
+            let name = vm.map_or_else(String::new, |vm| vm.name.clone());
+            AlertMember { vm: id, name, host: vm.and_then(|vm| vm.host.clone()), kpi, incident }
+        };
+        let members = members.into_iter().map(member).collect();
+        Alert { since: at(since_s), found: at(found_s), fleet_wide, members }
     }
 
     /// A VM's demand history from `since` on, oldest first; steps that were not measured are left out.

@@ -10,12 +10,14 @@ use gnomon_common::wire::{
 use thiserror::Error;
 
 use crate::forecast::Forecaster;
+use crate::forecast::engine::LEVELS;
 use crate::history::{Accepted, History, Interval, Window};
 use crate::io::CommandRecord;
+use crate::pattern::{Ahead, Pattern};
 use crate::plan::backoff::Backoff;
 use crate::plan::memory::{BalloonPace, BalloonVerdict};
 use crate::plan::pace::{Pace, Verdict};
-use crate::plan::size::Outlook;
+use crate::plan::size::{Outlook, live_cores};
 use crate::policy::Policy;
 use crate::view::RecentAction;
 
@@ -89,6 +91,8 @@ pub(crate) struct Vm {
     pub(crate) forecaster: Option<Forecaster>,
     /// Index of the step from which the next fit is due.
     pub(crate) fit_due: u64,
+    /// Its long run.
+    pub(crate) pattern: Pattern,
     pub(crate) pace: Pace,
     pub(crate) verdict: Option<Verdict>,
     pub(crate) balloon_pace: BalloonPace,
@@ -105,7 +109,7 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    pub(crate) fn new(window: &VmWindow, policy: &Policy) -> Self {
+    pub(crate) fn new(window: &VmWindow, policy: &Policy, pattern: Pattern) -> Self {
         Self {
             name: window.name.clone(),
             host: None,
@@ -121,6 +125,7 @@ impl Vm {
             history: History::new(policy.forecast.resolution_ms, policy.forecast.season_steps_max),
             forecaster: None,
             fit_due: 0,
+            pattern,
             pace: Pace::default(),
             verdict: None,
             balloon_pace: BalloonPace::default(),
@@ -139,6 +144,22 @@ impl Vm {
         self.history = History::new(policy.forecast.resolution_ms, policy.forecast.season_steps_max);
         self.forecaster = None;
         self.fit_due = 0;
+    }
+
+    /// Records a window in its long history, if it is to be believed; a `late` one fills gaps. O(1), amortised.
+    pub(crate) fn record(&mut self, window: &VmWindow, start: Timestamp, length: Duration, late: bool) {
+        if window.state != VmState::Running {
+            return;
+        }
+        if let Some(cpu) = window.cpu
+            && let Ok(believed) = believe(&cpu, window.allocation.vcpus, start, length)
+        {
+            let live = live_cores(&cpu, &window.allocation).clamp(believed.mean.low, believed.mean.high);
+            self.pattern.measure_cpu(&believed, live, late);
+        }
+        if let Some(memory) = &window.memory {
+            self.pattern.measure_memory(memory, start, length, late);
+        }
     }
 
     /// Learns from a window; `newest` if its host has told of no later one. O(1), but for gaps.
@@ -243,30 +264,55 @@ impl Vm {
         }
     }
 
-    /// What the forecast says from `at` until `lead_ms` (and the step that this falls into) later. `None` too where `at` is
-    /// beyond the horizon: a VM that was not measured for so long. O(horizon).
+    /// What the forecasts say from `at` until `lead_ms` (and the step that this falls into) later. `None` where there are none, or where
+    /// `at` is beyond their horizons: a VM that was not measured for so long. O(horizon).
     pub(crate) fn outlook(&self, at: Timestamp, policy: &Policy) -> Option<Outlook> {
-        let forecaster = self.ready()?;
+        let cores_max = f64::from(self.allocation.vcpus);
+        let near = self.ready().map_or_else(Vec::new, |forecaster| self.near_demand(forecaster, at, policy));
+        let near_seasonal = self.ready().is_some_and(|forecaster| forecaster.season_steps().is_some());
+        let far = self.far_demand(at, policy);
+        if near.is_empty() && far.is_empty() {
+            return None;
+        }
+        let limit = self.allocation.cpu_limit_cores();
+        let mut outlook = Outlook { seasonal_cores: 0.0, most_cores: 0.0, outgrown: None };
+        for (demands, seasonal) in [(near, near_seasonal), (far, self.pattern.is_earned())] {
+            for (start, demand) in demands {
+                let demand = demand.min(cores_max);
+                outlook.most_cores = outlook.most_cores.max(demand);
+                if seasonal {
+                    outlook.seasonal_cores = outlook.seasonal_cores.max(demand);
+                }
+                let is_first = outlook.outgrown.is_none_or(|(outgrown, _)| start < outgrown);
+                if is_first && demand * policy.cpu.headroom > limit {
+                    outlook.outgrown = Some((start, demand));
+                }
+            }
+        }
+        Some(outlook)
+    }
+
+    /// The near forecast's steps within the lead time: when each begins, and its quantile.
+    fn near_demand(&self, forecaster: &Forecaster, at: Timestamp, policy: &Policy) -> Vec<(Timestamp, f64)> {
         let resolution_ms = self.history.resolution_ms();
         let since_ms = at.since(self.history.closed_until()).as_millis() as u64;
         let first = 1 + since_ms / resolution_ms;
         let reach = policy.forecast.horizon_steps as u64 + STEPS_PAST_HORIZON;
-        if first > reach {
-            return None;
-        }
         let last = reach.min(1 + (since_ms + policy.cpu.lead_ms + resolution_ms) / resolution_ms);
-        let limit = self.allocation.cpu_limit_cores();
         let cores_max = f64::from(self.allocation.vcpus);
-        let mut outlook = Outlook { seasonal: forecaster.season_steps().is_some(), most_cores: 0.0, outgrown: None };
-        for ahead in first..=last {
-            let demand = forecaster.quantile(ahead as usize, policy.cpu.quantile, cores_max);
-            outlook.most_cores = outlook.most_cores.max(demand);
-            if outlook.outgrown.is_none() && demand * policy.cpu.headroom > limit {
-                let step_start = self.history.closed_until() + Duration::from_millis((ahead - 1) * resolution_ms);
-                outlook.outgrown = Some((step_start.max(at), demand));
-            }
-        }
-        Some(outlook)
+        let demand = |ahead: u64| {
+            let start = self.history.closed_until() + Duration::from_millis((ahead - 1) * resolution_ms);
+            (start.max(at), forecaster.quantile(ahead as usize, policy.cpu.quantile, cores_max))
+        };
+        (first..=last).map(demand).collect()
+    }
+
+    /// The same of the far forecast.
+    fn far_demand(&self, at: Timestamp, policy: &Policy) -> Vec<(Timestamp, f64)> {
+        let place = LEVELS.partition_point(|&level| level < policy.cpu.quantile).min(LEVELS.len() - 1);
+        let ahead = self.pattern.ahead(at, Duration::from_millis(policy.cpu.lead_ms));
+        let Some(Ahead { start, step, quantiles }) = ahead else { return Vec::new() };
+        (0..).map(|index| (start + step * index).max(at)).zip(quantiles).map(|(at, of)| (at, of[place])).collect()
     }
 
     pub(crate) fn remember(&mut self, action: RecentAction) {

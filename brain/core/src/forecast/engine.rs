@@ -125,6 +125,18 @@ impl Fitted {
         self.skill
     }
 
+    /// TEMPORARY until the engine's own.
+    pub fn seasonal_error_share(&self) -> Option<f64> {
+        let best = |seasonal: bool| {
+            let of = self.shares.iter().filter(|share| {
+                (share.model.contains("season") || share.model.contains("time of day")) == seasonal
+                    && !share.model.contains("ridge")
+            });
+            of.map(|share| share.error).fold(f64::INFINITY, f64::min)
+        };
+        self.series.season().map(|_| best(true) / best(false).max(f64::MIN_POSITIVE))
+    }
+
     /// Looks `horizon_steps` ahead, or as far as the expectation said, whichever is less.
     pub fn forecast(&self, horizon_steps: usize) -> Forecast {
         let mut forecast = Forecast::default();

@@ -10,12 +10,18 @@ use rand_chacha::ChaCha8Rng;
 use uuid::Uuid;
 
 use super::season::detect;
-use super::{FitJob, Forecaster};
+use super::{Forecaster, Refit};
 use crate::history::{History, Interval, Window};
 use crate::policy::ForecastPolicy;
 
-const POLICY: ForecastPolicy =
-    ForecastPolicy { resolution_ms: 1000, horizon_steps: 30, season_steps_min: 40, season_steps_max: 150 };
+const POLICY: ForecastPolicy = ForecastPolicy {
+    resolution_ms: 1000,
+    horizon_steps: 30,
+    season_steps_min: 40,
+    season_steps_max: 150,
+    time_zone: String::new(),
+    holidays: Vec::new(),
+};
 
 /// Series drawn for each claim.
 const DRAWS: usize = 100;
@@ -83,7 +89,7 @@ fn history(steps: impl IntoIterator<Item = Option<Interval>>) -> History {
 }
 
 fn fit(steps: impl IntoIterator<Item = Option<Interval>>) -> Forecaster {
-    FitJob::new(VmId(Uuid::nil()), 1, &POLICY, &history(steps)).run().forecaster
+    Refit::new(VmId(Uuid::nil()), 1, &POLICY, &history(steps)).run().forecaster
 }
 
 fn known(values: &[f64]) -> impl Iterator<Item = Option<Interval>> + '_ {

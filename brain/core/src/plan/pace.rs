@@ -88,7 +88,8 @@ mod tests {
     }
 
     fn outlook(seasonal: bool, most_cores: f64) -> Option<Outlook> {
-        Some(Outlook { seasonal, most_cores, outgrown: seasonal.then_some((at(99), most_cores)) })
+        let seasonal_cores = if seasonal { most_cores } else { 0.0 };
+        Some(Outlook { seasonal_cores, most_cores, outgrown: seasonal.then_some((at(99), most_cores)) })
     }
 
     #[test]

@@ -64,9 +64,9 @@ pub(crate) fn live_cores(cpu: &CpuWindow, allocation: &Allocation) -> f64 {
 /// What the forecast says about the time until a resize planned now has to have worked.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Outlook {
-    /// Whether it rests on a season that has earned its say.
-    pub(crate) seasonal: bool,
-    /// The largest quantile, in cores.
+    /// The largest quantile of forecasts that rest on a season which has earned its say, in cores; 0 where none does.
+    pub(crate) seasonal_cores: f64,
+    /// The largest quantile of all forecasts, in cores.
     pub(crate) most_cores: f64,
     /// The first step that the present quota would not provide for, and its quantile.
     pub(crate) outgrown: Option<(Timestamp, f64)>,
@@ -96,7 +96,7 @@ impl Sizing {
 
     /// The demand that is worth growing for.
     pub(crate) fn pressing_cores(&self) -> f64 {
-        let forecast = self.outlook.filter(|outlook| outlook.seasonal).map_or(0.0, |outlook| outlook.most_cores);
+        let forecast = self.outlook.map_or(0.0, |outlook| outlook.seasonal_cores);
         self.live_cores.max(forecast)
     }
 

@@ -23,6 +23,7 @@ pub(super) fn policy(mode: Mode) -> Policy {
             horizon_steps: 20,
             season_steps_min: 20,
             season_steps_max: 100,
+            ..ForecastPolicy::default()
         },
         cpu: CpuPolicy { lead_ms: 60_000, shrink_dwell_ms: 60_000, shrink_interval_ms: 60_000, ..CpuPolicy::default() },
         memory: MemoryPolicy {
@@ -173,6 +174,12 @@ impl Bench {
     pub(super) fn outcome_by(&mut self, name: &str, second: u64, id: CommandId, result: OutcomeResult) {
         let outcome = Outcome { id, vm: vm(1), at: at(second), origin: Origin::Command, result };
         self.core.handle(at(second), Input::Outcome { host: host(name), outcome });
+    }
+
+    /// Host `a`'s answer about any VM.
+    pub(super) fn outcome_of(&mut self, vm: VmId, second: u64, id: CommandId, result: OutcomeResult) {
+        let outcome = Outcome { id, vm, at: at(second), origin: Origin::Command, result };
+        self.core.handle(at(second), Input::Outcome { host: host("a"), outcome });
     }
 
     pub(super) fn operate(&mut self, second: u64, request: OperatorRequest) {

@@ -1,0 +1,175 @@
+//! Weeks of a fleet: what the long history is good for.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use gnomon_common::wire::{Report, Setting, VmId};
+
+use super::bench::{Bench, at, host, report_of, vm};
+use crate::Core;
+use crate::archive::{BlockKey, Change, SealedBlock};
+use crate::io::{Input, Output, Record, Restored};
+use crate::plan::Reason;
+use crate::policy::{CpuPolicy, Mode, Policy};
+
+/// Minutes of a window here.
+const WINDOW_MIN: u64 = 5;
+const DAY_MIN: u64 = 1440;
+
+/// A day of `at(0)`'s that two hours are busy on.
+fn office(minute: u64) -> f64 {
+    let jitter = (minute / WINDOW_MIN * 7919 % 13) as f64 / 400.0;
+    if (540..660).contains(&(minute % DAY_MIN)) { 0.8 + jitter } else { 0.15 + jitter }
+}
+
+fn policy() -> Policy {
+    let cpu = CpuPolicy { lead_ms: 600_000, ..CpuPolicy::default() };
+    Policy { mode: Mode::Auto, cpu, ..Policy::default() }
+}
+
+/// A fleet on host `a` whose quotas are what they were last set to.
+struct Fleet {
+    bench: Bench,
+    /// Fits are made.
+    fits: bool,
+    quotas: BTreeMap<VmId, f64>,
+    /// (minute, VM, cores, why), in order.
+    resizes: Vec<(u64, VmId, f64, Reason)>,
+    notices: Vec<&'static str>,
+    blocks: BTreeMap<(VmId, BlockKey), SealedBlock>,
+    reports: Vec<Report>,
+}
+
+impl Fleet {
+    fn new(core: Core) -> Self {
+        Self {
+            bench: Bench::of(core),
+            fits: true,
+            quotas: BTreeMap::new(),
+            resizes: Vec::new(),
+            notices: Vec::new(),
+            blocks: BTreeMap::new(),
+            reports: Vec::new(),
+        }
+    }
+
+    fn live(&mut self, minutes: std::ops::Range<u64>, vms: u128, demand: impl Fn(u128, u64) -> f64) {
+        for minute in minutes.step_by(WINDOW_MIN as usize) {
+            let wants: Vec<(u128, f64, f64)> =
+                (1..=vms).map(|number| (number, demand(number, minute), demand(number, minute))).collect();
+            let mut report = report_of("a", minute * 60, &wants, None);
+            report.window_ms = 300_000;
+            for window in &mut report.vms {
+                window.allocation.quota_cores = Some(*self.quotas.entry(window.vm).or_insert(1.0));
+            }
+            self.reports.push(report.clone());
+            let now = at((minute + WINDOW_MIN) * 60);
+            self.bench.core.handle(now, Input::Report(Box::new(report)));
+            while let Some(output) = self.bench.core.poll_output() {
+                match output {
+                    Output::Fit(_) if !self.fits => {}
+                    Output::Fit(job) => self.bench.core.handle(now, Input::FitDone(Box::new(job.run()))),
+                    Output::Notice(notice) => self.notices.push(notice.kind),
+                    Output::Persist(Record::History { vm, change: Change::Persist(block) }) => {
+                        self.blocks.insert((vm, block.key), block);
+                    }
+                    Output::Persist(Record::History { vm, change: Change::Forget(key) }) => {
+                        self.blocks.remove(&(vm, key));
+                    }
+                    Output::Persist(Record::Plan(plan)) => {
+                        let resizes = plan.actions.iter().filter_map(|action| match action.action {
+                            gnomon_common::wire::Action::Set(Setting::CpuQuota { cores: Some(cores) }) => {
+                                Some((minute + WINDOW_MIN, action.vm, cores, action.reason))
+                            }
+                            _ => None,
+                        });
+                        self.resizes.extend(resizes);
+                    }
+                    Output::Command { command, .. } => {
+                        let (id, vm) = (command.id, command.vm);
+                        let after =
+                            self.resizes.iter().rev().find(|resize| resize.1 == vm).map_or(1.0, |resize| resize.2);
+                        let before = self.quotas.insert(vm, after).unwrap_or(1.0);
+                        self.bench.outcome_of(vm, (minute + WINDOW_MIN) * 60, id, super::bench::applied(before, after));
+                    }
+                    Output::Persist(_) => {}
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_daily_surge_is_provided_for_before_it_comes() {
+    let mut fleet = Fleet::new(Core::new(policy(), 1, 1));
+    fleet.fits = false;
+    fleet.live(0..8 * DAY_MIN - 60, 1, |_, minute| office(minute));
+    fleet.fits = true;
+    fleet.live(8 * DAY_MIN - 60..9 * DAY_MIN, 1, |_, minute| office(minute));
+    let surge = 8 * DAY_MIN + 540;
+    let today: Vec<_> = fleet.resizes.iter().filter(|resize| resize.0 >= 8 * DAY_MIN).collect();
+    let grown = today.iter().find(|resize| resize.2 >= 0.8).expect("it grows");
+    assert!(grown.0 <= surge && grown.0 + 15 >= surge, "at minute {} of {surge}", grown.0);
+    assert!(matches!(grown.3, Reason::ForecastSurge { .. }), "{:?}", grown.3);
+    assert!(today.iter().any(|resize| resize.0 > surge + 120 && resize.2 < 0.4), "{today:?}");
+    let explained = fleet.bench.core.explain(vm(1)).unwrap().lines.join("\n");
+    assert!(explained.contains("Its long history has seasons of a day"), "{explained}");
+}
+
+#[test]
+fn what_many_vms_have_at_once_is_told_once_and_what_one_has_by_its_name() {
+    let mut fleet = Fleet::new(Core::new(policy(), 1, 1));
+    // What detectors see does not depend on forecasts.
+    fleet.fits = false;
+    let quiet = |number: u128, minute: u64| 0.2 + office(minute + number as u64 * 60) / 50.0;
+    fleet.live(0..5 * DAY_MIN, 10, quiet);
+    fleet.notices.clear();
+    fleet.live(
+        5 * DAY_MIN..5 * DAY_MIN + 60,
+        10,
+        |number, minute| if number == 3 { 0.9 } else { quiet(number, minute) },
+    );
+    assert_eq!(fleet.notices, ["anomaly"]);
+    let alerts = fleet.bench.core.alerts();
+    assert_eq!((alerts[0].members[0].vm, alerts[0].fleet_wide), (vm(3), false));
+    assert_eq!((alerts[0].members[0].name.as_str(), alerts[0].members[0].host.clone()), ("vm3", Some(host("a"))));
+    fleet.notices.clear();
+    fleet.live(6 * DAY_MIN..6 * DAY_MIN + 60, 10, |number, minute| quiet(number, minute) + 0.6);
+    let fleet_wide = fleet.notices.iter().filter(|kind| **kind == "anomaly_fleet").count();
+    assert_eq!(fleet_wide, 1, "{:?}", fleet.notices);
+    assert!(fleet.notices.len() <= 3, "{:?}", fleet.notices);
+    let latest = &fleet.bench.core.alerts()[0];
+    assert!(latest.fleet_wide && latest.members.len() >= 9, "{latest:?}");
+}
+
+#[test]
+fn a_restart_knows_the_day_from_stored_history_and_tells_nothing_twice() {
+    let mut fleet = Fleet::new(Core::new(policy(), 1, 1));
+    fleet.fits = false;
+    fleet.live(0..6 * DAY_MIN, 1, |_, minute| office(minute));
+    fleet.live(6 * DAY_MIN..6 * DAY_MIN + 60, 1, |_, _| 0.99);
+    fleet.live(6 * DAY_MIN + 60..8 * DAY_MIN - 60, 1, |_, minute| office(minute));
+    fleet.fits = true;
+    fleet.live(8 * DAY_MIN - 60..8 * DAY_MIN, 1, |_, minute| office(minute));
+    let known = fleet.bench.core.forecast_for(vm(1), Duration::from_hours(20)).unwrap();
+    let alerts = fleet.bench.core.alerts();
+    assert!(!alerts.is_empty());
+
+    let mut core = Core::new(policy(), 2, 2);
+    core.restore(Restored::Host { host: host("a"), facts: super::bench::facts() });
+    for ((vm, _), block) in std::mem::take(&mut fleet.blocks) {
+        core.restore(Restored::History { vm, block });
+    }
+    // The store keeps reports of the last day.
+    for report in fleet.reports.iter().filter(|report| report.start >= at((7 * DAY_MIN) * 60)) {
+        core.restore(Restored::Report(Box::new(report.clone())));
+    }
+    let mut restarted = Fleet::new(core);
+    restarted.live(8 * DAY_MIN..8 * DAY_MIN + 30, 1, |_, minute| office(minute));
+    assert_eq!(restarted.notices, [""; 0]);
+    assert_eq!(restarted.bench.core.alerts(), alerts);
+    let forecast = restarted.bench.core.forecast_for(vm(1), Duration::from_hours(20)).unwrap();
+    assert_eq!(forecast.season_ms, known.season_ms);
+    let most = |forecast: &crate::view::Forecast| forecast.steps.iter().map(|step| step.p50).fold(0.0, f64::max);
+    assert!((most(&forecast) - most(&known)).abs() < 0.05, "{} {}", most(&forecast), most(&known));
+}

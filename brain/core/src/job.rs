@@ -1,0 +1,36 @@
+//! Work that takes longer than [`Core::handle`](crate::Core::handle) may: pure jobs, for any thread.
+
+use crate::forecast::{Refit, Refitted};
+use crate::pattern::{Look, Looked};
+
+/// A pure piece of work: run it on any thread and bring the result back as [`Input::FitDone`](crate::Input::FitDone).
+#[derive(Clone, Debug)]
+pub struct FitJob(pub(crate) Job);
+
+/// What a [`FitJob`] found.
+#[derive(Clone, Debug)]
+pub struct FitResult(pub(crate) Done);
+
+#[derive(Clone, Debug)]
+pub(crate) enum Job {
+    /// The near forecast of a VM.
+    Refit(Refit),
+    /// A look at a VM's long history.
+    Look(Box<Look>),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Done {
+    Refit(Refitted),
+    Look(Box<Looked>),
+}
+
+impl FitJob {
+    /// Does the work. Deterministic. Milliseconds to tens of them.
+    pub fn run(self) -> FitResult {
+        FitResult(match self.0 {
+            Job::Refit(refit) => Done::Refit(refit.run()),
+            Job::Look(look) => Done::Look(Box::new(look.run())),
+        })
+    }
+}
