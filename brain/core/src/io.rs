@@ -1,5 +1,6 @@
 //! What goes into the core and what comes out of it.
 
+use crate::archive::{Change, SealedBlock};
 use crate::forecast::{FitJob, FitResult};
 use crate::plan::Plan;
 use crate::policy::Policy;
@@ -105,7 +106,7 @@ pub enum Output {
 }
 
 /// What the store keeps of the core's doings.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Record {
     /// A host appeared, changed its facts, or its agent came or went.
     Host {
@@ -169,6 +170,13 @@ pub enum Record {
         /// What it did.
         outcome: Outcome,
     },
+    /// A block of a VM's long history is to be kept, in place of one of the same key, or forgotten.
+    History {
+        /// Which VM.
+        vm: VmId,
+        /// What its archive wants.
+        change: Change,
+    },
 }
 
 /// Why Gnomon keeps its hands off a scope.
@@ -223,8 +231,8 @@ pub struct Notice {
     pub text: String,
 }
 
-/// What a restarted brain tells a new core, in this order, before any input: hosts, VMs' past reports (oldest first), scopes,
-/// operators' settings, unanswered commands.
+/// What a restarted brain tells a new core, in this order, before any input: hosts, VMs' histories (a VM's blocks together, in the order
+/// of their keys), VMs' past reports (oldest first), scopes, operators' settings, unanswered commands.
 #[derive(Clone, Debug)]
 pub enum Restored {
     /// A host that was known, and when it was last heard of. It counts as not connected.
@@ -233,6 +241,13 @@ pub enum Restored {
         host: HostId,
         /// What it was.
         facts: HostFacts,
+    },
+    /// A block of a VM's long history, as it was kept; whether it is sound shows when its archive takes it back.
+    History {
+        /// Which VM.
+        vm: VmId,
+        /// The block.
+        block: SealedBlock,
     },
     /// A stored report: fills history, makes no plan.
     Report(Box<Report>),

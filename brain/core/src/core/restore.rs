@@ -12,6 +12,7 @@ impl Core {
             Restored::Host { host, facts } => {
                 self.fleet.hosts.insert(host, Host::new(facts));
             }
+            Restored::History { .. } => {}
             Restored::Report(report) => {
                 self.observe(&report, None);
             }
