@@ -127,17 +127,18 @@ impl Drive {
     ) -> Result<Self, StoreError> {
         // The term as seed: fits are spread differently in each life, and a life can be replayed.
         let mut turn = Turn::new(Desk { core: Core::new(policy, term, term), recent: Recent::default() }, metrics);
-        let mut reports = 0u64;
+        let (mut reports, mut blocks) = (0u64, 0u64);
         let answered = store
             .restore(clock::now() - retention, &mut |restored| {
                 reports += u64::from(matches!(restored, Restored::Report(_)));
+                blocks += u64::from(matches!(restored, Restored::History { .. }));
                 turn.restore(restored);
             })
             .await?;
         for (host, outcome) in answered {
             turn.input(clock::now(), Input::Outcome { host, outcome });
         }
-        tracing::info!(term, reports, hosts = turn.desk().core.hosts().len(), "restored from the store");
+        tracing::info!(term, reports, blocks, hosts = turn.desk().core.hosts().len(), "restored from the store");
         let (events_in, events) = mpsc::channel(EVENTS_MAX);
         let (questions_in, questions) = mpsc::channel(QUESTIONS_MAX);
         let handle = DriveHandle { term, events: events_in, questions: questions_in };

@@ -21,6 +21,7 @@ use crate::ingest::{
 };
 use crate::store::{Journal, Store, StoreError};
 use crate::telemetry::Telemetry;
+use gnomon_core::archive::Tier;
 use gnomon_core::{Audit, Input, Policy, Record};
 use quinn::Endpoint;
 use std::io;
@@ -394,7 +395,9 @@ async fn keep_certificate(own: Arc<OwnCertificate>, authority: Option<Arc<Author
 async fn prune(store: Arc<dyn Store>, config: StoreConfig, stop: CancellationToken) -> Result<(), ServiceError> {
     while stop.run_until_cancelled(sleep(PRUNE_INTERVAL)).await.is_some() {
         let now = clock::now();
-        match store.prune(now - config.report_retention(), now - config.affairs_retention()).await {
+        let (reports, affairs) = (now - config.report_retention(), now - config.affairs_retention());
+        // An archive tells itself what it no longer wants; what is left is of VMs that are gone.
+        match store.prune(reports, affairs, now - Tier::Hour1.kept_max()).await {
             Ok(0) => {}
             Ok(rows) => tracing::debug!(rows, "pruned the store"),
             Err(error) => tracing::warn!(%error, "old rows could not be pruned; trying again in {PRUNE_INTERVAL:?}"),

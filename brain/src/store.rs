@@ -13,7 +13,8 @@ pub use journal::{Journal, JournalMetrics, Receipt, Stopped};
 pub use sqlite::SqliteStore;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{AgentEpoch, CommandId, HostId, Outcome, Sequence};
+use gnomon_common::wire::{AgentEpoch, CommandId, HostId, Outcome, Sequence, VmId};
+use gnomon_core::archive::{BlockKey, SealedBlock};
 use gnomon_core::{Audit, CommandRecord, Record, Restored};
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -51,9 +52,18 @@ pub trait Store: Admissions {
     /// The latest commands, newest first.
     fn commands(&self, limit: u32) -> Pending<'_, Vec<CommandRecord>>;
 
-    /// Forgets reports received before `reports_before` and affairs (audit, plans, commands, outcomes, old allocations)
-    /// from before `affairs_before`, a bounded amount per call. Returns how many rows went.
-    fn prune(&self, reports_before: Timestamp, affairs_before: Timestamp) -> Pending<'_, u64>;
+    /// Blocks of a VM's long history that its archive sent away, in the order of `keys`; one that is not there is left out.
+    fn blocks(&self, vm: VmId, keys: Vec<BlockKey>) -> Pending<'_, Vec<SealedBlock>>;
+
+    /// Forgets reports received before `reports_before`, affairs (audit, plans, commands, outcomes, old allocations)
+    /// from before `affairs_before` and blocks of histories, whatever VM they are of, that ended before `history_before`,
+    /// a bounded amount per call. Returns how many rows went.
+    fn prune(
+        &self,
+        reports_before: Timestamp,
+        affairs_before: Timestamp,
+        history_before: Timestamp,
+    ) -> Pending<'_, u64>;
 }
 
 /// One thing to write.

@@ -163,19 +163,19 @@ pub enum Record {
         /// Where it was brought to; `None` when Gnomon may change it again.
         setting: Option<Setting>,
     },
-    /// A block of a VM's long history is to be kept, or forgotten.
-    History {
-        /// Which VM.
-        vm: VmId,
-        /// Which block, and what to do with it.
-        change: Change,
-    },
     /// The consequences of what an agent did of its own accord were drawn: a restart need not bring it in again.
     LocalAct {
         /// Whose agent.
         host: HostId,
         /// What it did.
         outcome: Outcome,
+    },
+    /// A block of a VM's long history is to be kept, in place of one of the same key, or forgotten.
+    History {
+        /// Which VM.
+        vm: VmId,
+        /// What its archive wants.
+        change: Change,
     },
 }
 
@@ -231,8 +231,8 @@ pub struct Notice {
     pub text: String,
 }
 
-/// What a restarted brain tells a new core, in this order, before any input: hosts, VMs' long history, past reports (oldest first), scopes,
-/// operators' settings, unanswered commands.
+/// What a restarted brain tells a new core, in this order, before any input: hosts, VMs' histories (a VM's blocks together, in the order
+/// of their keys), VMs' past reports (oldest first), scopes, operators' settings, unanswered commands.
 #[derive(Clone, Debug)]
 pub enum Restored {
     /// A host that was known, and when it was last heard of. It counts as not connected.
@@ -242,7 +242,7 @@ pub enum Restored {
         /// What it was.
         facts: HostFacts,
     },
-    /// A block of a VM's long history.
+    /// A block of a VM's long history, as it was kept; whether it is sound shows when its archive takes it back.
     History {
         /// Which VM.
         vm: VmId,

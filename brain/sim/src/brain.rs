@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Command, CommandId, HostFacts, HostId, Means, Report, Setting, VmId};
+use gnomon_core::archive::{BlockKey, Change, SealedBlock};
 use gnomon_core::{CommandRecord, Core, Hold, Policy, Record, Restored, Scope};
 
 /// Reports kept for a restart. The real store keeps them for a time; this many are hours of a small world.
@@ -13,6 +14,7 @@ const REPORTS_MAX: usize = 50_000;
 pub(crate) struct Store {
     term: u64,
     hosts: BTreeMap<HostId, HostFacts>,
+    history: BTreeMap<(VmId, BlockKey), Box<[u8]>>,
     reports: Vec<Report>,
     holds: BTreeMap<Scope, Hold>,
     settings: BTreeMap<(VmId, Means), Setting>,
@@ -26,6 +28,9 @@ impl Store {
         let mut core = Core::new(policy.clone(), seed, self.term);
         for (host, facts) in &self.hosts {
             core.restore(Restored::Host { host: host.clone(), facts: facts.clone() });
+        }
+        for (&(vm, key), bytes) in &self.history {
+            core.restore(Restored::History { vm, block: SealedBlock { key, bytes: bytes.clone() } });
         }
         for report in &self.reports {
             core.restore(Restored::Report(Box::new(report.clone())));
@@ -69,6 +74,12 @@ impl Store {
             }
             Record::Setting { vm, means, setting: None } => {
                 self.settings.remove(&(vm, means));
+            }
+            Record::History { vm, change: Change::Persist(block) } => {
+                self.history.insert((vm, block.key), block.bytes);
+            }
+            Record::History { vm, change: Change::Forget(key) } => {
+                self.history.remove(&(vm, key));
             }
             // Agents of this world do nothing of their own accord.
             Record::LocalAct { .. } => {}

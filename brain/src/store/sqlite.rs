@@ -5,13 +5,15 @@
 //! read; in WAL mode readers never wait for the writer. The SQL is the part that SQLite and PostgreSQL share.
 
 mod admissions;
+mod history;
 mod prune;
 mod read;
 mod write;
 
 use super::{Entry, INTEGER_MAX, Pending, Store, StoreError};
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{AgentEpoch, HostId, Outcome, Sequence};
+use gnomon_common::wire::{AgentEpoch, HostId, Outcome, Sequence, VmId};
+use gnomon_core::archive::{BlockKey, SealedBlock};
 use gnomon_core::{Audit, CommandRecord, Restored};
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{
@@ -135,8 +137,17 @@ impl Store for SqliteStore {
         Box::pin(read::commands(&self.readers, limit))
     }
 
-    fn prune(&self, reports_before: Timestamp, affairs_before: Timestamp) -> Pending<'_, u64> {
-        Box::pin(prune::prune(&self.readers, &self.writer, reports_before, affairs_before))
+    fn blocks(&self, vm: VmId, keys: Vec<BlockKey>) -> Pending<'_, Vec<SealedBlock>> {
+        Box::pin(history::blocks(&self.readers, vm, keys))
+    }
+
+    fn prune(
+        &self,
+        reports_before: Timestamp,
+        affairs_before: Timestamp,
+        history_before: Timestamp,
+    ) -> Pending<'_, u64> {
+        Box::pin(prune::prune(&self.readers, &self.writer, reports_before, affairs_before, history_before))
     }
 }
 
@@ -153,6 +164,8 @@ fn ms(at: Timestamp) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gnomon_core::Record;
+    use gnomon_core::archive::{Change, Kpi, Tier};
 
     // `kill -9` leaves the page cache alone, so only this tells whether a power cut would, too.
     #[tokio::test]
@@ -182,10 +195,17 @@ mod tests {
             received: Timestamp::from_unix_ms(1),
             payload: vec![7; 1 << 20],
         });
-        pages(1).await;
-        let full = store.commit(std::slice::from_ref(&report)).await.unwrap_err();
-        assert!(full.to_string().contains("full"), "{full}");
-        pages(1_000_000).await;
-        assert_eq!(store.commit(&[report]).await.unwrap(), [true]);
+        let key = BlockKey { kpi: Kpi::Cpu, tier: Tier::Hour1, number: 1 };
+        let block = SealedBlock { key, bytes: vec![7; 1 << 20].into() };
+        let vm = VmId(uuid::Uuid::from_u128(1));
+        let history = Entry::Record(Box::new(Record::History { vm, change: Change::Persist(block.clone()) }));
+        for entry in [report, history] {
+            pages(1).await;
+            let full = store.commit(std::slice::from_ref(&entry)).await.unwrap_err();
+            assert!(full.to_string().contains("full"), "{full}");
+            pages(1_000_000).await;
+            assert_eq!(store.commit(&[entry]).await.unwrap(), [true]);
+        }
+        assert_eq!(store.blocks(vm, vec![key]).await.unwrap(), [block]);
     }
 }

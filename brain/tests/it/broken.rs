@@ -8,7 +8,8 @@ use gnomon_brain::drive::{Dispatch, Drive, Event, Issued};
 use gnomon_brain::store::{Entry, Journal, Pending, SqliteStore, Stopped, Store};
 use gnomon_brain::telemetry::Telemetry;
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{AgentEpoch, Command, HostId, Outcome, Sequence};
+use gnomon_common::wire::{AgentEpoch, Command, HostId, Outcome, Sequence, VmId};
+use gnomon_core::archive::{BlockKey, SealedBlock};
 use gnomon_core::{Audit, CommandRecord, Input, OperatorRequest, Policy, Restored, Scope};
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,8 +51,17 @@ impl Store for Panicking {
         self.0.commands(limit)
     }
 
-    fn prune(&self, reports_before: Timestamp, affairs_before: Timestamp) -> Pending<'_, u64> {
-        self.0.prune(reports_before, affairs_before)
+    fn blocks(&self, vm: VmId, keys: Vec<BlockKey>) -> Pending<'_, Vec<SealedBlock>> {
+        self.0.blocks(vm, keys)
+    }
+
+    fn prune(
+        &self,
+        reports_before: Timestamp,
+        affairs_before: Timestamp,
+        history_before: Timestamp,
+    ) -> Pending<'_, u64> {
+        self.0.prune(reports_before, affairs_before, history_before)
     }
 }
 

@@ -3,7 +3,8 @@
 use crate::uninvited::nobody_joins;
 use gnomon_brain::store::{Entry, Pending, Store, StoreError};
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{AgentEpoch, CommandId, HostId, Outcome, Sequence, frame};
+use gnomon_common::wire::{AgentEpoch, CommandId, HostId, Outcome, Sequence, VmId, frame};
+use gnomon_core::archive::{BlockKey, Change, SealedBlock};
 use gnomon_core::{Audit, CommandRecord, Record, Restored};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -15,6 +16,7 @@ pub(crate) struct Disk {
     pub(crate) reports: BTreeMap<(HostId, AgentEpoch, Sequence), Vec<u8>>,
     pub(crate) commands: BTreeMap<CommandId, CommandRecord>,
     outcomes: BTreeMap<(HostId, CommandId), Outcome>,
+    history: BTreeMap<(VmId, BlockKey), SealedBlock>,
     records: Vec<Record>,
     term: u64,
 }
@@ -76,8 +78,13 @@ impl Disk {
                 self.outcomes.insert((host.clone(), outcome.id), (**outcome).clone()).is_none()
             }
             Entry::Record(record) => {
-                if let Record::Command(command) = &**record {
-                    self.commands.insert(command.command.id, command.clone());
+                match &**record {
+                    Record::Command(command) => drop(self.commands.insert(command.command.id, command.clone())),
+                    Record::History { vm, change: Change::Persist(block) } => {
+                        self.history.insert((*vm, block.key), block.clone());
+                    }
+                    Record::History { vm, change: Change::Forget(key) } => drop(self.history.remove(&(*vm, *key))),
+                    _ => {}
                 }
                 self.records.push((**record).clone());
                 true
@@ -97,6 +104,9 @@ impl Disk {
             }
         }
         hosts.into_iter().for_each(|(host, facts)| sink(Restored::Host { host, facts }));
+        for (&(vm, _), block) in &self.history {
+            sink(Restored::History { vm, block: block.clone() });
+        }
         for payload in self.reports.values() {
             sink(Restored::Report(Box::new(frame::decode(payload).unwrap())));
         }
@@ -155,7 +165,19 @@ impl Store for Forgetful {
         Box::pin(async { Ok(self.disk.lock().unwrap().commands.values().cloned().collect()) })
     }
 
-    fn prune(&self, _reports_before: Timestamp, _affairs_before: Timestamp) -> Pending<'_, u64> {
+    fn blocks(&self, vm: VmId, keys: Vec<BlockKey>) -> Pending<'_, Vec<SealedBlock>> {
+        Box::pin(async move {
+            let disk = self.disk.lock().unwrap();
+            Ok(keys.into_iter().filter_map(|key| disk.history.get(&(vm, key)).cloned()).collect())
+        })
+    }
+
+    fn prune(
+        &self,
+        _reports_before: Timestamp,
+        _affairs_before: Timestamp,
+        _history_before: Timestamp,
+    ) -> Pending<'_, u64> {
         Box::pin(async { Ok(0) })
     }
 }

@@ -9,6 +9,7 @@ mod crash;
 mod crowd;
 mod enrol;
 mod forgetful;
+mod history;
 mod ingest;
 mod process;
 mod regression;

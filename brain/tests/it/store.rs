@@ -104,8 +104,8 @@ async fn pruning_takes_what_is_old_and_leaves_the_rest() {
     let old = (1..=200).map(|sequence| entry(sequence, ago(20 + sequence)));
     let entries: Vec<_> = old.chain([entry(201, ago(1)), audit("old", ago(50)), audit("new", ago(1))]).collect();
     store.commit(&entries).await.unwrap();
-    assert_eq!(store.prune(ago(10), ago(40)).await.unwrap(), 201, "200 reports and one line");
-    assert_eq!(store.prune(ago(10), ago(40)).await.unwrap(), 0);
+    assert_eq!(store.prune(ago(10), ago(40), ago(1)).await.unwrap(), 201, "200 reports and one line");
+    assert_eq!(store.prune(ago(10), ago(40), ago(1)).await.unwrap(), 0);
     assert_eq!(count(&path, "SELECT sequence FROM report").await, 201);
     let lines = store.audit(10).await.unwrap();
     assert_eq!(lines.iter().map(|line| line.detail.as_str()).collect::<Vec<_>>(), ["new"]);
@@ -120,8 +120,8 @@ async fn a_commit_gets_its_turn_while_much_is_pruned() {
     let old = now() - Duration::from_secs(7200);
     store.commit(&(1..=OLD as u64).map(|sequence| entry(sequence, old)).collect::<Vec<_>>()).await.unwrap();
     let pruning = store.clone();
-    let pruned =
-        tokio::spawn(async move { pruning.prune(now() - Duration::from_secs(3600), Timestamp::default()).await });
+    let (before, never) = (now() - Duration::from_secs(3600), Timestamp::default());
+    let pruned = tokio::spawn(async move { pruning.prune(before, never, never).await });
     while count(&path, "SELECT COUNT(*) FROM report").await == OLD {
         tokio::task::yield_now().await;
     }

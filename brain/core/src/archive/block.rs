@@ -18,6 +18,7 @@
 //!
 //! Gaps are kept apart because a sentinel among values costs bits at each of its neighbours.
 
+use gnomon_common::time::Timestamp;
 use pco::standalone::{simple_compress, simple_decompress_into};
 use pco::{ChunkConfig, DeltaSpec, ModeSpec};
 
@@ -42,6 +43,14 @@ pub struct BlockKey {
     pub tier: Tier,
     /// Start of the block since the epoch, in lengths of a block of that tier.
     pub number: u64,
+}
+
+impl BlockKey {
+    /// When the block's time is over, however much of it was measured. Of a number that no clock reaches, the end of time.
+    pub const fn end(self) -> Timestamp {
+        let block_ms = self.tier.block_steps() * self.tier.step_ms();
+        Timestamp::from_unix_ms(self.number.saturating_add(1).saturating_mul(block_ms))
+    }
 }
 
 /// A block to be persisted, and to be given back after a restart.

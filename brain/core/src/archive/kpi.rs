@@ -101,6 +101,11 @@ impl Tier {
         }
     }
 
+    /// How long a step is kept at most: blocks are forgotten as a whole.
+    pub const fn kept_max(self) -> Duration {
+        Duration::from_millis((self.steps_kept() + self.block_steps()) * self.step_ms())
+    }
+
     /// Steps of a block: an hour, two days, sixteen days. Shorter ones compress worse, longer ones keep more steps uncompressed.
     pub const fn block_steps(self) -> u64 {
         match self {

@@ -24,6 +24,8 @@ struct Aging {
 
 const REPORTS: Aging = Aging { table: "report", key: "host, epoch, sequence", at: "received_ms", condition: "" };
 
+const BLOCKS: Aging = Aging { table: "block", key: "vm, kpi, tier, number", at: "end_ms", condition: "" };
+
 const AFFAIRS: [Aging; 7] = [
     Aging { table: "audit", key: "term, line", at: "at_ms", condition: "" },
     Aging { table: "plan", key: "term, generation", at: "at_ms", condition: "" },
@@ -40,14 +42,16 @@ const AFFAIRS: [Aging; 7] = [
     },
 ];
 
-/// Forgets reports and affairs from before these instants, a bounded number of each; returns how many rows went.
+/// Forgets reports, affairs and blocks of histories from before these instants, a bounded number of each; returns how many rows went.
 pub(super) async fn prune(
     readers: &SqlitePool,
     writer: &SqlitePool,
     reports_before: Timestamp,
     affairs_before: Timestamp,
+    history_before: Timestamp,
 ) -> Result<u64, StoreError> {
     let mut rows = REPORTS.forget(readers, writer, reports_before).await?;
+    rows += BLOCKS.forget(readers, writer, history_before).await?;
     for aging in &AFFAIRS {
         rows += aging.forget(readers, writer, affairs_before).await?;
     }

@@ -1,6 +1,6 @@
 //! Statements that read. A row that no longer decodes is skipped and said, never a reason not to start.
 
-use super::{integer, ms};
+use super::{history, integer, ms};
 use crate::store::StoreError;
 use futures_util::TryStreamExt;
 use gnomon_common::time::Timestamp;
@@ -30,6 +30,7 @@ pub(super) async fn restore(
             sink(Restored::Host { host, facts });
         }
     }
+    history::restore(db, sink).await?;
     {
         // Streamed: the reports of several seasons need not fit into memory.
         let mut reports = pin!(

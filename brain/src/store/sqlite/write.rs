@@ -1,6 +1,6 @@
 //! Statements that write. Every one can be repeated, and none can fail for what an agent sent.
 
-use super::{integer, ms};
+use super::{history, integer, ms};
 use crate::store::{StoreError, StoredReport};
 use gnomon_common::wire::{HostId, Outcome};
 use gnomon_core::{Audit, CommandRecord, Record};
@@ -94,6 +94,7 @@ pub(super) async fn record(db: &mut SqliteConnection, record: &Record) -> Result
         Record::Setting { vm, means, setting: None } => sqlx::query("DELETE FROM setting WHERE vm = $1 AND means = $2")
             .bind(vm.to_string())
             .bind(serde_json::to_string(means)?),
+        Record::History { vm, change } => return history::change(db, *vm, change).await,
         Record::LocalAct { host, outcome } => {
             sqlx::query("UPDATE outcome SET taken_in = 1 WHERE host = $1 AND term = $2 AND number = $3")
                 .bind(host.as_str())
