@@ -16,6 +16,7 @@ mod status;
 
 pub use affairs::LIMIT_DEFAULT;
 pub use auth::{Tokens, TokensError};
+pub use fleet::ArchivedStep;
 pub use metrics::ApiMetrics;
 pub use operate::{OperateBody, Operated, ScopeBody, TouchedVm};
 pub use problem::Problem;
@@ -85,6 +86,8 @@ pub fn router(state: ApiState) -> Router {
         .route("/vms/{vm}/forecast", get(fleet::forecast))
         .route("/vms/{vm}/explain", get(fleet::explain))
         .route("/vms/{vm}/history", get(fleet::history))
+        .route("/vms/{vm}/archive", get(fleet::archive))
+        .route("/alerts", get(fleet::alerts))
         .route("/vms/{vm}/set", post(set::set))
         .route("/audit", get(affairs::audit))
         .route("/commands", get(affairs::commands))

@@ -17,6 +17,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use set::SetArguments;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Looks into a running brain, sets limits by hand, and tells it to leave things alone.
 ///
@@ -51,7 +52,12 @@ pub enum Command {
     Forecast {
         /// UUID, or name
         vm: String,
+        /// How far ahead, like 6h, 1d or 30d; by default as far as the policy's horizon
+        #[arg(long, value_parser = quantity::duration)]
+        ahead: Option<Duration>,
     },
+    /// What was out of the ordinary in the last seven days, latest first
+    Alerts,
     /// Why a VM has the size it has
     Explain {
         /// UUID, or name
@@ -138,7 +144,8 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Status => commands::status(&client, json),
         Command::Hosts => commands::hosts(&client, json),
         Command::Vms => commands::vms(&client, json),
-        Command::Forecast { vm } => commands::forecast(&client, json, &vm),
+        Command::Forecast { vm, ahead } => commands::forecast(&client, json, &vm, ahead),
+        Command::Alerts => commands::alerts(&client, json),
         Command::Explain { vm } => commands::explain(&client, json, &vm),
         Command::Set(arguments) => set::set(&client, json, &arguments),
         Command::Pause(ScopeArguments { vm, host, .. }) => commands::operate(&client, json, "pause", scope(vm, host)),

@@ -123,7 +123,7 @@ fn api_listen() -> SocketAddr {
 }
 
 fn report_retention_s() -> u64 {
-    4 * 86_400
+    24 * 3600
 }
 
 fn affairs_retention_s() -> u64 {
@@ -288,7 +288,7 @@ mod tests {
             ("agents_max = 1024", "agents_max = 0", "listen.agents_max"),
             ("certificate_lifetime_s = 604800", "certificate_lifetime_s = 1", "ca.certificate_lifetime_s"),
             ("quantile = 0.95", "quantile = 0.8", "policy.cpu.quantile"),
-            ("report_retention_s = 345600", "report_retention_s = 3600", "store.report_retention_s"),
+            ("report_retention_s = 86400", "report_retention_s = 3600", "store.report_retention_s"),
         ] {
             assert!(EXAMPLE.contains(from), "{from}");
             let message = parse(&EXAMPLE.replace(from, to)).unwrap_err().to_string();

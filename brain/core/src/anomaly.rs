@@ -111,18 +111,23 @@ pub struct Incident {
     pub score: f64,
 }
 
-impl fmt::Display for Incident {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Incident {
+    /// For people, with values written in their unit.
+    pub fn in_words(&self, write: impl Fn(f64) -> String) -> String {
         let what = match self.kind {
             Kind::Point | Kind::Contextual => "a value",
             Kind::LevelShift | Kind::SlowLeak => "a mean",
             Kind::FlatLine => "a spread",
         };
-        write!(
-            formatter,
-            "{}: expected {what} between {:.4} and {:.4}, came {:.4} (score {:.2})",
-            self.kind, self.expected.low, self.expected.high, self.observed, self.score
-        )
+        let Self { kind, expected, observed, score, .. } = self;
+        let (low, high) = (write(expected.low), write(expected.high));
+        format!("{kind}: expected {what} between {low} and {high}, came {} (score {score:.2})", write(*observed))
+    }
+}
+
+impl fmt::Display for Incident {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.in_words(|value| format!("{value:.4}")))
     }
 }
 

@@ -259,6 +259,11 @@ impl Pattern {
         Some(Ahead { start: table.starts(first), step: table.step(), quantiles: quantiles.collect() })
     }
 
+    /// Its history.
+    pub(crate) fn archive(&self) -> &Archive {
+        &self.archive
+    }
+
     /// Whether the forecast rests on a season that forecasts clearly better than "no change".
     pub(crate) fn is_earned(&self) -> bool {
         self.outlook.as_ref().is_some_and(Outlook::is_earned)

@@ -1,6 +1,6 @@
 //! The API described for programs.
 
-use super::{OperateBody, Operated, Problem, ScopeBody, SetAnswer, SetBody, Status, TouchedVm};
+use super::{ArchivedStep, OperateBody, Operated, Problem, ScopeBody, SetAnswer, SetBody, Status, TouchedVm};
 use super::{affairs, fleet, metrics, operate, set, status};
 use crate::drive::HistoryPoint;
 use axum::Json;
@@ -12,11 +12,12 @@ use utoipa::{Modify, OpenApi};
     info(title = "gnomon-brain", description = "Predictive resource allocation for virtual machines"),
     paths(
         status::status, status::healthz, metrics::metrics,
-        fleet::hosts, fleet::host, fleet::vms, fleet::vm, fleet::forecast, fleet::explain, fleet::history,
+        fleet::hosts, fleet::host, fleet::vms, fleet::vm, fleet::forecast, fleet::explain, fleet::history, fleet::archive,
+        fleet::alerts,
         affairs::audit, affairs::commands,
         operate::pause, operate::resume, operate::release, set::set,
     ),
-    components(schemas(Status, HistoryPoint, OperateBody, ScopeBody, Operated, TouchedVm, SetBody, SetAnswer, Problem)),
+    components(schemas(Status, HistoryPoint, ArchivedStep, OperateBody, ScopeBody, Operated, TouchedVm, SetBody, SetAnswer, Problem)),
     modifiers(&Token),
 )]
 struct Document;
@@ -42,7 +43,7 @@ mod tests {
     fn every_path_is_described_and_needs_a_token_but_for_health_and_metrics() {
         let document = serde_json::to_value(Document::openapi()).unwrap();
         let paths = document["paths"].as_object().unwrap();
-        assert_eq!(paths.len(), 16);
+        assert_eq!(paths.len(), 18);
         for (path, item) in paths {
             let operation = item.get("get").or_else(|| item.get("post")).unwrap();
             assert_eq!(operation.get("security").is_some(), path.starts_with("/api/"), "{path}");

@@ -6,9 +6,11 @@ use super::{Failure, plot};
 use crate::api::{OperateBody, Operated, ScopeBody, Status};
 use gnomon_common::wire::OutcomeResult;
 use gnomon_core::Audit;
-use gnomon_core::view::{Explanation, Forecast, HostView, RecentAction, VmView};
+use gnomon_core::archive::Kpi;
+use gnomon_core::view::{Alert, Explanation, Forecast, HostView, RecentAction, VmView};
 use serde_json::Value;
 use std::io::{self, IsTerminal, Write as _};
+use std::time::Duration;
 
 pub(super) fn status(client: &Client, json: bool) -> Result<(), Failure> {
     let value = client.get("status")?;
@@ -105,8 +107,9 @@ fn memory(value: Option<u64>) -> String {
     value.map_or_else(|| "-".to_owned(), bytes)
 }
 
-pub(super) fn forecast(client: &Client, json: bool, vm: &str) -> Result<(), Failure> {
-    let value = client.get(&format!("vms/{}/forecast", segment(vm)))?;
+pub(super) fn forecast(client: &Client, json: bool, vm: &str, ahead: Option<Duration>) -> Result<(), Failure> {
+    let ahead = ahead.map_or_else(String::new, |ahead| format!("?ahead_s={}", ahead.as_secs()));
+    let value = client.get(&format!("vms/{}/forecast{ahead}", segment(vm)))?;
     if json {
         return print_json(&value);
     }
@@ -121,6 +124,43 @@ pub(super) fn forecast(client: &Client, json: bool, vm: &str) -> Result<(), Fail
     if let Some(relative) = forecast.relative_error {
         println!("error   {relative:.2} of the naive forecast's");
     }
+    let mut models = forecast.models;
+    models.retain(|share| share.weight >= 0.01);
+    models.sort_by(|one, other| other.weight.total_cmp(&one.weight));
+    if !models.is_empty() {
+        let mut table = table(&["MODEL", "WEIGHT", "ERROR"], &[1, 2]);
+        for share in models {
+            table.add_row([share.model, format!("{:.0} %", share.weight * 100.0), cores(share.error_cores)]);
+        }
+        println!("{table}");
+    }
+    Ok(())
+}
+
+pub(super) fn alerts(client: &Client, json: bool) -> Result<(), Failure> {
+    let value = client.get("alerts")?;
+    if json {
+        return print_json(&value);
+    }
+    let alerts: Vec<Alert> = typed(value)?;
+    if alerts.is_empty() {
+        println!("nothing was out of the ordinary in the last seven days");
+        return Ok(());
+    }
+    let mut table = table(&["SINCE", "FOUND", "VM", "HOST", "WHAT", "HOW"], &[]);
+    for Alert { since, found, members, .. } in alerts {
+        let Some(first) = members.first() else { continue };
+        let (name, place) = match members.len() {
+            1 => (first.name.clone(), first.host.as_ref().map_or_else(|| "-".into(), ToString::to_string)),
+            many => (format!("{many} at once: {}, …", first.name), "fleet".into()),
+        };
+        let how = first.incident.in_words(|value| match first.kpi {
+            Kpi::Memory => bytes(value.max(0.0) as u64),
+            _ => format!("{value:.2}"),
+        });
+        table.add_row([at(since), at(found), name, place, first.kpi.to_string(), how]);
+    }
+    println!("{table}");
     Ok(())
 }
 

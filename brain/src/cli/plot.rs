@@ -76,6 +76,8 @@ mod tests {
             season_ms: None,
             model: "test".into(),
             relative_error: None,
+            models: Vec::new(),
+            skill: None,
             steps,
         }
     }

@@ -1,5 +1,7 @@
 //! Quantities as people type them: `2GiB`, `50MB/s`, `unlimited`.
 
+use std::time::Duration;
+
 /// Powers of 1000 and of 1024, in bytes. A bare `K`, `M`, `G` or `T` is refused: half the world means the one, half the other.
 const UNITS: [(&str, u64); 9] = [
     ("TiB", 1 << 40),
@@ -35,6 +37,16 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
 pub(super) fn bytes_per_s(text: &str) -> Result<Limit<u64>, String> {
     limit(text, |text| bytes(text.strip_suffix("/s").unwrap_or(text)).ok())
         .ok_or_else(|| format!("expected bytes per second like 50MB/s or 10MiB/s, or {UNLIMITED}"))
+}
+
+/// A time: `90s`, `30m`, `6h`, `1d`; days have 24 hours.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let span = text.parse::<jiff::Span>().ok();
+    let length = span.and_then(|span| span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).ok());
+    length
+        .and_then(|length| Duration::try_from(length).ok())
+        .filter(|length| !length.is_zero())
+        .ok_or_else(|| "expected a time like 30m, 6h, 1d or 30d".to_owned())
 }
 
 /// Operations per second: `500`, or `500/s`.

@@ -6,7 +6,7 @@ use gnomon_brain::clock::now;
 use gnomon_common::wire::{Action, OutcomeResult, Setting};
 use serde_json::json;
 
-const PATHS: [&str; 10] = [
+const PATHS: [&str; 12] = [
     "/api/v1/status",
     "/api/v1/hosts",
     "/api/v1/hosts/a",
@@ -15,6 +15,8 @@ const PATHS: [&str; 10] = [
     "/api/v1/vms/x/forecast",
     "/api/v1/vms/x/explain",
     "/api/v1/vms/x/history",
+    "/api/v1/vms/x/archive?kpi=cpu",
+    "/api/v1/alerts",
     "/api/v1/audit",
     "/api/v1/commands",
 ];
@@ -105,6 +107,44 @@ async fn the_fleet_and_its_history_are_what_the_agents_reported() {
     assert!(!brain.get(&format!("/api/v1/vms/{uuid}/explain")).await["lines"].as_array().unwrap().is_empty());
     let gauge = format!("gnomon_vm_cpu_limit_cores{{vm=\"{uuid}\",name=\"vm-of-a\",host=\"a\"}}");
     assert_eq!(brain.metric(&gauge).await, 0.5);
+    brain.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_history_is_told_is_forecast_from_and_survives_a_restart() {
+    let home = Home::new();
+    let brain = Brain::start(&home).await;
+    let (mut agent, _) = Agent::join(brain.agents, &home.agent("a"), hello("a", 1)).await;
+    let (steps, step_ms) = (400, 300_000);
+    let start = now().unix_ms() / step_ms * step_ms - steps * step_ms;
+    for step in 0..steps {
+        let mut report = report("a", 1, step + 1, start + step * step_ms, vm(1), 0.3 + 0.01 * (step % 7) as f64);
+        report.window_ms = u32::try_from(step_ms).unwrap();
+        agent.deliver(&report).await;
+    }
+    let path = |what: &str| format!("/api/v1/vms/{}/{what}", vm(1));
+    let forecast = path("forecast?ahead_s=7200");
+    brain.until("a forecast of two hours", async |brain| brain.get(&forecast).await.is_object()).await;
+    let told = brain.get(&forecast).await;
+    assert_eq!((told["resolution_ms"].as_u64(), told["season_ms"].is_null()), (Some(step_ms), true), "{told}");
+    let weights = told["models"].as_array().unwrap().iter().map(|share| share["weight"].as_f64().unwrap());
+    assert!((weights.sum::<f64>() - 1.0).abs() < 1e-6);
+    let p95 = told["steps"][20]["p95"].as_f64().unwrap();
+    assert!((0.3..0.5).contains(&p95), "{told}");
+    assert_eq!(brain.get("/api/v1/alerts").await, serde_json::json!([]));
+
+    let known = brain.get(&path("archive?kpi=cpu")).await;
+    let hours = brain.get(&path(&format!("archive?kpi=cpu&resolution_s=3600&since_ms={}", start + 10 * 12 * step_ms))).await;
+    assert_eq!(known.as_array().unwrap().len() as u64, steps);
+    assert_eq!(known[7]["start_ms"], start + 7 * step_ms);
+    assert!((known[7]["mean"].as_f64().unwrap() - 0.3).abs() < 0.001);
+    assert!((20..=24).contains(&hours.as_array().unwrap().len()), "{hours}");
+    for refused in ["archive?kpi=cpu&resolution_s=7", "archive?kpi=gpu", "forecast?ahead_s=99999999"] {
+        assert_eq!(brain.status(&path(refused), Some(&home.token())).await, 400, "{refused}");
+    }
+    brain.stop().await;
+    let brain = Brain::start(&home).await;
+    assert_eq!(brain.get(&path("archive?kpi=cpu")).await, known);
     brain.stop().await;
 }
 

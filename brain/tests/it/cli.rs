@@ -35,6 +35,8 @@ async fn json_output_is_the_apis_and_tables_show_the_same() {
         (vec!["vms"], "/api/v1/vms"),
         (vec!["forecast", "vm-of-a"], "/api/v1/vms/vm-of-a/forecast"),
         (vec!["explain", "vm-of-a"], "/api/v1/vms/vm-of-a/explain"),
+        (vec!["forecast", "vm-of-a", "--ahead", "1d"], "/api/v1/vms/vm-of-a/forecast?ahead_s=86400"),
+        (vec!["alerts"], "/api/v1/alerts"),
         (vec!["audit"], "/api/v1/audit"),
         (vec!["status"], "/api/v1/status"),
     ] {

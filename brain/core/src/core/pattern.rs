@@ -11,6 +11,7 @@ use crate::draw::mix;
 use crate::io::{Output, Record};
 use crate::job::{FitJob, Job};
 use crate::pattern::{Looked, Sighting};
+use crate::plan::mib;
 
 /// Stored histories of VMs that have not come back are kept in memory up to so many: their hosts may only be late.
 const ARCHIVES_UNCLAIMED_MAX: usize = 1000;
@@ -34,7 +35,11 @@ impl Core {
     fn tell(&mut self, now: Timestamp, id: VmId, sighting: Sighting) {
         let (kpi, incident) = &sighting;
         let name = self.fleet.vms.get(&id).map_or("", |vm| vm.name.as_str());
-        let text = format!("VM {name} ({id}), {kpi}: {incident}");
+        let write = |value: f64| match kpi {
+            Kpi::Memory => mib(value.max(0.0) as u64),
+            _ => format!("{value:.2}"),
+        };
+        let text = format!("VM {name} ({id}), {kpi}: {}", incident.in_words(write));
         let late = now.unix_ms() / 1000 > incident.at_s.unsigned_abs().saturating_add(LATE_S);
         let vms = self.fleet.vms.len();
         match self.incidents.add(id, sighting, vms) {

@@ -8,6 +8,7 @@ use gnomon_common::wire::{HostId, VmId};
 use super::Core;
 use super::incidents::Subject;
 use crate::anomaly::fleet::Finding;
+use crate::archive::Archive;
 use crate::fleet::{Host, Vm};
 use crate::forecast::Forecaster;
 use crate::forecast::engine::{LEVELS, Share};
@@ -100,6 +101,11 @@ impl Core {
             models: shares.iter().map(share).collect(),
             skill: Some(skill),
         })
+    }
+
+    /// A VM's long history, copied out; some of its blocks may be in the store alone. `None` for a VM that is not known.
+    pub fn archive(&self, id: VmId) -> Option<Archive> {
+        self.fleet.vms.get(&id).map(|vm| vm.pattern.archive().clone())
     }
 
     /// What was out of the ordinary in the last seven days, the latest first. What many VMs had at once is one alert.
