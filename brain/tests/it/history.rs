@@ -150,7 +150,7 @@ async fn rows_that_are_no_blocks_are_skipped_and_the_others_restored() {
     commit(&store, (1..=8).map(|number| keep(vm(1), key(number), b"block"))).await;
     let mut db = SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(&path)).await.unwrap();
     for damage in [
-        "UPDATE block SET kpi = 8 WHERE number = 1",
+        "UPDATE block SET kpi = 200 WHERE number = 1",
         "UPDATE block SET kpi = -1 WHERE number = 2",
         "UPDATE block SET tier = 3 WHERE number = 3",
         "UPDATE block SET tier = 'x' WHERE number = 4",
