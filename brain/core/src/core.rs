@@ -22,10 +22,10 @@ use std::sync::Arc;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Fence, HostFacts, HostId, VmId};
 
-use crate::archive::Archive;
 use crate::calendar::Calendar;
 use crate::fleet::{Fleet, Host};
 use crate::io::{Audit, Input, Notice, Output, Record};
+use crate::pattern::Pattern;
 use crate::policy::{Mode, Policy};
 use hold::Holds;
 use incidents::Incidents;
@@ -52,8 +52,8 @@ pub struct Core {
     tickets: u64,
     calendar: Arc<Calendar>,
     incidents: Incidents,
-    /// Histories that the store gave back, of VMs that were not seen yet.
-    archives: BTreeMap<VmId, Archive>,
+    /// What the store gave back of VMs that were not seen yet.
+    stored: BTreeMap<VmId, Pattern>,
     outputs: VecDeque<Output>,
 }
 
@@ -75,7 +75,7 @@ impl Core {
             tickets: 0,
             calendar: Arc::new(Calendar::utc()),
             incidents: Incidents::default(),
-            archives: BTreeMap::new(),
+            stored: BTreeMap::new(),
             outputs: VecDeque::new(),
         };
         core.set_policy(policy);
@@ -131,7 +131,7 @@ impl Core {
         entry.facts = facts.clone();
         entry.connected = true;
         self.persist(Record::Host { host: host.clone(), facts, connected: true, at: now });
-        self.bound_archives();
+        self.bound_stored();
         self.restore_baselines_on(now, &host);
     }
 

@@ -2,6 +2,7 @@
 
 use crate::archive::{Change, SealedBlock};
 use crate::job::{FitJob, FitResult};
+use crate::pattern::Corrections;
 use crate::plan::Plan;
 use crate::policy::Policy;
 use gnomon_common::time::Timestamp;
@@ -170,6 +171,13 @@ pub enum Record {
         /// What it did.
         outcome: Outcome,
     },
+    /// What was learnt from how well it went; it takes the place of the last one of the same subject.
+    Lesson {
+        /// What.
+        lesson: Lesson,
+        /// When.
+        at: Timestamp,
+    },
     /// A block of a VM's long history is to be kept, in place of one of the same key, or forgotten.
     History {
         /// Which VM.
@@ -177,6 +185,28 @@ pub enum Record {
         /// What its archive wants.
         change: Change,
     },
+}
+
+/// What Gnomon learnt from how well it did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "lesson")]
+pub enum Lesson {
+    /// How a VM's forecast quantiles are to be corrected.
+    Corrections {
+        /// Which VM.
+        vm: VmId,
+        /// How.
+        corrections: Corrections,
+    },
+}
+
+impl Lesson {
+    /// What it is about: `vm UUID`. A later lesson about the same takes its place.
+    pub fn subject(&self) -> String {
+        match self {
+            Self::Corrections { vm, .. } => format!("vm {vm}"),
+        }
+    }
 }
 
 /// Why Gnomon keeps its hands off a scope.
@@ -232,7 +262,7 @@ pub struct Notice {
 }
 
 /// What a restarted brain tells a new core, in this order, before any input: hosts, VMs' histories (a VM's blocks together, in the order
-/// of their keys), VMs' past reports (oldest first), scopes, operators' settings, unanswered commands.
+/// of their keys), lessons, VMs' past reports (oldest first), scopes, operators' settings, unanswered commands.
 #[derive(Clone, Debug)]
 pub enum Restored {
     /// A host that was known, and when it was last heard of. It counts as not connected.
@@ -249,6 +279,8 @@ pub enum Restored {
         /// The block.
         block: SealedBlock,
     },
+    /// What was learnt.
+    Lesson(Lesson),
     /// A stored report: fills history, makes no plan.
     Report(Box<Report>),
     /// An operator's hold that was in force.

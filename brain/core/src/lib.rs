@@ -24,7 +24,8 @@ pub mod sizing;
 pub mod view;
 
 pub use crate::core::{Core, SetRefusal};
-pub use io::{Audit, CommandRecord, Hold, Input, Notice, OperatorRequest, Output, Record, Restored, Scope};
+pub use io::{Audit, CommandRecord, Hold, Input, Lesson, Notice, OperatorRequest, Output, Record, Restored, Scope};
 pub use job::{FitJob, FitResult};
+pub use pattern::Corrections;
 pub use plan::{Plan, PlannedAction, Reason};
 pub use policy::{Mode, Policy, PolicyError};

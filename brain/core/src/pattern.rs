@@ -1,9 +1,9 @@
 //! What is known of a VM in the long run, and what follows from it: the day and the month ahead, and what is out of the ordinary.
 //!
-//! Data enters window by window ([`Pattern::measure_cpu`], [`Pattern::measure_memory`]) into the [`archive`](crate::archive), the only state there is: all else
-//! follows from it. Whenever a 5-minute step closes ([`Pattern::turn`]), detectors look at it, the forecast made of it is scored, and its
+//! Data enters window by window ([`Pattern::measure_cpu`], [`Pattern::measure_memory`]) into the [`archive`](crate::archive), the only state there is
+//! but for the corrections of quantiles: all else follows from it. Whenever a 5-minute step closes ([`Pattern::turn`]), detectors look at it, the forecast made of it is scored, and its
 //! quantiles are corrected; all of that is O(1). Once an hour a [`Look`] is due: a pure job that searches weeks of history for seasons and fits
-//! the forecast engine anew. A restart gives back the archive ([`Pattern::restored`]), and the first look makes the rest.
+//! the forecast engine anew. A restart gives back the archive and the corrections, and the first look makes the rest.
 //!
 //! A VM's pattern follows its UUID, wherever it runs.
 
@@ -23,12 +23,12 @@ use std::time::Duration;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{MemoryWindow, VmId};
 
-use crate::archive::{Accepted, Archive, Change, Kpi, Measurement, Tier};
+use crate::archive::{Accepted, Archive, BlockError, Change, Kpi, Measurement, SealedBlock, Tier};
 use crate::calendar::Calendar;
 use crate::forecast::engine::{LEVELS, Share};
 use crate::history::Window;
 use crate::season::Season;
-use calibration::Calibration;
+pub use calibration::Corrections;
 pub(crate) use look::{Look, Looked};
 use outlook::Outlook;
 use table::Table;
@@ -104,8 +104,7 @@ pub(crate) struct Pattern {
     watch: Option<Watch>,
     outlook: Option<Outlook>,
     month: Option<Table>,
-    near: Calibration,
-    far: Calibration,
+    corrections: Corrections,
     /// Steps whose far forecast waits to be scored, oldest first.
     pending: VecDeque<(u64, [f64; LEVELS.len()])>,
     look_due: u64,
@@ -115,24 +114,34 @@ pub(crate) struct Pattern {
 impl Pattern {
     /// Of a VM of which nothing is known.
     pub(crate) fn new() -> Self {
-        Self { watch: Some(Watch::new()), ..Self::restored(Archive::default()) }
+        Self { watch: Some(Watch::new()), ..Self::stored() }
     }
 
-    /// Of a VM whose history was stored.
-    pub(crate) fn restored(archive: Archive) -> Self {
+    /// Of a VM of which something is stored, to be given back.
+    pub(crate) fn stored() -> Self {
         Self {
-            archive,
+            archive: Archive::default(),
             guest_tells: false,
             turned: None,
             watch: None,
             outlook: None,
             month: None,
-            near: Calibration::default(),
-            far: Calibration::default(),
+            corrections: Corrections::default(),
             pending: VecDeque::new(),
             look_due: 0,
             store_due: 0,
         }
+    }
+
+    /// Takes a stored block of its history back; see [`Archive::restore`].
+    pub(crate) fn restore(&mut self, block: SealedBlock) -> Result<(), BlockError> {
+        self.archive.restore(block)
+    }
+
+    /// Takes stored corrections back.
+    pub(crate) fn correct(&mut self, corrections: Corrections) {
+        let Corrections { near, far } = corrections;
+        self.corrections = Corrections { near: near.bounded(), far: far.bounded() };
     }
 
     /// Takes in what a VM wanted of CPU in a window: at least `live_cores`, at most what the window says. `late` windows fill gaps.
@@ -160,7 +169,8 @@ impl Pattern {
         let accepted = if late { self.archive.fill(kpi, measurement) } else { self.archive.add(kpi, measurement) };
         if accepted == Accepted::ClockSetBack {
             // What was forecast and watched is of a time that has not come.
-            *self = Self::restored(std::mem::take(&mut self.archive));
+            let (archive, corrections) = (std::mem::take(&mut self.archive), self.corrections);
+            *self = Self { archive, corrections, ..Self::stored() };
         }
     }
 
@@ -190,12 +200,12 @@ impl Pattern {
             outlook.day.quantiles(step)
         });
         if let Some((said, came)) = said.zip(came) {
-            self.near.learn(said, came);
+            self.corrections.near.learn(said, came);
         }
         while let Some(&(pending, said)) = self.pending.front().filter(|(pending, _)| *pending <= index) {
             self.pending.pop_front();
             if let Some(came) = came.filter(|_| pending == index) {
-                self.far.learn(said, came);
+                self.corrections.far.learn(said, came);
             }
         }
     }
@@ -230,18 +240,20 @@ impl Pattern {
         let Some((mut watch, mut sightings)) = watch.filter(|_| self.watch.is_none()) else { return Vec::new() };
         sightings.extend(watch.look(&self.archive));
         self.watch = Some(watch);
+        // What was given back of it by the store was wanted for this alone.
+        self.archive.release(Kpi::Memory);
         sightings
     }
 
-    /// What the store is to keep or to forget, if that is due by now.
-    pub(crate) fn changes(&mut self, spread: u64) -> Vec<Change> {
-        let Some((_, open)) = self.archive.span(Kpi::Cpu, Tier::Minutes5) else { return Vec::new() };
+    /// What the store is to keep or to forget of its history, and its corrections, if that is due by now.
+    pub(crate) fn to_store(&mut self, spread: u64) -> Option<(Vec<Change>, Corrections)> {
+        let (_, open) = self.archive.span(Kpi::Cpu, Tier::Minutes5)?;
         if open < self.store_due {
-            return Vec::new();
+            return None;
         }
         let is_first = self.store_due == 0;
         self.store_due = open + if is_first { 1 + spread % STORE_STEPS } else { STORE_STEPS };
-        if is_first { Vec::new() } else { self.archive.changes() }
+        (!is_first).then(|| (self.archive.changes(), self.corrections))
     }
 
     /// Mean demand for CPU from `from` on for as long as `ahead`, corrected: in steps of 5 minutes for up to a day, else of an hour; less
@@ -253,10 +265,15 @@ impl Pattern {
         let last = table.step_at(from + ahead).unwrap_or(table.len() - 1);
         let quantiles = (first..=last).filter_map(|step| {
             let is_near = table.starts(step).since(day.start()) < STEP * NEAR_STEPS as u32;
-            let calibration = if is_near { &self.near } else { &self.far };
+            let calibration = if is_near { &self.corrections.near } else { &self.corrections.far };
             Some(calibration.correct(table.quantiles(step)?))
         });
         Some(Ahead { start: table.starts(first), step: table.step(), quantiles: quantiles.collect() })
+    }
+
+    /// The 5-minute step that its history ends before.
+    pub(crate) fn ended(&self) -> Option<u64> {
+        self.archive.span(Kpi::Cpu, Tier::Minutes5).map(|(_, open)| open)
     }
 
     /// Its history.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Command, CommandId, HostFacts, HostId, Means, Report, Setting, VmId};
 use gnomon_core::archive::{BlockKey, Change, SealedBlock};
-use gnomon_core::{CommandRecord, Core, Hold, Policy, Record, Restored, Scope};
+use gnomon_core::{CommandRecord, Core, Hold, Lesson, Policy, Record, Restored, Scope};
 
 /// Reports kept for a restart. The real store keeps them for a time; this many are hours of a small world.
 const REPORTS_MAX: usize = 50_000;
@@ -18,6 +18,7 @@ pub(crate) struct Store {
     reports: Vec<Report>,
     holds: BTreeMap<Scope, Hold>,
     settings: BTreeMap<(VmId, Means), Setting>,
+    lessons: BTreeMap<String, Lesson>,
     commands: BTreeMap<CommandId, CommandRecord>,
 }
 
@@ -31,6 +32,9 @@ impl Store {
         }
         for (&(vm, key), bytes) in &self.history {
             core.restore(Restored::History { vm, block: SealedBlock { key, bytes: bytes.clone() } });
+        }
+        for lesson in self.lessons.values() {
+            core.restore(Restored::Lesson(lesson.clone()));
         }
         for report in &self.reports {
             core.restore(Restored::Report(Box::new(report.clone())));
@@ -80,6 +84,9 @@ impl Store {
             }
             Record::History { vm, change: Change::Forget(key) } => {
                 self.history.remove(&(vm, key));
+            }
+            Record::Lesson { lesson, .. } => {
+                self.lessons.insert(lesson.subject(), lesson);
             }
             // Agents of this world do nothing of their own accord.
             Record::LocalAct { .. } => {}

@@ -181,7 +181,8 @@ pub(super) async fn archive(
         }
     }
     let read = archive.read(kpi, since, until, resolution).map_err(|error| Problem::bad_request(error.to_string()))?;
-    let starts_ms = (read.start.unix_ms()..).step_by(usize::try_from(read.resolution.as_millis()).unwrap_or(usize::MAX));
+    let starts_ms =
+        (read.start.unix_ms()..).step_by(usize::try_from(read.resolution.as_millis()).unwrap_or(usize::MAX));
     let known = starts_ms.zip(read.steps).filter_map(|(start_ms, step)| {
         let step = step?;
         Some(ArchivedStep { start_ms, mean: step.mean, max: step.max })

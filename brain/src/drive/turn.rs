@@ -55,7 +55,11 @@ impl Turn {
         match &restored {
             Restored::Report(report) => self.desk.take(report),
             Restored::Command(record) => drop(self.unanswered.insert(record.command.id, record.clone())),
-            Restored::Host { .. } | Restored::History { .. } | Restored::Hold { .. } | Restored::Setting { .. } => {}
+            Restored::Host { .. }
+            | Restored::History { .. }
+            | Restored::Lesson(_)
+            | Restored::Hold { .. }
+            | Restored::Setting { .. } => {}
         }
         self.desk.core.restore(restored);
     }

@@ -137,7 +137,8 @@ async fn a_long_history_is_told_is_forecast_from_and_survives_a_restart() {
     assert_eq!(brain.get("/api/v1/alerts").await, serde_json::json!([]));
 
     let known = brain.get(&path("archive?kpi=cpu")).await;
-    let hours = brain.get(&path(&format!("archive?kpi=cpu&resolution_s=3600&since_ms={}", start + 10 * 12 * step_ms))).await;
+    let hours =
+        brain.get(&path(&format!("archive?kpi=cpu&resolution_s=3600&since_ms={}", start + 10 * 12 * step_ms))).await;
     assert_eq!(known.as_array().unwrap().len() as u64, steps);
     assert_eq!(known[7]["start_ms"], start + 7 * step_ms);
     assert!((known[7]["mean"].as_f64().unwrap() - 0.3).abs() < 0.001);

@@ -95,11 +95,13 @@ impl Disk {
     fn restore(&self, sink: &mut (dyn FnMut(Restored) + Send)) -> Vec<(HostId, Outcome)> {
         let mut hosts = BTreeMap::new();
         let mut holds = BTreeMap::new();
+        let mut lessons = BTreeMap::new();
         for record in &self.records {
             match record {
                 Record::Host { host, facts, .. } => drop(hosts.insert(host.clone(), facts.clone())),
                 Record::Scope { scope, hold: Some(hold) } => drop(holds.insert(scope.clone(), *hold)),
                 Record::Scope { scope, hold: None } => drop(holds.remove(scope)),
+                Record::Lesson { lesson, .. } => drop(lessons.insert(lesson.subject(), lesson.clone())),
                 _ => {}
             }
         }
@@ -107,6 +109,7 @@ impl Disk {
         for (&(vm, _), block) in &self.history {
             sink(Restored::History { vm, block: block.clone() });
         }
+        lessons.into_values().for_each(|lesson| sink(Restored::Lesson(lesson)));
         for payload in self.reports.values() {
             sink(Restored::Report(Box::new(frame::decode(payload).unwrap())));
         }

@@ -9,7 +9,7 @@ use gnomon_brain::telemetry::Telemetry;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::VmId;
 use gnomon_core::archive::{Archive, BlockKey, Change, Kpi, Measurement, SealedBlock, Steps, Tier};
-use gnomon_core::{Record, Restored};
+use gnomon_core::{Corrections, Lesson, Record, Restored};
 use sqlx::Connection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use std::collections::{BTreeMap, VecDeque};
@@ -140,6 +140,36 @@ async fn pruning_takes_blocks_whose_time_is_long_over_whatever_vm_they_are_of() 
     assert_eq!(restored(&store).await.iter().map(|(_, block)| block.key.number).collect::<Vec<_>>(), [300, 301]);
     assert_eq!(store.prune(never, never, limit + Duration::from_millis(1)).await.unwrap(), 1);
     assert_eq!(count(&path, "SELECT number FROM block").await, 301);
+}
+
+#[tokio::test]
+async fn the_latest_lesson_about_a_vm_is_given_back_and_one_that_makes_no_sense_is_skipped() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("db");
+    let store = SqliteStore::open(&path).await.unwrap();
+    let lesson = |number: u128, corrections: Corrections| {
+        let lesson = Lesson::Corrections { vm: vm(number), corrections };
+        Record::Lesson { lesson, at: Timestamp::from_unix_ms(1000) }
+    };
+    let corrected: Corrections =
+        serde_json::from_value(serde_json::json!({"near": [0.5, 0.91, 0.96, 0.99], "far": [0.5, 0.9, 0.94, 0.99]}))
+            .unwrap();
+    commit(&store, [lesson(1, Corrections::default()), lesson(1, corrected), lesson(2, corrected)]).await;
+    let mut db = SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(&path)).await.unwrap();
+    sqlx::query("UPDATE lesson SET lesson = '{\"lesson\":\"astrology\"}' WHERE subject LIKE '%2'")
+        .execute(&mut db)
+        .await
+        .unwrap();
+    let mut lessons = Vec::new();
+    let mut sink = |restored| {
+        if let Restored::Lesson(lesson) = restored {
+            lessons.push(lesson);
+        }
+    };
+    store.restore(Timestamp::default(), &mut sink).await.unwrap();
+    assert_eq!(lessons, [Lesson::Corrections { vm: vm(1), corrections: corrected }]);
+    let never = Timestamp::default();
+    assert_eq!(store.prune(never, never, Timestamp::from_unix_ms(1001)).await.unwrap(), 2);
 }
 
 #[tokio::test]

@@ -6,15 +6,15 @@ use gnomon_common::wire::{VmId, VmWindow};
 use super::Core;
 use super::fit::{FIT_PATIENCE, FITS_OUT_MAX, Pending};
 use super::incidents::News;
-use crate::archive::{Archive, Kpi, Tier};
+use crate::archive::Kpi;
 use crate::draw::mix;
-use crate::io::{Output, Record};
+use crate::io::{Lesson, Output, Record};
 use crate::job::{FitJob, Job};
 use crate::pattern::{Looked, Sighting};
 use crate::plan::mib;
 
 /// Stored histories of VMs that have not come back are kept in memory up to so many: their hosts may only be late.
-const ARCHIVES_UNCLAIMED_MAX: usize = 1000;
+const UNCLAIMED_MAX: usize = 1000;
 
 impl Core {
     /// Looks at the 5-minute steps that a report has closed.
@@ -23,9 +23,12 @@ impl Core {
             let id = window.vm;
             let Some(vm) = self.fleet.vms.get_mut(&id) else { continue };
             let Some(turn) = vm.pattern.turn() else { continue };
-            let changes = vm.pattern.changes(spread(self.seed, id));
-            let persist = |change| Output::Persist(Record::History { vm: id, change });
-            self.outputs.extend(changes.into_iter().map(persist));
+            if let Some((changes, corrections)) = vm.pattern.to_store(spread(self.seed, id)) {
+                let lesson = Lesson::Corrections { vm: id, corrections };
+                let history = changes.into_iter().map(|change| Record::History { vm: id, change });
+                let records = history.chain([Record::Lesson { lesson, at: now }]);
+                self.outputs.extend(records.map(Output::Persist));
+            }
             for sighting in turn.sightings {
                 self.tell(now, id, sighting);
             }
@@ -91,15 +94,14 @@ impl Core {
     }
 
     /// Lets go of histories whose VMs did not come back, but for those that were there last.
-    pub(super) fn bound_archives(&mut self) {
-        let surplus = self.archives.len().saturating_sub(ARCHIVES_UNCLAIMED_MAX);
+    pub(super) fn bound_stored(&mut self) {
+        let surplus = self.stored.len().saturating_sub(UNCLAIMED_MAX);
         if surplus == 0 {
             return;
         }
-        let ended = |archive: &Archive| archive.span(Kpi::Cpu, Tier::Hour1).map(|(_, open)| open);
-        let mut by_age: Vec<_> = self.archives.iter().map(|(&id, archive)| (ended(archive), id)).collect();
+        let mut by_age: Vec<_> = self.stored.iter().map(|(&id, pattern)| (pattern.ended(), id)).collect();
         by_age.sort_unstable();
-        by_age[..surplus].iter().for_each(|(_, id)| drop(self.archives.remove(id)));
+        by_age[..surplus].iter().for_each(|(_, id)| drop(self.stored.remove(id)));
     }
 }
 

@@ -92,9 +92,9 @@ impl Core {
     fn take_inventory(&mut self, report: &Report, window: &VmWindow, now: Option<Timestamp>) {
         let end = report.start + window_of(report);
         let id = window.vm;
-        let archives = &mut self.archives;
+        let stored = &mut self.stored;
         let vm = self.fleet.vms.entry(id).or_insert_with(|| {
-            let pattern = archives.remove(&id).map_or_else(Pattern::new, Pattern::restored);
+            let pattern = stored.remove(&id).unwrap_or_else(Pattern::new);
             Vm::new(window, &self.policy, pattern)
         });
         let here = vm.host.as_ref() == Some(&report.host);

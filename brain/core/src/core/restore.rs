@@ -2,7 +2,8 @@
 
 use super::Core;
 use crate::fleet::Host;
-use crate::io::Restored;
+use crate::io::{Lesson, Restored};
+use crate::pattern::Pattern;
 
 impl Core {
     /// Tells a new core what the store remembers; see [`Restored`] for the order. Nothing comes out: what is restored was
@@ -14,9 +15,12 @@ impl Core {
             }
             Restored::History { vm, block } => {
                 let key = block.key;
-                if let Err(error) = self.archives.entry(vm).or_default().restore(block) {
+                if let Err(error) = self.stored.entry(vm).or_insert_with(Pattern::stored).restore(block) {
                     self.notice("history_damaged", format!("VM {vm}: {key:?} was left out: {error}"));
                 }
+            }
+            Restored::Lesson(Lesson::Corrections { vm, corrections }) => {
+                self.stored.entry(vm).or_insert_with(Pattern::stored).correct(corrections);
             }
             Restored::Report(report) => {
                 self.observe(&report, None);

@@ -20,9 +20,17 @@ const MISS_FACTOR_MAX: f64 = 3.0;
 
 /// Corrected levels for forecasts a certain time ahead.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub(super) struct Calibration {
     /// The level that is looked up in place of each of [`LEVELS`].
     levels: [f64; LEVELS.len()],
+}
+
+/// The corrections of a VM's quantiles: of those near, and of those far ahead.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Corrections {
+    pub(super) near: Calibration,
+    pub(super) far: Calibration,
 }
 
 impl Default for Calibration {
@@ -41,15 +49,28 @@ impl Calibration {
         })
     }
 
+    /// The same within its bounds: what was stored may be damaged.
+    pub(super) fn bounded(self) -> Self {
+        let mut calibration = self;
+        for (level, promised) in calibration.levels.iter_mut().zip(LEVELS) {
+            *level = if level.is_finite() { level.clamp(least(promised), LEVEL_MAX) } else { promised };
+        }
+        calibration
+    }
+
     /// Learns what came of a step whose forecast had these quantiles, uncorrected.
     pub(super) fn learn(&mut self, quantiles: [f64; LEVELS.len()], came: f64) {
         let served = self.correct(quantiles);
         for ((level, served), promised) in self.levels.iter_mut().zip(served).zip(LEVELS) {
             let missed = f64::from(u8::from(came > served));
-            let least = 1.0 - MISS_FACTOR_MAX * (1.0 - promised);
-            *level = (*level + GAIN * (missed - (1.0 - promised))).clamp(least.max(0.25), LEVEL_MAX);
+            *level = (*level + GAIN * (missed - (1.0 - promised))).clamp(least(promised), LEVEL_MAX);
         }
     }
+}
+
+/// The lowest level that is looked up in place of a promised one.
+fn least(promised: f64) -> f64 {
+    (1.0 - MISS_FACTOR_MAX * (1.0 - promised)).max(0.25)
 }
 
 /// The quantile at any level, by lines between the four on the logistic scale, the outer ones going on.

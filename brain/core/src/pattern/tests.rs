@@ -54,7 +54,7 @@ impl Life {
             self.pattern.measure_memory(&memory, at(minute), WINDOW, false);
             let Some(turn) = self.pattern.turn() else { continue };
             self.sightings.extend(turn.sightings);
-            self.stored.extend(self.pattern.changes(7));
+            self.stored.extend(self.pattern.to_store(7).into_iter().flat_map(|(changes, _)| changes));
             // Only the latest looks count.
             let look = self.pattern.look(VmId(Uuid::nil()), 1, 3, &self.calendar).filter(|_| minute + 120 >= until);
             look.into_iter().for_each(|look| drop(self.pattern.looked(look.run())));
@@ -121,7 +121,7 @@ fn a_restart_gives_back_what_was_stored_and_the_first_look_the_rest() {
     let mut life = Life::new();
     life.live(0..8 * DAY_MINUTES, office);
     life.stored.extend(life.pattern.archive.changes());
-    let mut archive = Archive::default();
+    let mut pattern = Pattern::stored();
     let mut blocks = std::collections::BTreeMap::new();
     for change in life.stored.drain(..) {
         match change {
@@ -129,8 +129,9 @@ fn a_restart_gives_back_what_was_stored_and_the_first_look_the_rest() {
             Change::Forget(key) => drop(blocks.remove(&key)),
         }
     }
-    blocks.into_values().for_each(|block| archive.restore(block).unwrap());
-    let mut restored = Life { pattern: Pattern::restored(archive), ..Life::new() };
+    blocks.into_values().for_each(|block| pattern.restore(block).unwrap());
+    pattern.correct(life.pattern.corrections);
+    let mut restored = Life { pattern, ..Life::new() };
     // The same reports once more, as a restart replays them: they change nothing.
     for minute in 8 * DAY_MINUTES - 60..8 * DAY_MINUTES {
         let cores = office(minute);

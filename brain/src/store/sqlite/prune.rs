@@ -26,6 +26,8 @@ const REPORTS: Aging = Aging { table: "report", key: "host, epoch, sequence", at
 
 const BLOCKS: Aging = Aging { table: "block", key: "vm, kpi, tier, number", at: "end_ms", condition: "" };
 
+const LESSONS: Aging = Aging { table: "lesson", key: "subject", at: "at_ms", condition: "" };
+
 const AFFAIRS: [Aging; 7] = [
     Aging { table: "audit", key: "term, line", at: "at_ms", condition: "" },
     Aging { table: "plan", key: "term, generation", at: "at_ms", condition: "" },
@@ -42,7 +44,7 @@ const AFFAIRS: [Aging; 7] = [
     },
 ];
 
-/// Forgets reports, affairs and blocks of histories from before these instants, a bounded number of each; returns how many rows went.
+/// Forgets reports, affairs, and histories with their lessons from before these instants, a bounded number of each; returns how many rows went.
 pub(super) async fn prune(
     readers: &SqlitePool,
     writer: &SqlitePool,
@@ -52,6 +54,7 @@ pub(super) async fn prune(
 ) -> Result<u64, StoreError> {
     let mut rows = REPORTS.forget(readers, writer, reports_before).await?;
     rows += BLOCKS.forget(readers, writer, history_before).await?;
+    rows += LESSONS.forget(readers, writer, history_before).await?;
     for aging in &AFFAIRS {
         rows += aging.forget(readers, writer, affairs_before).await?;
     }

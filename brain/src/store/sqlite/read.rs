@@ -32,6 +32,12 @@ pub(super) async fn restore(
     }
     history::restore(db, sink).await?;
     {
+        let mut lessons = pin!(query("SELECT lesson FROM lesson ORDER BY subject").fetch(db));
+        while let Some(row) = lessons.try_next().await? {
+            json(&row, 0)?.into_iter().for_each(|lesson| sink(Restored::Lesson(lesson)));
+        }
+    }
+    {
         // Streamed: the reports of several seasons need not fit into memory.
         let mut reports = pin!(
             query("SELECT payload, received_ms FROM report WHERE received_ms >= $1 ORDER BY start_ms, host, epoch, sequence")

@@ -94,6 +94,13 @@ pub(super) async fn record(db: &mut SqliteConnection, record: &Record) -> Result
         Record::Setting { vm, means, setting: None } => sqlx::query("DELETE FROM setting WHERE vm = $1 AND means = $2")
             .bind(vm.to_string())
             .bind(serde_json::to_string(means)?),
+        Record::Lesson { lesson, at } => sqlx::query(
+            "INSERT INTO lesson (subject, lesson, at_ms) VALUES ($1, $2, $3) \
+             ON CONFLICT (subject) DO UPDATE SET lesson = excluded.lesson, at_ms = excluded.at_ms",
+        )
+        .bind(lesson.subject())
+        .bind(serde_json::to_string(lesson)?)
+        .bind(ms(*at)),
         Record::History { vm, change } => return history::change(db, *vm, change).await,
         Record::LocalAct { host, outcome } => {
             sqlx::query("UPDATE outcome SET taken_in = 1 WHERE host = $1 AND term = $2 AND number = $3")

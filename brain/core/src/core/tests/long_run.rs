@@ -8,7 +8,7 @@ use gnomon_common::wire::{Report, Setting, VmId};
 use super::bench::{Bench, at, host, report_of, vm};
 use crate::Core;
 use crate::archive::{BlockKey, Change, SealedBlock};
-use crate::io::{Input, Output, Record, Restored};
+use crate::io::{Input, Lesson, Output, Record, Restored};
 use crate::plan::Reason;
 use crate::policy::{CpuPolicy, Mode, Policy};
 
@@ -37,6 +37,7 @@ struct Fleet {
     resizes: Vec<(u64, VmId, f64, Reason)>,
     notices: Vec<&'static str>,
     blocks: BTreeMap<(VmId, BlockKey), SealedBlock>,
+    lessons: BTreeMap<String, Lesson>,
     reports: Vec<Report>,
 }
 
@@ -49,6 +50,7 @@ impl Fleet {
             resizes: Vec::new(),
             notices: Vec::new(),
             blocks: BTreeMap::new(),
+            lessons: BTreeMap::new(),
             reports: Vec::new(),
         }
     }
@@ -72,6 +74,9 @@ impl Fleet {
                     Output::Notice(notice) => self.notices.push(notice.kind),
                     Output::Persist(Record::History { vm, change: Change::Persist(block) }) => {
                         self.blocks.insert((vm, block.key), block);
+                    }
+                    Output::Persist(Record::Lesson { lesson, .. }) => {
+                        drop(self.lessons.insert(lesson.subject(), lesson))
                     }
                     Output::Persist(Record::History { vm, change: Change::Forget(key) }) => {
                         self.blocks.remove(&(vm, key));
@@ -160,6 +165,7 @@ fn a_restart_knows_the_day_from_stored_history_and_tells_nothing_twice() {
     for ((vm, _), block) in std::mem::take(&mut fleet.blocks) {
         core.restore(Restored::History { vm, block });
     }
+    std::mem::take(&mut fleet.lessons).into_values().for_each(|lesson| core.restore(Restored::Lesson(lesson)));
     // The store keeps reports of the last day.
     for report in fleet.reports.iter().filter(|report| report.start >= at((7 * DAY_MIN) * 60)) {
         core.restore(Restored::Report(Box::new(report.clone())));
