@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use gnomon_core::sizing::{Sizer, SizingPolicy};
+use gnomon_core::sizing::{Sizer, SizingPolicy, Slot, TrainingJob};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -24,8 +24,6 @@ use score::{HEAD, Score};
 const TRAINING_GROWTH: f64 = 1.25;
 /// …and at the latest after so many days.
 const TRAINING_DAYS_MAX: usize = 2;
-/// What a resize costs, in quanta until the next one: half the least that it can change spares the resizes that gain next to nothing.
-const RESIZE_COST_QUANTA: f64 = 0.5;
 /// Any seed will do; a fixed one makes the same run twice.
 const SEED: u64 = 1;
 /// Promises that `--curve` tries, beside the one asked for.
@@ -169,14 +167,13 @@ fn replay(table: &Table, rules: &Rules, violation_rate: f64) -> Vec<Vec<f32>> {
         lag_steps: rules.lag,
         day_steps: rules.day,
         quantum: rules.quantum,
-        size_max: rules.size_max,
         saving_min: rules.saving_min,
         dwell_steps: rules.dwell,
-        resize_cost: RESIZE_COST_QUANTA * rules.quantum,
     };
     let vms = table.names.len();
     let rows = table.rows();
-    let mut sizer = Sizer::new(policy, vms, SEED);
+    let mut sizer = Sizer::new(policy, SEED);
+    let slots: Vec<Slot> = (0..vms).map(|_| sizer.enter()).collect();
     let mut sizes = vec![vec![0.0f32; rows]; vms];
     // The first decision is in force when the warm-up ends.
     let first = rules.warmup - (rules.lag - 1);
@@ -185,16 +182,17 @@ fn replay(table: &Table, rules: &Rules, violation_rate: f64) -> Vec<Vec<f32>> {
     for row in 0..rows {
         bar.inc(1);
         if row >= due {
-            if let Some(training) = sizer.training() {
-                let quantiles = training.jobs.par_iter().map(|job| job.run()).collect();
-                sizer.trained(training, quantiles);
+            if let Some(lessons) = sizer.lessons() {
+                let training = lessons.prepare();
+                let quantiles = training.jobs().par_iter().map(TrainingJob::run).collect();
+                sizer.take(training.finish(quantiles));
             }
             due = ((row as f64 * TRAINING_GROWTH).ceil() as usize).clamp(row + 1, row + TRAINING_DAYS_MAX * rules.day);
         }
         if row >= first {
             let effect = row + rules.lag - 1;
             for (vm, sizes) in sizes.iter_mut().enumerate() {
-                if let Some(size) = sizer.decide(vm)
+                if let Some(size) = sizer.decide(slots[vm], rules.size_max, None)
                     && effect < rows
                 {
                     sizes[effect] = size as f32;
@@ -207,7 +205,8 @@ fn replay(table: &Table, rules: &Rules, violation_rate: f64) -> Vec<Vec<f32>> {
             (short + u32::from(*demand > sizes[row] + 1e-6), measured + 1)
         });
         let violated = (row >= rules.warmup && measured > 0).then(|| f64::from(short) / f64::from(measured));
-        sizer.observe(&demand, violated);
+        slots.iter().zip(&demand).for_each(|(&slot, &demand)| sizer.learn(slot, demand));
+        violated.into_iter().for_each(|violated| sizer.keep(violated));
     }
     bar.finish_and_clear();
     sizes

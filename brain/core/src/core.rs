@@ -12,6 +12,7 @@ mod planning;
 mod report;
 mod restore;
 mod set;
+mod sizes;
 #[cfg(test)]
 mod tests;
 mod views;
@@ -31,6 +32,8 @@ use hold::Holds;
 use incidents::Incidents;
 
 pub use set::SetRefusal;
+use sizes::Sizes;
+pub(crate) use sizes::{Learnt, Lecture};
 
 /// Who does what Gnomon decides by itself, in the audit log.
 const ACTOR: &str = "gnomon";
@@ -52,6 +55,7 @@ pub struct Core {
     tickets: u64,
     calendar: Arc<Calendar>,
     incidents: Incidents,
+    sizes: Sizes,
     /// What the store gave back of VMs that were not seen yet.
     stored: BTreeMap<VmId, Pattern>,
     outputs: VecDeque<Output>,
@@ -75,6 +79,7 @@ impl Core {
             tickets: 0,
             calendar: Arc::new(Calendar::utc()),
             incidents: Incidents::default(),
+            sizes: Sizes::new(Policy::default().cpu.violation_rate, seed),
             stored: BTreeMap::new(),
             outputs: VecDeque::new(),
         };
@@ -153,6 +158,9 @@ impl Core {
             Err(error) => return self.notice("policy_refused", format!("{error}; the policy in force stays")),
         }
         let before = std::mem::replace(&mut self.policy, policy);
+        if before.cpu.violation_rate != self.policy.cpu.violation_rate {
+            self.promise_anew();
+        }
         if before.forecast != self.policy.forecast {
             self.fits.clear();
             let other_steps = before.forecast.resolution_ms != self.policy.forecast.resolution_ms

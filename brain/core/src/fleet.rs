@@ -66,9 +66,9 @@ impl Fleet {
         }
     }
 
-    /// Notes that a VM is nowhere any more, and forgets the one that vanished longest ago when there are too many.
-    pub(crate) fn vanish(&mut self, vm: VmId, at: Timestamp) {
-        let Some(entry) = self.vms.get_mut(&vm) else { return };
+    /// Notes that a VM is nowhere any more; forgets the one that vanished longest ago when there are too many, and returns that.
+    pub(crate) fn vanish(&mut self, vm: VmId, at: Timestamp) -> Option<Vm> {
+        let entry = self.vms.get_mut(&vm)?;
         if let Some(host) = entry.host.take()
             && let Some(host) = self.hosts.get_mut(&host)
         {
@@ -76,11 +76,10 @@ impl Fleet {
         }
         entry.vanished = Some(at);
         self.vanished.insert((at, vm));
-        if self.vanished.len() > VANISHED_VMS_MAX
-            && let Some((_, oldest)) = self.vanished.pop_first()
-        {
-            self.vms.remove(&oldest);
+        if self.vanished.len() <= VANISHED_VMS_MAX {
+            return None;
         }
+        self.vanished.pop_first().and_then(|(_, oldest)| self.vms.remove(&oldest))
     }
 
     /// VMs on any host, by id.

@@ -1,5 +1,6 @@
 //! Work that takes longer than [`Core::handle`](crate::Core::handle) may: pure jobs, for any thread.
 
+use crate::core::{Learnt, Lecture};
 use crate::forecast::{Refit, Refitted};
 use crate::pattern::{Look, Looked};
 
@@ -17,20 +18,24 @@ pub(crate) enum Job {
     Refit(Refit),
     /// A look at a VM's long history.
     Look(Box<Look>),
+    /// The model that sizes the fleet.
+    Train(Lecture),
 }
 
 #[derive(Clone, Debug)]
 pub(crate) enum Done {
     Refit(Refitted),
     Look(Box<Looked>),
+    Train(Learnt),
 }
 
 impl FitJob {
-    /// Does the work. Deterministic. Milliseconds to tens of them.
+    /// Does the work. Deterministic. Milliseconds to tens of them; training the fleet's model, once a day, takes some seconds.
     pub fn run(self) -> FitResult {
         FitResult(match self.0 {
             Job::Refit(refit) => Done::Refit(refit.run()),
             Job::Look(look) => Done::Look(Box::new(look.run())),
+            Job::Train(lecture) => Done::Train(lecture.run()),
         })
     }
 }

@@ -271,6 +271,13 @@ impl Pattern {
         Some(Ahead { start: table.starts(first), step: table.step(), quantiles: quantiles.collect() })
     }
 
+    /// The largest demand in each 5-minute step of the last week, in cores, as far as it is known.
+    pub(crate) fn remembered(&self) -> Vec<Closed> {
+        let Some((_, open)) = self.archive.span(Kpi::Cpu, Tier::Minutes5) else { return Vec::new() };
+        let from = open.saturating_sub(7 * DAY_STEPS as u64);
+        self.archive.read(Kpi::Cpu, starts(from), starts(open), STEP).map_or_else(|_| Vec::new(), |read| read.steps)
+    }
+
     /// The 5-minute step that its history ends before.
     pub(crate) fn ended(&self) -> Option<u64> {
         self.archive.span(Kpi::Cpu, Tier::Minutes5).map(|(_, open)| open)

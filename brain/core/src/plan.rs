@@ -3,6 +3,8 @@
 //! How a VM's CPU quota is sized, in prose:
 //! - **Provide** for the larger of live demand and the forecast quantile from now until a lead time ahead, times a headroom. Only a
 //!   forecast with a season that has earned its say can ask for more than live demand; one without can only hold back shrinking.
+//! - **Keep the promise**: once the fleet has a past to learn from, [`crate::sizing`] says which size is too small for no more than the promised
+//!   share of time, and that size takes the place of quantile and headroom; live demand beyond it is provided for all the same.
 //! - **Grow at once**, exempt from dwell: growing needs no proof, and a starved VM cannot show what it wants.
 //! - **Shrink slowly**: only when every window of a dwell time would have been content with less, only to the most that any of them
 //!   wanted, only so often, and never below live demand. Shrinking needs fresh evidence, so no plan is made without a report.
@@ -72,6 +74,11 @@ pub enum Reason {
         /// What is wanted now, in cores.
         demand_cores: f64,
     },
+    /// A larger size keeps the promise made for the fleet, by what its own past says of the steps to come.
+    Promise {
+        /// Share of time in which VMs may be too small.
+        violation_rate: f64,
+    },
     /// Neither live nor forecast demand has needed the quota for the dwell time.
     Slack {
         /// The most that was wanted or is forecast, in cores.
@@ -136,6 +143,9 @@ impl fmt::Display for Reason {
                 write!(f, "forecast demand of {demand_cores:.2} cores outgrows the quota")
             }
             Self::LiveDemand { demand_cores } => write!(f, "live demand of {demand_cores:.2} cores outgrows the quota"),
+            Self::Promise { violation_rate } => {
+                write!(f, "larger, VMs like it are too small for {:.2} % of the time at most", violation_rate * 100.0)
+            }
             Self::Slack { demand_cores } => {
                 write!(f, "at most {demand_cores:.2} cores were wanted or forecast during the dwell time")
             }

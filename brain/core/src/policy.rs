@@ -86,6 +86,9 @@ pub struct CpuPolicy {
     pub quantile: f64,
     /// Multiplies what is provided for (1.1 leaves a tenth to spare).
     pub headroom: f64,
+    /// Share of time in which VMs may be too small, all together: once the fleet's past tells how, sizes are chosen for that, in place of
+    /// quantile and headroom. 0: never.
+    pub violation_rate: f64,
     /// Grow this long before the forecast demand arrives, in milliseconds.
     pub lead_ms: u64,
     /// Smallest quota, in cores; an agent's own floor counts as well.
@@ -139,6 +142,7 @@ impl Default for CpuPolicy {
         Self {
             quantile: 0.95,
             headroom: 1.1,
+            violation_rate: 0.005,
             lead_ms: 120_000,
             floor_cores: 0.1,
             shrink_dwell_ms: 300_000,
@@ -211,6 +215,14 @@ impl Policy {
             format!("{} is not within 1..=10 (1.1 leaves a tenth to spare)", cpu.headroom),
         )?;
         check(
+            cpu.violation_rate == 0.0 || (1e-4..=0.1).contains(&cpu.violation_rate),
+            "cpu.violation_rate",
+            format!(
+                "{} is neither 0 nor a share within 0.0001..=0.1 (0.005 is half a percent of the time)",
+                cpu.violation_rate
+            ),
+        )?;
+        check(
             cpu.lead_ms > 0 && cpu.lead_ms <= forecast.resolution_ms * forecast.horizon_steps as u64,
             "cpu.lead_ms",
             format!(
@@ -272,6 +284,7 @@ mod tests {
         assert_eq!(refused(|p| p.cpu.quantile = 0.8), "cpu.quantile");
         assert_eq!(refused(|p| p.cpu.quantile = f64::NAN), "cpu.quantile");
         assert_eq!(refused(|p| p.cpu.headroom = 0.9), "cpu.headroom");
+        assert_eq!(refused(|p| p.cpu.violation_rate = 0.5), "cpu.violation_rate");
         assert_eq!(refused(|p| p.cpu.lead_ms = 3_600_001), "cpu.lead_ms");
         assert_eq!(refused(|p| p.forecast.resolution_ms = 0), "forecast.resolution_ms");
         assert_eq!(refused(|p| p.forecast.season_steps_min = 2000), "forecast.season_steps_min");

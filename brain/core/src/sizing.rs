@@ -12,16 +12,20 @@ mod promise;
 mod tests;
 mod track;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::boost::{Bins, Boost, BoostSettings};
-use examples::Examples;
+use examples::{Examples, Pending};
 use outlook::{EXCEEDANCES, Outlook};
 use promise::Promise;
 use track::Track;
 
 /// A VM is never sized so that it is likelier than this to be too small, whatever that saves.
 const EXCEEDANCE_MAX: f64 = 0.3;
+
+/// What a resize costs, in what the fleet's VMs typically want, until the next one: those that gain less in size and risk together are not done.
+const RESIZE_COST: f64 = 0.2;
 
 /// What sizes there are and what is promised.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,14 +38,21 @@ pub struct SizingPolicy {
     pub day_steps: usize,
     /// Sizes are multiples of this.
     pub quantum: f64,
-    /// The largest size.
-    pub size_max: f64,
     /// Shrinking must save at least this share of the size…
     pub saving_min: f64,
     /// …and waits for so many steps after the last resize.
     pub dwell_steps: usize,
-    /// What a resize costs, in units of size until the next one: resizes that gain less in size and risk together are not done.
-    pub resize_cost: f64,
+}
+
+/// The place of a VM in a [`Sizer`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Slot(usize);
+
+/// What the fleet's past has to teach: a copy, so that preparing it is a job as well.
+#[derive(Clone, Debug)]
+pub struct Lessons {
+    features: Vec<Vec<f32>>,
+    targets: Vec<f32>,
 }
 
 /// Training of one quantile: a pure job.
@@ -63,40 +74,101 @@ impl TrainingJob {
 #[derive(Clone, Debug)]
 pub struct Training {
     bins: Bins,
-    /// In the order that [`Sizer::trained`] wants the results.
-    pub jobs: Vec<TrainingJob>,
+    typical: f64,
+    jobs: Vec<TrainingJob>,
 }
 
+impl Lessons {
+    /// Prepares the training. Deterministic; tenths of a second.
+    pub fn prepare(self) -> Training {
+        let bins = Bins::fit(&self.features);
+        let typical =
+            self.targets.iter().map(|&target| f64::from(target)).sum::<f64>() / self.targets.len().max(1) as f64;
+        let (columns, targets) = (Arc::new(bins.columns(&self.features)), Arc::new(self.targets));
+        let job = |exceedance| TrainingJob { columns: columns.clone(), targets: targets.clone(), exceedance };
+        Training { bins, typical, jobs: EXCEEDANCES.into_iter().map(job).collect() }
+    }
+}
+
+impl Training {
+    /// The jobs, in the order that [`Training::finish`] wants their results. They can run side by side.
+    pub fn jobs(&self) -> &[TrainingJob] {
+        &self.jobs
+    }
+
+    /// Makes a model of what the jobs found.
+    pub fn finish(self, quantiles: Vec<Boost>) -> Model {
+        Model { bins: self.bins, typical: self.typical, quantiles }
+    }
+
+    /// The same, one job after the other.
+    pub fn run(self) -> Model {
+        let quantiles = self.jobs.iter().map(TrainingJob::run).collect();
+        self.finish(quantiles)
+    }
+}
+
+/// What the fleet's past says of the steps to come.
 #[derive(Clone, Debug)]
-struct Model {
+pub struct Model {
     bins: Bins,
+    /// What VMs want at most until a resize can be followed by another, on average.
+    typical: f64,
     quantiles: Vec<Boost>,
 }
 
 #[derive(Clone, Debug)]
 struct Vm {
     track: Track,
-    /// What was decided last, and at which step that changed.
+    pending: VecDeque<Pending>,
+    /// What was decided last, and at which step of its own that changed.
     wanted: Option<(f64, u64)>,
 }
 
-/// Sizes a fleet's VMs, step by step.
+/// Sizes a fleet's VMs. They come, go and step at their own time. A VM takes about [`VM_BYTES_MAX`] bytes.
 #[derive(Clone, Debug)]
 pub struct Sizer {
     policy: SizingPolicy,
-    vms: Vec<Vm>,
+    vms: Vec<Option<Vm>>,
+    free: Vec<Slot>,
     examples: Examples,
     promise: Promise,
     model: Option<Model>,
-    steps: u64,
 }
 
+/// Bound of what a VM takes in memory at 5-minute steps: a week of them, and examples in the making.
+pub const VM_BYTES_MAX: usize = 12 * 1024;
+
 impl Sizer {
-    /// For a fleet of `vms`.
-    pub fn new(policy: SizingPolicy, vms: usize, seed: u64) -> Self {
-        let vm = Vm { track: Track::new(policy.day_steps), wanted: None };
+    /// For a fleet without VMs.
+    pub fn new(policy: SizingPolicy, seed: u64) -> Self {
         let promise = Promise::new(policy.violation_rate, policy.day_steps);
-        Self { vms: vec![vm; vms], examples: Examples::new(vms, seed), promise, model: None, steps: 0, policy }
+        let examples = Examples::new(policy.day_steps, seed);
+        Self { vms: Vec::new(), free: Vec::new(), examples, promise, model: None, policy }
+    }
+
+    /// Promises another rate; what was learnt of the price of the last one is void.
+    pub fn promise(&mut self, violation_rate: f64) {
+        self.policy.violation_rate = violation_rate;
+        self.promise = Promise::new(violation_rate, self.policy.day_steps);
+    }
+
+    /// A place for a VM.
+    pub fn enter(&mut self) -> Slot {
+        let vm = Vm { track: Track::new(self.policy.day_steps), pending: VecDeque::new(), wanted: None };
+        if let Some(slot) = self.free.pop() {
+            self.vms[slot.0] = Some(vm);
+            return slot;
+        }
+        self.vms.push(Some(vm));
+        Slot(self.vms.len() - 1)
+    }
+
+    /// Frees a VM's place; what it taught stays.
+    pub fn leave(&mut self, slot: Slot) {
+        if self.vms.get_mut(slot.0).is_some_and(|vm| vm.take().is_some()) {
+            self.free.push(slot);
+        }
     }
 
     /// Steps that a decision must last: until it is in force, and until it may be undone.
@@ -104,76 +176,71 @@ impl Sizer {
         self.policy.dwell_steps + self.policy.lag_steps.max(1) - 1
     }
 
-    /// Learns a step: each VM's demand (NaN where it was not measured) and, once sizes are in force, the share of VMs whose size was too small.
-    pub fn observe(&mut self, demand: &[f32], violated: Option<f64>) {
+    /// Learns a VM's next step: its largest demand, NaN where it was not measured. O(1), amortised, but for examples, which look at a week.
+    pub fn learn(&mut self, slot: Slot, demand: f32) {
+        let (ahead, vms) = (self.ahead(), self.vms.len() - self.free.len());
+        let Some(vm) = self.vms.get_mut(slot.0).and_then(Option::as_mut) else { return };
+        vm.track.learn(demand);
+        self.examples.learn(&mut vm.pending, (slot.0, vms), demand, ahead, &vm.track);
+    }
+
+    /// Learns, once for each step of the fleet, for which share of their time VMs were too small.
+    pub fn keep(&mut self, violated: f64) {
+        self.promise.learn(violated);
+    }
+
+    /// What there is to be learnt by now; `None` where it is too little.
+    pub fn lessons(&self) -> Option<Lessons> {
+        let (features, targets) = self.examples.kept()?;
+        Some(Lessons { features: features.to_vec(), targets: targets.to_vec() })
+    }
+
+    /// Sizes by this model from now on. One with other quantiles than it was trained for is left out.
+    pub fn take(&mut self, model: Model) {
+        if model.quantiles.len() == EXCEEDANCES.len() {
+            self.model = Some(model);
+        }
+    }
+
+    /// How large a VM should be from now on, at most `size_max`; `None` before there is a model, and for a VM of which too little is known. The
+    /// decision counts as carried out, unless something else is told to be `in_force`.
+    pub fn decide(&mut self, slot: Slot, size_max: f64, in_force: Option<f64>) -> Option<f64> {
         let ahead = self.ahead();
-        for (number, (vm, &demand)) in self.vms.iter_mut().zip(demand).enumerate() {
-            vm.track.learn(demand);
-            self.examples.learn(number, demand, ahead, &vm.track);
-        }
-        if let Some(violated) = violated {
-            self.promise.learn(violated);
-        }
-        self.steps += 1;
-    }
-
-    /// The training that all examples kept by now allow; `None` where there are too few.
-    pub fn training(&self) -> Option<Training> {
-        let (rows, targets) = self.examples.kept()?;
-        let bins = Bins::fit(rows);
-        let (columns, targets) = (Arc::new(bins.columns(rows)), Arc::new(targets.to_vec()));
-        let job = |exceedance| TrainingJob { columns: columns.clone(), targets: targets.clone(), exceedance };
-        Some(Training { bins, jobs: EXCEEDANCES.into_iter().map(job).collect() })
-    }
-
-    /// Takes in what the jobs of a training found, in their order.
-    pub fn trained(&mut self, training: Training, quantiles: Vec<Boost>) {
-        if quantiles.len() == EXCEEDANCES.len() {
-            self.model = Some(Model { bins: training.bins, quantiles });
-        }
-    }
-
-    /// How large a VM should be from now on; `None` before the first training. The decision counts as carried out.
-    pub fn decide(&mut self, vm: usize) -> Option<f64> {
-        let outlook = self.outlook(vm)?;
-        let (wanted, cost) = self.cheapest(&outlook);
-        let Some((size, since)) = self.vms[vm].wanted else {
-            self.vms[vm].wanted = Some((wanted, self.steps));
-            return Some(wanted);
-        };
-        let worth_it = self.cost(&outlook, size) - cost >= self.policy.resize_cost;
-        let dwelt = self.steps >= since + self.policy.dwell_steps as u64;
-        let shrinks = dwelt && wanted <= size * (1.0 - self.policy.saving_min);
-        if worth_it && (wanted > size || shrinks) {
-            self.vms[vm].wanted = Some((wanted, self.steps));
-            return Some(wanted);
-        }
-        Some(size)
-    }
-
-    fn outlook(&self, vm: usize) -> Option<Outlook> {
+        let vm = self.vms.get(slot.0)?.as_ref().filter(|vm| vm.track.suffices())?;
         let model = self.model.as_ref()?;
-        let row = model.bins.row(&self.vms[vm].track.features(self.ahead()));
+        let (outlook, step) = (model.outlook(&vm.track.features(ahead)), vm.track.steps());
+        let price = self.promise.price() * model.typical;
+        let cost = |size: f64| {
+            let exceedance = outlook.exceedance(size);
+            if exceedance <= EXCEEDANCE_MAX { size + price * exceedance } else { f64::INFINITY }
+        };
+        let quantum = self.policy.quantum;
+        let largest = (size_max / quantum).floor().max(1.0);
+        let counts = outlook.turns(price, EXCEEDANCE_MAX).map(|turn| (turn / quantum).floor());
+        let sizes = counts.flat_map(|count| [count, count + 1.0]).map(|count| count.clamp(1.0, largest) * quantum);
+        let finite = sizes.map(|size| (size, cost(size))).filter(|(_, cost)| cost.is_finite());
+        // Where even the largest is too risky, it is still the best there is: it is reached at whatever cost.
+        let (wanted, least) = finite.min_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or((largest * quantum, 0.0));
+        let decided = vm.wanted.unwrap_or((wanted, step));
+        let size = in_force.unwrap_or(decided.0);
+        let worth_it = cost(size) - least >= RESIZE_COST * model.typical;
+        let dwelt = step >= decided.1 + self.policy.dwell_steps as u64;
+        let shrinks = dwelt && wanted <= size * (1.0 - self.policy.saving_min);
+        let now = if vm.wanted.is_none() || worth_it && (wanted > size || shrinks) { (wanted, step) } else { decided };
+        if let Some(vm) = self.vms.get_mut(slot.0).and_then(Option::as_mut) {
+            vm.wanted = Some(now);
+        }
+        Some(now.0)
+    }
+}
+
+impl Model {
+    fn outlook(&self, features: &[f32]) -> Outlook {
+        let row = self.bins.row(features);
         let mut demand = [0.0; EXCEEDANCES.len()];
-        for (demand, quantile) in demand.iter_mut().zip(&model.quantiles) {
+        for (demand, quantile) in demand.iter_mut().zip(&self.quantiles) {
             *demand = f64::from(quantile.predict(&row));
         }
-        Some(Outlook::new(demand))
-    }
-
-    /// What a size costs until the next decision that may shrink it: itself and its risk; infinite where the risk is never taken.
-    fn cost(&self, outlook: &Outlook, size: f64) -> f64 {
-        let exceedance = outlook.exceedance(size);
-        if exceedance <= EXCEEDANCE_MAX { size + self.promise.price() * exceedance } else { f64::INFINITY }
-    }
-
-    /// The size that costs least, and its cost.
-    fn cheapest(&self, outlook: &Outlook) -> (f64, f64) {
-        let SizingPolicy { quantum, size_max, .. } = self.policy;
-        let sizes = (1..=(size_max / quantum).floor().max(1.0) as usize).map(|count| count as f64 * quantum);
-        let costs = sizes.map(|size| (size, self.cost(outlook, size)));
-        // Where even the largest is too risky, it is still the best there is: it is reached at whatever cost.
-        let least = costs.filter(|(_, cost)| cost.is_finite()).min_by(|a, b| a.1.total_cmp(&b.1));
-        least.unwrap_or((size_max, 0.0))
+        Outlook::new(demand)
     }
 }

@@ -26,6 +26,7 @@ impl Core {
         let mut lines = vec![demand(vm), self.learnt(vm)];
         lines.extend(long_run(vm));
         lines.extend(self.outlook_line(vm));
+        lines.extend(self.promise(vm));
         lines.extend(self.size(vm, host));
         lines.extend(self.memory(vm, host));
         lines.extend(self.restraints(id, vm, host));
@@ -79,6 +80,15 @@ impl Core {
         ))
     }
 
+    fn promise(&self, vm: &Vm) -> Option<String> {
+        let cores = vm.promised_cores?;
+        Some(format!(
+            "It is sized for the fleet's promise, too small for {:.2} % of the time at most: by what the fleet's past says of VMs like it, \
+             that is {cores:.2} cores.",
+            self.policy.cpu.violation_rate * 100.0
+        ))
+    }
+
     fn size(&self, vm: &Vm, host: &Host) -> Option<String> {
         if vm.state != VmState::Running {
             return Some(format!("It is not running ({:?}): nothing is planned and nothing is learnt.", vm.state));
@@ -98,14 +108,12 @@ impl Core {
         };
         let sizing = sizing(vm, host, &self.policy, vm.window_end)?;
         let headroom = self.policy.cpu.headroom;
+        let (needed, comfortable) = sizing.quotas(headroom);
         let now = vm.allocation.quota_cores.map_or("unlimited".to_owned(), |quota| format!("{quota:.2} cores"));
         Some(format!(
             "With a headroom of {headroom} and within {:.2} to {:.2} cores, {:.2} are needed now and {:.2} would be \
              comfortable; its quota is {now}.",
-            bounds.floor,
-            bounds.ceiling,
-            bounds.quota(sizing.pressing_cores(), headroom),
-            bounds.quota(sizing.possible_cores(), headroom)
+            bounds.floor, bounds.ceiling, needed, comfortable
         ))
     }
 

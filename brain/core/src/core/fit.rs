@@ -55,6 +55,7 @@ impl Core {
         match result.0 {
             Done::Refit(refitted) => self.refitted(refitted),
             Done::Look(looked) => self.looked(*looked),
+            Done::Train(learnt) => self.sizes.learnt(learnt),
         }
     }
 

@@ -29,6 +29,7 @@ impl Core {
                 let records = history.chain([Record::Lesson { lesson, at: now }]);
                 self.outputs.extend(records.map(Output::Persist));
             }
+            self.resize_by_promise(id, &turn.steps);
             for sighting in turn.sightings {
                 self.tell(now, id, sighting);
             }

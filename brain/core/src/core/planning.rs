@@ -186,5 +186,6 @@ pub(super) fn sizing(vm: &Vm, host: &Host, policy: &Policy, end: Timestamp) -> O
         live_cores: live_cores(&cpu, &vm.allocation),
         peak_cores: cpu.demand_low.max.min(f64::from(vm.allocation.vcpus)),
         outlook: vm.outlook(end, policy),
+        promised_cores: vm.promised_cores,
     })
 }

@@ -29,6 +29,8 @@ impl Core {
             return;
         }
         self.turn(now, &report.vms);
+        self.tally(now, &report.vms, window_of(report));
+        self.order_training();
         self.order_fits(now, &report.vms);
         self.order_looks(now, &report.vms);
         self.restore_baselines_on(now, &report.host);
@@ -92,10 +94,13 @@ impl Core {
     fn take_inventory(&mut self, report: &Report, window: &VmWindow, now: Option<Timestamp>) {
         let end = report.start + window_of(report);
         let id = window.vm;
-        let stored = &mut self.stored;
+        let (stored, sizes) = (&mut self.stored, &mut self.sizes);
         let vm = self.fleet.vms.entry(id).or_insert_with(|| {
-            let pattern = stored.remove(&id).unwrap_or_else(Pattern::new);
-            Vm::new(window, &self.policy, pattern)
+            let Some(pattern) = stored.remove(&id) else { return Vm::new(window, &self.policy, Pattern::new()) };
+            let slot = sizes.remember(&pattern.remembered());
+            let mut vm = Vm::new(window, &self.policy, pattern);
+            vm.slot = Some(slot);
+            vm
         });
         let here = vm.host.as_ref() == Some(&report.host);
         if !here && !moves_here(vm, window, end) {
@@ -170,7 +175,9 @@ impl Core {
         let vanished: Vec<VmId> = host.vms.difference(&reported).copied().collect();
         let end = report.start + window_of(report);
         for id in vanished {
-            self.fleet.vanish(id, end);
+            if let Some(slot) = self.fleet.vanish(id, end).and_then(|forgotten| forgotten.slot) {
+                self.sizes.leave(slot);
+            }
             if let Some(vm) = self.fleet.vms.get(&id) {
                 let (name, state) = (vm.name.clone(), vm.state);
                 self.persist(Record::Vm { vm: id, name, host: None, state, at: end });

@@ -19,6 +19,7 @@ use crate::plan::memory::{BalloonPace, BalloonVerdict};
 use crate::plan::pace::{Pace, Verdict};
 use crate::plan::size::{Outlook, live_cores};
 use crate::policy::Policy;
+use crate::sizing::Slot;
 use crate::view::RecentAction;
 
 /// Actions remembered for each VM, for `explain`; the store has all of them.
@@ -93,6 +94,10 @@ pub(crate) struct Vm {
     pub(crate) fit_due: u64,
     /// Its long run.
     pub(crate) pattern: Pattern,
+    /// Its place among those that are sized together.
+    pub(crate) slot: Option<Slot>,
+    /// The size that keeps the fleet's promise, in cores.
+    pub(crate) promised_cores: Option<f64>,
     pub(crate) pace: Pace,
     pub(crate) verdict: Option<Verdict>,
     pub(crate) balloon_pace: BalloonPace,
@@ -126,6 +131,8 @@ impl Vm {
             forecaster: None,
             fit_due: 0,
             pattern,
+            slot: None,
+            promised_cores: None,
             pace: Pace::default(),
             verdict: None,
             balloon_pace: BalloonPace::default(),
@@ -270,7 +277,8 @@ impl Vm {
         let cores_max = f64::from(self.allocation.vcpus);
         let near = self.ready().map_or_else(Vec::new, |forecaster| self.near_demand(forecaster, at, policy));
         let near_seasonal = self.ready().is_some_and(|forecaster| forecaster.season_steps().is_some());
-        let far = self.far_demand(at, policy);
+        // What is promised was chosen with the day in view already.
+        let far = if self.promised_cores.is_none() { self.far_demand(at, policy) } else { Vec::new() };
         if near.is_empty() && far.is_empty() {
             return None;
         }

@@ -14,7 +14,7 @@ use super::watch::{Sighting, Watch};
 use super::{DAY_STEPS, MONTH_HOURS, STEP};
 use crate::archive::{Archive, Kpi, Step, Tier};
 use crate::calendar::Calendar;
-use crate::forecast::engine::{Engine, Expectation};
+use crate::forecast::engine::{Engine, Expectation, LEVELS, Share};
 use crate::season::{self, Period, Regular, Season};
 
 /// History, in 5-minute steps, that the forecast of the day is fitted to where no season is longer than a day.
@@ -22,6 +22,9 @@ const FIT_STEPS: usize = 8 * DAY_STEPS;
 
 /// The same with a longer season: a week must have been seen twice.
 const FIT_STEPS_LONG: usize = 15 * DAY_STEPS;
+
+/// A VM with less history than this, in 5-minute steps, is too young for models.
+const YOUNG_STEPS: usize = 2 * DAY_STEPS;
 
 /// History, in hours, that the forecast of the month is fitted to.
 const FIT_HOURS: usize = 100 * 24;
@@ -120,7 +123,27 @@ impl Observed {
         self.start + Duration::from_secs(self.step.as_secs() * self.values.len() as u64)
     }
 
+    /// The day ahead of a VM that is too young for models: on two days or less of history they know neither the day nor their own errors, and a
+    /// VM's own quantiles, the same all day, do better (docs/accuracy.md).
+    fn young(&self) -> Option<Outlook> {
+        let mut known: Vec<f64> = self.values.iter().copied().filter(|value| value.is_finite()).collect();
+        known.sort_unstable_by(f64::total_cmp);
+        let last = known.len().checked_sub(1)?;
+        let of =
+            LEVELS.map(|level| known[((level * (known.len() + 1) as f64).ceil() as usize).saturating_sub(1).min(last)]);
+        Some(Outlook {
+            day: Table::new(self.end(), self.step, std::iter::repeat_n(of, DAY_STEPS)),
+            seasons: Vec::new(),
+            shares: vec![Share { model: "own quantiles", weight: 1.0, error: f64::NAN }],
+            skill: 0.0,
+            seasonal_error_share: None,
+        })
+    }
+
     fn outlook(&self, calendar: &Calendar, seasons: &[Season]) -> Option<Outlook> {
+        if self.values.len() < YOUNG_STEPS {
+            return self.young();
+        }
         let lengths = lengths(seasons, self.step);
         let steps = if lengths.iter().any(|&steps| steps > DAY_STEPS) { FIT_STEPS_LONG } else { FIT_STEPS };
         let (wall, _most) = self.latest(steps, calendar)?;

@@ -106,6 +106,17 @@ fn noise_is_given_no_season_and_earns_nothing() {
 }
 
 #[test]
+fn a_young_vm_is_forecast_by_its_own_quantiles() {
+    let mut life = Life::new();
+    life.live(0..DAY_MINUTES, |minute| 0.2 + 0.5 * noise(minute));
+    let ahead = life.pattern.ahead(at(DAY_MINUTES), Duration::from_hours(3)).unwrap();
+    let [median, .., high] = ahead.quantiles[20];
+    assert!((0.4..0.5).contains(&median) && (0.52..0.7).contains(&high), "{median} {high}");
+    assert_eq!(life.pattern.models().unwrap().0[0].model, "own quantiles");
+    assert!(!life.pattern.is_earned());
+}
+
+#[test]
 fn a_value_never_seen_is_told_once() {
     let mut life = Life::new();
     life.live(0..6 * DAY_MINUTES, office);

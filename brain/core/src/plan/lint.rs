@@ -94,7 +94,7 @@ fn quota(vm: VmId, cores: f64, reason: Reason, facts: &VmFacts) -> Result<(), Vi
     let shrinks = cores < facts.limit_cores;
     let fits = match reason {
         Reason::Slack { .. } => shrinks,
-        Reason::LiveDemand { .. } | Reason::ForecastSurge { .. } => !shrinks,
+        Reason::LiveDemand { .. } | Reason::ForecastSurge { .. } | Reason::Promise { .. } => !shrinks,
         _ => false,
     };
     if !fits {

@@ -29,16 +29,15 @@ pub(crate) struct Pace {
 impl Pace {
     /// Takes the evidence of one report and decides.
     pub(crate) fn judge(&mut self, now: Timestamp, window: Duration, sizing: &Sizing, policy: &CpuPolicy) -> Verdict {
-        let (pressing, possible) = (sizing.pressing_cores(), sizing.possible_cores());
-        let grown = sizing.bounds.quota(pressing, policy.headroom);
-        let enough = sizing.bounds.quota(possible, policy.headroom);
+        let (grown, enough) = sizing.quotas(policy.headroom);
+        let demand = sizing.promised_cores.unwrap_or(sizing.possible_cores());
         let rhythm = Rhythm::of_ms(policy.shrink_dwell_ms, policy.shrink_interval_ms);
-        self.dwell.witness(now, window, Evidence { enough, demand: possible }, rhythm);
+        self.dwell.witness(now, window, Evidence { enough, demand }, rhythm);
         let limit = sizing.limit_cores();
         let resize = if self.backoff.until(now).is_some() {
             None
         } else if grown > limit * (1.0 + policy.hysteresis) {
-            Some((grown, growth_reason(sizing, pressing, limit, policy)))
+            Some((grown, growth_reason(sizing, limit, policy)))
         } else {
             self.shrink(now, sizing, policy, rhythm)
         };
@@ -56,7 +55,11 @@ impl Pace {
     }
 }
 
-fn growth_reason(sizing: &Sizing, pressing: f64, limit: f64, policy: &CpuPolicy) -> Reason {
+fn growth_reason(sizing: &Sizing, limit: f64, policy: &CpuPolicy) -> Reason {
+    let pressing = sizing.pressing_cores();
+    if sizing.promised_cores.is_some_and(|promised| pressing <= promised) {
+        return Reason::Promise { violation_rate: policy.violation_rate };
+    }
     let live = sizing.bounds.quota(sizing.live_cores, policy.headroom);
     let outgrown = sizing.outlook.and_then(|outlook| outlook.outgrown);
     match outgrown {
@@ -84,7 +87,15 @@ mod tests {
 
     fn sizing(quota: Option<f64>, live: f64, outlook: Option<Outlook>) -> Sizing {
         let bounds = Bounds { floor: 0.1, ceiling: 2.0 };
-        Sizing { bounds, quota_cores: quota, vcpus: 2, live_cores: live, peak_cores: live, outlook }
+        Sizing {
+            bounds,
+            quota_cores: quota,
+            vcpus: 2,
+            live_cores: live,
+            peak_cores: live,
+            outlook,
+            promised_cores: None,
+        }
     }
 
     fn outlook(seasonal: bool, most_cores: f64) -> Option<Outlook> {
@@ -127,6 +138,19 @@ mod tests {
         // The first of these windows has left the dwell time, but the interval has not passed.
         assert_eq!(judge(80, 0.2), None);
         assert_eq!(judge(90, 0.2), Some((0.22, Reason::Slack { demand_cores: 0.2 })));
+    }
+
+    #[test]
+    fn a_promised_size_is_taken_as_it_is_until_live_demand_outgrows_it() {
+        let promised = |quota, live, size| Sizing { promised_cores: Some(size), ..sizing(Some(quota), live, None) };
+        let judge = |sizing: &Sizing| Pace::default().judge(at(0), WINDOW, sizing, &policy());
+        let kept = Reason::Promise { violation_rate: CpuPolicy::default().violation_rate };
+        assert_eq!(judge(&promised(0.2, 0.1, 0.6)).resize, Some((0.6, kept)));
+        assert_eq!(judge(&promised(0.6, 0.58, 0.6)).resize, None);
+        assert_eq!(judge(&promised(0.6, 0.8, 0.6)).resize, Some((0.88, Reason::LiveDemand { demand_cores: 0.8 })));
+        let mut pace = Pace::default();
+        let shrinks = (0..20).find_map(|i| pace.judge(at(i * 10), WINDOW, &promised(1.0, 0.1, 0.6), &policy()).resize);
+        assert_eq!(shrinks, Some((0.6, Reason::Slack { demand_cores: 0.6 })));
     }
 
     #[test]

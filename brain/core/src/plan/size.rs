@@ -85,6 +85,8 @@ pub(crate) struct Sizing {
     pub(crate) peak_cores: f64,
     /// `None` while there is too little history.
     pub(crate) outlook: Option<Outlook>,
+    /// The size that keeps the fleet's promise, in cores; `None` while nothing is promised, or not enough is known to.
+    pub(crate) promised_cores: Option<f64>,
 }
 
 impl Sizing {
@@ -98,6 +100,18 @@ impl Sizing {
     pub(crate) fn pressing_cores(&self) -> f64 {
         let forecast = self.outlook.map_or(0.0, |outlook| outlook.seasonal_cores);
         self.live_cores.max(forecast)
+    }
+
+    /// The quota that is needed now, and the one that would be comfortable: shrinking goes no further.
+    pub(crate) fn quotas(&self, headroom: f64) -> (f64, f64) {
+        let grown = self.bounds.quota(self.pressing_cores(), headroom);
+        let Some(promised) = self.promised_cores else {
+            return (grown, self.bounds.quota(self.possible_cores(), headroom));
+        };
+        // The promise has its own margins; what it did not foresee is provided for as without it.
+        let promised = self.bounds.quota(promised, 1.0);
+        let wanted = if self.pressing_cores() > promised { grown } else { promised };
+        (wanted, wanted)
     }
 
     /// The demand that must fit before shrinking: bursts within the window and every forecast count as well.

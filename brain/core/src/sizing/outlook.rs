@@ -17,6 +17,22 @@ impl Outlook {
         Self { demand: demand.map(|demand| demand.max(0.0)) }
     }
 
+    /// Sizes, not in order, around one of which `size + price * exceedance(size)` is least among those that are exceeded with at most
+    /// `exceedance_max`. Between two quantiles that cost is convex: it is least at either end, or where its slope is 0.
+    pub(super) fn turns(&self, price: f64, exceedance_max: f64) -> impl Iterator<Item = f64> + '_ {
+        let last = EXCEEDANCES.len() - 1;
+        let inner = (0..last).flat_map(move |from| {
+            let (start, end) = (self.demand[from], self.demand[from + 1]);
+            let rate = (EXCEEDANCES[from] / EXCEEDANCES[from + 1]).ln() / (end - start).max(1e-9);
+            let after = |ratio: f64| (start + ratio.max(1.0).ln() / rate).min(end);
+            [start, after(price * EXCEEDANCES[from] * rate), after(EXCEEDANCES[from] / exceedance_max)]
+        });
+        let span = (self.demand[last] - self.demand[last - 2]).max(self.demand[last] * 0.05).max(1e-9);
+        let rate = (EXCEEDANCES[last - 2] / EXCEEDANCES[last]).ln() / span;
+        let beyond = self.demand[last] + (price * EXCEEDANCES[last] * rate).max(1.0).ln() / rate;
+        inner.chain([self.demand[last], beyond])
+    }
+
     /// Probability that demand exceeds `size`; falls with `size`. Between two quantiles it falls exponentially, and beyond the last one as it
     /// did over the last two.
     pub(super) fn exceedance(&self, size: f64) -> f64 {
@@ -55,6 +71,21 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_cheapest_size_of_all_is_near_a_turn(
+            demand in proptest::array::uniform7(0.0..300.0f64), price in 1.0..1e6f64, exceedance_max in 0.05..0.45f64,
+        ) {
+            let outlook = Outlook::new(demand);
+            let cost = |size: f64| {
+                let exceedance = outlook.exceedance(size);
+                if exceedance <= exceedance_max { size + price * exceedance } else { f64::INFINITY }
+            };
+            let near = |turn: f64| [turn.floor(), turn.ceil(), turn.ceil() + 1.0];
+            let found = outlook.turns(price, exceedance_max).flat_map(near).map(cost).fold(f64::INFINITY, f64::min);
+            let least = (0..4000).map(|size| cost(f64::from(size))).fold(f64::INFINITY, f64::min);
+            prop_assert!(found <= least + 1e-6 * least, "{found} {least}");
+        }
+
         #[test]
         fn a_larger_size_is_never_likelier_to_be_too_small(demand: [u16; 7], sizes: [u16; 2]) {
             let outlook = Outlook::new(demand.map(f64::from));

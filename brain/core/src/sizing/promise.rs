@@ -11,8 +11,11 @@ const BALANCE_GAIN: f64 = 0.5;
 const BALANCE_DAYS_MAX: f64 = 7.0;
 /// A step counts for at most this many times the promise.
 const STEP_MAX: f64 = 20.0;
-/// Bounds of the price, in units of size for one violation.
-const PRICE_BOUNDS: (f64, f64) = (20.0, 2e6);
+/// The price of a violation to begin with, times the promised rate: for exponential tails a quantile's price is its scale over its exceedance, and
+/// a third of what is typically wanted is a usual scale.
+const PRICE_START: f64 = 0.3;
+/// Bounds of the price.
+const PRICE_BOUNDS: (f64, f64) = (1.5, 1.5e5);
 
 /// The price of a violation, and how the promise has been kept.
 #[derive(Clone, Debug)]
@@ -27,19 +30,21 @@ impl Promise {
     /// `rate`: share of time with too small a size.
     pub(super) fn new(rate: f64, day_steps: usize) -> Self {
         let rate = rate.max(1e-6);
-        // For exponential tails a quantile's price is its scale over its exceedance; a few units of size are a usual scale.
-        Self { rate, day_steps: day_steps.max(1) as f64, log_price: (4.0 / rate).ln(), balance_days: 0.0 }
+        Self { rate, day_steps: day_steps.max(1) as f64, log_price: (PRICE_START / rate).ln(), balance_days: 0.0 }
     }
 
-    /// Takes in the share of VMs that were too small in a step.
+    /// Takes in the share of VM time in a step in which a size was too small.
     pub(super) fn learn(&mut self, violated: f64) {
-        let excess = (violated / self.rate).min(STEP_MAX) - 1.0;
+        if !violated.is_finite() {
+            return;
+        }
+        let excess = (violated / self.rate).clamp(0.0, STEP_MAX) - 1.0;
         self.balance_days = (self.balance_days + excess / self.day_steps).clamp(-BALANCE_DAYS_MAX, BALANCE_DAYS_MAX);
         let (low, high) = PRICE_BOUNDS;
         self.log_price = (self.log_price + INTEGRAL_PER_DAY * excess / self.day_steps).clamp(low.ln(), high.ln());
     }
 
-    /// What a violation is worth, in units of size.
+    /// What a violation is worth, as a multiple of what the fleet's VMs typically want: large fleets and small VMs are served alike.
     pub(super) fn price(&self) -> f64 {
         (self.log_price + BALANCE_GAIN * self.balance_days).exp().clamp(PRICE_BOUNDS.0, PRICE_BOUNDS.1)
     }
@@ -56,9 +61,9 @@ mod tests {
         (0..288).for_each(|_| promise.learn(0.01));
         assert!(promise.price() > 2.0 * before);
         (0..100_000).for_each(|_| promise.learn(1.0));
-        assert!(promise.price() <= 2e6);
+        assert!(promise.price() <= PRICE_BOUNDS.1);
         (0..1_000_000).for_each(|_| promise.learn(0.0));
-        assert!(promise.price() >= 20.0);
+        assert!(promise.price() >= PRICE_BOUNDS.0);
     }
 
     #[test]
@@ -67,7 +72,7 @@ mod tests {
         let (mut sum, steps) = (0.0, 288 * 28);
         for _ in 0..steps {
             // Three times as many violations as the model thinks.
-            let violated = 3.0 * 4.0 / promise.price();
+            let violated = 3.0 * PRICE_START / promise.price();
             promise.learn(violated);
             sum += violated;
         }

@@ -9,6 +9,7 @@ use super::bench::{Bench, at, host, report_of, vm};
 use crate::Core;
 use crate::archive::{BlockKey, Change, SealedBlock};
 use crate::io::{Input, Lesson, Output, Record, Restored};
+use crate::job::Job;
 use crate::plan::Reason;
 use crate::policy::{CpuPolicy, Mode, Policy};
 
@@ -23,15 +24,15 @@ fn office(minute: u64) -> f64 {
 }
 
 fn policy() -> Policy {
-    let cpu = CpuPolicy { lead_ms: 600_000, ..CpuPolicy::default() };
+    let cpu = CpuPolicy { lead_ms: 600_000, violation_rate: 0.0, ..CpuPolicy::default() };
     Policy { mode: Mode::Auto, cpu, ..Policy::default() }
 }
 
 /// A fleet on host `a` whose quotas are what they were last set to.
 struct Fleet {
     bench: Bench,
-    /// Fits are made.
-    fits: bool,
+    /// Which fits are made.
+    fits: fn(&Job) -> bool,
     quotas: BTreeMap<VmId, f64>,
     /// (minute, VM, cores, why), in order.
     resizes: Vec<(u64, VmId, f64, Reason)>,
@@ -45,7 +46,7 @@ impl Fleet {
     fn new(core: Core) -> Self {
         Self {
             bench: Bench::of(core),
-            fits: true,
+            fits: |_| true,
             quotas: BTreeMap::new(),
             resizes: Vec::new(),
             notices: Vec::new(),
@@ -69,7 +70,7 @@ impl Fleet {
             self.bench.core.handle(now, Input::Report(Box::new(report)));
             while let Some(output) = self.bench.core.poll_output() {
                 match output {
-                    Output::Fit(_) if !self.fits => {}
+                    Output::Fit(job) if !(self.fits)(&job.0) => {}
                     Output::Fit(job) => self.bench.core.handle(now, Input::FitDone(Box::new(job.run()))),
                     Output::Notice(notice) => self.notices.push(notice.kind),
                     Output::Persist(Record::History { vm, change: Change::Persist(block) }) => {
@@ -107,9 +108,9 @@ impl Fleet {
 #[test]
 fn a_daily_surge_is_provided_for_before_it_comes() {
     let mut fleet = Fleet::new(Core::new(policy(), 1, 1));
-    fleet.fits = false;
+    fleet.fits = |_| false;
     fleet.live(0..8 * DAY_MIN - 60, 1, |_, minute| office(minute));
-    fleet.fits = true;
+    fleet.fits = |_| true;
     fleet.live(8 * DAY_MIN - 60..9 * DAY_MIN, 1, |_, minute| office(minute));
     let surge = 8 * DAY_MIN + 540;
     let today: Vec<_> = fleet.resizes.iter().filter(|resize| resize.0 >= 8 * DAY_MIN).collect();
@@ -122,10 +123,40 @@ fn a_daily_surge_is_provided_for_before_it_comes() {
 }
 
 #[test]
+fn a_fleet_with_a_past_is_sized_for_its_promise() {
+    let mut promising = policy();
+    promising.cpu.violation_rate = 0.01;
+    let mut fleet = Fleet::new(Core::new(promising, 1, 1));
+    fleet.fits = |job| matches!(job, Job::Train(_));
+    let burst = |number: u128, minute: u64| (minute / WINDOW_MIN * 31 + number as u64 * 17) % 97 < 3;
+    let demand =
+        |number: u128, minute: u64| if burst(number, minute) { 0.5 } else { 0.8 * office(minute + number as u64 * 30) };
+    fleet.live(0..5 * DAY_MIN, 8, demand);
+    let from = 5 * DAY_MIN;
+    fleet.resizes.clear();
+    let (mut short, mut slack, mut windows) = (0.0, 0.0, 0.0);
+    for minute in (from..from + 2 * DAY_MIN).step_by(WINDOW_MIN as usize) {
+        for number in 1..=8 {
+            let (wanted, quota) = (demand(number, minute), fleet.quotas[&vm(number)]);
+            short += f64::from(u8::from(wanted > quota));
+            slack += (quota - wanted).max(0.0) / quota;
+            windows += 1.0;
+        }
+        fleet.live(minute..minute + WINDOW_MIN, 8, demand);
+    }
+    let promised = fleet.resizes.iter().filter(|resize| matches!(resize.3, Reason::Promise { .. })).count();
+    assert!(promised > 10, "{promised} of {}", fleet.resizes.len());
+    assert!(short / windows < 0.03, "too small for {} of the time", short / windows);
+    assert!(slack / windows < 0.75, "{}", slack / windows);
+    let explained = fleet.bench.core.explain(vm(1)).unwrap().lines.join("\n");
+    assert!(explained.contains("It is sized for the fleet's promise"), "{explained}");
+}
+
+#[test]
 fn what_many_vms_have_at_once_is_told_once_and_what_one_has_by_its_name() {
     let mut fleet = Fleet::new(Core::new(policy(), 1, 1));
     // What detectors see does not depend on forecasts.
-    fleet.fits = false;
+    fleet.fits = |_| false;
     let quiet = |number: u128, minute: u64| 0.2 + office(minute + number as u64 * 60) / 50.0;
     fleet.live(0..5 * DAY_MIN, 10, quiet);
     fleet.notices.clear();
@@ -150,11 +181,11 @@ fn what_many_vms_have_at_once_is_told_once_and_what_one_has_by_its_name() {
 #[test]
 fn a_restart_knows_the_day_from_stored_history_and_tells_nothing_twice() {
     let mut fleet = Fleet::new(Core::new(policy(), 1, 1));
-    fleet.fits = false;
+    fleet.fits = |_| false;
     fleet.live(0..6 * DAY_MIN, 1, |_, minute| office(minute));
     fleet.live(6 * DAY_MIN..6 * DAY_MIN + 60, 1, |_, _| 0.99);
     fleet.live(6 * DAY_MIN + 60..8 * DAY_MIN - 60, 1, |_, minute| office(minute));
-    fleet.fits = true;
+    fleet.fits = |_| true;
     fleet.live(8 * DAY_MIN - 60..8 * DAY_MIN, 1, |_, minute| office(minute));
     let known = fleet.bench.core.forecast_for(vm(1), Duration::from_hours(20)).unwrap();
     let alerts = fleet.bench.core.alerts();
