@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_calibrated_quantile_covers_its_share_of_what_it_was_calibrated_on() {
-        let series = Series::new(&(0..200).map(|step| f64::from(step * 37 % 101)).collect::<Vec<_>>(), &[], 1);
+        let series = Series::new(&(0..200).map(|step| f64::from(step * 37 % 101)).collect::<Vec<_>>(), &[]);
         let residuals: Vec<Residual> = (40..199)
             .map(|t| Residual { frames: frames(&series, t, 1, 0.5, 0.2, 0.1), value: series.values()[t + 1] })
             .collect();

@@ -16,6 +16,8 @@ use super::conformal::{Calibration, Residual, frames};
 use super::features::Features;
 use super::horizon::Blocks;
 use super::models::PointModel;
+use super::models::decomposition::{DecomposedMedian, Decomposition};
+use super::models::ets::Ets;
 use super::models::level::Level;
 use super::models::naive::{Naive, SeasonalNaive};
 use super::models::profile::{ProfileMedian, ShiftedProfile};
@@ -82,7 +84,7 @@ impl Engine {
     /// Fits the window (any unit; NaN where unknown), the latest value last. Never fails: what cannot be learnt is not used.
     pub fn fit(values: &[f64], expectation: &Expectation) -> Fitted {
         let horizon = expectation.horizon_steps.max(1);
-        let series = Series::new(values, &expectation.seasons_steps, horizon);
+        let series = Series::new(values, &expectation.seasons_steps);
         let blocks = Blocks::new(horizon);
         if series.len() < WINDOW_STEPS_MIN {
             return Fitted::without_models(series, blocks);
@@ -224,16 +226,24 @@ impl Fitter {
         let identity = Arc::new(Features::new(&self.series, Transform::Identity));
         let plain = fit("ridge", &identity);
         let asinh = fit("ridge, asinh", &self.features);
+        let decomposition = Arc::new(Decomposition::new(&self.series));
+        let ets = Ets::fit(&decomposition, ends);
         plain
             .into_iter()
             .zip(asinh)
-            .map(|(plain, asinh)| {
+            .zip(ets)
+            .map(|((plain, asinh), ets)| {
                 let mut models: Vec<Box<dyn PointModel + Send>> =
                     vec![Box::new(SeasonalNaive), Box::new(Naive), Box::new(ProfileMedian)];
                 models.extend(Level::all().map(|level| Box::new(level) as _));
                 models
                     .extend(HALF_LIVES_STEPS.map(|half_life_steps| Box::new(ShiftedProfile { half_life_steps }) as _));
-                models.extend([Box::new(plain) as _, Box::new(asinh) as _]);
+                models.extend([
+                    Box::new(plain) as _,
+                    Box::new(asinh) as _,
+                    Box::new(DecomposedMedian(decomposition.clone())) as _,
+                    Box::new(ets) as _,
+                ]);
                 models
             })
             .collect()

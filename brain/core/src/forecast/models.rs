@@ -1,9 +1,12 @@
 //! The models whose forecasts the engine combines. Each says where the median of a step ahead lies, as seen from any origin.
 
+pub(crate) mod decomposition;
+pub(crate) mod ets;
 pub(crate) mod level;
 pub(crate) mod naive;
 pub(crate) mod profile;
 pub(crate) mod regression;
+mod simplex;
 
 use super::series::Series;
 

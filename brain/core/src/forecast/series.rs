@@ -27,8 +27,8 @@ pub(crate) struct Series {
 
 impl Series {
     /// Takes in a window of values (any unit, NaN or infinite where unknown) and its seasons in steps, shortest first; seasons
-    /// shorter than 2 steps, or of which the window does not hold two, are left out. Profiles reach `horizon` steps ahead.
-    pub(crate) fn new(window: &[f64], seasons: &[usize], horizon: usize) -> Self {
+    /// shorter than 2 steps, or of which the window does not hold two, are left out.
+    pub(crate) fn new(window: &[f64], seasons: &[usize]) -> Self {
         let mut values = window.to_vec();
         let seasons: Vec<usize> = seasons.iter().copied().filter(|&m| m >= 2 && 2 * m <= values.len()).collect();
         bridge_gaps(&mut values, seasons.first().copied());
@@ -42,7 +42,7 @@ impl Series {
             sums.push(sums[sums.len() - 1] + value);
         }
         let levels = LEVEL_ALPHAS.iter().map(|&alpha| level(&values, alpha)).collect();
-        let profiles = Profiles::new(&values, &seasons, horizon);
+        let profiles = Profiles::new(&values, &seasons);
         Self { values, sums, levels, profiles, scale }
     }
 
@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn scaling_is_undone_without_rounding() {
         let window = [1.937093638859624e71, 0.1, -979.6990010260619];
-        let series = Series::new(&window, &[], 1);
+        let series = Series::new(&window, &[]);
         let back: Vec<f64> = series.values().iter().map(|value| value * series.scale()).collect();
         assert_eq!(back, window);
         assert_eq!(power_of_two_below(7.9), Some(4.0));
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn running_means_and_maxima_end_at_the_origin() {
-        let series = Series::new(&[4.0, 2.0, 1.0, 3.0], &[], 1);
+        let series = Series::new(&[4.0, 2.0, 1.0, 3.0], &[]);
         assert!((series.mean(2, 2) * series.scale() - 1.5).abs() < 1e-12);
         assert!((series.mean(2, 9) * series.scale() - 7.0 / 3.0).abs() < 1e-12);
         assert!((series.max(2, 2) * series.scale() - 2.0).abs() < 1e-12);

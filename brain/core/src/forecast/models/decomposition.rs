@@ -1,0 +1,114 @@
+//! A series as season plus trend, after STL (Cleveland and others, 1990) with medians in place of robust local regressions.
+//!
+//! The season of a step is the median, over the seasons before, of what that very step lay above its day's mean. Unlike a profile
+//! it keeps what happens to the minute, and it moves with the level: yesterday's surge says nothing of today's level.
+
+use std::sync::Arc;
+
+use super::{PointModel, Series};
+
+/// So many earlier seasons are looked at.
+const SEASONS_MAX: usize = 14;
+
+/// Without a season, the level is that of so many steps.
+const LEVEL_STEPS: usize = 96;
+
+/// Season and seasonally adjusted series, causal: what is asked for origin `t` was known at `t`.
+#[derive(Clone, Debug)]
+pub(crate) struct Decomposition {
+    season: Option<usize>,
+    /// The season at each step, as known then: its own trend ends there.
+    fresh: Vec<f64>,
+    /// The same as known half a season later, when its trend can be centred on it.
+    settled: Vec<f64>,
+    /// The series less the season as known one season before.
+    adjusted: Vec<f64>,
+    /// For each step the median of the adjusted series' last season.
+    levels: Vec<f64>,
+}
+
+impl Decomposition {
+    /// Takes a series apart. O(length × seasons).
+    pub(crate) fn new(series: &Series) -> Self {
+        let values = series.values();
+        let season = series.season();
+        let (mut fresh, mut settled) = (Vec::new(), Vec::new());
+        if let Some(season) = season {
+            // A window of one season at least, where the series begins.
+            let mean_until = |end: usize| series.mean(end.max(season - 1).min(values.len() - 1), season);
+            let centred: Vec<f64> =
+                values.iter().enumerate().map(|(at, value)| value - mean_until(at + season / 2)).collect();
+            let mut pool = Vec::with_capacity(SEASONS_MAX);
+            for at in 0..values.len() {
+                let own = values[at] - series.mean(at, season);
+                fresh.push(seasonal(own, &centred, season, at, &mut pool));
+                settled.push(seasonal(centred[at], &centred, season, at, &mut pool));
+            }
+        }
+        let mut decomposition = Self { season, fresh, settled, adjusted: Vec::new(), levels: Vec::new() };
+        decomposition.adjusted = values
+            .iter()
+            .enumerate()
+            .map(|(at, value)| value - at.checked_sub(1).map_or(0.0, |before| decomposition.season(before, 1)))
+            .collect();
+        decomposition.levels = rolling_median(&decomposition.adjusted, season.unwrap_or(LEVEL_STEPS));
+        decomposition
+    }
+
+    /// The season of step `t + ahead` as known at `t`; 0 without one, or before one has passed.
+    pub(crate) fn season(&self, t: usize, ahead: usize) -> f64 {
+        let Some(season) = self.season else { return 0.0 };
+        let Some(at) = (t + ahead).checked_sub(season * ahead.div_ceil(season)) else { return 0.0 };
+        if at + season / 2 <= t { self.settled[at] } else { self.fresh[at] }
+    }
+
+    /// The seasonally adjusted series.
+    pub(crate) fn adjusted(&self) -> &[f64] {
+        &self.adjusted
+    }
+}
+
+/// The median of a step's deviation and those of the same step in the seasons before.
+fn seasonal(own: f64, deviations: &[f64], season: usize, at: usize, pool: &mut Vec<f64>) -> f64 {
+    pool.clear();
+    pool.push(own);
+    pool.extend((1..SEASONS_MAX).map_while(|back| at.checked_sub(back * season)).map(|before| deviations[before]));
+    median(pool)
+}
+
+fn median(pool: &mut [f64]) -> f64 {
+    let middle = pool.len() / 2;
+    pool.sort_unstable_by(f64::total_cmp);
+    if pool.len() % 2 == 1 { pool[middle] } else { 0.5 * (pool[middle - 1] + pool[middle]) }
+}
+
+/// For each step the median of the last `steps` values; fewer where the series begins. O(length × steps), by insertion.
+fn rolling_median(values: &[f64], steps: usize) -> Vec<f64> {
+    let mut sorted: Vec<f64> = Vec::with_capacity(steps + 1);
+    let place = |sorted: &[f64], value: f64| sorted.partition_point(|other| other.total_cmp(&value).is_lt());
+    values
+        .iter()
+        .enumerate()
+        .map(|(at, &value)| {
+            if let Some(gone) = at.checked_sub(steps) {
+                sorted.remove(place(&sorted, values[gone]));
+            }
+            sorted.insert(place(&sorted, value), value);
+            sorted[sorted.len() / 2]
+        })
+        .collect()
+}
+
+/// The season on top of the median of the adjusted series' last season: what no single extraordinary day moves.
+#[derive(Clone, Debug)]
+pub(crate) struct DecomposedMedian(pub(crate) Arc<Decomposition>);
+
+impl PointModel for DecomposedMedian {
+    fn name(&self) -> &'static str {
+        "season + median"
+    }
+
+    fn predict(&self, _series: &Series, t: usize, ahead: usize) -> f64 {
+        self.0.levels[t] + self.0.season(t, ahead)
+    }
+}

@@ -1,0 +1,123 @@
+//! Exponential smoothing with additive errors on the seasonally adjusted series: ETS(A,N,N) or, where Akaike's corrected criterion
+//! asks for it, ETS(A,Ad,N) with a damped trend (Hyndman and others, 2008). With the season it is what MSTL with ETS does.
+
+use std::sync::Arc;
+
+use super::decomposition::Decomposition;
+use super::simplex::minimise;
+use super::{PointModel, Series};
+
+/// Smoothing is fitted on so many steps before the end of what is known.
+const FIT_STEPS_MAX: usize = 1000;
+
+/// Nelder-Mead steps for each form.
+const STEPS_MAX: usize = 60;
+
+/// How a level and a slope follow the series.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Smoothing {
+    /// Part of a surprise that the level takes in.
+    pub(crate) level: f64,
+    /// Part of a surprise that the slope takes in; not above `level`.
+    pub(crate) slope: f64,
+    /// What is left of the slope a step later.
+    pub(crate) damping: f64,
+}
+
+/// A level and a slope per step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct State {
+    pub(crate) level: f64,
+    pub(crate) slope: f64,
+}
+
+impl Smoothing {
+    /// What the next value would be.
+    pub(crate) fn next(self, state: State) -> f64 {
+        state.level + self.damping * state.slope
+    }
+
+    /// The state after this value (Hyndman and others, 2008, equation 3.15).
+    pub(crate) fn update(self, state: State, value: f64) -> State {
+        let expected = self.next(state);
+        let surprise = value - expected;
+        State { level: expected + self.level * surprise, slope: self.damping * state.slope + self.slope * surprise }
+    }
+
+    fn squares(self, values: &[f64]) -> f64 {
+        let mut state = State { level: values.first().copied().unwrap_or(0.0), slope: 0.0 };
+        let mut sum = 0.0;
+        for &value in values {
+            sum += (value - self.next(state)).powi(2);
+            state = self.update(state, value);
+        }
+        sum
+    }
+
+    /// The form and factors of least corrected AIC on these values.
+    fn fit(values: &[f64]) -> Self {
+        let simple = |[level]: [f64; 1]| Self { level: level.clamp(LEVEL_MIN, LEVEL_MAX), slope: 0.0, damping: 0.0 };
+        let damped = |[level, share, damping]: [f64; 3]| {
+            let level = level.clamp(LEVEL_MIN, LEVEL_MAX);
+            Self { level, slope: level * share.clamp(1e-4, 1.0), damping: damping.clamp(DAMPING_MIN, DAMPING_MAX) }
+        };
+        let without = simple(minimise([0.3], [0.3], STEPS_MAX / 2, |at| simple(at).squares(values)));
+        let with =
+            damped(minimise([without.level, 0.1, 0.9], [0.2, 0.2, -0.05], STEPS_MAX, |at| damped(at).squares(values)));
+        let criterion = |smoothing: Self, parameters: f64| {
+            let count = values.len() as f64;
+            count * (smoothing.squares(values) / count).max(f64::MIN_POSITIVE).ln()
+                + 2.0 * parameters * count / (count - parameters - 1.0).max(1.0)
+        };
+        // The variance is a parameter as well, and so are the first states.
+        if criterion(with, 6.0) < criterion(without, 3.0) { with } else { without }
+    }
+}
+
+const LEVEL_MIN: f64 = 1e-3;
+const LEVEL_MAX: f64 = 0.999;
+
+/// Bounds of the damping, as in R's and statsforecast's ETS.
+const DAMPING_MIN: f64 = 0.8;
+const DAMPING_MAX: f64 = 0.98;
+
+/// A fitted smoothing with its states at all steps.
+#[derive(Clone, Debug)]
+pub(crate) struct Ets {
+    decomposition: Arc<Decomposition>,
+    smoothing: Smoothing,
+    states: Vec<State>,
+}
+
+impl Ets {
+    /// One for each of `ends`: fitted on what was before that step alone.
+    pub(crate) fn fit(decomposition: &Arc<Decomposition>, ends: &[usize]) -> Vec<Self> {
+        let values = decomposition.adjusted();
+        let fit = |&end: &usize| {
+            let smoothing = Smoothing::fit(&values[end.saturating_sub(FIT_STEPS_MAX)..end]);
+            let mut state = State { level: values.first().copied().unwrap_or(0.0), slope: 0.0 };
+            let states = values
+                .iter()
+                .map(|&value| {
+                    state = smoothing.update(state, value);
+                    state
+                })
+                .collect();
+            Self { decomposition: decomposition.clone(), smoothing, states }
+        };
+        ends.iter().map(fit).collect()
+    }
+}
+
+impl PointModel for Ets {
+    fn name(&self) -> &'static str {
+        "season + ETS"
+    }
+
+    fn predict(&self, _series: &Series, t: usize, ahead: usize) -> f64 {
+        let (State { level, slope }, damping) = (self.states[t], self.smoothing.damping);
+        // Slopes of a geometric series.
+        let slopes = damping * (1.0 - damping.powi(ahead as i32)) / (1.0 - damping);
+        level + slope * slopes + self.decomposition.season(t, ahead)
+    }
+}
