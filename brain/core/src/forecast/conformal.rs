@@ -14,6 +14,10 @@ const WIDTH_FLOOR_SHARE: f64 = 0.3;
 /// Steps over which recent volatility is measured: one to a few hours of 5 min.
 const VOLATILITY_STEPS: [usize; 2] = [12, 36];
 
+/// How fast a frame's weight falls with its loss; pinball losses of far quantiles are noisy, so not as fast as a
+/// model's.
+const SHARPNESS: f64 = 11.0;
+
 /// How many frames there are.
 pub(crate) const FRAMES: usize = 7;
 
@@ -87,7 +91,7 @@ impl Calibration {
             }
         }
         for ((&level, calibration), losses) in levels.iter().zip(&mut calibrations).zip(&losses) {
-            for ((weight, _), new) in calibration.frames.iter_mut().zip(weights(losses)) {
+            for ((weight, _), new) in calibration.frames.iter_mut().zip(weights(losses, SHARPNESS)) {
                 *weight = new;
             }
             let miss = |residual: &Residual| residual.value - calibration.quantile(&residual.frames);

@@ -38,8 +38,8 @@ pub(crate) struct Profiles {
 }
 
 impl Profiles {
-    /// Takes seasons in steps, shortest first, of which `values` holds at least two each. O(length × seasons × neighbours), whatever the
-    /// horizon: a step many seasons ahead repeats what one season ahead would.
+    /// Takes seasons in steps, shortest first, of which `values` holds at least two each. O(length × seasons ×
+    /// neighbours), whatever the horizon: a step many seasons ahead repeats what one season ahead would.
     pub(crate) fn new(values: &[f64], seasons: &[usize]) -> Self {
         let season = seasons.first().copied();
         let long_season = seasons.get(1..).and_then(<[usize]>::last).copied();

@@ -30,7 +30,7 @@ impl Series {
     /// shorter than 2 steps, or of which the window does not hold two, are left out.
     pub(crate) fn new(window: &[f64], seasons: &[usize]) -> Self {
         let mut values = window.to_vec();
-        let seasons: Vec<usize> = seasons.iter().copied().filter(|&m| m >= 2 && 2 * m <= values.len()).collect();
+        let seasons: Vec<usize> = usable(seasons, values.len()).collect();
         bridge_gaps(&mut values, seasons.first().copied());
         let largest = values.iter().fold(0.0_f64, |largest, value| largest.max(value.abs()));
         // Dividing first keeps sums of squares finite for any input; by a power of two, it is undone without rounding.
@@ -107,8 +107,13 @@ impl Series {
     }
 }
 
+/// The seasons of which a window of this length holds two, in the order given.
+pub(crate) fn usable(seasons: &[usize], length: usize) -> impl Iterator<Item = usize> {
+    seasons.iter().copied().filter(move |&season| season >= 2 && season <= length / 2)
+}
+
 /// The largest power of two that is not above a value; `None` for zero and for what is too small to have all its digits.
-fn power_of_two_below(value: f64) -> Option<f64> {
+pub(crate) fn power_of_two_below(value: f64) -> Option<f64> {
     /// Sign and exponent of an IEEE 754 double.
     const WITHOUT_MANTISSA: u64 = 0xfff0_0000_0000_0000;
     value.is_normal().then(|| f64::from_bits(value.to_bits() & WITHOUT_MANTISSA))

@@ -1,11 +1,13 @@
-//! A series as season plus trend, after STL (Cleveland and others, 1990) with medians in place of robust local regressions.
+//! A series as season plus trend, after STL (Cleveland and others, 1990) with medians in place of robust local
+//! regressions.
 //!
-//! The season of a step is the median, over the seasons before, of what that very step lay above its day's mean. Unlike a profile
-//! it keeps what happens to the minute, and it moves with the level: yesterday's surge says nothing of today's level.
+//! The season of a step is the median, over the seasons before, of what that very step lay above its day's mean. Unlike
+//! a profile it keeps what happens to the minute, and it moves with the level: yesterday's surge says nothing of
+//! today's level.
 
 use std::sync::Arc;
 
-use super::{PointModel, Series};
+use super::{Kind, PointModel, Series};
 
 /// So many earlier seasons are looked at.
 const SEASONS_MAX: usize = 14;
@@ -76,14 +78,15 @@ fn seasonal(own: f64, deviations: &[f64], season: usize, at: usize, pool: &mut V
     median(pool)
 }
 
-fn median(pool: &mut [f64]) -> f64 {
+/// The median of a pool that is not empty, which is sorted on the way.
+pub(crate) fn median(pool: &mut [f64]) -> f64 {
     let middle = pool.len() / 2;
     pool.sort_unstable_by(f64::total_cmp);
     if pool.len() % 2 == 1 { pool[middle] } else { 0.5 * (pool[middle - 1] + pool[middle]) }
 }
 
 /// For each step the median of the last `steps` values; fewer where the series begins. O(length × steps), by insertion.
-fn rolling_median(values: &[f64], steps: usize) -> Vec<f64> {
+pub(crate) fn rolling_median(values: &[f64], steps: usize) -> Vec<f64> {
     let mut sorted: Vec<f64> = Vec::with_capacity(steps + 1);
     let place = |sorted: &[f64], value: f64| sorted.partition_point(|other| other.total_cmp(&value).is_lt());
     values
@@ -108,7 +111,67 @@ impl PointModel for DecomposedMedian {
         "season + median"
     }
 
+    fn kind(&self) -> Kind {
+        Kind::Seasonal
+    }
+
     fn predict(&self, _series: &Series, t: usize, ahead: usize) -> f64 {
         self.0.levels[t] + self.0.season(t, ahead)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wave(step: usize) -> f64 {
+        f64::from((step % 24) as u32 * 7 % 24)
+    }
+
+    #[test]
+    fn a_season_on_a_level_that_jumps_is_told_from_the_jump() {
+        let values: Vec<f64> = (0..480).map(|step| wave(step) + if step < 400 { 0.0 } else { 50.0 }).collect();
+        let series = Series::new(&values, &[24]);
+        let said = |ahead| DecomposedMedian(Arc::new(Decomposition::new(&series))).predict(&series, 479, ahead);
+        for ahead in 1..=48 {
+            let error = said(ahead) * series.scale() - wave(479 + ahead) - 50.0;
+            assert!(error.abs() < 1.0, "{ahead} ahead {error}");
+        }
+    }
+
+    #[test]
+    fn one_extraordinary_day_is_no_season() {
+        let values: Vec<f64> =
+            (0..240).map(|step| wave(step) + if (200..206).contains(&step) { 500.0 } else { 0.0 }).collect();
+        let series = Series::new(&values, &[24]);
+        let decomposition = Arc::new(Decomposition::new(&series));
+        let mean = (0..24).map(wave).sum::<f64>() / 24.0;
+        for ahead in 1..=24 {
+            let error = decomposition.season(239, ahead) * series.scale() - (wave(239 + ahead) - mean);
+            assert!(error.abs() < 1.0, "{ahead} ahead {error}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_read_after_its_origin() {
+        let mut values: Vec<f64> = (0..240).map(|step| f64::from(step * 31 % 17)).collect();
+        values[0] = 100.0;
+        for t in [30, 100, 150] {
+            let said = |values: &[f64]| {
+                let decomposition = Decomposition::new(&Series::new(values, &[24]));
+                let ahead = [1, 5, 12, 13, 24, 25, 48].map(|ahead| decomposition.season(t, ahead));
+                (ahead, decomposition.levels[t], decomposition.adjusted[t])
+            };
+            let known = values.clone();
+            let before = said(&known);
+            values[t + 1..].fill(99.0);
+            assert_eq!(said(&values), before, "{t}");
+            values = known;
+        }
+    }
+
+    #[test]
+    fn a_rolling_median_forgets_what_is_gone() {
+        assert_eq!(rolling_median(&[1.0, 9.0, 2.0, 3.0, 3.0], 3), [1.0, 9.0, 2.0, 3.0, 3.0]);
     }
 }

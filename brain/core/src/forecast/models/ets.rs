@@ -1,17 +1,29 @@
-//! Exponential smoothing with additive errors on the seasonally adjusted series: ETS(A,N,N) or, where Akaike's corrected criterion
-//! asks for it, ETS(A,Ad,N) with a damped trend (Hyndman and others, 2008). With the season it is what MSTL with ETS does.
+//! Exponential smoothing with additive errors on the seasonally adjusted series: ETS(A,N,N) or, where Akaike's
+//! corrected criterion asks for it, ETS(A,Ad,N) with a damped trend (Hyndman and others, 2008). With the season it is
+//! what MSTL with ETS does.
+//!
+//! A library's ETS forecasts from the end of what it was fitted on. Here one fit has to speak at every origin of the
+//! hold-out, so the recursion is written out and its states are kept.
 
 use std::sync::Arc;
 
 use super::decomposition::Decomposition;
 use super::simplex::minimise;
-use super::{PointModel, Series};
+use super::{Kind, PointModel, Series};
 
 /// Smoothing is fitted on so many steps before the end of what is known.
 const FIT_STEPS_MAX: usize = 1000;
 
 /// Nelder-Mead steps for each form.
 const STEPS_MAX: usize = 60;
+
+/// Bounds of the level's factor.
+const LEVEL_MIN: f64 = 1e-3;
+const LEVEL_MAX: f64 = 0.999;
+
+/// Bounds of the damping, as in R's and statsforecast's ETS.
+const DAMPING_MIN: f64 = 0.8;
+const DAMPING_MAX: f64 = 0.98;
 
 /// How a level and a slope follow the series.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,7 +39,9 @@ pub(crate) struct Smoothing {
 /// A level and a slope per step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct State {
+    /// Where it is.
     pub(crate) level: f64,
+    /// How fast it rises, a step.
     pub(crate) slope: f64,
 }
 
@@ -44,6 +58,7 @@ impl Smoothing {
         State { level: expected + self.level * surprise, slope: self.damping * state.slope + self.slope * surprise }
     }
 
+    /// The sum of squared surprises, from the first value as the level.
     fn squares(self, values: &[f64]) -> f64 {
         let mut state = State { level: values.first().copied().unwrap_or(0.0), slope: 0.0 };
         let mut sum = 0.0;
@@ -73,13 +88,6 @@ impl Smoothing {
         if criterion(with, 6.0) < criterion(without, 3.0) { with } else { without }
     }
 }
-
-const LEVEL_MIN: f64 = 1e-3;
-const LEVEL_MAX: f64 = 0.999;
-
-/// Bounds of the damping, as in R's and statsforecast's ETS.
-const DAMPING_MIN: f64 = 0.8;
-const DAMPING_MAX: f64 = 0.98;
 
 /// A fitted smoothing with its states at all steps.
 #[derive(Clone, Debug)]
@@ -114,10 +122,54 @@ impl PointModel for Ets {
         "season + ETS"
     }
 
+    fn kind(&self) -> Kind {
+        Kind::Learned
+    }
+
     fn predict(&self, _series: &Series, t: usize, ahead: usize) -> f64 {
         let (State { level, slope }, damping) = (self.states[t], self.smoothing.damping);
         // Slopes of a geometric series.
         let slopes = damping * (1.0 - damping.powi(ahead as i32)) / (1.0 - damping);
         level + slope * slopes + self.decomposition.season(t, ahead)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    #[test]
+    fn a_rise_is_carried_on_but_fades() {
+        let values: Vec<f64> = (0..300).map(|step| 10.0 + f64::from(step) + f64::from(step * 31 % 7) * 0.1).collect();
+        let series = Series::new(&values, &[]);
+        let ets = Ets::fit(&Arc::new(Decomposition::new(&series)), &[300]).remove(0);
+        let said = |ahead| ets.predict(&series, 299, ahead) * series.scale();
+        let rise = said(10) - said(1);
+        assert!((6.0..9.0).contains(&rise), "{rise}");
+        assert!(said(300) - said(290) < 0.5 * rise, "{}", said(300));
+    }
+
+    #[test]
+    fn noise_about_a_level_gets_little_smoothing_and_no_slope() {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let values: Vec<f64> = (0..400).map(|_| rng.random::<f64>()).collect();
+        let smoothing = Smoothing::fit(&values);
+        assert!(smoothing.level < 0.1 && smoothing.slope == 0.0, "{smoothing:?}");
+    }
+
+    #[test]
+    fn a_level_that_wanders_is_followed() {
+        let mut rng = ChaCha8Rng::seed_from_u64(2);
+        let mut level = 0.0;
+        let values: Vec<f64> = (0..400)
+            .map(|_| {
+                level += rng.random::<f64>() - 0.5;
+                level
+            })
+            .collect();
+        assert!(Smoothing::fit(&values).level > 0.8);
     }
 }

@@ -1,7 +1,7 @@
 //! Minimisation without derivatives (Nelder and Mead, 1965), for a handful of parameters.
 
-/// From `start`, with a first simplex of edges `size`, `steps` steps towards a minimum of `cost` (NaN counts as infinite). Returns the
-/// best point seen.
+/// From `start`, with a first simplex of edges `size`, `steps` steps towards a minimum of `cost` (NaN counts as
+/// infinite). Returns the best point seen.
 pub(crate) fn minimise<const N: usize>(
     start: [f64; N],
     size: [f64; N],
@@ -43,4 +43,21 @@ pub(crate) fn minimise<const N: usize>(
         }
     }
     corners.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).map_or(start, |best| best.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_curved_valley_is_followed_to_its_end() {
+        // Rosenbrock's function.
+        let [x, y] = minimise([-1.2, 1.0], [0.5, 0.5], 120, |[x, y]| (1.0 - x).powi(2) + 100.0 * (y - x * x).powi(2));
+        assert!((x - 1.0).abs() < 1e-3 && (y - 1.0).abs() < 1e-3, "{x}, {y}");
+    }
+
+    #[test]
+    fn where_there_is_no_cost_nothing_is_found_but_the_start() {
+        assert_eq!(minimise([0.3], [0.3], 30, |_| f64::NAN), [0.3]);
+    }
 }
