@@ -90,16 +90,23 @@ fn profile(values: &[f64], season: usize, at: usize, pool: &mut Vec<f64>) -> Pro
         }
     }
     let mean = pool.iter().sum::<f64>() / pool.len() as f64;
-    pool.sort_unstable_by(f64::total_cmp);
+    let count = pool.len();
+    // Three ranks are cheaper to select than all to sort.
+    let (_, &mut median, above) = pool.select_nth_unstable_by(count / 2, f64::total_cmp);
+    let high = match (count * 9 / 10).min(count - 1).checked_sub(count / 2 + 1) {
+        Some(rank) => *above.select_nth_unstable_by(rank, f64::total_cmp).1,
+        None => median,
+    };
+    let max = above.iter().copied().fold(median, |max, value| if max.total_cmp(&value).is_lt() { value } else { max });
     Profile {
         ago: value,
         twice_ago: at.checked_sub(season).map_or(value, |twice| values[twice]),
         near,
         near_max,
         mean,
-        median: pool[pool.len() / 2],
-        high: pool[(pool.len() * 9 / 10).min(pool.len() - 1)],
-        max: pool[pool.len() - 1],
+        median,
+        high,
+        max,
     }
 }
 

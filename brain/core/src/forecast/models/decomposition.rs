@@ -5,6 +5,7 @@
 //! a profile it keeps what happens to the minute, and it moves with the level: yesterday's surge says nothing of
 //! today's level.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 use super::{Kind, PointModel, Series};
@@ -42,9 +43,12 @@ impl Decomposition {
                 values.iter().enumerate().map(|(at, value)| value - mean_until(at + season / 2)).collect();
             let mut pool = Vec::with_capacity(SEASONS_MAX);
             for at in 0..values.len() {
-                let own = values[at] - series.mean(at, season);
-                fresh.push(seasonal(own, &centred, season, at, &mut pool));
-                settled.push(seasonal(centred[at], &centred, season, at, &mut pool));
+                pool.clear();
+                let before = (1..SEASONS_MAX).map_while(|back| at.checked_sub(back * season));
+                pool.extend(before.map(|before| centred[before]));
+                pool.sort_unstable_by(f64::total_cmp);
+                fresh.push(median_with(&pool, values[at] - series.mean(at, season)));
+                settled.push(median_with(&pool, centred[at]));
             }
         }
         let mut decomposition = Self { season, fresh, settled, adjusted: Vec::new(), levels: Vec::new() };
@@ -70,12 +74,16 @@ impl Decomposition {
     }
 }
 
-/// The median of a step's deviation and those of the same step in the seasons before.
-fn seasonal(own: f64, deviations: &[f64], season: usize, at: usize, pool: &mut Vec<f64>) -> f64 {
-    pool.clear();
-    pool.push(own);
-    pool.extend((1..SEASONS_MAX).map_while(|back| at.checked_sub(back * season)).map(|before| deviations[before]));
-    median(pool)
+/// The median of a value and others that are sorted.
+fn median_with(sorted: &[f64], value: f64) -> f64 {
+    let place = sorted.partition_point(|other| other.total_cmp(&value).is_lt());
+    let at = |rank: usize| match rank.cmp(&place) {
+        Ordering::Less => sorted[rank],
+        Ordering::Equal => value,
+        Ordering::Greater => sorted[rank - 1],
+    };
+    let middle = sorted.len().div_ceil(2);
+    if sorted.len().is_multiple_of(2) { at(middle) } else { 0.5 * (at(middle - 1) + at(middle)) }
 }
 
 /// The median of a pool that is not empty, which is sorted on the way.
@@ -167,6 +175,17 @@ mod tests {
             values[t + 1..].fill(99.0);
             assert_eq!(said(&values), before, "{t}");
             values = known;
+        }
+    }
+
+    #[test]
+    fn a_median_with_one_more_is_that_of_all() {
+        for sorted in [&[][..], &[1.0], &[1.0, 4.0], &[1.0, 2.0, 4.0]] {
+            for value in [0.0, 1.0, 1.5, 3.0, 9.0] {
+                let mut all = sorted.to_vec();
+                all.push(value);
+                assert_eq!(median_with(sorted, value), median(&mut all), "{value} among {sorted:?}");
+            }
         }
     }
 

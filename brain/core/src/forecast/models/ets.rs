@@ -12,10 +12,10 @@ use super::simplex::minimise;
 use super::{Kind, PointModel, Series};
 
 /// Smoothing is fitted on so many steps before the end of what is known.
-const FIT_STEPS_MAX: usize = 1000;
+const FIT_STEPS_MAX: usize = 700;
 
 /// Nelder-Mead steps for each form.
-const STEPS_MAX: usize = 60;
+const STEPS_MAX: usize = 48;
 
 /// Bounds of the level's factor.
 const LEVEL_MIN: f64 = 1e-3;

@@ -1,6 +1,9 @@
 //! Minimisation without derivatives (Nelder and Mead, 1965), for a handful of parameters.
 
-/// From `start`, with a first simplex of edges `size`, `steps` steps towards a minimum of `cost` (NaN counts as
+/// Corners whose costs differ by less than this part are at the minimum.
+const TOLERANCE: f64 = 1e-6;
+
+/// From `start`, with a first simplex of edges `size`, at most `steps` steps towards a minimum of `cost` (NaN counts as
 /// infinite). Returns the best point seen.
 pub(crate) fn minimise<const N: usize>(
     start: [f64; N],
@@ -21,6 +24,9 @@ pub(crate) fn minimise<const N: usize>(
     for _ in 0..steps {
         corners.sort_by(|a, b| a.0.total_cmp(&b.0));
         let (worst, best) = (corners[N], corners[0]);
+        if worst.0 - best.0 <= TOLERANCE * best.0.abs() {
+            break;
+        }
         let centre: [f64; N] =
             std::array::from_fn(|axis| corners[..N].iter().map(|corner| corner.1[axis]).sum::<f64>() / N as f64);
         let towards =
