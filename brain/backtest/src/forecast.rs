@@ -51,6 +51,9 @@ struct Summary {
     cpu_ms_max: f64,
     /// Mean over tasks of the skill against seasonal-naive that the fits claim for themselves.
     skill_mean: f64,
+    /// Quartiles over tasks of what the fits say a season is worth: the best seasonal model's past error over the best
+    /// other's.
+    seasonal_gain_quartiles: Option<[f64; 3]>,
     /// Mean weight of each model.
     weights: Vec<(&'static str, f64)>,
 }
@@ -59,6 +62,7 @@ struct Done {
     forecast: Forecast,
     weights: Vec<(&'static str, f64)>,
     skill: f64,
+    seasonal_gain: Option<f64>,
     cpu_ms: f64,
 }
 
@@ -109,7 +113,7 @@ fn forecast(window: &[f64], expectation: &Expectation) -> Done {
     let forecast = fitted.forecast(expectation.horizon_steps);
     let cpu_ms = thread_cpu_ms() - start_ms;
     let weights = fitted.shares().iter().map(|share| (share.model, share.weight)).collect();
-    Done { forecast, weights, skill: fitted.skill(), cpu_ms }
+    Done { forecast, weights, skill: fitted.skill(), seasonal_gain: fitted.seasonal_gain(), cpu_ms }
 }
 
 /// CPU time of this thread so far.
@@ -144,12 +148,20 @@ fn summarise(suite: &Suite, done: &[Done]) -> Summary {
         }
     }
     weights.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let mut gains: Vec<f64> = done.iter().filter_map(|done| done.seasonal_gain).collect();
+    gains.sort_by(f64::total_cmp);
+    let quartiles = [1, 2, 3].map(|quarter| gains.get(gains.len() * quarter / 4).copied());
     Summary {
         suite: suite.suite.clone(),
         tasks: done.len(),
         cpu_ms_mean: done.iter().map(|done| done.cpu_ms).sum::<f64>() / count,
         cpu_ms_max: done.iter().map(|done| done.cpu_ms).fold(0.0, f64::max),
         skill_mean: done.iter().map(|done| done.skill).sum::<f64>() / count,
+        seasonal_gain_quartiles: if let [Some(low), Some(middle), Some(high)] = quartiles {
+            Some([low, middle, high])
+        } else {
+            None
+        },
         weights,
     }
 }
@@ -160,6 +172,11 @@ fn print(summary: &Summary) {
         summary.suite, summary.tasks, summary.cpu_ms_mean, summary.cpu_ms_max
     );
     println!("Error below seasonal-naive's in the past: {:.0} %", summary.skill_mean * 100.0);
+    if let Some([low, middle, high]) = summary.seasonal_gain_quartiles {
+        println!(
+            "The best seasonal model's error there, of the best other's: {middle:.2} (quartiles {low:.2} to {high:.2})"
+        );
+    }
     for (model, weight) in &summary.weights {
         println!("  {model:<22} {:5.1} %", weight * 100.0);
     }

@@ -14,6 +14,10 @@ const WIDTH_FLOOR_SHARE: f64 = 0.3;
 /// Steps over which recent volatility is measured: one to a few hours of 5 min.
 const VOLATILITY_STEPS: [usize; 2] = [12, 36];
 
+/// How fast a frame's weight falls with its loss; pinball losses of far quantiles are noisy, so not as fast as a
+/// model's.
+const SHARPNESS: f64 = 11.0;
+
 /// How many frames there are.
 pub(crate) const FRAMES: usize = 7;
 
@@ -87,7 +91,7 @@ impl Calibration {
             }
         }
         for ((&level, calibration), losses) in levels.iter().zip(&mut calibrations).zip(&losses) {
-            for ((weight, _), new) in calibration.frames.iter_mut().zip(weights(losses)) {
+            for ((weight, _), new) in calibration.frames.iter_mut().zip(weights(losses, SHARPNESS)) {
                 *weight = new;
             }
             let miss = |residual: &Residual| residual.value - calibration.quantile(&residual.frames);
@@ -119,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_calibrated_quantile_covers_its_share_of_what_it_was_calibrated_on() {
-        let series = Series::new(&(0..200).map(|step| f64::from(step * 37 % 101)).collect::<Vec<_>>(), &[], 1);
+        let series = Series::new(&(0..200).map(|step| f64::from(step * 37 % 101)).collect::<Vec<_>>(), &[]);
         let residuals: Vec<Residual> = (40..199)
             .map(|t| Residual { frames: frames(&series, t, 1, 0.5, 0.2, 0.1), value: series.values()[t + 1] })
             .collect();

@@ -1,12 +1,19 @@
 //! The forecast engine: one series, its own window, quantiles for each step ahead.
 //!
-//! 1. The window becomes a [`Series`]: gaps bridged, scaled, with profiles of its seasons.
+//! 1. The window becomes a [`Series`]: gaps bridged, scaled, with profiles of its seasons. Before, [`Observed`] has put a value in
+//!    place of each censored step.
 //! 2. Its second half is the *hold-out*: from many origins there every model forecasts, trained on what was known at the time.
 //! 3. For each block of steps ahead, models are combined by their mean absolute error in the hold-out.
 //! 4. What came in the hold-out, compared with the combination, calibrates the quantiles.
 //! 5. Models trained on the whole window, so weighted and calibrated, look ahead.
 //!
-//! Deterministic, pure, and linear in the window's length.
+//! The models: the last value, levels and profiles; season plus trend with medians or exponential smoothing on top;
+//! ARIMA over Fourier terms; ridge regressions. Only the regressions, smoothing and ARIMA are fitted, at a few moments
+//! of the hold-out each.
+//!
+//! Deterministic, pure, and linear in the window's length; the horizon adds little.
+
+mod observed;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,14 +22,20 @@ use super::combine::weights;
 use super::conformal::{Calibration, Residual, frames};
 use super::features::Features;
 use super::horizon::Blocks;
-use super::models::PointModel;
+use super::models::arima::Arima;
+use super::models::decomposition::{DecomposedMedian, Decomposition};
+use super::models::ets::Ets;
 use super::models::level::Level;
 use super::models::naive::{Naive, SeasonalNaive};
 use super::models::profile::{ProfileMedian, ShiftedProfile};
 use super::models::regression::Regression;
-use super::series::Series;
+use super::models::steady::{Median, Reverting};
+use super::models::{Kind, PointModel};
+use super::series::{Series, usable};
 use super::spread::{Spread, Step};
 use super::transform::Transform;
+use observed::Intervals;
+pub use observed::Observed;
 
 /// The quantile levels of a forecast.
 pub const LEVELS: [f64; 4] = [0.5, 0.9, 0.95, 0.99];
@@ -38,6 +51,9 @@ const AHEADS_PER_ORIGIN_MAX: usize = 24;
 
 /// Blocks on either side whose errors join in a block's weights and calibration: the tails of one block alone are few.
 const BLOCKS_POOLED: usize = 1;
+
+/// How fast a model's weight falls with its loss: one 10 % worse than the best weighs less than a quarter of it.
+const SHARPNESS: f64 = 15.0;
 
 /// Fewer steps than this are no series: the forecast is the last value.
 const WINDOW_STEPS_MIN: usize = 48;
@@ -81,14 +97,25 @@ pub struct Engine;
 impl Engine {
     /// Fits the window (any unit; NaN where unknown), the latest value last. Never fails: what cannot be learnt is not used.
     pub fn fit(values: &[f64], expectation: &Expectation) -> Fitted {
+        Self::fit_observed(&Observed { values, most: None }, expectation)
+    }
+
+    /// The same where some steps are censored. A forecast that falls into what is possible then counts as faultless,
+    /// and a window without a censored step gives what [`Engine::fit`] gives, byte for byte.
+    pub fn fit_observed(observed: &Observed<'_>, expectation: &Expectation) -> Fitted {
         let horizon = expectation.horizon_steps.max(1);
-        let series = Series::new(values, &expectation.seasons_steps, horizon);
+        let seasons = &expectation.seasons_steps;
+        let mut intervals = observed.intervals();
+        let values = observed.imputed(&intervals, usable(seasons, observed.values.len()).next());
+        let series = Series::new(&values, seasons);
+        let scale = series.scale();
+        intervals.values_mut().for_each(|(least, most)| (*least, *most) = (*least / scale, *most / scale));
         let blocks = Blocks::new(horizon);
         if series.len() < WINDOW_STEPS_MIN {
             return Fitted::without_models(series, blocks);
         }
         let features = Arc::new(Features::new(&series, Transform::asinh(series.values())));
-        Fitter { series, features, blocks, horizon }.fit()
+        Fitter { series, intervals, features, blocks, horizon }.fit()
     }
 }
 
@@ -104,6 +131,7 @@ pub struct Fitted {
     spread: Option<Spread>,
     shares: Vec<Share>,
     skill: f64,
+    seasonal_gain: Option<f64>,
     width: f64,
 }
 
@@ -112,7 +140,8 @@ impl Fitted {
         let (weights, calibrations) = (vec![vec![1.0]; blocks.len()], Vec::new());
         let models: Vec<Box<dyn PointModel + Send>> = vec![Box::new(Naive)];
         let shares = vec![Share { model: Naive.name(), weight: 1.0, error: f64::NAN }];
-        Self { series, blocks, models, weights, calibrations, spread: None, shares, skill: 0.0, width: 0.0 }
+        let (skill, seasonal_gain, width) = (0.0, None, 0.0);
+        Self { series, blocks, models, weights, calibrations, spread: None, shares, skill, seasonal_gain, width }
     }
 
     /// The models, their weights and their errors in the hold-out.
@@ -125,16 +154,11 @@ impl Fitted {
         self.skill
     }
 
-    /// TEMPORARY until the engine's own.
-    pub fn seasonal_error_share(&self) -> Option<f64> {
-        let best = |seasonal: bool| {
-            let of = self.shares.iter().filter(|share| {
-                (share.model.contains("season") || share.model.contains("time of day")) == seasonal
-                    && !share.model.contains("ridge")
-            });
-            of.map(|share| share.error).fold(f64::INFINITY, f64::min)
-        };
-        self.series.season().map(|_| best(true) / best(false).max(f64::MIN_POSITIVE))
+    /// What the season is worth: the best seasonal model's mean absolute error in the hold-out over that of the best
+    /// model of the level alone, up to a season ahead. Chance makes it a little less than 1 or more; only well below 1
+    /// has the season been earned. `None` without a season, or a hold-out.
+    pub fn seasonal_gain(&self) -> Option<f64> {
+        self.seasonal_gain
     }
 
     /// Looks `horizon_steps` ahead, or as far as the expectation said, whichever is less.
@@ -196,6 +220,8 @@ impl Bounds {
 
 struct Fitter {
     series: Series,
+    /// Of the censored steps, in the series' scaled unit.
+    intervals: Intervals,
     /// Seen through an inverse hyperbolic sine.
     features: Arc<Features>,
     blocks: Blocks,
@@ -231,21 +257,28 @@ impl Fitter {
     fn train(&self, ends: &[usize]) -> Vec<Vec<Box<dyn PointModel + Send>>> {
         let season = self.series.season().unwrap_or(0);
         let first = (season + season / 16).max(24).min(self.series.len() / 3);
+        let decomposition = Arc::new(Decomposition::new(&self.series));
         let fit =
             |name, features: &Arc<Features>| Regression::fit(name, &self.series, &self.blocks, features, first, ends);
         let identity = Arc::new(Features::new(&self.series, Transform::Identity));
         let plain = fit("ridge", &identity);
         let asinh = fit("ridge, asinh", &self.features);
+        let ets = Ets::fit(&decomposition, ends);
+        let arima = Arima::fit(&self.series, ends, self.horizon);
         plain
             .into_iter()
             .zip(asinh)
-            .map(|(plain, asinh)| {
+            .zip(ets)
+            .zip(arima)
+            .map(|(((plain, asinh), ets), arima)| {
                 let mut models: Vec<Box<dyn PointModel + Send>> =
                     vec![Box::new(SeasonalNaive), Box::new(Naive), Box::new(ProfileMedian)];
                 models.extend(Level::all().map(|level| Box::new(level) as _));
                 models
                     .extend(HALF_LIVES_STEPS.map(|half_life_steps| Box::new(ShiftedProfile { half_life_steps }) as _));
                 models.extend([Box::new(plain) as _, Box::new(asinh) as _]);
+                models.push(Box::new(DecomposedMedian(decomposition.clone())));
+                models.extend([Box::new(ets) as _, Box::new(arima) as _]);
                 models
             })
             .collect()
@@ -269,13 +302,49 @@ impl Fitter {
         cases
     }
 
-    /// A block and its neighbours.
-    fn near(&self, block: usize) -> Range<usize> {
-        block.saturating_sub(BLOCKS_POOLED)..(block + BLOCKS_POOLED + 1).min(self.blocks.len())
+    /// What came, as near to `said` as it can have been.
+    fn nearest(&self, step: usize, said: f64) -> f64 {
+        self.intervals.get(&step).map_or(self.series.values()[step], |&(least, most)| said.clamp(least, most))
+    }
+
+    /// The same, but in the middle of what is possible where more came than was said: that it was only just more is unlikely.
+    fn likely(&self, step: usize, said: f64) -> f64 {
+        match self.intervals.get(&step) {
+            Some(&(least, most)) if said < least && most.is_finite() => 0.5 * (least + most),
+            _ => self.nearest(step, said),
+        }
+    }
+
+    /// What the season is worth. `losses` are the sums of each model's absolute errors in each block.
+    fn seasonal_gain(
+        &self,
+        models: &[Box<dyn PointModel + Send>],
+        by_block: &[Vec<Case>],
+        losses: &[Vec<f64>],
+    ) -> Option<f64> {
+        let within = ..=self.blocks.of(self.series.season()?);
+        let of_kind = |kind: Kind| {
+            let of_kind = (0..models.len()).filter(move |&model| models[model].kind() == kind);
+            of_kind.map(|model| losses[within].iter().map(|losses| losses[model]).sum::<f64>())
+        };
+        let loss = |model: &dyn PointModel| {
+            let error = |case: &Case| {
+                let said = model.predict(&self.series, case.t, case.ahead);
+                (self.nearest(case.t + case.ahead, said) - said).abs()
+            };
+            by_block[within].iter().flatten().map(error).sum::<f64>()
+        };
+        // These have no part in the forecast, which they would dilute.
+        let medians = Median::both(&self.series).map(|median| loss(&median));
+        let reverting = HALF_LIVES_STEPS.map(|half_life_steps| loss(&Reverting { half_life_steps }));
+        let least = |losses: &mut dyn Iterator<Item = f64>| losses.fold(f64::INFINITY, f64::min);
+        let seasonal = least(&mut of_kind(Kind::Seasonal));
+        let steady = least(&mut of_kind(Kind::Steady).chain(medians).chain(reverting));
+        // Where the level alone is faultless, there is nothing for a season to gain.
+        Some(if steady > 0.0 { seasonal / steady } else { 1.0 })
     }
 
     fn combine(self, models: Vec<Box<dyn PointModel + Send>>, by_block: &[Vec<Case>]) -> Fitted {
-        let truth = |case: &Case| self.series.values()[case.t + case.ahead];
         let width = (1..self.series.len()).map(|t| (self.series.lag(t, 0) - self.series.lag(t, 1)).abs()).sum::<f64>()
             / self.series.len() as f64
             + 1e-9;
@@ -288,18 +357,19 @@ impl Fitter {
         let losses: Vec<Vec<f64>> = by_block
             .iter()
             .map(|cases| {
-                let loss = |model: usize| cases.iter().map(|case| (truth(case) - case.said[model]).abs()).sum::<f64>();
+                let error = |case: &Case, said: f64| (self.nearest(case.t + case.ahead, said) - said).abs();
+                let loss = |model: usize| cases.iter().map(|case| error(case, case.said[model])).sum::<f64>();
                 (0..models.len()).map(loss).collect()
             })
             .collect();
         for (block, cases) in by_block.iter().enumerate() {
-            let near = self.near(block);
+            let near = near(by_block, block);
             let pooled: Vec<f64> =
                 (0..models.len()).map(|model| losses[near.clone()].iter().map(|losses| losses[model]).sum()).collect();
-            let weights = weights(&pooled);
+            let weights = weights(&pooled, SHARPNESS);
             for case in cases {
                 let point: f64 = case.said.iter().zip(&weights).map(|(said, weight)| said * weight).sum();
-                let residual = (truth(case) - point).abs();
+                let residual = (self.nearest(case.t + case.ahead, point) - point).abs();
                 combined += residual / count;
                 steps.push((Step { t: case.t, ahead: case.ahead, point }, residual));
             }
@@ -313,10 +383,11 @@ impl Fitter {
         let mut residuals: Vec<Vec<Residual>> = vec![Vec::new(); by_block.len()];
         for (&(Step { t, ahead, point }, _), spread) in steps.iter().zip(spreads) {
             let frames = frames(&self.series, t, ahead, point, spread, width);
-            residuals[self.blocks.of(ahead)].push(Residual { frames, value: self.series.values()[t + ahead] });
+            residuals[self.blocks.of(ahead)].push(Residual { frames, value: self.likely(t + ahead, point) });
         }
-        let calibrations =
-            (0..residuals.len()).map(|block| Calibration::fit(LEVELS, &residuals[self.near(block)].concat())).collect();
+        let calibrations = (0..residuals.len())
+            .map(|block| Calibration::fit(LEVELS, &residuals[near(&residuals, block)].concat()))
+            .collect();
         let scale = self.series.scale();
         let naive = errors.first().copied().unwrap_or(0.0);
         let shares = models
@@ -325,6 +396,7 @@ impl Fitter {
             .map(|(model, (&weight, error))| Share { model: model.name(), weight, error: error * scale })
             .collect();
         let skill = if naive > 0.0 { 1.0 - combined / naive } else { 0.0 };
+        let seasonal_gain = self.seasonal_gain(&models, by_block, &losses);
         let Self { series, blocks, .. } = self;
         Fitted {
             series,
@@ -335,9 +407,17 @@ impl Fitter {
             spread: Some(spread),
             shares,
             skill,
+            seasonal_gain,
             width,
         }
     }
+}
+
+/// A block and its neighbours; more of them where these hold nothing, as at the far end of a short series.
+fn near<T>(by_block: &[Vec<T>], block: usize) -> Range<usize> {
+    let reach = |pooled: usize| block.saturating_sub(pooled)..(block + pooled + 1).min(by_block.len());
+    let filled = |near: &Range<usize>| by_block[near.clone()].iter().any(|cases| !cases.is_empty());
+    (BLOCKS_POOLED..by_block.len()).map(reach).find(filled).unwrap_or_else(|| reach(BLOCKS_POOLED))
 }
 
 #[cfg(test)]

@@ -28,30 +28,26 @@ pub(crate) struct Profile {
     pub(crate) max: f64,
 }
 
-/// The profiles of all steps of a series and of `horizon` steps past its end.
+/// The profiles of all steps of a series.
 #[derive(Clone, Debug)]
 pub(crate) struct Profiles {
     season: Option<usize>,
     long_season: Option<usize>,
-    /// `by_skip[k - 1][target]`: from seasons `k`, `k + 1`, … before the target.
-    by_skip: Vec<Vec<Option<Profile>>>,
+    /// For each step what it and the same time of the seasons before it say, to be repeated seasons later.
+    to_repeat: Vec<Profile>,
 }
 
 impl Profiles {
-    /// Takes seasons in steps, shortest first, of which `values` holds at least two each. O(length × seasons × neighbours).
-    pub(crate) fn new(values: &[f64], seasons: &[usize], horizon: usize) -> Self {
+    /// Takes seasons in steps, shortest first, of which `values` holds at least two each. O(length × seasons ×
+    /// neighbours), whatever the horizon: a step many seasons ahead repeats what one season ahead would.
+    pub(crate) fn new(values: &[f64], seasons: &[usize]) -> Self {
         let season = seasons.first().copied();
         let long_season = seasons.get(1..).and_then(<[usize]>::last).copied();
-        let by_skip = season.map_or_else(Vec::new, |season| {
-            let skips = skip(horizon.max(1), season);
-            (1..=skips)
-                .map(|skip| {
-                    let mut pool = Vec::new();
-                    (0..values.len() + horizon).map(|target| profile(values, season, skip, target, &mut pool)).collect()
-                })
-                .collect()
+        let mut pool = Vec::new();
+        let to_repeat = season.map_or_else(Vec::new, |season| {
+            (0..values.len()).map(|at| profile(values, season, at, &mut pool)).collect()
         });
-        Self { season, long_season, by_skip }
+        Self { season, long_season, to_repeat }
     }
 
     /// The shortest season.
@@ -67,7 +63,9 @@ impl Profiles {
     /// What is known at `t` about `t + ahead`.
     pub(crate) fn at(&self, t: usize, ahead: usize) -> Option<Profile> {
         let season = self.season?;
-        *self.by_skip.get(skip(ahead.max(1), season) - 1)?.get(t + ahead)?
+        // The first neighbourhood that is wholly known.
+        let skipped = (ahead.max(1) + neighbours(season)).div_ceil(season);
+        self.to_repeat.get((t + ahead).checked_sub(season * skipped)?).copied()
     }
 }
 
@@ -75,15 +73,9 @@ fn neighbours(season: usize) -> usize {
     (season / NEIGHBOURS_PER_SEASON).max(usize::from(season >= 12))
 }
 
-/// How many seasons back lies the first neighbourhood wholly known `ahead` steps before its echo.
-fn skip(ahead: usize, season: usize) -> usize {
-    (ahead + neighbours(season)).div_ceil(season)
-}
-
-fn profile(values: &[f64], season: usize, skip: usize, target: usize, pool: &mut Vec<f64>) -> Option<Profile> {
+fn profile(values: &[f64], season: usize, at: usize, pool: &mut Vec<f64>) -> Profile {
     let reach = neighbours(season);
-    let at = target.checked_sub(season * skip)?;
-    let value = *values.get(at)?;
+    let value = values[at];
     pool.clear();
     let (mut near, mut near_max) = (value, value);
     for back in 0..SEASONS_MAX {
@@ -98,17 +90,24 @@ fn profile(values: &[f64], season: usize, skip: usize, target: usize, pool: &mut
         }
     }
     let mean = pool.iter().sum::<f64>() / pool.len() as f64;
-    pool.sort_unstable_by(f64::total_cmp);
-    Some(Profile {
+    let count = pool.len();
+    // Three ranks are cheaper to select than all to sort.
+    let (_, &mut median, above) = pool.select_nth_unstable_by(count / 2, f64::total_cmp);
+    let high = match (count * 9 / 10).min(count - 1).checked_sub(count / 2 + 1) {
+        Some(rank) => *above.select_nth_unstable_by(rank, f64::total_cmp).1,
+        None => median,
+    };
+    let max = above.iter().copied().fold(median, |max, value| if max.total_cmp(&value).is_lt() { value } else { max });
+    Profile {
         ago: value,
         twice_ago: at.checked_sub(season).map_or(value, |twice| values[twice]),
         near,
         near_max,
         mean,
-        median: pool[pool.len() / 2],
-        high: pool[(pool.len() * 9 / 10).min(pool.len() - 1)],
-        max: pool[pool.len() - 1],
-    })
+        median,
+        high,
+        max,
+    }
 }
 
 #[cfg(test)]
@@ -121,10 +120,10 @@ mod tests {
         let mut values: Vec<f64> = (0..240).map(|step| f64::from(step % 24)).collect();
         for t in [30, 100, 150] {
             for ahead in [1, 5, 22, 23, 24, 25, 47, 48] {
-                let before = Profiles::new(&values, &[season], 48).at(t, ahead);
+                let before = Profiles::new(&values, &[season]).at(t, ahead);
                 let known = values.clone();
                 values[t + 1..].fill(1e6);
-                assert_eq!(Profiles::new(&values, &[season], 48).at(t, ahead), before, "{t} + {ahead}");
+                assert_eq!(Profiles::new(&values, &[season]).at(t, ahead), before, "{t} + {ahead}");
                 values = known;
             }
         }
@@ -133,7 +132,7 @@ mod tests {
     #[test]
     fn a_perfect_cycle_is_its_own_profile() {
         let values: Vec<f64> = (0..96).map(|step| f64::from(step % 8)).collect();
-        let profile = Profiles::new(&values, &[8], 4).at(95, 3).unwrap();
+        let profile = Profiles::new(&values, &[8]).at(95, 3).unwrap();
         assert_eq!((profile.ago, profile.median, profile.max), (2.0, 2.0, 2.0));
     }
 }

@@ -27,10 +27,10 @@ pub(crate) struct Series {
 
 impl Series {
     /// Takes in a window of values (any unit, NaN or infinite where unknown) and its seasons in steps, shortest first; seasons
-    /// shorter than 2 steps, or of which the window does not hold two, are left out. Profiles reach `horizon` steps ahead.
-    pub(crate) fn new(window: &[f64], seasons: &[usize], horizon: usize) -> Self {
+    /// shorter than 2 steps, or of which the window does not hold two, are left out.
+    pub(crate) fn new(window: &[f64], seasons: &[usize]) -> Self {
         let mut values = window.to_vec();
-        let seasons: Vec<usize> = seasons.iter().copied().filter(|&m| m >= 2 && 2 * m <= values.len()).collect();
+        let seasons: Vec<usize> = usable(seasons, values.len()).collect();
         bridge_gaps(&mut values, seasons.first().copied());
         let largest = values.iter().fold(0.0_f64, |largest, value| largest.max(value.abs()));
         // Dividing first keeps sums of squares finite for any input; by a power of two, it is undone without rounding.
@@ -42,7 +42,7 @@ impl Series {
             sums.push(sums[sums.len() - 1] + value);
         }
         let levels = LEVEL_ALPHAS.iter().map(|&alpha| level(&values, alpha)).collect();
-        let profiles = Profiles::new(&values, &seasons, horizon);
+        let profiles = Profiles::new(&values, &seasons);
         Self { values, sums, levels, profiles, scale }
     }
 
@@ -107,8 +107,13 @@ impl Series {
     }
 }
 
+/// The seasons of which a window of this length holds two, in the order given.
+pub(crate) fn usable(seasons: &[usize], length: usize) -> impl Iterator<Item = usize> {
+    seasons.iter().copied().filter(move |&season| season >= 2 && season <= length / 2)
+}
+
 /// The largest power of two that is not above a value; `None` for zero and for what is too small to have all its digits.
-fn power_of_two_below(value: f64) -> Option<f64> {
+pub(crate) fn power_of_two_below(value: f64) -> Option<f64> {
     /// Sign and exponent of an IEEE 754 double.
     const WITHOUT_MANTISSA: u64 = 0xfff0_0000_0000_0000;
     value.is_normal().then(|| f64::from_bits(value.to_bits() & WITHOUT_MANTISSA))
@@ -182,7 +187,7 @@ mod tests {
     #[test]
     fn scaling_is_undone_without_rounding() {
         let window = [1.937093638859624e71, 0.1, -979.6990010260619];
-        let series = Series::new(&window, &[], 1);
+        let series = Series::new(&window, &[]);
         let back: Vec<f64> = series.values().iter().map(|value| value * series.scale()).collect();
         assert_eq!(back, window);
         assert_eq!(power_of_two_below(7.9), Some(4.0));
@@ -191,7 +196,7 @@ mod tests {
 
     #[test]
     fn running_means_and_maxima_end_at_the_origin() {
-        let series = Series::new(&[4.0, 2.0, 1.0, 3.0], &[], 1);
+        let series = Series::new(&[4.0, 2.0, 1.0, 3.0], &[]);
         assert!((series.mean(2, 2) * series.scale() - 1.5).abs() < 1e-12);
         assert!((series.mean(2, 9) * series.scale() - 7.0 / 3.0).abs() < 1e-12);
         assert!((series.max(2, 2) * series.scale() - 2.0).abs() < 1e-12);

@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn a_spread_that_follows_the_level_is_found() {
         let values: Vec<f64> = (0..600).map(|step| if step / 50 % 2 == 0 { 1.0 } else { 10.0 }).collect();
-        let series = Series::new(&values, &[], 1);
+        let series = Series::new(&values, &[]);
         let typical = 0.1;
         let steps: Vec<(Step, f64)> = (100..599)
             .map(|t| {

@@ -14,7 +14,7 @@ use super::watch::{Sighting, Watch};
 use super::{DAY_STEPS, MONTH_HOURS, STEP};
 use crate::archive::{Archive, Kpi, Step, Tier};
 use crate::calendar::Calendar;
-use crate::forecast::engine::{Engine, Expectation, LEVELS, Share};
+use crate::forecast::engine::{self, Engine, Expectation, LEVELS, Share};
 use crate::season::{self, Period, Regular, Season};
 
 /// History, in 5-minute steps, that the forecast of the day is fitted to where no season is longer than a day.
@@ -136,7 +136,7 @@ impl Observed {
             seasons: Vec::new(),
             shares: vec![Share { model: "own quantiles", weight: 1.0, error: f64::NAN }],
             skill: 0.0,
-            seasonal_error_share: None,
+            seasonal_gain: None,
         })
     }
 
@@ -146,10 +146,11 @@ impl Observed {
         }
         let lengths = lengths(seasons, self.step);
         let steps = if lengths.iter().any(|&steps| steps > DAY_STEPS) { FIT_STEPS_LONG } else { FIT_STEPS };
-        let (wall, _most) = self.latest(steps, calendar)?;
+        let (wall, most) = self.latest(steps, calendar)?;
         let ahead = wall.ahead(DAY_STEPS);
         let horizon_steps = ahead.iter().copied().max()?;
-        let fitted = Engine::fit(&wall.values, &Expectation { seasons_steps: lengths, horizon_steps });
+        let observed = engine::Observed { values: &wall.values, most: Some(&most.values) };
+        let fitted = Engine::fit_observed(&observed, &Expectation { seasons_steps: lengths, horizon_steps });
         let forecast = fitted.forecast(horizon_steps);
         let rows = ahead.iter().map_while(|&ahead| forecast.quantiles.get(ahead - 1).copied());
         Some(Outlook {
@@ -157,17 +158,18 @@ impl Observed {
             seasons: seasons.to_vec(),
             shares: fitted.shares().to_vec(),
             skill: fitted.skill(),
-            seasonal_error_share: fitted.seasonal_error_share(),
+            seasonal_gain: fitted.seasonal_gain(),
         })
     }
 
     fn month(&self, calendar: &Calendar, seasons: &[Season]) -> Option<Table> {
-        let (wall, _most) = self.latest(FIT_HOURS, calendar).filter(|(wall, _)| wall.values.len() >= FIT_HOURS_MIN)?;
+        let (wall, most) = self.latest(FIT_HOURS, calendar).filter(|(wall, _)| wall.values.len() >= FIT_HOURS_MIN)?;
         // Half of the history judges the forecast: further ahead than that, nothing is known of its errors.
         let ahead = wall.ahead(MONTH_HOURS.min(wall.values.len() / 2));
         let horizon_steps = ahead.iter().copied().max()?;
         let expectation = Expectation { seasons_steps: lengths(seasons, self.step), horizon_steps };
-        let forecast = Engine::fit(&wall.values, &expectation).forecast(horizon_steps);
+        let observed = engine::Observed { values: &wall.values, most: Some(&most.values) };
+        let forecast = Engine::fit_observed(&observed, &expectation).forecast(horizon_steps);
         let rows = ahead.iter().map_while(|&ahead| forecast.quantiles.get(ahead - 1).copied());
         Some(Table::new(self.end(), self.step, rows))
     }

@@ -186,6 +186,29 @@ fn waiting_beyond_the_quota_is_told_to_the_forecast_as_unknown() {
 }
 
 #[test]
+fn a_vm_that_its_quota_starves_every_day_is_forecast_more_than_it_got() {
+    let starved = |knows: bool| {
+        let mut life = Life::new();
+        for minute in 0..8 * DAY_MINUTES {
+            let wanted = office(minute);
+            // It is held to half a core, and for a quarter of an hour each day it is not.
+            let free = minute % DAY_MINUTES / 15 == 9 * 4 + 1;
+            let got = if free { wanted } else { wanted.min(0.5) };
+            let mean = Interval { low: got, high: if knows { wanted } else { got } };
+            let window = Window { start: at(minute), length: WINDOW, covered: 1.0, mean, peak: got };
+            life.pattern.measure_cpu(&window, got, false);
+            life.pattern.turn();
+        }
+        life.pattern.look_due = 0;
+        let look = life.pattern.look(VmId(Uuid::nil()), 1, 3, &life.calendar).unwrap();
+        life.pattern.looked(look.run());
+        life.said(8 * DAY_MINUTES, 8 * DAY_MINUTES + 10 * 60)
+    };
+    let (told, untold) = (starved(true), starved(false));
+    assert!(told.1 > 1.3 * untold.1, "{told:?} {untold:?}");
+}
+
+#[test]
 fn a_vm_whose_guest_tells_what_it_uses_is_not_measured_from_outside() {
     let mut pattern = Pattern::new();
     let told = |bytes| MemoryWindow { resident_bytes: 4 << 30, demand_bytes: bytes, ..MemoryWindow::default() };

@@ -1,6 +1,6 @@
 //! Simple exponential smoothing with a fixed factor (Brown, 1959).
 
-use super::{PointModel, Series};
+use super::{Kind, PointModel, Series};
 use crate::forecast::series::LEVEL_ALPHAS;
 
 /// The level with one of the smoothing factors.
@@ -17,6 +17,10 @@ impl Level {
 impl PointModel for Level {
     fn name(&self) -> &'static str {
         ["level, fast", "level", "level, slow"][self.0]
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::Steady
     }
 
     fn predict(&self, series: &Series, t: usize, _ahead: usize) -> f64 {

@@ -1,6 +1,6 @@
 //! The forecasts that everything else has to beat.
 
-use super::{PointModel, Series};
+use super::{Kind, PointModel, Series};
 
 /// It stays where it is.
 #[derive(Clone, Copy, Debug)]
@@ -9,6 +9,10 @@ pub(crate) struct Naive;
 impl PointModel for Naive {
     fn name(&self) -> &'static str {
         "naive"
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::Steady
     }
 
     fn predict(&self, series: &Series, t: usize, _ahead: usize) -> f64 {
@@ -23,6 +27,10 @@ pub(crate) struct SeasonalNaive;
 impl PointModel for SeasonalNaive {
     fn name(&self) -> &'static str {
         "seasonal-naive"
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::Seasonal
     }
 
     fn predict(&self, series: &Series, t: usize, ahead: usize) -> f64 {

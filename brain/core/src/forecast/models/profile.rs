@@ -1,6 +1,6 @@
 //! The time-of-day profile, alone and moved to where the series is today.
 
-use super::{PointModel, Series};
+use super::{Kind, PointModel, Series};
 
 /// The median of what was near this time of day.
 #[derive(Clone, Copy, Debug)]
@@ -9,6 +9,10 @@ pub(crate) struct ProfileMedian;
 impl PointModel for ProfileMedian {
     fn name(&self) -> &'static str {
         "time of day"
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::Seasonal
     }
 
     fn predict(&self, series: &Series, t: usize, ahead: usize) -> f64 {
@@ -30,6 +34,10 @@ const DEVIATION_STEPS: usize = 3;
 impl PointModel for ShiftedProfile {
     fn name(&self) -> &'static str {
         "shifted time of day"
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::Seasonal
     }
 
     fn predict(&self, series: &Series, t: usize, ahead: usize) -> f64 {

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{PointModel, Series};
+use super::{Kind, PointModel, Series};
 use crate::forecast::features::{FEATURES, Features};
 use crate::forecast::horizon::Blocks;
 use crate::forecast::normal::NormalEquations;
@@ -84,6 +84,10 @@ fn row(series: &Series, t: usize, ahead: usize, features: &Features) -> [f64; WI
 impl PointModel for Regression {
     fn name(&self) -> &'static str {
         self.name
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::Learned
     }
 
     fn predict(&self, series: &Series, t: usize, ahead: usize) -> f64 {
