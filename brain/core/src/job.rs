@@ -24,7 +24,7 @@ pub(crate) enum Job {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Done {
-    Refit(Refitted),
+    Refit(Box<Refitted>),
     Look(Box<Looked>),
     Train(Learnt),
 }
@@ -33,7 +33,7 @@ impl FitJob {
     /// Does the work. Deterministic. Milliseconds to tens of them; training the fleet's model, once a day, takes some seconds.
     pub fn run(self) -> FitResult {
         FitResult(match self.0 {
-            Job::Refit(refit) => Done::Refit(refit.run()),
+            Job::Refit(refit) => Done::Refit(Box::new(refit.run())),
             Job::Look(look) => Done::Look(Box::new(look.run())),
             Job::Train(lecture) => Done::Train(lecture.run()),
         })

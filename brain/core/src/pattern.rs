@@ -246,7 +246,7 @@ impl Pattern {
     }
 
     /// What the store is to keep or to forget of its history, and its corrections, if that is due by now.
-    pub(crate) fn to_store(&mut self, spread: u64) -> Option<(Vec<Change>, Corrections)> {
+    pub(crate) fn due_for_store(&mut self, spread: u64) -> Option<(Vec<Change>, Corrections)> {
         let (_, open) = self.archive.span(Kpi::Cpu, Tier::Minutes5)?;
         if open < self.store_due {
             return None;

@@ -101,7 +101,9 @@ impl Disk {
                 Record::Host { host, facts, .. } => drop(hosts.insert(host.clone(), facts.clone())),
                 Record::Scope { scope, hold: Some(hold) } => drop(holds.insert(scope.clone(), *hold)),
                 Record::Scope { scope, hold: None } => drop(holds.remove(scope)),
-                Record::Lesson { lesson, .. } => drop(lessons.insert(lesson.subject(), lesson.clone())),
+                Record::Lesson { lesson, .. } => {
+                    lessons.insert(lesson.subject(), lesson.clone());
+                }
                 _ => {}
             }
         }

@@ -53,7 +53,7 @@ impl Core {
 
     pub(super) fn fit_done(&mut self, result: FitResult) {
         match result.0 {
-            Done::Refit(refitted) => self.refitted(refitted),
+            Done::Refit(refitted) => self.refitted(*refitted),
             Done::Look(looked) => self.looked(*looked),
             Done::Train(learnt) => self.sizes.learnt(learnt),
         }

@@ -23,7 +23,7 @@ impl Core {
             let id = window.vm;
             let Some(vm) = self.fleet.vms.get_mut(&id) else { continue };
             let Some(turn) = vm.pattern.turn() else { continue };
-            if let Some((changes, corrections)) = vm.pattern.to_store(spread(self.seed, id)) {
+            if let Some((changes, corrections)) = vm.pattern.due_for_store(spread(self.seed, id)) {
                 let lesson = Lesson::Corrections { vm: id, corrections };
                 let history = changes.into_iter().map(|change| Record::History { vm: id, change });
                 let records = history.chain([Record::Lesson { lesson, at: now }]);

@@ -5,7 +5,7 @@ use crate::forecast::engine::Share;
 use crate::season::Season;
 
 /// The seasonal models must have erred less than this share of the others' errors for a forecast to justify acting before demand is there.
-const SEASONAL_GAIN_MAX: f64 = 0.7;
+const SEASONAL_GAIN_MAX: f64 = 0.8;
 
 /// The day ahead, and what that rests on.
 #[derive(Clone, Debug)]

@@ -54,7 +54,7 @@ impl Life {
             self.pattern.measure_memory(&memory, at(minute), WINDOW, false);
             let Some(turn) = self.pattern.turn() else { continue };
             self.sightings.extend(turn.sightings);
-            self.stored.extend(self.pattern.to_store(7).into_iter().flat_map(|(changes, _)| changes));
+            self.stored.extend(self.pattern.due_for_store(7).into_iter().flat_map(|(changes, _)| changes));
             // Only the latest looks count.
             let look = self.pattern.look(VmId(Uuid::nil()), 1, 3, &self.calendar).filter(|_| minute + 120 >= until);
             look.into_iter().for_each(|look| drop(self.pattern.looked(look.run())));

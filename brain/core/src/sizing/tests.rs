@@ -83,7 +83,7 @@ fn a_vm_is_bounded() {
 #[test]
 fn growth_is_immediate_and_shrinking_waits() {
     let load = |vm: usize, step: usize| if (step + vm * 7) % 40 < 20 { 10.0 } else { 80.0 };
-    let (mut sizer, slots) = taught(policy(), 20, 400, load);
+    let (mut sizer, slots) = taught(SizingPolicy { violation_rate: 0.05, ..policy() }, 20, 400, load);
     let mut last: Option<(f64, usize)> = None;
     let (mut grown, mut shrunk) = (0, 0);
     for step in 400..600 {

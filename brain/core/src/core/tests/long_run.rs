@@ -77,7 +77,7 @@ impl Fleet {
                         self.blocks.insert((vm, block.key), block);
                     }
                     Output::Persist(Record::Lesson { lesson, .. }) => {
-                        drop(self.lessons.insert(lesson.subject(), lesson))
+                        self.lessons.insert(lesson.subject(), lesson);
                     }
                     Output::Persist(Record::History { vm, change: Change::Forget(key) }) => {
                         self.blocks.remove(&(vm, key));
