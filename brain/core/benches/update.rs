@@ -1,4 +1,4 @@
-//! What a report costs for each VM in it, and what a fit costs at full history (policy by default: a day of minutes, four days kept).
+//! What a report costs for each VM in it, and what the latest fit costs: after four days, at the default policy.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -111,7 +111,7 @@ fn update(criterion: &mut Criterion) {
     });
     group.finish();
     if let Some(job) = job {
-        criterion.bench_function("fit of four days of minutes", |bencher| {
+        criterion.bench_function("latest fit after four days", |bencher| {
             bencher.iter_batched(|| job.clone(), FitJob::run, BatchSize::LargeInput);
         });
     }

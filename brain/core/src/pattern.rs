@@ -1,9 +1,10 @@
 //! What is known of a VM in the long run, and what follows from it: the day and the month ahead, and what is out of the ordinary.
 //!
-//! Data enters window by window ([`Pattern::measure_cpu`], [`Pattern::measure_memory`]) into the [`archive`](crate::archive), the only state there is
-//! but for the corrections of quantiles: all else follows from it. Whenever a 5-minute step closes ([`Pattern::turn`]), detectors look at it, the forecast made of it is scored, and its
-//! quantiles are corrected; all of that is O(1). Once an hour a [`Look`] is due: a pure job that searches weeks of history for seasons and fits
-//! the forecast engine anew. A restart gives back the archive and the corrections, and the first look makes the rest.
+//! Data enters window by window ([`Pattern::measure_cpu`], [`Pattern::measure_memory`]) into the [`archive`](crate::archive). That is the only
+//! state, but for the corrections of quantiles: all else follows from it. Whenever a 5-minute step closes ([`Pattern::turn`]), detectors look at it,
+//! the forecast made of it is scored, and its quantiles are corrected; all of that is O(1). Once an hour a [`Look`] is due: a pure job that
+//! searches weeks of history for seasons and fits the forecast engine anew. A restart gives back the archive and the corrections, and the
+//! first look makes the rest.
 //!
 //! A VM's pattern follows its UUID, wherever it runs.
 
@@ -81,7 +82,7 @@ pub(crate) struct Turn {
     pub(crate) sightings: Vec<Sighting>,
 }
 
-/// Quantiles of steps to come, and how they came about.
+/// Quantiles of steps to come.
 #[derive(Clone, Debug)]
 pub(crate) struct Ahead {
     /// When the first step begins.

@@ -50,6 +50,8 @@ pub(super) struct Sizes {
     ticket: Option<u64>,
     /// The 5-minute step of the brain's clock that the next training waits for.
     training_due: Option<u64>,
+    /// The most steps that were known of any VM before the first report.
+    remembered: u64,
     /// The step that is being tallied: VM time in it, and for how much of that a VM was too small.
     step: u64,
     watched: Duration,
@@ -70,6 +72,7 @@ impl Sizes {
             sizer: Sizer::new(policy, seed),
             ticket: None,
             training_due: None,
+            remembered: 0,
             step: 0,
             watched: Duration::ZERO,
             violated: Duration::ZERO,
@@ -80,6 +83,7 @@ impl Sizes {
     pub(super) fn remember(&mut self, past: &[Closed]) -> Slot {
         let slot = self.sizer.enter();
         past.iter().for_each(|&step| self.sizer.learn(slot, units(step)));
+        self.remembered = self.remembered.max(past.iter().flatten().count() as u64);
         slot
     }
 
@@ -141,7 +145,9 @@ impl Core {
     /// Orders the day's training.
     pub(super) fn order_training(&mut self) {
         let sizes = &mut self.sizes;
-        let due = *sizes.training_due.get_or_insert(sizes.step + TRAINING_DAYS_MIN * DAY_STEPS);
+        // After a restart, what is remembered is waited for no longer.
+        let first = (TRAINING_DAYS_MIN * DAY_STEPS).saturating_sub(sizes.remembered);
+        let due = *sizes.training_due.get_or_insert(sizes.step + first);
         if sizes.step < due || self.policy.cpu.violation_rate <= 0.0 {
             return;
         }

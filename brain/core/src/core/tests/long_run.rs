@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use gnomon_common::wire::{Report, Setting, VmId};
 
-use super::bench::{Bench, at, host, report_of, vm};
+use super::bench::{Bench, applied, at, facts, host, report_of, vm};
 use crate::Core;
 use crate::archive::{BlockKey, Change, SealedBlock};
 use crate::io::{Input, Lesson, Output, Record, Restored};
@@ -56,6 +56,20 @@ impl Fleet {
         }
     }
 
+    /// The fleet with another core, that was told what the store keeps: of reports, those since a minute.
+    fn restarted(&self, policy: Policy, reports_since: u64) -> Self {
+        let mut core = Core::new(policy, 2, 2);
+        core.restore(Restored::Host { host: host("a"), facts: facts() });
+        for ((vm, _), block) in &self.blocks {
+            core.restore(Restored::History { vm: *vm, block: block.clone() });
+        }
+        self.lessons.values().for_each(|lesson| core.restore(Restored::Lesson(lesson.clone())));
+        for report in self.reports.iter().filter(|report| report.start >= at(reports_since * 60)) {
+            core.restore(Restored::Report(Box::new(report.clone())));
+        }
+        Self { quotas: self.quotas.clone(), ..Self::new(core) }
+    }
+
     fn live(&mut self, minutes: std::ops::Range<u64>, vms: u128, demand: impl Fn(u128, u64) -> f64) {
         for minute in minutes.step_by(WINDOW_MIN as usize) {
             let wants: Vec<(u128, f64, f64)> =
@@ -96,7 +110,7 @@ impl Fleet {
                         let after =
                             self.resizes.iter().rev().find(|resize| resize.1 == vm).map_or(1.0, |resize| resize.2);
                         let before = self.quotas.insert(vm, after).unwrap_or(1.0);
-                        self.bench.outcome_of(vm, (minute + WINDOW_MIN) * 60, id, super::bench::applied(before, after));
+                        self.bench.outcome_of(vm, (minute + WINDOW_MIN) * 60, id, applied(before, after));
                     }
                     Output::Persist(_) => {}
                 }
@@ -150,6 +164,13 @@ fn a_fleet_with_a_past_is_sized_for_its_promise() {
     assert!(slack / windows < 0.75, "{}", slack / windows);
     let explained = fleet.bench.core.explain(vm(1)).unwrap().lines.join("\n");
     assert!(explained.contains("It is sized for the fleet's promise"), "{explained}");
+
+    // A restart trains anew on what is remembered, and does not wait for days.
+    let mut restarted = fleet.restarted(fleet.bench.core.policy(), from + DAY_MIN);
+    restarted.fits = |job| matches!(job, Job::Train(_));
+    restarted.live(from + 2 * DAY_MIN..from + 2 * DAY_MIN + 10, 8, demand);
+    let explained = restarted.bench.core.explain(vm(1)).unwrap().lines.join("\n");
+    assert!(explained.contains("It is sized for the fleet's promise"), "{explained}");
 }
 
 #[test]
@@ -191,17 +212,7 @@ fn a_restart_knows_the_day_from_stored_history_and_tells_nothing_twice() {
     let alerts = fleet.bench.core.alerts();
     assert!(!alerts.is_empty());
 
-    let mut core = Core::new(policy(), 2, 2);
-    core.restore(Restored::Host { host: host("a"), facts: super::bench::facts() });
-    for ((vm, _), block) in std::mem::take(&mut fleet.blocks) {
-        core.restore(Restored::History { vm, block });
-    }
-    std::mem::take(&mut fleet.lessons).into_values().for_each(|lesson| core.restore(Restored::Lesson(lesson)));
-    // The store keeps reports of the last day.
-    for report in fleet.reports.iter().filter(|report| report.start >= at((7 * DAY_MIN) * 60)) {
-        core.restore(Restored::Report(Box::new(report.clone())));
-    }
-    let mut restarted = Fleet::new(core);
+    let mut restarted = fleet.restarted(policy(), 7 * DAY_MIN);
     restarted.live(8 * DAY_MIN..8 * DAY_MIN + 30, 1, |_, minute| office(minute));
     assert_eq!(restarted.notices, [""; 0]);
     assert_eq!(restarted.bench.core.alerts(), alerts);
