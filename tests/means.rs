@@ -216,8 +216,14 @@ async fn memory_is_the_guests(bench: &mut Bench, g1: &Guest) -> Result<()> {
         grown = bench.set(g1, memory(192)).await?;
     }
     let OutcomeResult::Applied { before, after, .. } = &grown else { bail!("not grown: {grown:?}") };
-    ensure!(before[0] == memory(128) && after[0] == memory(192), "from {} to {}", before[0], after[0]);
-    bench.until(g1, "the guest to have 64 MiB more", || Ok(guest_memory_mib(g1)? >= small_mib + 60)).await?;
+    // The agent reports how far the balloon came while it watched; the last MiB may still be on its way.
+    let nearly = matches!(after[0], Setting::Memory { bytes } if (190 << 20..=192 << 20).contains(&bytes));
+    ensure!(before[0] == memory(128) && nearly, "from {} to {}", before[0], after[0]);
+    bench
+        .until(g1, "the guest to have 64 MiB more", || {
+            Ok(guest_memory_mib(g1)? >= small_mib + 60 && balloon_mib(g1)? == 192)
+        })
+        .await?;
     let large_mib = guest_memory_mib(g1)?;
     let too_much = bench.refused(g1, memory(193)).await?;
     ensure!(too_much == RefusedCommand::AboveCeiling { ceiling: memory(192) }, "{too_much:?}");
