@@ -160,6 +160,9 @@ impl Summary {
     }
 }
 
+/// What a resize costs, as a share of what VMs typically want.
+const RESIZE_COST: f64 = 0.2;
+
 /// What is in force in each row, for each VM; 0 before sizing begins.
 fn replay(table: &Table, rules: &Rules, violation_rate: f64) -> Vec<Vec<f32>> {
     let policy = SizingPolicy {
@@ -169,6 +172,7 @@ fn replay(table: &Table, rules: &Rules, violation_rate: f64) -> Vec<Vec<f32>> {
         quantum: rules.quantum,
         saving_min: rules.saving_min,
         dwell_steps: rules.dwell,
+        resize_cost: RESIZE_COST,
     };
     let vms = table.names.len();
     let rows = table.rows();

@@ -24,9 +24,6 @@ use track::Track;
 /// A VM is never sized so that it is likelier than this to be too small, whatever that saves.
 const EXCEEDANCE_MAX: f64 = 0.3;
 
-/// What a resize costs, in what the fleet's VMs typically want, until the next one: those that gain less in size and risk together are not done.
-const RESIZE_COST: f64 = 0.2;
-
 /// What sizes there are and what is promised.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SizingPolicy {
@@ -42,6 +39,9 @@ pub struct SizingPolicy {
     pub saving_min: f64,
     /// …and waits for so many steps after the last resize.
     pub dwell_steps: usize,
+    /// What a resize costs, as a share of what the fleet's VMs typically want, until the next one: those that gain less in size and risk together
+    /// are not done.
+    pub resize_cost: f64,
 }
 
 /// The place of a VM in a [`Sizer`].
@@ -223,7 +223,7 @@ impl Sizer {
         let (wanted, least) = finite.min_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or((largest * quantum, 0.0));
         let decided = vm.wanted.unwrap_or((wanted, step));
         let size = in_force.unwrap_or(decided.0);
-        let worth_it = cost(size) - least >= RESIZE_COST * model.typical;
+        let worth_it = cost(size) - least >= self.policy.resize_cost * model.typical;
         let dwelt = step >= decided.1 + self.policy.dwell_steps as u64;
         let shrinks = dwelt && wanted <= size * (1.0 - self.policy.saving_min);
         let now = if vm.wanted.is_none() || worth_it && (wanted > size || shrinks) { (wanted, step) } else { decided };

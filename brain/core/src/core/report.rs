@@ -152,9 +152,7 @@ impl Core {
         restores: bool,
     ) -> Option<Taught> {
         let vm = self.fleet.vms.get_mut(&window.vm).filter(|vm| !newest || vm.host.as_ref() == Some(&report.host))?;
-        // Of what is restored a part may be known from stored history: it fills what is not.
-        vm.record(window, report.start, length, !newest || restores);
-        let taught = vm.teach(window, report.start, length, newest);
+        let taught = vm.teach(window, report.start, length, newest, restores);
         match taught {
             Taught::Nothing | Taught::Demand | Taught::Filled | Taught::Behind => {}
             Taught::ClockSetBack => {

@@ -67,6 +67,7 @@ impl Sizes {
             quantum: 1.0,
             saving_min: 0.1,
             dwell_steps: 6,
+            resize_cost: 0.2,
         };
         Self {
             sizer: Sizer::new(policy, seed),

@@ -90,11 +90,11 @@ impl Core {
             weight: share.weight,
             error_cores: share.error.is_finite().then_some(share.error),
         };
-        let day = vm.pattern.seasons().iter().map(|season| season.length()).max();
+        let longest = vm.pattern.seasons().iter().map(|season| season.length()).max();
         Some(Forecast {
             made: start,
             resolution_ms: u64::try_from(step.as_millis()).ok()?,
-            season_ms: day.and_then(|length| u64::try_from(length.as_millis()).ok()),
+            season_ms: longest.and_then(|length| u64::try_from(length.as_millis()).ok()),
             model: "combination".to_owned(),
             relative_error: Some(1.0 - skill),
             steps: quantiles.into_iter().map(of).collect(),

@@ -153,30 +153,28 @@ impl Vm {
         self.fit_due = 0;
     }
 
-    /// Records a window in its long history, if it is to be believed; a `late` one fills gaps. O(1), amortised.
-    pub(crate) fn record(&mut self, window: &VmWindow, start: Timestamp, length: Duration, late: bool) {
-        if window.state != VmState::Running {
-            return;
-        }
-        if let Some(cpu) = window.cpu
-            && let Ok(believed) = believe(&cpu, window.allocation.vcpus, start, length)
-        {
-            let live = live_cores(&cpu, &window.allocation).clamp(believed.mean.low, believed.mean.high);
-            self.pattern.measure_cpu(&believed, live, late);
-        }
-        if let Some(memory) = &window.memory {
+    /// Learns from a window; `newest` if its host has told of no later one. Of what a restart `restores` a part may be known from stored history: it
+    /// fills what is not. O(1), amortised, but for gaps.
+    pub(crate) fn teach(
+        &mut self,
+        window: &VmWindow,
+        start: Timestamp,
+        length: Duration,
+        newest: bool,
+        restores: bool,
+    ) -> Taught {
+        let late = !newest || restores;
+        if let Some(memory) = window.memory.as_ref().filter(|_| window.state == VmState::Running) {
             self.pattern.measure_memory(memory, start, length, late);
         }
-    }
-
-    /// Learns from a window; `newest` if its host has told of no later one. O(1), but for gaps.
-    pub(crate) fn teach(&mut self, window: &VmWindow, start: Timestamp, length: Duration, newest: bool) -> Taught {
         // A paused or shut-off VM wants nothing now, which says nothing about what it wants when it runs.
         let Some(cpu) = window.cpu.filter(|_| window.state == VmState::Running) else { return Taught::Nothing };
+        let live = live_cores(&cpu, &window.allocation);
         let window = match believe(&cpu, window.allocation.vcpus, start, length) {
             Ok(window) => window,
             Err(absurd) => return Taught::Absurd(absurd),
         };
+        self.pattern.measure_cpu(&window, live.clamp(window.mean.low, window.mean.high), late);
         let accepted = if newest { self.history.add(&window) } else { self.history.fill(&window) };
         match accepted {
             Accepted::Behind => return Taught::Behind,

@@ -7,7 +7,15 @@ use crate::draw::draw;
 const MAX: f64 = 120.0;
 
 fn policy() -> SizingPolicy {
-    SizingPolicy { violation_rate: 0.01, lag_steps: 2, day_steps: 24, quantum: 5.0, saving_min: 0.1, dwell_steps: 3 }
+    SizingPolicy {
+        violation_rate: 0.01,
+        lag_steps: 2,
+        day_steps: 24,
+        quantum: 5.0,
+        saving_min: 0.1,
+        dwell_steps: 3,
+        resize_cost: 0.2,
+    }
 }
 
 /// A sizer of `vms` that has learnt `steps` of `demand(vm, step)`.
@@ -94,7 +102,7 @@ fn growth_is_immediate_and_shrinking_waits() {
         sizer.keep(0.01);
         let size = sizer.decide(slots[0], MAX, None).unwrap();
         // In force after two steps.
-        assert!(size >= 75.0 || load(0, step + 2) < 75.0, "{size} at step {step}: the load's return is known");
+        assert!(size >= 80.0 || load(0, step + 2) < 75.0, "{size} at step {step}: the load's return is known");
         if let Some((before, since)) = last
             && size != before
         {
@@ -109,6 +117,31 @@ fn growth_is_immediate_and_shrinking_waits() {
         }
     }
     assert!(grown >= 3 && shrunk >= 3, "{grown} {shrunk}");
+}
+
+#[test]
+fn a_dearer_resize_is_done_less_often() {
+    let hump = |vm: usize, step: usize| {
+        let noise = (draw(vm as u64, step as u64) % 10) as f32;
+        20.0 + 3.0 * (step % 24).abs_diff(12) as f32 + noise
+    };
+    let resizes = |cost: f64| {
+        let (mut sizer, slots) = taught(SizingPolicy { resize_cost: cost, ..policy() }, 20, 300, hump);
+        let mut last = [0.0; 20];
+        let mut count = 0;
+        for step in 300..400 {
+            slots.iter().enumerate().for_each(|(vm, &slot)| sizer.learn(slot, hump(vm, step)));
+            sizer.keep(0.01);
+            for (&slot, last) in slots.iter().zip(&mut last) {
+                let size = sizer.decide(slot, MAX, None).unwrap();
+                count += usize::from(size != *last);
+                *last = size;
+            }
+        }
+        count
+    };
+    let (cheap, dear) = (resizes(0.0), resizes(0.4));
+    assert!(dear < cheap, "{dear} at a price, {cheap} for nothing");
 }
 
 proptest! {
