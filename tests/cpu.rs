@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use gnomon_e2e::{mean, now_ms, observing, qemu_pid, schedstat, skipped, stack, stack_of, windows};
+use gnomon_e2e::{mean, now_ms, observing, qemu_pid, schedstat, skipped, stack, stack_of, stolen_cpu, windows};
 use xtask::lab::GuestOptions;
 
 #[test]
@@ -23,7 +23,10 @@ fn cpu_from_ebpf_agrees_with_the_cgroup_and_the_guest() -> Result<()> {
         let from_ms = from.duration_since(UNIX_EPOCH)?.as_millis() as u64;
         let to_ms = from_ms + (STEP_S - 2) * 1000;
         ensure!(now_ms() < from_ms, "the programs took too long to start");
+        thread::sleep(Duration::from_millis(from_ms - now_ms()));
+        let stolen_before = stolen_cpu()?;
         thread::sleep(Duration::from_millis(to_ms - now_ms() + 200));
+        let stolen = (stolen_cpu()? - stolen_before).as_secs_f64() / (STEP_S - 2) as f64;
         let seen = windows(&stack, "g1", from_ms, to_ms)?;
         ensure!(seen.len() >= 7, "only {} windows", seen.len());
         let ebpf = mean(&seen, |window| window.demand_low_cores);
@@ -38,8 +41,14 @@ fn cpu_from_ebpf_agrees_with_the_cgroup_and_the_guest() -> Result<()> {
             .map(|report| report.busy)
             .collect();
         let own = own.iter().sum::<f64>() / own.len() as f64;
-        println!("level {level}: eBPF {ebpf:.3}..{high:.3}, cgroup {cgroup:.3}, guest {own:.3}");
-        ensure!((ebpf - cgroup).abs() <= 0.01, "eBPF says {ebpf:.4} cores, the cgroup {cgroup:.4}");
+        println!("level {level}: eBPF {ebpf:.3}..{high:.3}, cgroup {cgroup:.3}, guest {own:.3}, stolen {stolen:.3}");
+        // Where the host is itself a VM, the kernel charges its tasks no time that was stolen from it (`rq_clock_task`), while
+        // the probe's clock runs on: the two may differ by what was stolen in all, in that direction only.
+        let over = ebpf - cgroup;
+        ensure!(
+            (-0.01..=0.01 + stolen).contains(&over),
+            "eBPF says {ebpf:.4} cores, the cgroup {cgroup:.4}, and {stolen:.4} were stolen from the machine"
+        );
         // What the host took away the guest counts as its own: it is within the demand interval, to 5 points.
         ensure!(ebpf <= own + 0.05 && own <= high + 0.05, "the guest says {own:.3}, eBPF {ebpf:.3}..{high:.3}");
     }

@@ -54,6 +54,15 @@ pub fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
+/// CPU time that a hypervisor took from this machine since boot, over all CPUs: the eighth value of `cpu` in proc(5)'s
+/// `/proc/stat`. Zero on bare metal.
+pub fn stolen_cpu() -> Result<Duration> {
+    let text = fs::read_to_string("/proc/stat")?;
+    let ticks: u64 = text.split_whitespace().nth(8).context("/proc/stat tells no stolen time")?.parse()?;
+    // USER_HZ is 100 on every architecture that runs KVM.
+    Ok(Duration::from_millis(ticks * 10))
+}
+
 /// A lab with guests of these schedules on its first host, and a brain with that policy.
 pub fn stack(name: &str, guests: &[(&str, &str)], settings: BrainSettings) -> Result<(Stack, Vec<Guest>)> {
     let options = guests.iter().map(|(name, schedule)| Ok(GuestOptions::new(name, schedule.parse::<Schedule>()?)));

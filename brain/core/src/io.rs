@@ -5,6 +5,7 @@ use crate::job::{FitJob, FitResult};
 use crate::pattern::Corrections;
 use crate::plan::Plan;
 use crate::policy::Policy;
+use crate::sizing::Promise;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Allocation, Command, HostFacts, HostId, Means, Outcome, Report, Setting, VmId, VmState};
 use serde::{Deserialize, Serialize};
@@ -198,13 +199,16 @@ pub enum Lesson {
         /// How.
         corrections: Corrections,
     },
+    /// What being too small is worth to the fleet, and how its promise was kept.
+    Promise(Promise),
 }
 
 impl Lesson {
-    /// What it is about: `vm UUID`. A later lesson about the same takes its place.
+    /// What it is about: `vm UUID` or `fleet`. A later lesson about the same takes its place.
     pub fn subject(&self) -> String {
         match self {
             Self::Corrections { vm, .. } => format!("vm {vm}"),
+            Self::Promise(_) => "fleet".to_owned(),
         }
     }
 }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use crate::boost::{Bins, Boost, BoostSettings};
 use examples::{Examples, Pending};
 use outlook::{EXCEEDANCES, Outlook};
-use promise::Promise;
+pub use promise::Promise;
 use track::Track;
 
 /// A VM is never sized so that it is likelier than this to be too small, whatever that saves.
@@ -151,6 +151,16 @@ impl Sizer {
     pub fn promise(&mut self, violation_rate: f64) {
         self.policy.violation_rate = violation_rate;
         self.promise = Promise::new(violation_rate, self.policy.day_steps);
+    }
+
+    /// How the promise has been kept so far, to be resumed by another sizer.
+    pub fn kept(&self) -> Promise {
+        self.promise
+    }
+
+    /// Goes on where another sizer was; what was learnt for another promise is void.
+    pub fn resume(&mut self, promise: Promise) {
+        self.promise.resume(promise);
     }
 
     /// A place for a VM.

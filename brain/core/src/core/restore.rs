@@ -22,6 +22,7 @@ impl Core {
             Restored::Lesson(Lesson::Corrections { vm, corrections }) => {
                 self.stored.entry(vm).or_insert_with(Pattern::stored).correct(corrections);
             }
+            Restored::Lesson(Lesson::Promise(promise)) => self.sizes.resume(promise),
             Restored::Report(report) => {
                 self.observe(&report, None);
             }

@@ -7,17 +7,20 @@ use gnomon_common::wire::{VmId, VmWindow};
 
 use super::Core;
 use crate::archive::Tier;
-use crate::io::Output;
+use crate::io::{Lesson, Output, Record};
 use crate::job::{FitJob, Job};
 use crate::pattern::Closed;
 use crate::plan::size::{Bounds, QUOTA_STEP_CORES, live_cores};
 use crate::policy::Mode;
-use crate::sizing::{Lessons, Model, Sizer, SizingPolicy, Slot};
+use crate::sizing::{Lessons, Model, Promise, Sizer, SizingPolicy, Slot};
 
 const DAY_STEPS: u64 = 288;
 
 /// The first training waits for so many days, so that one has been seen and another one compared with it.
 const TRAINING_DAYS_MIN: u64 = 2;
+
+/// What a violation is worth is kept in the store so often: every hour.
+const PERSIST_STEPS: u64 = 12;
 
 /// Demand is told to the sizer in hundredths of a core: the steps of a quota.
 const UNITS_PER_CORE: f64 = 1.0 / QUOTA_STEP_CORES;
@@ -88,6 +91,11 @@ impl Sizes {
         slot
     }
 
+    /// Goes on with what a violation was worth before a restart.
+    pub(super) fn resume(&mut self, promise: Promise) {
+        self.sizer.resume(promise);
+    }
+
     /// Frees the place of a VM that is forgotten.
     pub(super) fn leave(&mut self, slot: Slot) {
         self.sizer.leave(slot);
@@ -127,6 +135,10 @@ impl Core {
             let (watched, violated) = (std::mem::take(&mut sizes.watched), std::mem::take(&mut sizes.violated));
             if !watched.is_zero() {
                 sizes.sizer.keep(violated.as_secs_f64() / watched.as_secs_f64());
+                if step.is_multiple_of(PERSIST_STEPS) {
+                    let lesson = Lesson::Promise(sizes.sizer.kept());
+                    self.outputs.push_back(Output::Persist(Record::Lesson { lesson, at: now }));
+                }
             }
         }
         // Where nothing is carried out, what was too small is nobody's lesson.

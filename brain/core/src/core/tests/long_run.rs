@@ -171,6 +171,17 @@ fn a_fleet_with_a_past_is_sized_for_its_promise() {
     restarted.live(from + 2 * DAY_MIN..from + 2 * DAY_MIN + 10, 8, demand);
     let explained = restarted.bench.core.explain(vm(1)).unwrap().lines.join("\n");
     assert!(explained.contains("It is sized for the fleet's promise"), "{explained}");
+
+    // It also knows what a violation was worth.
+    let price = |fleet: &Fleet| match &fleet.lessons["fleet"] {
+        Lesson::Promise(promise) => promise.price(),
+        other => panic!("{other:?}"),
+    };
+    restarted.live(from + 2 * DAY_MIN + 10..from + 2 * DAY_MIN + 130, 8, demand);
+    let (before, after) = (price(&fleet), price(&restarted));
+    // It began with 0.3 over the promised rate.
+    assert!((before / 60.0).ln().abs() > 0.5, "{before}");
+    assert!((after / before).ln().abs() < 0.2, "{before} {after}");
 }
 
 #[test]
