@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
-use xtask::lab::{self, Guest, GuestOptions, Lab, Options, Schedule};
+use xtask::lab::{self, Guest, GuestOptions, Host, Lab, Options, Schedule};
 use xtask::stack::{AgentSettings, BrainSettings, Stack};
 
 /// Says why a test does nothing on this machine.
@@ -139,6 +139,22 @@ pub fn window_starts(stack: &Stack, vm: &str, from_ms: u64) -> Result<Vec<u64>> 
     let path = format!("/api/v1/vms/{vm}/history?since_ms={from_ms}");
     let windows: Vec<Window> = serde_json::from_value(stack.api().get(&path)?)?;
     Ok(windows.iter().map(|window| window.start_ms).collect())
+}
+
+/// Runs a program in a host's namespaces and returns what it prints.
+pub fn run(host: &Host, program: &str, arguments: &[&str]) -> Result<String> {
+    let output = host.command(program).args(arguments).output()?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{program} {arguments:?}: {error}");
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Defines a guest anew, with its XML changed.
+pub fn redefine(guest: &Guest, change: impl FnOnce(String) -> Result<String>) -> Result<()> {
+    let host = guest.host();
+    let file = host.dir().join(format!("{}-redefined.xml", guest.name()));
+    fs::write(&file, change(host.virsh(["dumpxml", "--inactive", guest.name()])?)?)?;
+    host.virsh(["define".as_ref(), file.as_os_str()]).map(drop)
 }
 
 /// Where windows are missing: pairs of neighbours that do not follow each other.

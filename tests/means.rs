@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use gnomon_common::wire::{Action, Command, CommandId, Fence, Means, OutcomeResult, RefusedCommand, Setting, VmId};
 use gnomon_e2e::usurper::Usurper;
-use gnomon_e2e::{observing, skipped};
-use xtask::lab::{Guest, GuestOptions, Host, Lab, Options};
+use gnomon_e2e::{observing, redefine, run, skipped};
+use xtask::lab::{Guest, GuestOptions, Lab, Options};
 use xtask::stack::{AgentSettings, Stack};
 
 const MIB: u64 = 1 << 20;
@@ -146,21 +146,6 @@ impl Bench {
 
 fn memory(mib: u64) -> Setting {
     Setting::Memory { bytes: mib * MIB }
-}
-
-fn run(host: &Host, program: &str, arguments: &[&str]) -> Result<String> {
-    let output = host.command(program).args(arguments).output()?;
-    let error = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{program} {arguments:?}: {error}");
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-/// Defines a guest anew, with its XML changed.
-fn redefine(guest: &Guest, change: impl FnOnce(String) -> Result<String>) -> Result<()> {
-    let host = guest.host();
-    let file = host.dir().join(format!("{}-means.xml", guest.name()));
-    fs::write(&file, change(host.virsh(["dumpxml", "--inactive", guest.name()])?)?)?;
-    host.virsh(["define".as_ref(), file.as_os_str()]).map(drop)
 }
 
 /// `MemTotal` by the guest's own last word, in MiB.

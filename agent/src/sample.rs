@@ -13,6 +13,7 @@ pub mod interval;
 mod live;
 mod memory;
 mod metrics;
+mod network;
 mod sampler;
 mod source;
 mod vm;

@@ -149,6 +149,7 @@ fn report(vms: u8) -> Report {
             demand_bytes: Some(1 << 29),
             ..MemoryWindow::default()
         }),
+        interfaces: Vec::new(),
         allocation: Allocation { quota_cores: Some(0.5), vcpus: 2, vcpus_max: 4, memory_bytes: 2 << 30 },
         stood_down: false,
     };

@@ -92,6 +92,7 @@ mod tests {
             memory_bytes: 0,
             balloon_bytes: None,
             memory: MemoryFacts::default(),
+            interfaces: Vec::new(),
             execution_changes: 0,
         }
     }

@@ -115,6 +115,8 @@ pub struct VmFacts {
     pub balloon_bytes: Option<u64>,
     /// What the balloon and the guest tell of its memory.
     pub memory: MemoryFacts,
+    /// Host devices of its network interfaces, once its definition was read; interfaces that have none are left out.
+    pub interfaces: Vec<String>,
     /// How often its execution was seen to start, stop, pause or resume since the agent started. Two readings between which
     /// this changed do not make a sample: part of the time between them the VM did not run.
     pub execution_changes: u64,

@@ -161,6 +161,7 @@ mod tests {
             memory_bytes: 192 * MIB,
             balloon_bytes: Some(128 * MIB),
             memory: MemoryFacts { balloon: Balloon::Movable { bytes: 128 * MIB }, guest, in_use },
+            interfaces: Vec::new(),
             execution_changes: 0,
         }
     }

@@ -1,7 +1,7 @@
 //! What the sampler tells about itself and about the VMs it measures.
 
 use super::interval::Rejection;
-use gnomon_common::wire::{MemoryWindow, VmId};
+use gnomon_common::wire::{InterfaceWindow, MemoryWindow, Traffic, VmId};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -23,6 +23,7 @@ pub struct SampleMetrics {
     pub(super) drain_failures: Counter,
     pub(super) track_failures: Counter,
     pub(super) cgroup_failures: Counter,
+    pub(super) network_failures: Counter,
     pub(super) drain_seconds: Histogram,
     pub(super) tick_seconds: Histogram,
     pub(super) inventory_age_seconds: GaugeF64,
@@ -37,6 +38,17 @@ pub struct SampleMetrics {
     memory_resident: Family<VmLabel, Gauge>,
     memory_balloon: Family<VmLabel, Gauge>,
     memory_demand: Family<VmLabel, Gauge>,
+    network_bytes: Family<DirectionLabel, GaugeF64>,
+    network_packets: Family<DirectionLabel, GaugeF64>,
+    network_dropped: Family<DirectionLabel, GaugeF64>,
+}
+
+/// Which direction of which VM's traffic.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DirectionLabel {
+    vm: String,
+    name: String,
+    direction: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -72,6 +84,7 @@ impl Default for SampleMetrics {
             drain_failures: Counter::default(),
             track_failures: Counter::default(),
             cgroup_failures: Counter::default(),
+            network_failures: Counter::default(),
             inventory_age_seconds: GaugeF64::default(),
             host_cpu_cores: GaugeF64::default(),
             vm_samples: Counter::default(),
@@ -84,6 +97,9 @@ impl Default for SampleMetrics {
             memory_resident: Family::default(),
             memory_balloon: Family::default(),
             memory_demand: Family::default(),
+            network_bytes: Family::default(),
+            network_packets: Family::default(),
+            network_dropped: Family::default(),
         }
     }
 }
@@ -109,6 +125,26 @@ impl SampleMetrics {
             "gnomon_agent_cgroup_read_failures",
             "Control groups of live VMs that could not be read",
             self.cgroup_failures.clone(),
+        );
+        r.register(
+            "gnomon_agent_network_read_failures",
+            "Failed readings of the network devices' counters",
+            self.network_failures.clone(),
+        );
+        r.register(
+            "gnomon_agent_vm_network_bytes_per_second",
+            "Traffic of the VM's interfaces in the last window, by the VM's direction",
+            self.network_bytes.clone(),
+        );
+        r.register(
+            "gnomon_agent_vm_network_packets_per_second",
+            "Packets of the VM's interfaces in the last window, by the VM's direction",
+            self.network_packets.clone(),
+        );
+        r.register(
+            "gnomon_agent_vm_network_dropped_per_second",
+            "Packets dropped at the VM's interfaces in the last window, by the VM's direction",
+            self.network_dropped.clone(),
         );
         r.register("gnomon_agent_probe_drain_seconds", "Time to drain the probe", self.drain_seconds.clone());
         r.register("gnomon_agent_sample_tick_seconds", "Time a tick takes in all", self.tick_seconds.clone());
@@ -201,8 +237,35 @@ impl SampleMetrics {
         }
     }
 
+    pub(super) fn vm_network(&self, vm: &VmLabel, interfaces: &[InterfaceWindow]) {
+        let received: Vec<&Traffic> = interfaces.iter().map(|interface| &interface.received).collect();
+        let sent: Vec<&Traffic> = interfaces.iter().map(|interface| &interface.sent).collect();
+        for (direction, traffic) in [("received", received), ("sent", sent)] {
+            let sum = |value: fn(&Traffic) -> f64| {
+                let sum = traffic.iter().map(|traffic| value(traffic)).sum::<f64>();
+                (!traffic.is_empty()).then_some(sum)
+            };
+            let label = DirectionLabel { vm: vm.vm.clone(), name: vm.name.clone(), direction };
+            for (family, value) in [
+                (&self.network_bytes, sum(|traffic| traffic.bytes_per_s.mean)),
+                (&self.network_packets, sum(|traffic| traffic.packets_per_s)),
+                (&self.network_dropped, sum(|traffic| traffic.dropped_per_s)),
+            ] {
+                match value {
+                    Some(value) => {
+                        family.get_or_create(&label).set(value);
+                    }
+                    None => {
+                        family.remove(&label);
+                    }
+                }
+            }
+        }
+    }
+
     /// The VM is not measured now: its last values must not stand as if they were current.
     pub(super) fn vm_idle(&self, vm: &VmLabel) {
+        self.vm_network(vm, &[]);
         for family in [&self.demand_low, &self.demand_high, &self.usage, &self.throttled, &self.quota] {
             family.remove(vm);
         }

@@ -179,6 +179,7 @@ impl Vm {
                 demand_bytes: Some(5 << 29),
                 ..MemoryWindow::default()
             }),
+            interfaces: Vec::new(),
             allocation: Allocation {
                 quota_cores: Some(self.quota_cores),
                 vcpus: VCPUS,

@@ -202,6 +202,7 @@ impl Agent {
                 state: VmState::Running,
                 cpu: cpu_window(&std::mem::take(&mut vm.samples), seconds),
                 memory: vm.memory.as_ref().map(SimMemory::window),
+                interfaces: Vec::new(),
                 allocation: vm.allocation,
                 stood_down: false,
             })

@@ -6,7 +6,7 @@ use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use gnomon_common::wire::VmId;
+use gnomon_common::wire::{InterfaceWindow, Traffic, VmId};
 use gnomon_core::view::VmView;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -92,6 +92,16 @@ async fn vm_gauges(state: &ApiState, registry: &mut Registry, vms: &[VmView]) {
     let p95 = gauge(registry, "gnomon_vm_cpu_forecast_p95_cores", "Forecast demand of the next step, 95th percentile");
     let demand = gauge(registry, "gnomon_vm_memory_demand_bytes", "Memory wanted in the latest window, as estimated");
     let balloon = gauge(registry, "gnomon_vm_memory_balloon_bytes", "Memory that the balloon leaves to the guest");
+    let received = gauge(
+        registry,
+        "gnomon_vm_network_received_bytes_per_second",
+        "Traffic into the VM in the latest window, all its interfaces together",
+    );
+    let sent = gauge(
+        registry,
+        "gnomon_vm_network_sent_bytes_per_second",
+        "Traffic out of the VM in the latest window, all its interfaces together",
+    );
     let stood_down = gauge(
         registry,
         "gnomon_vm_stood_down",
@@ -123,6 +133,13 @@ async fn vm_gauges(state: &ApiState, registry: &mut Registry, vms: &[VmView]) {
             }
             if let Some(bytes) = view.memory.and_then(|memory| memory.balloon_bytes) {
                 balloon.get_or_create(&labels).set(bytes as f64);
+            }
+            if !view.interfaces.is_empty() {
+                let sum = |of: fn(&InterfaceWindow) -> &Traffic| -> f64 {
+                    view.interfaces.iter().map(|interface| of(interface).bytes_per_s.mean).sum()
+                };
+                received.get_or_create(&labels).set(sum(|interface| &interface.received));
+                sent.get_or_create(&labels).set(sum(|interface| &interface.sent));
             }
             let Some(Some(forecast)) = forecasts.get(index) else { continue };
             if let Some(next) = forecast.steps.first() {

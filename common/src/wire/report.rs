@@ -70,6 +70,8 @@ pub struct VmWindow {
     pub cpu: Option<CpuWindow>,
     /// Memory, where it was measured.
     pub memory: Option<MemoryWindow>,
+    /// Its network interfaces that have a device on the host, by device, at most [`INTERFACES_MAX`]; those measured in this window.
+    pub interfaces: Vec<InterfaceWindow>,
     /// What it may use, at the window's end.
     pub allocation: Allocation,
     /// The agent keeps its hands off this VM, because someone else changed its limits.
@@ -154,6 +156,31 @@ pub struct GuestMemory {
     pub swap_in_bytes_per_s: f64,
     /// Written to swap, in bytes per second.
     pub swap_out_bytes_per_s: f64,
+}
+
+/// Network interfaces of one VM that are told of.
+pub const INTERFACES_MAX: usize = 16;
+
+/// One network interface of a VM in a window, by the counters of its device on the host (a tap). Directions are the VM's.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct InterfaceWindow {
+    /// Its device on the host (`vnet0`).
+    pub device: String,
+    /// Into the VM.
+    pub received: Traffic,
+    /// Out of the VM.
+    pub sent: Traffic,
+}
+
+/// Traffic in one direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Bytes that went through, each second, link-level headers included.
+    pub bytes_per_s: MeanMax,
+    /// Packets that went through, each second. A packet that was segmented for the wire by offloading may count as one.
+    pub packets_per_s: f64,
+    /// Packets that were dropped at the device, each second: into the VM, because it does not take them fast enough.
+    pub dropped_per_s: f64,
 }
 
 /// What a VM may use.

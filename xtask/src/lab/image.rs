@@ -19,7 +19,7 @@ use crate::process::ask;
 /// The package that always depends on Debian's newest kernel for virtual machines.
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
 /// In the order of their dependencies, because busybox's insmod knows none.
-const MODULES: [&str; 7] = [
+const MODULES: [&str; 10] = [
     "drivers/virtio/virtio_ring.ko",
     "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_pci_legacy_dev.ko",
@@ -27,6 +27,9 @@ const MODULES: [&str; 7] = [
     "drivers/virtio/virtio_pci.ko",
     "drivers/virtio/virtio_balloon.ko",
     "drivers/char/virtio_console.ko",
+    "net/core/failover.ko",
+    "drivers/net/net_failover.ko",
+    "drivers/net/virtio_net.ko",
 ];
 const INIT: &str = include_str!("guest/init.sh");
 const TARGET: &str = "x86_64-unknown-linux-gnu";

@@ -169,6 +169,7 @@ impl Surveyor {
                 memory_bytes: facts.memory_bytes,
                 balloon_bytes: facts.balloon_bytes,
                 memory: MemoryFacts::default(),
+                interfaces: Vec::new(),
                 execution_changes: self.execution_changes.get(&facts.vm).copied().unwrap_or(0),
                 name: facts.name,
             }

@@ -13,6 +13,7 @@ fn facts(id: u128) -> VmFacts {
         memory_bytes: 1,
         balloon_bytes: None,
         memory: MemoryFacts::default(),
+        interfaces: Vec::new(),
         execution_changes: 0,
     }
 }

@@ -113,6 +113,7 @@ impl Bench {
             memory_bytes: 1 << 30,
             balloon_bytes: Some(1 << 29),
             memory: MemoryFacts { balloon: Balloon::Movable { bytes: 1 << 29 }, ..MemoryFacts::default() },
+            interfaces: Vec::new(),
             execution_changes: 0,
         }
     }
@@ -338,4 +339,38 @@ fn the_thread_reports_by_itself_and_stops_when_it_is_dropped() {
     assert!(handle.is_running());
     drop(handle);
     assert!(reports.blocking_recv().is_none_or(|_| reports.blocking_recv().is_none()));
+}
+
+#[test]
+fn traffic_of_a_running_vms_interfaces_is_reported_and_that_of_a_paused_one_is_not() {
+    let mut bench = Bench::new();
+    let facts = |bench: &Bench, state| VmFacts { interfaces: vec!["vnet7".to_owned()], ..bench.facts(state) };
+    let count = |bench: &Bench, second: u64| {
+        let (received, sent) = (second * 5_000, second * 2_000);
+        let table = format!(
+            "Inter-| Receive | Transmit\n face |bytes\n vnet7: {received} {second} 0 0 0 0 0 0 {sent} 9 0 {second} 0 0 0 0\n"
+        );
+        write(bench.dir.path(), "proc/net/dev", &table);
+    };
+    bench.publish(vec![facts(&bench, VmState::Running)], true);
+    for second in 1..=10 {
+        count(&bench, second);
+        bench.second(0.5, 0.0);
+    }
+    let report = bench.reports.try_recv().unwrap();
+    let [interface] = only(&report).interfaces.as_slice() else { panic!("{report:?}") };
+    let close = |value: f64, expected: f64| (value / expected - 1.0).abs() < 0.01;
+    assert_eq!(interface.device, "vnet7");
+    assert!(
+        close(interface.sent.bytes_per_s.mean, 5_000.0) && close(interface.sent.packets_per_s, 1.0),
+        "{interface:?}"
+    );
+    assert!(close(interface.received.bytes_per_s.mean, 2_000.0) && close(interface.received.dropped_per_s, 1.0));
+    let label = format!("gnomon_agent_vm_network_bytes_per_second{{vm=\"{}\",name=\"web\",direction=\"sent\"}}", web());
+    assert!(close(bench.metric(&label).unwrap(), 5_000.0));
+
+    bench.publish(vec![facts(&bench, VmState::Paused)], true);
+    bench.seconds(10, 0.0, 0.0);
+    assert_eq!(only(&bench.reports.try_recv().unwrap()).interfaces, []);
+    assert_eq!(bench.metric(&label), None, "its last value must not stand");
 }

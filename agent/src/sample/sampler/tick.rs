@@ -5,15 +5,17 @@ use super::super::interval::{self, Bounds, Rejection};
 use super::super::live::{Moment, Moments};
 use super::super::memory::{HostMemoryReading, MemorySeries};
 use super::super::metrics::VmLabel;
+use super::super::network::NetworkSeries;
 use super::super::vm::{Observed, VmSeries};
 use super::super::window::Weighted;
 use super::super::{HostReport, SampleMetrics, SchedSource};
 use super::SamplerConfig;
 use crate::host::inventory::{Inventory, VmFacts};
 use crate::host::machine::Machine;
+use crate::host::network::{self, DeviceCounters};
 use crate::host::process::Proc;
 use crate::reading::SchedReading;
-use gnomon_common::wire::{Allocation, HostWindow, Losses, VmId, VmWindow};
+use gnomon_common::wire::{Allocation, HostWindow, Losses, VmId, VmState, VmWindow};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -47,6 +49,7 @@ struct Vm {
     quota_cores: Option<f64>,
     recent: Moments,
     memory: MemorySeries,
+    network: NetworkSeries,
 }
 
 /// The instant a tick began, from which the instants of its readings are told: with the probe's on one clock, and in a test
@@ -124,6 +127,7 @@ impl Sampler {
         for facts in &inventory.vms {
             self.sample_vm(facts, reading.as_ref(), clock);
         }
+        self.sample_network(&inventory, clock);
         self.publish_live(&inventory, now.monotonic_ns);
         self.sample_host(clock);
 
@@ -172,6 +176,7 @@ impl Sampler {
             quota_cores: None,
             recent: Moments::default(),
             memory: MemorySeries::default(),
+            network: NetworkSeries::default(),
         });
         if vm.label != label {
             self.metrics.vm_idle(&vm.label);
@@ -259,6 +264,31 @@ impl Sampler {
         }
     }
 
+    /// Reads the counters of all network devices at once, if any VM has one.
+    fn sample_network(&mut self, inventory: &Inventory, clock: TickClock) {
+        if inventory.vms.iter().all(|facts| facts.interfaces.is_empty()) {
+            return;
+        }
+        let counters: BTreeMap<String, DeviceCounters> = match network::devices(&self.config.proc) {
+            Ok(counters) => counters,
+            Err(error) => {
+                self.metrics.network_failures.inc();
+                tracing::debug!(%error, "network devices not read");
+                return;
+            }
+        };
+        let taken_ns = clock.now_ns();
+        for facts in &inventory.vms {
+            let Some(vm) = self.vms.get_mut(&facts.id) else { continue };
+            if facts.state != VmState::Running {
+                // A paused VM is sent packets that it never sees, and that says nothing about what it wants.
+                vm.network.interrupt();
+                continue;
+            }
+            vm.network.observe(&facts.interfaces, &counters, taken_ns);
+        }
+    }
+
     /// Tells the last seconds of the VMs that run.
     fn publish_live(&self, inventory: &Inventory, taken_ns: u64) {
         let load = |facts: &VmFacts| {
@@ -322,6 +352,11 @@ impl Sampler {
                 self.metrics.vm_memory(&vm.label, &memory);
                 memory
             });
+            let interfaces = vm.as_mut().map_or_else(Vec::new, |vm| {
+                let interfaces = vm.network.take_window();
+                self.metrics.vm_network(&vm.label, &interfaces);
+                interfaces
+            });
             report.vms.push(VmWindow {
                 vm: facts.id,
                 name: facts.name.clone(),
@@ -337,6 +372,7 @@ impl Sampler {
                     if tells_demand { window.finish(window_s) } else { window.finish_from_usage(window_s, facts.vcpus) }
                 }),
                 memory,
+                interfaces,
                 stood_down: self.config.stood_down.contains(facts.id),
             });
         }
@@ -356,6 +392,7 @@ impl Sampler {
         self.host_cores = Weighted::default();
         for vm in self.vms.values_mut() {
             vm.series.take_window();
+            vm.network.take_window();
         }
     }
 }

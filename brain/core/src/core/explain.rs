@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gnomon_common::wire::{Means, VmId, VmState};
+use gnomon_common::wire::{InterfaceWindow, Means, VmId, VmState};
 
 use super::planning::{balloon_sizing, sizing};
 use super::{Core, views};
@@ -29,6 +29,7 @@ impl Core {
         lines.extend(self.promise(vm));
         lines.extend(self.size(vm, host));
         lines.extend(self.memory(vm, host));
+        lines.extend(network(vm));
         lines.extend(self.restraints(id, vm, host));
         Some(Explanation {
             vm: self.vm_view(id, vm, host_id),
@@ -234,4 +235,17 @@ fn demand(vm: &Vm) -> String {
          the time. That counts as a live demand of {live:.2} cores.",
         cpu.throttled.mean * 100.0
     )
+}
+
+/// What went through its interfaces; nothing where it has none that is measured.
+fn network(vm: &Vm) -> Option<String> {
+    let sum = |value: fn(&InterfaceWindow) -> f64| vm.interfaces.iter().map(value).sum::<f64>();
+    let (received, sent) = (sum(|it| it.received.bytes_per_s.mean), sum(|it| it.sent.bytes_per_s.mean));
+    let dropped = sum(|it| it.received.dropped_per_s + it.sent.dropped_per_s);
+    let dropped = if dropped > 0.0 { format!(", and {dropped:.1} packets were dropped there") } else { String::new() };
+    let names: Vec<&str> = vm.interfaces.iter().map(|interface| interface.device.as_str()).collect();
+    (!names.is_empty()).then(|| {
+        let (received, sent) = (received / 1e6, sent / 1e6);
+        format!("Through {} it received {received:.2} MB and sent {sent:.2} MB each second{dropped}.", names.join(", "))
+    })
 }

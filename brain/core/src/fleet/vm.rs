@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, Allocation, CommandId, CpuWindow, HostId, MemoryWindow, OutcomeResult, Setting, VmState, VmWindow,
+    Action, Allocation, CommandId, CpuWindow, HostId, INTERFACES_MAX, InterfaceWindow, MeanMax, MemoryWindow,
+    OutcomeResult, Setting, VmState, VmWindow,
 };
 use thiserror::Error;
 
@@ -40,6 +41,14 @@ pub(crate) struct Flight {
     pub(crate) record: CommandRecord,
     /// When it is given up.
     pub(crate) deadline: Timestamp,
+}
+
+/// Whether an interface's numbers can be true.
+fn is_sound(interface: &InterfaceWindow) -> bool {
+    [&interface.received, &interface.sent].into_iter().all(|traffic| {
+        let MeanMax { mean, max } = traffic.bytes_per_s;
+        [mean, max, traffic.packets_per_s, traffic.dropped_per_s].iter().all(|value| value.is_finite() && *value >= 0.0)
+    })
 }
 
 /// Why a window is not believed.
@@ -84,6 +93,8 @@ pub(crate) struct Vm {
     pub(crate) cpu: Option<CpuWindow>,
     /// Memory in the latest window, as far as it was measured.
     pub(crate) memory: Option<MemoryWindow>,
+    /// Its network interfaces in the latest window.
+    pub(crate) interfaces: Vec<InterfaceWindow>,
     /// Its host's agent keeps its hands off it.
     pub(crate) stood_down: bool,
     pub(crate) last_window: Option<Timestamp>,
@@ -124,6 +135,7 @@ impl Vm {
             read_back: None,
             cpu: None,
             memory: None,
+            interfaces: Vec::new(),
             stood_down: false,
             last_window: None,
             window_end: Timestamp::default(),
@@ -166,6 +178,10 @@ impl Vm {
         let late = !newest || restores;
         if let Some(memory) = window.memory.as_ref().filter(|_| window.state == VmState::Running) {
             self.pattern.measure_memory(memory, start, length, late);
+        }
+        if window.state == VmState::Running {
+            let sound = window.interfaces.iter().filter(|interface| is_sound(interface));
+            self.pattern.measure_network(sound, start, length, late);
         }
         // A paused or shut-off VM wants nothing now, which says nothing about what it wants when it runs.
         let Some(cpu) = window.cpu.filter(|_| window.state == VmState::Running) else { return Taught::Nothing };
@@ -228,6 +244,8 @@ impl Vm {
             self.stood_down = window.stood_down;
         }
         self.memory = memory;
+        let believed = window.interfaces.iter().filter(|interface| is_sound(interface)).take(INTERFACES_MAX);
+        self.interfaces = believed.cloned().collect();
         std::mem::replace(&mut self.allocation, allocation) != allocation
     }
 

@@ -8,4 +8,12 @@ mount -t devtmpfs dev /dev
 while read -r module; do
     insmod "/modules/$module" || echo "lab-init failed: $module cannot be inserted"
 done < /modules/order
+# gnomon.address=10.88.0.2/24 on the kernel's command line is for the first network interface.
+for word in $(cat /proc/cmdline); do
+    case $word in
+    gnomon.address=*)
+        ip link set eth0 up && ip address add "${word#*=}" dev eth0 || echo "lab-init failed: no address"
+        ;;
+    esac
+done
 exec gnomon-lab-load

@@ -1,4 +1,4 @@
-//! The thread that asks for memory statistics, on a libvirt connection of its own.
+//! The thread that asks for memory statistics and for each VM's devices, on a libvirt connection of its own.
 //!
 //! Statistics go through QEMU's monitor, and a QEMU that hangs holds the call up for as long as it likes. That costs the other VMs
 //! their statistics, which go stale by their own time, and nothing else: neither the inventory nor sampling waits for this thread.
@@ -16,12 +16,22 @@ use tokio::sync::watch;
 /// How often every VM is asked: well within the time in which its statistics stay fresh, at a millisecond a VM.
 const INTERVAL: Duration = Duration::from_secs(2);
 
+/// So many looks use the same reading of a VM's definition: an interface that is plugged in is known within a minute.
+const LOOKS_PER_DEFINITION: u32 = 30;
+
 /// The period given to a balloon whose owner has given it none, in seconds: one wake-up of the guest each.
 const STATS_PERIOD_S: u32 = 5;
 
-/// What is known of all VMs' memory: written by this thread, read at each survey. Held for a copy.
+/// What is known of all VMs' memory and interfaces: written by this thread, read at each survey. Held for a copy.
 #[derive(Clone, Debug, Default)]
-pub(in crate::host::inventory) struct MemoryBook(Arc<Mutex<BTreeMap<VmId, MemoryFacts>>>);
+pub(in crate::host::inventory) struct MemoryBook(Arc<Mutex<BTreeMap<VmId, Known>>>);
+
+/// What is known of a VM.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    memory: MemoryFacts,
+    interfaces: Vec<String>,
+}
 
 impl MemoryBook {
     /// Adds what is known to the facts of VMs.
@@ -30,12 +40,13 @@ impl MemoryBook {
         for facts in vms {
             // A domain that is not active has no memory; what is in the book is of its last life.
             let active = facts.balloon_bytes.is_some();
-            facts.memory = book.get(&facts.id).filter(|_| active).copied().unwrap_or_default();
+            let known = book.get(&facts.id).filter(|_| active).cloned().unwrap_or_default();
+            (facts.memory, facts.interfaces) = (known.memory, known.interfaces);
         }
     }
 
-    fn replace(&self, memory: BTreeMap<VmId, MemoryFacts>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = memory;
+    fn replace(&self, known: BTreeMap<VmId, Known>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = known;
     }
 }
 
@@ -46,6 +57,9 @@ struct Watched {
     life: Option<(u32, u64)>,
     /// Its balloon by its definition, once that was read.
     device: Option<Option<BalloonDevice>>,
+    interfaces: Vec<String>,
+    /// Looks since the definition was read.
+    looks: u32,
     watch: MemoryWatch,
 }
 
@@ -113,20 +127,25 @@ impl MemorySurveyor {
     }
 
     fn tell(&self) {
-        let memory: BTreeMap<_, _> = self.watched.iter().map(|(id, watched)| (*id, watched.watch.facts)).collect();
-        self.metrics.balloons(memory.values().map(|facts| facts.balloon));
+        self.metrics.balloons(self.watched.values().map(|watched| watched.watch.facts.balloon));
+        let known = |watched: &Watched| Known { memory: watched.watch.facts, interfaces: watched.interfaces.clone() };
         // The book first: a survey that ends in between must not bring the old facts back.
-        self.book.replace(memory);
+        self.book.replace(self.watched.iter().map(|(id, watched)| (*id, known(watched))).collect());
         self.publish.send_modify(|inventory| self.book.annotate(&mut Arc::make_mut(inventory).vms));
     }
 }
 
 impl Watched {
     fn look(&mut self, hypervisor: &Hypervisor, vm: VmId, set_period: bool) -> Result<Balloon, HypervisorError> {
-        let device = match self.device {
+        self.looks += 1;
+        let device = match self.device.filter(|_| self.looks < LOOKS_PER_DEFINITION) {
             Some(device) => device,
             None => {
-                let mut device = hypervisor.devices(vm)?.balloon;
+                self.looks = 0;
+                let devices = hypervisor.devices(vm)?;
+                let names = devices.interfaces.into_iter().filter_map(|interface| interface.device?.into_string().ok());
+                self.interfaces = names.collect();
+                let mut device = devices.balloon;
                 if let Some(BalloonDevice { stats_period_s: period @ 0 }) = &mut device
                     && set_period
                 {
