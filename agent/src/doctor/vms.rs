@@ -89,7 +89,7 @@ fn per_vm(inventory: &Inventory) -> Vec<Check> {
             },
         ),
         share("memory, resident", "/proc/PID/status", "a /proc without hidepid", &|vm| {
-            vm.process.as_ref().is_some_and(|process| proc.resident_bytes(process.pid).is_ok())
+            vm.process.as_ref().is_some_and(|process| proc.footprint(process.pid).is_ok())
         }),
         share("memory, balloon", "QEMU's monitor", "a balloon device, and its driver in the guest", &|vm| {
             vm.memory.balloon.movable_bytes().is_some()

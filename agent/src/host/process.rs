@@ -37,6 +37,15 @@ pub struct ProcStat {
 /// The process id of `kthreadd`, the parent of all kernel threads.
 const KTHREADD: u32 = 2;
 
+/// Where a process's memory is, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// In memory (`VmRSS`). Shared pages count for each process that maps them.
+    pub resident_bytes: u64,
+    /// Swapped out (`VmSwap`).
+    pub swapped_bytes: u64,
+}
+
 impl Proc {
     /// The `/proc` mounted at `root`.
     pub fn at(root: impl Into<PathBuf>) -> Self {
@@ -53,9 +62,14 @@ impl Proc {
         read_value(&self.path(format!("{pid}/stat")), "a command name and at least 20 fields behind it", parse_stat)
     }
 
-    /// Memory resident for this process (`VmRSS`), in bytes. Shared pages count for each process that maps them.
-    pub fn resident_bytes(&self, pid: u32) -> Result<u64, ReadError> {
-        read_value(&self.path(format!("{pid}/status")), "VmRSS", |text| keyed_u64(text, "VmRSS")?.checked_mul(1024))
+    /// Where a process's memory is.
+    pub fn footprint(&self, pid: u32) -> Result<Footprint, ReadError> {
+        let bytes = |text: &str, key: &str| keyed_u64(text, key)?.checked_mul(1024);
+        read_value(&self.path(format!("{pid}/status")), "VmRSS", |text| {
+            // A kernel without swap has no such line.
+            let swapped_bytes = bytes(text, "VmSwap").unwrap_or(0);
+            Some(Footprint { resident_bytes: bytes(text, "VmRSS")?, swapped_bytes })
+        })
     }
 
     /// The arguments a process was started with.
@@ -138,7 +152,7 @@ mod tests {
         assert_eq!(proc.stat(me).unwrap().parent, std::os::unix::process::parent_id());
         assert!(proc.stat(me).unwrap().start_ticks > 0);
         assert!(proc.tids(me).unwrap().contains(&me));
-        assert!(proc.resident_bytes(me).unwrap() > 100 << 10);
+        assert!(proc.footprint(me).unwrap().resident_bytes > 100 << 10);
         assert_eq!(proc.arguments(me).unwrap()[0], std::env::args().next().unwrap());
     }
 

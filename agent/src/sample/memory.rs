@@ -12,6 +12,7 @@
 
 use crate::host::inventory::VmFacts;
 use crate::host::inventory::memory::GuestReading;
+use crate::host::process::Footprint;
 use gnomon_common::wire::{GuestMemory, MemoryWindow};
 
 /// How long a guest is taken to reach for what it lacks, in seconds: a report's window by default.
@@ -25,8 +26,8 @@ const PAGE_BYTES: f64 = 4096.0;
 pub(super) struct HostMemoryReading {
     /// `CLOCK_MONOTONIC`, in nanoseconds.
     pub(super) taken_ns: u64,
-    /// `VmRSS`, in bytes.
-    pub(super) resident_bytes: u64,
+    /// What the process holds.
+    pub(super) footprint: Footprint,
     /// Page faults of the process that needed I/O.
     pub(super) major_faults: u64,
     /// Time stalled on memory (PSI), in microseconds; `None` where it is not told.
@@ -65,7 +66,8 @@ impl MemorySeries {
         let rates = self.rates.filter(|_| guest.is_some());
         let in_use = facts.memory.in_use.filter(|in_use| in_use.is_fresh(now_unix_s));
         MemoryWindow {
-            resident_bytes: reading.resident_bytes,
+            resident_bytes: reading.footprint.resident_bytes,
+            swapped_bytes: reading.footprint.swapped_bytes,
             balloon_bytes: facts.memory.balloon.movable_bytes(),
             guest: guest.zip(rates).map(|(guest, rates)| tell(&guest, &rates)),
             demand_bytes: in_use.map(|in_use| demand_bytes(in_use.bytes, &rates.unwrap_or_default())),
@@ -167,7 +169,8 @@ mod tests {
     }
 
     fn reading(second: u64, major_faults: u64, stalled_us: Option<u64>) -> HostMemoryReading {
-        HostMemoryReading { taken_ns: second * S, resident_bytes: 150 * MIB, major_faults, stalled_us }
+        let footprint = Footprint { resident_bytes: 150 * MIB, swapped_bytes: 5 * MIB };
+        HostMemoryReading { taken_ns: second * S, footprint, major_faults, stalled_us }
     }
 
     #[test]
@@ -210,7 +213,7 @@ mod tests {
         facts.memory.balloon = Balloon::Silent;
         let window = MemorySeries::default().close(&facts, reading(100, 0, None), 100);
         assert_eq!((window.balloon_bytes, window.guest, window.demand_bytes), (None, None, None));
-        assert_eq!(window.resident_bytes, 150 * MIB);
+        assert_eq!((window.resident_bytes, window.swapped_bytes), (150 * MIB, 5 * MIB));
     }
 
     #[test]
@@ -237,7 +240,7 @@ mod tests {
             t0: u64, t1: u64, f0: u64, f1: u64, s0: Option<u64>, s1: Option<u64>,
         ) {
             let reading = |taken_ns, major_faults, stalled_us| {
-                HostMemoryReading { taken_ns, resident_bytes: 0, major_faults, stalled_us }
+                HostMemoryReading { taken_ns, footprint: Footprint::default(), major_faults, stalled_us }
             };
             let (before, now) = (reading(t0, f0, s0), reading(t1, f1, s1));
             prop_assert!(host_major_faults_per_s(&before, &now).is_finite());

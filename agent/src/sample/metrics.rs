@@ -36,6 +36,7 @@ pub struct SampleMetrics {
     throttled: Family<VmLabel, GaugeF64>,
     quota: Family<VmLabel, GaugeF64>,
     memory_resident: Family<VmLabel, Gauge>,
+    memory_swapped: Family<VmLabel, Gauge>,
     memory_balloon: Family<VmLabel, Gauge>,
     memory_demand: Family<VmLabel, Gauge>,
     network_bytes: Family<DirectionLabel, GaugeF64>,
@@ -95,6 +96,7 @@ impl Default for SampleMetrics {
             throttled: Family::default(),
             quota: Family::default(),
             memory_resident: Family::default(),
+            memory_swapped: Family::default(),
             memory_balloon: Family::default(),
             memory_demand: Family::default(),
             network_bytes: Family::default(),
@@ -177,6 +179,11 @@ impl SampleMetrics {
             self.memory_resident.clone(),
         );
         r.register(
+            "gnomon_agent_vm_memory_swapped_bytes",
+            "Memory of the VM's process that the host has swapped out, at the end of the last window",
+            self.memory_swapped.clone(),
+        );
+        r.register(
             "gnomon_agent_vm_memory_balloon_bytes",
             "What the balloon leaves to the guest; absent where it cannot be moved",
             self.memory_balloon.clone(),
@@ -222,6 +229,7 @@ impl SampleMetrics {
     pub(super) fn vm_memory(&self, vm: &VmLabel, memory: &MemoryWindow) {
         let values = [
             (&self.memory_resident, Some(memory.resident_bytes)),
+            (&self.memory_swapped, Some(memory.swapped_bytes)),
             (&self.memory_balloon, memory.balloon_bytes),
             (&self.memory_demand, memory.demand_bytes),
         ];
@@ -269,7 +277,7 @@ impl SampleMetrics {
         for family in [&self.demand_low, &self.demand_high, &self.usage, &self.throttled, &self.quota] {
             family.remove(vm);
         }
-        for family in [&self.memory_resident, &self.memory_balloon, &self.memory_demand] {
+        for family in [&self.memory_resident, &self.memory_swapped, &self.memory_balloon, &self.memory_demand] {
             family.remove(vm);
         }
     }

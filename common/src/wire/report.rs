@@ -129,6 +129,8 @@ pub struct WaitHistogram(pub [u32; WAIT_BUCKETS]);
 pub struct MemoryWindow {
     /// Resident on the host (`VmRSS` of the QEMU process) at the window's end, in bytes.
     pub resident_bytes: u64,
+    /// Of its memory what the host has swapped out (`VmSwap`) at the window's end, in bytes.
+    pub swapped_bytes: u64,
     /// What the balloon leaves to the guest at the window's end, in bytes; `None` where there is no balloon that can be moved.
     pub balloon_bytes: Option<u64>,
     /// What the guest itself says; `None` where it has no driver or does not send statistics.

@@ -79,7 +79,7 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "proc/stat", "cpu  0 0 0 0 0 0 0\ncpu0 0\ncpu1 0\n");
         write(dir.path(), "proc/meminfo", "MemTotal: 16777216 kB\nMemAvailable: 8388608 kB\n");
-        write(dir.path(), "proc/7/status", "Name:\tqemu\nVmRSS:\t 1024 kB\n");
+        write(dir.path(), "proc/7/status", "Name:\tqemu\nVmRSS:\t 1024 kB\nVmSwap:\t 8 kB\n");
         write(dir.path(), "proc/7/stat", "7 (qemu) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 99 0 0");
         write(dir.path(), &format!("cg/{DOMAIN}/cpu.max"), "150000 100000\n");
         let script = Script::default();
@@ -197,7 +197,7 @@ fn ten_seconds_of_a_starved_vm_become_one_report() {
     assert!((cpu.usage.mean - 0.5).abs() < 0.01 && (cpu.throttled.mean - 0.3).abs() < 0.01, "{cpu:?}");
     assert_eq!((vm.allocation.quota_cores, vm.allocation.vcpus), (Some(1.5), 2));
     let memory = vm.memory.unwrap();
-    assert_eq!((memory.resident_bytes, memory.balloon_bytes), (1 << 20, Some(1 << 29)));
+    assert_eq!((memory.resident_bytes, memory.swapped_bytes, memory.balloon_bytes), (1 << 20, 8 << 10, Some(1 << 29)));
 
     bench.seconds(10, 1.0, 0.0);
     let next = bench.reports.try_recv().unwrap();

@@ -423,9 +423,9 @@ fn reject(losses: &mut Losses, metrics: &SampleMetrics, reason: Rejection) {
 /// What a VM's process and control group tell of its memory, if its process is still the one the inventory knows.
 fn memory(proc: &Proc, facts: &VmFacts, taken_ns: u64) -> Option<HostMemoryReading> {
     let process = facts.process.as_ref()?;
-    let resident_bytes = proc.resident_bytes(process.pid).ok()?;
+    let footprint = proc.footprint(process.pid).ok()?;
     let stalled_us = facts.cgroup.as_ref().and_then(|cgroup| cgroup.memory_stalled_us().ok()?);
     // Read after the memory: if the pid belongs to another process by now, this tells.
     let stat = proc.stat(process.pid).ok().filter(|stat| stat.start_ticks == process.start_ticks)?;
-    Some(HostMemoryReading { taken_ns, resident_bytes, major_faults: stat.major_faults, stalled_us })
+    Some(HostMemoryReading { taken_ns, footprint, major_faults: stat.major_faults, stalled_us })
 }
