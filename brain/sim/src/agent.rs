@@ -204,6 +204,7 @@ impl Agent {
                 memory: vm.memory.as_ref().map(SimMemory::window),
                 allocation: vm.allocation,
                 stood_down: false,
+                culprits: None,
             })
             .collect();
         vms.sort_by_key(|window| window.vm);

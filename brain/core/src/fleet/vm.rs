@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, Allocation, CommandId, CpuWindow, HostId, MemoryWindow, OutcomeResult, Setting, VmState, VmWindow,
+    Action, Allocation, CommandId, CpuWindow, Culprits, HostId, MemoryWindow, OutcomeResult, Setting, VmState, VmWindow,
 };
 use thiserror::Error;
 
@@ -82,6 +82,8 @@ pub(crate) struct Vm {
     read_back: Option<(Timestamp, Timestamp)>,
     /// Demand in the latest window; `None` where that was not measured, not believed, or out of order.
     pub(crate) cpu: Option<CpuWindow>,
+    /// Who had the CPU while it waited, in the same window as `cpu`.
+    pub(crate) culprits: Option<Culprits>,
     /// Memory in the latest window, as far as it was measured.
     pub(crate) memory: Option<MemoryWindow>,
     /// Its host's agent keeps its hands off it.
@@ -123,6 +125,7 @@ impl Vm {
             allocation: Allocation::default(),
             read_back: None,
             cpu: None,
+            culprits: None,
             memory: None,
             stood_down: false,
             last_window: None,
@@ -170,6 +173,7 @@ impl Vm {
         // A paused or shut-off VM wants nothing now, which says nothing about what it wants when it runs.
         let Some(cpu) = window.cpu.filter(|_| window.state == VmState::Running) else { return Taught::Nothing };
         let live = live_cores(&cpu, &window.allocation);
+        let culprits = window.culprits.as_ref();
         let window = match believe(&cpu, window.allocation.vcpus, start, length) {
             Ok(window) => window,
             Err(absurd) => return Taught::Absurd(absurd),
@@ -188,6 +192,7 @@ impl Vm {
         }
         if newest {
             self.cpu = Some(cpu);
+            self.culprits = culprits.filter(|culprits| culprits.is_sane()).cloned();
         }
         if accepted == Accepted::ClockSetBack { Taught::ClockSetBack } else { Taught::Demand }
     }
