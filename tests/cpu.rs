@@ -1,11 +1,14 @@
 //! What Gnomon says of a VM's CPU is true: against the kernel's counters, the guest's own view, and the schedule.
 
+use std::collections::BTreeMap;
 use std::thread;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use gnomon_e2e::{mean, now_ms, observing, qemu_pid, schedstat, skipped, stack, stack_of, stolen_cpu, windows};
+use serde_json::Value;
 use xtask::lab::GuestOptions;
+use xtask::stack::Stack;
 
 #[test]
 fn cpu_from_ebpf_agrees_with_the_cgroup_and_the_guest() -> Result<()> {
@@ -110,6 +113,115 @@ fn the_demand_interval_of_a_throttled_guest_contains_its_load() -> Result<()> {
     ensure!((limit - QUOTA).abs() < 0.01, "the limit is told as {limit}");
     ensure!((low - QUOTA).abs() < 0.05, "a throttled guest runs {low:.3} of {QUOTA} cores");
     ensure!(low <= LOAD && LOAD <= high, "{LOAD} is not within {low:.3}..{high:.3}");
+    Ok(())
+}
+
+/// What a VM waited by the brain's word, in mean cores over some windows.
+#[derive(Debug, Default)]
+struct Waited {
+    windows: u32,
+    all: f64,
+    own_quota: f64,
+    own: f64,
+    vms: BTreeMap<String, f64>,
+    tasks: BTreeMap<String, f64>,
+    others: f64,
+}
+
+impl Waited {
+    /// Follows what is told of some VMs for a while.
+    fn follow(stack: &Stack, vms: &[&str], span: Duration) -> Result<Vec<Self>> {
+        let mut sums: Vec<Self> = vms.iter().map(|_| Self::default()).collect();
+        let mut latest = vec![Value::Null; vms.len()];
+        let end = Instant::now() + span;
+        while Instant::now() < end {
+            for ((vm, sum), latest) in vms.iter().zip(&mut sums).zip(&mut latest) {
+                let view = stack.api().get(&format!("/api/v1/vms/{vm}"))?;
+                if view["last_window"] != *latest {
+                    *latest = view["last_window"].clone();
+                    sum.add(&view)?;
+                }
+            }
+            thread::sleep(Duration::from_millis(200));
+        }
+        Ok(sums.into_iter().map(Self::mean).collect())
+    }
+
+    fn add(&mut self, view: &Value) -> Result<()> {
+        let cores = |value: &Value| value.as_f64().with_context(|| format!("no number in {view}"));
+        let waited = &view["waited"];
+        self.windows += 1;
+        self.all += cores(&view["cpu"]["demand_high"]["mean"])? - cores(&view["cpu"]["demand_low"]["mean"])?;
+        self.own_quota += cores(&waited["own_quota_cores"])?;
+        self.own += cores(&waited["own_cores"])?;
+        self.others += cores(&waited["others_cores"])?;
+        for culprit in waited["culprits"].as_array().context("no culprits")? {
+            let kind = if culprit["vm"].is_null() { &mut self.tasks } else { &mut self.vms };
+            let name = culprit["name"].as_str().context("no name")?;
+            *kind.entry(name.to_owned()).or_default() += cores(&culprit["cores"])?;
+        }
+        Ok(())
+    }
+
+    fn mean(mut self) -> Self {
+        let windows = f64::from(self.windows.max(1));
+        let parts = [&mut self.all, &mut self.own_quota, &mut self.own, &mut self.others];
+        let named = self.vms.values_mut().chain(self.tasks.values_mut());
+        parts.into_iter().chain(named).for_each(|sum| *sum /= windows);
+        self
+    }
+}
+
+#[test]
+fn of_two_busy_guests_on_one_cpu_each_is_the_others_culprit() -> Result<()> {
+    const SPAN: Duration = Duration::from_secs(15);
+    if skipped() {
+        return Ok(());
+    }
+    let guest = |name: &str| -> Result<GuestOptions> {
+        let mut options = GuestOptions::new(name, "constant:1".parse()?);
+        options.cpus = Some("1".to_owned());
+        Ok(options)
+    };
+    let (stack, guests) = stack_of("culprits", vec![guest("g1")?, guest("g2")?], observing())?;
+    let ran = || -> Result<Duration> {
+        let threads = guests.iter().map(|guest| schedstat(qemu_pid(guest)?)).collect::<Result<Vec<_>>>()?;
+        Ok(Duration::from_nanos(threads.iter().flat_map(BTreeMap::values).map(|(run_ns, _)| run_ns).sum()))
+    };
+    let (began, before) = (Instant::now(), ran()?);
+    let waited = Waited::follow(&stack, &["g1", "g2"], SPAN)?;
+    // Both always want the CPU: for the rest it was neither's (this machine's, or its own host's), and both waited.
+    let strangers = 1.0 - (ran()? - before).as_secs_f64() / began.elapsed().as_secs_f64();
+    for (waited, other) in waited.iter().zip(["g2", "g1"]) {
+        let (charged, expected) = (waited.vms.get(other).copied().unwrap_or(0.0), waited.all - strangers.max(0.0));
+        println!("{charged:.3} cores charged to {other}, {strangers:.3} were strangers': {waited:.3?}");
+        ensure!(waited.windows >= 10, "only {} windows", waited.windows);
+        ensure!(expected > 0.2, "no contention: the guests are not on one CPU, or someone else has it");
+        ensure!(charged >= 0.9 * expected, "{charged:.3} of {expected:.3} cores are charged to {other}");
+        ensure!(waited.vms.len() == 1 && waited.own_quota < 0.01, "{waited:?}");
+    }
+    let explained = stack.api().get("/api/v1/vms/g1/explain")?["lines"].to_string();
+    ensure!(explained.contains("for the VM g2"), "{explained}");
+    Ok(())
+}
+
+#[test]
+fn a_guest_that_its_own_quota_holds_back_blames_no_other_guest() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let mut options = GuestOptions::new("g1", "constant:0.9".parse()?);
+    options.quota_cores = Some(0.3);
+    let (stack, _guests) = stack_of("own-quota", vec![options], observing())?;
+    let waited = Waited::follow(&stack, &["g1"], Duration::from_secs(12))?;
+    let waited = waited.first().context("nothing was followed")?;
+    println!("{waited:.3?}");
+    ensure!(waited.windows >= 8 && waited.all > 0.3, "it was hardly held back: {waited:?}");
+    ensure!(waited.vms.is_empty(), "there is no other guest: {:?}", waited.vms);
+    // Whoever else is busy on this machine is named rightly; the rest is the quota's.
+    let tasks = waited.others + waited.tasks.values().sum::<f64>();
+    ensure!(waited.own_quota >= 0.9 * (waited.all - waited.own - tasks), "{:.3} cores for its quota", waited.own_quota);
+    ensure!(waited.own_quota > tasks, "host tasks are blamed for what its quota did");
     Ok(())
 }
 

@@ -137,6 +137,7 @@ pub fn open(tid: u32, slot: u32, pass: u32) -> Option<(u32, *mut ThreadAccount)>
             account.pass = pass;
             account.slot = slot as u16;
             account.state = THREAD_LIVE;
+            account.throttled = 0;
             account.wait_log2 = [0; WAIT_BUCKETS];
         });
     }

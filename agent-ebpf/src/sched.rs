@@ -1,5 +1,5 @@
 //! The scheduler probe: how long the threads of VMs ran, how long they waited for a CPU, and how often they were woken and
-//! preempted.
+//! preempted; and who ran while they waited (`culprits.rs`).
 //!
 //! Runs on every context switch and wake-up of the host, so a thread of no VM costs one load per task. It never allocates on
 //! those paths, never blocks, never fails an operation of the kernel, and knows nothing of VMs but the slot number that the
@@ -13,6 +13,7 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 mod accounts;
+mod culprits;
 mod task;
 mod thread_table;
 
@@ -35,13 +36,18 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
 fn on_switch(preempt: u64, prev: Task, next: Task, prev_state: u32) {
     let mut switched_ns = 0;
     let leaving = thread_table::account_of(prev);
+    let mut leaver = culprits::HOST;
     if !leaving.is_null() {
         switched_ns = now_ns();
         let preempted = preempt & 1 != 0;
+        let runnable = preempted || prev_state == TASK_RUNNING;
+        let throttled = runnable && prev.is_throttled();
         // SAFETY: `prev`'s account, under its run-queue's lock.
         unsafe {
+            leaver = u32::from((*leaving).slot);
             accounts::write(leaving, |account| {
-                account.leave_cpu(switched_ns, preempted || prev_state == TASK_RUNNING);
+                account.leave_cpu(switched_ns, runnable);
+                account.throttled = u8::from(throttled);
                 if !preempted && prev_state & TASK_DEAD != 0 {
                     account.state = THREAD_GONE;
                 }
@@ -49,27 +55,48 @@ fn on_switch(preempt: u64, prev: Task, next: Task, prev_state: u32) {
         }
     }
     let entering = thread_table::account_of(next);
-    if !entering.is_null() {
-        if switched_ns == 0 {
-            switched_ns = now_ns();
+    if entering.is_null() {
+        if leaver != culprits::HOST {
+            culprits::on_leave(leaver, switched_ns);
         }
-        // SAFETY: `next`'s account, under its run-queue's lock.
-        unsafe { accounts::write(entering, |account| account.enter_cpu(switched_ns)) };
+        return;
+    }
+    if switched_ns == 0 {
+        switched_ns = now_ns();
+    }
+    // SAFETY: `next`'s account, under its run-queue's lock.
+    unsafe {
+        let since_ns = (*entering).waiting_since_ns;
+        let (victim, throttled) = (u32::from((*entering).slot), (*entering).throttled != 0);
+        accounts::write(entering, |account| account.enter_cpu(switched_ns));
+        if since_ns != 0 {
+            culprits::on_wait_end(victim, throttled, since_ns, switched_ns, leaver, prev);
+        }
     }
 }
 
 /// `(struct task_struct *p)`: a thread was put on a run-queue.
 #[btf_tracepoint(function = "sched_wakeup")]
 pub fn sched_wakeup(ctx: BtfTracePointContext) -> i32 {
-    accounts::on_wakeup(thread_table::account_of(Task::from_arg(ctx.arg(0))));
+    on_wakeup(Task::from_arg(ctx.arg(0)));
     0
 }
 
 /// `(struct task_struct *p)`: the same for a thread's first time.
 #[btf_tracepoint(function = "sched_wakeup_new")]
 pub fn sched_wakeup_new(ctx: BtfTracePointContext) -> i32 {
-    accounts::on_wakeup(thread_table::account_of(Task::from_arg(ctx.arg(0))));
+    on_wakeup(Task::from_arg(ctx.arg(0)));
     0
+}
+
+#[inline(always)]
+fn on_wakeup(task: Task) {
+    let account = thread_table::account_of(task);
+    accounts::on_wakeup(account);
+    if !account.is_null() && task.is_in_throttled_group() {
+        // SAFETY: in bounds; a thread that was asleep and now waits, under its run-queue's lock.
+        unsafe { (*account).throttled = 1 };
+    }
 }
 
 /// `(struct task_struct *task, unsigned long clone_flags)`: a thread was made and has not run yet.

@@ -6,6 +6,7 @@
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::task_struct;
+use gnomon_common::abi::sched::Command;
 
 #[unsafe(no_mangle)]
 static TASK_PID_OFFSET: Global<u32> = Global::new(0);
@@ -17,6 +18,18 @@ static TASK_STATE_OFFSET: Global<u32> = Global::new(0);
 static TASK_ON_CPU_OFFSET: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static TASK_BPF_STORAGE_OFFSET: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static TASK_GROUP_LEADER_OFFSET: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static TASK_COMM_OFFSET: Global<u32> = Global::new(0);
+/// Since 6.18; 0 where there is no such member.
+#[unsafe(no_mangle)]
+static TASK_THROTTLED_OFFSET: Global<u32> = Global::new(0);
+/// Of `se.cfs_rq`; 0 where it is not needed, or not there.
+#[unsafe(no_mangle)]
+static TASK_CFS_RQ_OFFSET: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static CFS_RQ_THROTTLE_COUNT_OFFSET: Global<u32> = Global::new(0);
 
 /// `TASK_RUNNING` of `include/linux/sched.h`.
 pub const TASK_RUNNING: u32 = 0;
@@ -75,6 +88,40 @@ impl Task {
     #[inline(always)]
     pub fn has_storage(self) -> bool {
         !self.read::<*const u8>(&TASK_BPF_STORAGE_OFFSET).is_null()
+    }
+
+    /// Whether this is the idle task of its CPU.
+    #[inline(always)]
+    pub fn is_idle(self) -> bool {
+        self.tid() == 0
+    }
+
+    /// The command of its thread group.
+    #[inline(always)]
+    pub fn command(self) -> Command {
+        let leader = Self(self.read::<*mut task_struct>(&TASK_GROUP_LEADER_OFFSET));
+        Command::of(leader.read::<[u64; 2]>(&TASK_COMM_OFFSET))
+    }
+
+    /// Whether a thread that leaves its CPU does so because the quota of a group it is in is used up. The kernel
+    /// says so of the thread itself, which it takes off its run-queue (since 6.18).
+    #[inline(always)]
+    pub fn is_throttled(self) -> bool {
+        if TASK_THROTTLED_OFFSET.load() != 0 {
+            return self.read::<u8>(&TASK_THROTTLED_OFFSET) != 0;
+        }
+        self.is_in_throttled_group()
+    }
+
+    /// Whether its group's run-queue is held back as a whole, as kernels before 6.18 do it: then a thread that wakes up is, too.
+    #[inline(always)]
+    pub fn is_in_throttled_group(self) -> bool {
+        if TASK_CFS_RQ_OFFSET.load() == 0 {
+            return false;
+        }
+        let run_queue = self.read::<*const u8>(&TASK_CFS_RQ_OFFSET);
+        // SAFETY: as in `read`; the kernel handles a fault as a read of 0.
+        unsafe { run_queue.byte_add(CFS_RQ_THROTTLE_COUNT_OFFSET.load() as usize).cast::<i32>().read() != 0 }
     }
 
     #[inline(always)]

@@ -4,7 +4,8 @@
 //! wake-ups. All candidates take turns, `--rounds` times over, and medians are compared, so that a drift of the machine
 //! falls on all alike. In-kernel time is the kernel's own count (BPF run-time statistics, which contain two clock readings per
 //! run: an empty program does not cost 0). The slowdown is CPU time per round trip without statistics, attached against detached
-//! just after; a round trip is two switches and two wake-ups.
+//! just after; a round trip is two switches and two wake-ups. One candidate has the second thread in a process of its own that is no
+//! VM's: its switches charge what the VM waited to a host task.
 //!
 //! Run as root: `cargo bench --profile dev -p gnomon-agent --bench probe -- [--rounds N] [--json FILE]`. The profile makes no
 //! difference to what runs in the kernel, and `dev` is the one whose eBPF object is built already.
@@ -49,6 +50,12 @@ struct Options {
     /// Be the workload.
     #[arg(long, hide = true)]
     ping_pong: bool,
+    /// Be the workload of two processes.
+    #[arg(long, hide = true)]
+    ping_pong_apart: bool,
+    /// Be the second process of that.
+    #[arg(long, hide = true)]
+    pong: bool,
     /// What cargo passes.
     #[arg(long, hide = true)]
     bench: bool,
@@ -61,6 +68,7 @@ enum Candidate {
     Empty,
     NoVm,
     Vm,
+    VmAndHost,
     ClassicNoVm,
     ClassicVm,
     Runqlat,
@@ -68,11 +76,12 @@ enum Candidate {
 }
 
 impl Candidate {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Nothing,
         Self::Empty,
         Self::NoVm,
         Self::Vm,
+        Self::VmAndHost,
         Self::ClassicNoVm,
         Self::ClassicVm,
         Self::Runqlat,
@@ -85,6 +94,7 @@ impl Candidate {
             Self::Empty => "empty program",
             Self::NoVm => "probe, threads of no VM",
             Self::Vm => "probe, threads of a VM",
+            Self::VmAndHost => "probe, VM and host task",
             Self::ClassicNoVm => "classic, threads of no VM",
             Self::ClassicVm => "classic, threads of a VM",
             Self::Runqlat => "runqlat",
@@ -120,15 +130,30 @@ fn main() -> Result<()> {
     if options.ping_pong {
         return ping_pong(cpus[cpus.len() - 1]);
     }
+    if options.ping_pong_apart {
+        return ping_pong_apart(cpus[cpus.len() - 1]);
+    }
+    if options.pong {
+        return pong(cpus[cpus.len() - 1]);
+    }
     ensure!(cpus.len() > 1, "needs two CPUs: one for the workload, one for the observer");
     ensure!(options.rounds > 0, "--rounds must be at least 1");
     pin(cpus[0])?;
-    let workload = Workload::start()?;
+    let together = Workload::start("--ping-pong")?;
     let mut samples = vec![Samples::default(); Candidate::ALL.len()];
     for round in 1..=options.rounds {
         for (candidate, samples) in Candidate::ALL.into_iter().zip(&mut samples) {
-            measure(candidate, &workload, samples)
-                .with_context(|| format!("{} in round {round}", candidate.title()))?;
+            let in_round = || format!("{} in round {round}", candidate.title());
+            if candidate != Candidate::VmAndHost {
+                measure(candidate, &together, samples).with_context(in_round)?;
+                continue;
+            }
+            // One workload at a time has the CPU.
+            together.set_running(false)?;
+            Workload::start("--ping-pong-apart")
+                .and_then(|apart| measure(candidate, &apart, samples))
+                .with_context(in_round)?;
+            together.set_running(true)?;
         }
     }
     let summary = summarise(&samples, options.rounds);
@@ -214,9 +239,14 @@ impl Attached {
             Candidate::Empty => Self::Empty(Baseline::load()?),
             Candidate::ClassicNoVm | Candidate::ClassicVm if Tracefs::find().is_err() => return Ok(None),
             Candidate::NoVm | Candidate::ClassicNoVm => Self::Probe(probe()?),
-            Candidate::Vm | Candidate::ClassicVm => {
+            Candidate::Vm | Candidate::VmAndHost | Candidate::ClassicVm => {
                 let mut scheduler = probe()?;
                 scheduler.track(VmId(Uuid::from_u128(1)), &[workload.child.id()])?;
+                if candidate == Candidate::VmAndHost {
+                    // The other process's command gets its column.
+                    sleep(WARM_UP);
+                    scheduler.drain();
+                }
                 Self::Probe(scheduler)
             }
             Candidate::Runqlat | Candidate::RunqlatPerProcess => {
@@ -291,12 +321,18 @@ struct Workload {
 }
 
 impl Workload {
-    fn start() -> Result<Self> {
-        let child = Command::new(std::env::current_exe()?).arg("--ping-pong").spawn()?;
+    fn start(which: &str) -> Result<Self> {
+        let child = Command::new(std::env::current_exe()?).arg(which).spawn()?;
         let workload = Self { child };
         sleep(SLICE);
         ensure!(workload.ops()? > 1_000, "the workload does not run");
         Ok(workload)
+    }
+
+    fn set_running(&self, running: bool) -> Result<()> {
+        use rustix::process::{Pid, Signal, kill_process};
+        let pid = Pid::from_child(&self.child);
+        Ok(kill_process(pid, if running { Signal::CONT } else { Signal::STOP })?)
     }
 
     /// Round trips so far: its first thread sleeps once in each.
@@ -349,6 +385,32 @@ fn ping_pong(cpu: usize) -> Result<()> {
     loop {
         ping.write_all(&byte)?;
         pong_reader.read_exact(&mut byte)?;
+    }
+}
+
+/// As [`ping_pong`], with a process of its own for the second thread.
+fn ping_pong_apart(cpu: usize) -> Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    pin(cpu)?;
+    let mut other =
+        Command::new(std::env::current_exe()?).arg("--pong").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let (mut ping, mut pong_reader) = other.stdin.take().zip(other.stdout.take()).context("no pipes")?;
+    let mut byte = [0];
+    loop {
+        ping.write_all(&byte)?;
+        pong_reader.read_exact(&mut byte)?;
+    }
+}
+
+fn pong(cpu: usize) -> Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    pin(cpu)?;
+    // Without the standard library's buffers.
+    let (mut ping_reader, mut pong) = (fs::File::open("/dev/stdin")?, fs::File::create("/dev/stdout")?);
+    let mut byte = [0];
+    loop {
+        ping_reader.read_exact(&mut byte)?;
+        pong.write_all(&byte)?;
     }
 }
 

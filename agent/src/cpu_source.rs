@@ -2,8 +2,8 @@
 //!
 //! | rung | needs | tells |
 //! |---|---|---|
-//! | `task_storage` | BTF, task storage, CAP_BPF and CAP_PERFMON | all: run, wait, histogram of waits, wake-ups, preemptions |
-//! | `tracepoints` | tracefs, CAP_BPF and CAP_PERFMON | the same, at two to three times the cost per switch |
+//! | `task_storage` | BTF, task storage, CAP_BPF and CAP_PERFMON | all: run, wait and who ran meanwhile, histogram of waits, wake-ups, preemptions |
+//! | `tracepoints` | tracefs, CAP_BPF and CAP_PERFMON | the same but for who ran, at two to three times the cost per switch |
 //! | `schedstat` | a kernel that keeps `/proc/PID/task/TID/schedstat` | run and wait |
 //! | `cgroup` | nothing | usage, from the control groups that are read anyway; demand above it is unknown |
 //!

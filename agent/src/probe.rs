@@ -1,6 +1,6 @@
 //! eBPF programs in the running kernel: load, attach, drain.
 //!
-//! [`Scheduler`] measures how long the threads of VMs ran and waited for a CPU, by one of two sets of programs ([`Mechanism`]): which
+//! [`Scheduler`] measures how long the threads of VMs ran and waited for a CPU, and for whom, by one of two sets of programs ([`Mechanism`]): which
 //! of them this kernel and these rights allow is found out by loading them. The kernel writes the counts into an array that
 //! is mapped here read-only, so a drain is a plain memory read. This module never decides which processes are a VM's (it is told
 //! by [`Scheduler::track`]) and never computes a rate. Data enters from the kernel's shared memory and leaves as
@@ -13,11 +13,14 @@ mod accounting;
 mod baseline;
 mod btf;
 mod classic;
+mod columns;
 mod cost;
+mod culprits;
 #[cfg(test)]
 mod kernel_tests;
 mod ledger;
 mod load;
+mod mapping;
 mod registration;
 mod roster;
 mod scheduler;

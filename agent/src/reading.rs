@@ -1,6 +1,6 @@
 //! `Reading`: cumulative counters of every VM at one instant, as a source hands them to [`crate::sample`].
 
-use gnomon_common::abi::sched::WAIT_BUCKETS;
+use gnomon_common::abi::sched::{Command, WAIT_BUCKETS};
 use gnomon_common::wire::VmId;
 use std::collections::BTreeMap;
 
@@ -11,6 +11,8 @@ pub struct SchedReading {
     pub taken_ns: u64,
     /// Counters since tracking began, per VM.
     pub vms: BTreeMap<VmId, SchedCounters>,
+    /// Who ran while they waited, per VM; empty where the source does not tell.
+    pub culprits: BTreeMap<VmId, WaitCauses>,
     /// Threads of tracked VMs that got no accumulator because the table was full, since load.
     pub threads_unmeasured: u64,
 }
@@ -38,4 +40,28 @@ pub struct SchedEvents {
     pub preemptions: u64,
     /// Ended waits by length; bucket `b` counts `2^b ..= 2^(b+1)-1` ns.
     pub wait_log2: [u64; WAIT_BUCKETS],
+}
+
+/// What the threads of one VM waited, by who ran meanwhile: cumulative, in nanoseconds, of waits that have ended.
+///
+/// The parts sum to less than [`SchedCounters::wait_ns`]: what was waited in front of an idle CPU is charged to nobody.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WaitCauses {
+    /// Held back by its own quota; `None` where the kernel does not tell.
+    pub own_quota_ns: Option<u64>,
+    /// Other threads of the same VM ran.
+    pub own_ns: u64,
+    /// Someone else ran, sorted by who; nobody twice.
+    pub culprits: Vec<(Culprit, u64)>,
+    /// Host tasks ran whose commands are too many to be told apart.
+    pub other_tasks_ns: u64,
+}
+
+/// Who ran while a VM waited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Culprit {
+    /// Another VM.
+    Vm(VmId),
+    /// A host's task, by the command of its thread group.
+    Task(Command),
 }

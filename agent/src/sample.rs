@@ -8,6 +8,7 @@
 //! What is *not there* (no probe, no control group, a VM that is paused) is `None`, never zero and never an error; what is
 //! *wrong* (a counter that went backwards, a clock that stepped) is counted and thrown away.
 
+pub mod culprits;
 pub mod grid;
 pub mod interval;
 mod live;

@@ -9,6 +9,7 @@
 //! A host that has no certificate yet joins by another protocol, see [`enrol`]. Every message is one frame, see [`frame`]. This module touches no socket.
 
 pub mod command;
+pub mod culprit;
 pub mod enrol;
 pub mod frame;
 pub mod hello;
@@ -18,6 +19,7 @@ pub mod report;
 pub mod setting;
 
 pub use command::{Action, Command, Fence};
+pub use culprit::{COMMAND_BYTES_MAX, CULPRIT_CORES_MIN, CULPRITS_MAX, CulpritShare, Culprits, Who};
 pub use enrol::{
     CaPin, ENROL_ALPN, ENROL_BYTES_MAX, EnrolRefusal, EnrolReply, EnrolRequest, InvalidToken, InvalidTokenId, Token,
     TokenId, TokenSecret, renewal_due,

@@ -152,6 +152,7 @@ fn report(vms: u8) -> Report {
         interfaces: Vec::new(),
         allocation: Allocation { quota_cores: Some(0.5), vcpus: 2, vcpus_max: 4, memory_bytes: 2 << 30 },
         stood_down: false,
+        culprits: None,
     };
     Report {
         host: host(),

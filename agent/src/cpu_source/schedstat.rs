@@ -182,6 +182,7 @@ impl SchedSource for Schedstat {
         Ok(SchedReading {
             taken_ns: taken.tv_sec as u64 * 1_000_000_000 + taken.tv_nsec as u64,
             vms: self.vms.iter().map(|(&vm, tracked)| (vm, tracked.sums)).collect(),
+            culprits: BTreeMap::new(),
             threads_unmeasured: self.unmeasured,
         })
     }

@@ -17,7 +17,7 @@ impl Baseline {
     /// # Errors
     /// As [`Scheduler::load`](super::Scheduler::load).
     pub fn load() -> Result<Self, ProbeError> {
-        let mut object = Object::open(1)?;
+        let mut object = Object::open(1, false)?;
         object.attach(&PROGRAMS)?;
         Ok(Self { ebpf: object.ebpf })
     }

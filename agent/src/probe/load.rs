@@ -12,13 +12,38 @@ use std::io::{self, ErrorKind};
 const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 
 /// Globals of the object, and the member of `struct task_struct` whose offset each wants.
-const TASK_OFFSETS: [(&str, &str); 5] = [
+const TASK_OFFSETS: [(&str, &str); 7] = [
     ("TASK_PID_OFFSET", "pid"),
     ("TASK_TGID_OFFSET", "tgid"),
     ("TASK_STATE_OFFSET", "__state"),
     ("TASK_ON_CPU_OFFSET", "on_cpu"),
     ("TASK_BPF_STORAGE_OFFSET", "bpf_storage"),
+    ("TASK_GROUP_LEADER_OFFSET", "group_leader"),
+    ("TASK_COMM_OFFSET", "comm"),
 ];
+
+/// How the kernel tells that a thread is held back by its quota.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Throttling {
+    /// By a member of `struct task_struct` at this offset (since 6.18).
+    Thread(u32),
+    /// By the run-queue of its group: the offset of the pointer to it, and that of the count in it.
+    Group(u32, u32),
+}
+
+impl Throttling {
+    /// What this kernel's types allow; `None` where it has no bandwidth control, or one that is not known here.
+    fn of(types: &Types<'_>) -> Option<Self> {
+        types.member_offset("task_struct", "throttled").map(Self::Thread).ok().or_else(|| Self::group_of(types))
+    }
+
+    fn group_of(types: &Types<'_>) -> Option<Self> {
+        let entity = types.member_offset("task_struct", "se").ok()?;
+        let run_queue = types.member_offset("sched_entity", "cfs_rq").ok()?;
+        let count = types.member_offset("cfs_rq", "throttle_count").ok()?;
+        Some(Self::Group(entity.checked_add(run_queue)?, count))
+    }
+}
 
 /// How much of the verifier's log an error repeats: its end says what was refused.
 const LOG_LINES_SHOWN: usize = 20;
@@ -30,15 +55,18 @@ pub(super) type Tracing = (&'static str, &'static str);
 pub(super) struct Object {
     pub(super) ebpf: Ebpf,
     btf: Btf,
+    pub(super) throttling: Option<Throttling>,
 }
 
 impl Object {
-    /// Makes the maps, with room for `threads_max` threads.
-    pub(super) fn open(threads_max: u32) -> Result<Self, ProbeError> {
+    /// Makes the maps, with room for `threads_max` threads. With `by_group`, threads are not asked whether their quota holds
+    /// them back, but their groups, as on kernels where threads do not tell.
+    pub(super) fn open(threads_max: u32, by_group: bool) -> Result<Self, ProbeError> {
         let blob = fs::read(BTF_PATH).map_err(|source| ProbeError::NoBtf { path: BTF_PATH, source })?;
         let wrong = |source| ProbeError::Btf { path: BTF_PATH, source };
         let types = Types::parse(&blob).map_err(wrong)?;
         let offsets = TASK_OFFSETS.map(|(_, member)| types.member_offset("task_struct", member));
+        let throttling = if by_group { Throttling::group_of(&types) } else { Throttling::of(&types) };
         let btf = Btf::from_sys_fs().map_err(|source| ProbeError::AttachPoint { what: "the kernel", source })?;
         let mut loader = EbpfLoader::new();
         // aya can make a map of task storage, but has no type for it in user space, where none is needed.
@@ -47,15 +75,25 @@ impl Object {
         for ((global, _), offset) in TASK_OFFSETS.iter().zip(&offsets) {
             loader.override_global(global, offset.as_ref().map_err(|e| wrong(e.clone()))?, true);
         }
+        match &throttling {
+            Some(Throttling::Thread(member)) => {
+                loader.override_global("TASK_THROTTLED_OFFSET", member, true);
+            }
+            Some(Throttling::Group(run_queue, count)) => {
+                loader.override_global("TASK_CFS_RQ_OFFSET", run_queue, true);
+                loader.override_global("CFS_RQ_THROTTLE_COUNT_OFFSET", count, true);
+            }
+            None => {}
+        }
         let ebpf =
             loader.load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sched"))).map_err(object_error)?;
         drop(loader);
-        Ok(Self { ebpf, btf })
+        Ok(Self { ebpf, btf, throttling })
     }
 
     /// Loads and attaches tracing programs, in this order.
     pub(super) fn attach(&mut self, programs: &[Tracing]) -> Result<(), ProbeError> {
-        let Self { ebpf, btf } = self;
+        let Self { ebpf, btf, .. } = self;
         for &(name, tracepoint) in programs {
             program::<BtfTracePoint>(ebpf, name)?.load(tracepoint, btf).map_err(|e| program_error(name, e))?;
         }
@@ -67,7 +105,7 @@ impl Object {
 
     /// Loads a program that runs over all tasks.
     pub(super) fn load_task_iterator(&mut self, name: &'static str) -> Result<(), ProbeError> {
-        let Self { ebpf, btf } = self;
+        let Self { ebpf, btf, .. } = self;
         program::<Iter>(ebpf, name)?.load("task", btf).map_err(|e| program_error(name, e))
     }
 }

@@ -1,10 +1,10 @@
 //! The array of accounts, mapped read-only: consistent copies without a system call.
 
 use super::ProbeError;
+use super::mapping::Mapping;
 use gnomon_common::abi::sched::ThreadAccount;
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::ProtFlags;
 use std::os::fd::BorrowedFd;
-use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// How often a copy is tried again. A writer is at it for some 10 ns, so even two in a row are rare; only one that was
@@ -12,46 +12,23 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 const COPY_ATTEMPTS: u32 = 100;
 
 /// The accounts, indexed as in the kernel.
-pub(super) struct Table {
-    start: NonNull<ThreadAccount>,
-    accounts: u32,
-}
-
-// SAFETY: the mapping belongs to this value alone and is only read.
-unsafe impl Send for Table {}
+pub(super) struct Table(Mapping<ThreadAccount>);
 
 impl Table {
     /// Maps a BPF array of `accounts` accounts.
     pub(super) fn map(array: BorrowedFd<'_>, accounts: u32) -> Result<Self, ProbeError> {
-        let bytes = accounts as usize * size_of::<ThreadAccount>();
-        // SAFETY: a new mapping at an address of the kernel's choice.
-        let start = unsafe { mmap(null_mut(), bytes, ProtFlags::READ, MapFlags::SHARED, array, 0) };
-        let start = start.map_err(|e| ProbeError::System { what: "mapping the accounts", source: e.into() })?;
-        let start = NonNull::new(start.cast()).ok_or_else(|| ProbeError::System {
-            what: "mapping the accounts",
-            source: std::io::Error::other("mapped at address 0"),
-        })?;
-        Ok(Self { start, accounts })
+        Mapping::of(array, accounts, ProtFlags::READ).map(Self)
     }
 
     /// How many accounts there are.
     pub(super) fn len(&self) -> u32 {
-        self.accounts
+        self.0.len()
     }
 
     /// A copy of one account as it was at one instant, or `None` if the kernel was writing it all the time.
     pub(super) fn copy(&self, index: u32) -> Option<ThreadAccount> {
-        assert!(index < self.accounts, "index {index} is outside the table of {}", self.accounts);
         // SAFETY: in bounds of the mapping, which lives as long as `self`.
-        unsafe { copy_consistent(self.start.as_ptr().add(index as usize)) }
-    }
-}
-
-impl Drop for Table {
-    fn drop(&mut self) {
-        let bytes = self.accounts as usize * size_of::<ThreadAccount>();
-        // SAFETY: the mapping made by `map`, to which nothing refers any more. If it fails, the mapping leaks: nothing to be done.
-        let _ = unsafe { munmap(self.start.as_ptr().cast(), bytes) };
+        unsafe { copy_consistent(self.0.at(index)) }
     }
 }
 

@@ -4,7 +4,7 @@
 //! more than the CPUs there are or waited more than its threads can. What is refused says why.
 
 use crate::host::cgroup::CgroupReading;
-use crate::reading::{SchedCounters, SchedEvents};
+use crate::reading::{Culprit, SchedCounters, SchedEvents, WaitCauses};
 
 /// An interval longer than this many samples says too little about any one of them (the machine slept, the agent was stopped).
 const INTERVAL_SAMPLES_MAX: u64 = 5;
@@ -116,6 +116,44 @@ fn events(before: &SchedEvents, after: &SchedEvents) -> Result<SchedEvents, Reje
         *slot = since(*after, *before)?;
     }
     Ok(between)
+}
+
+/// What a VM's threads waited in an interval, by who ran meanwhile; in seconds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct WaitSample {
+    /// Length, in seconds; positive.
+    pub elapsed_s: f64,
+    /// Its own quota was used up; `None` where the kernel does not tell.
+    pub own_quota_s: Option<f64>,
+    /// Other threads of its own ran.
+    pub own_s: f64,
+    /// Someone else ran; only those who did.
+    pub culprits: Vec<(Culprit, f64)>,
+    /// Host tasks ran that are not told apart.
+    pub other_tasks_s: f64,
+}
+
+/// The waits of a sample of `elapsed_s` seconds. A culprit that was not there before has begun at zero, and so has one whose
+/// counter is smaller than it was: its column was given away and came back.
+pub fn waits(before: &WaitCauses, after: &WaitCauses, elapsed_s: f64) -> WaitSample {
+    let gained_s = |after: u64, before: u64| after.checked_sub(before).unwrap_or(after) as f64 / 1e9;
+    let mut earlier = before.culprits.iter().peekable();
+    let mut culprits = Vec::new();
+    for &(who, ns) in &after.culprits {
+        // Both are sorted by who.
+        while earlier.next_if(|(known, _)| *known < who).is_some() {}
+        let before_ns = earlier.next_if(|(known, _)| *known == who).map_or(0, |(_, ns)| *ns);
+        if ns != before_ns {
+            culprits.push((who, gained_s(ns, before_ns)));
+        }
+    }
+    WaitSample {
+        elapsed_s,
+        own_quota_s: before.own_quota_ns.zip(after.own_quota_ns).map(|(before, after)| gained_s(after, before)),
+        own_s: gained_s(after.own_ns, before.own_ns),
+        culprits,
+        other_tasks_s: gained_s(after.other_tasks_ns, before.other_tasks_ns),
+    }
 }
 
 /// What a VM's control group did in an interval.

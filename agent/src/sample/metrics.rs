@@ -1,6 +1,7 @@
 //! What the sampler tells about itself and about the VMs it measures.
 
-use super::interval::Rejection;
+use super::interval::{Rejection, WaitSample};
+use crate::reading::Culprit;
 use gnomon_common::wire::{InterfaceWindow, MemoryWindow, Traffic, VmId};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -35,6 +36,7 @@ pub struct SampleMetrics {
     usage: Family<VmLabel, GaugeF64>,
     throttled: Family<VmLabel, GaugeF64>,
     quota: Family<VmLabel, GaugeF64>,
+    wait: Family<WaitLabel, GaugeF64>,
     memory_resident: Family<VmLabel, Gauge>,
     memory_swapped: Family<VmLabel, Gauge>,
     memory_balloon: Family<VmLabel, Gauge>,
@@ -62,6 +64,23 @@ struct ReasonLabel {
 pub(super) struct VmLabel {
     vm: String,
     name: String,
+}
+
+/// Which VM waited, and for what: few, unlike the pairs of VMs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WaitLabel {
+    vm: String,
+    name: String,
+    cause: &'static str,
+}
+
+impl WaitLabel {
+    /// Its own quota, its own other threads, other VMs, tasks of the host.
+    const CAUSES: [&str; 4] = ["quota", "own", "vm", "host"];
+
+    fn new(vm: &VmLabel, cause: &'static str) -> Self {
+        Self { vm: vm.vm.clone(), name: vm.name.clone(), cause }
+    }
 }
 
 impl VmLabel {
@@ -95,6 +114,7 @@ impl Default for SampleMetrics {
             usage: Family::default(),
             throttled: Family::default(),
             quota: Family::default(),
+            wait: Family::default(),
             memory_resident: Family::default(),
             memory_swapped: Family::default(),
             memory_balloon: Family::default(),
@@ -174,6 +194,11 @@ impl SampleMetrics {
         );
         r.register("gnomon_agent_vm_quota_cores", "CPU quota of the VM; absent is unlimited", self.quota.clone());
         r.register(
+            "gnomon_agent_vm_wait_cores",
+            "Waited for a CPU in the last interval, by what had it: the VM's quota, its own threads, other VMs, tasks of the host",
+            self.wait.clone(),
+        );
+        r.register(
             "gnomon_agent_vm_memory_resident_bytes",
             "Memory that the VM's process holds at the end of the last window",
             self.memory_resident.clone(),
@@ -206,6 +231,19 @@ impl SampleMetrics {
         self.vm_samples.inc();
         self.demand_low.get_or_create(vm).set(low_cores);
         self.demand_high.get_or_create(vm).set(high_cores);
+    }
+
+    pub(super) fn vm_waits(&self, vm: &VmLabel, waits: &WaitSample) {
+        let of = |is_vm: bool| -> f64 {
+            let culprits = waits.culprits.iter().filter(|(who, _)| matches!(who, Culprit::Vm(_)) == is_vm);
+            culprits.map(|(_, waited_s)| waited_s).sum()
+        };
+        let seconds = [waits.own_quota_s, Some(waits.own_s), Some(of(true)), Some(of(false) + waits.other_tasks_s)];
+        for (cause, waited_s) in WaitLabel::CAUSES.into_iter().zip(seconds) {
+            if let Some(waited_s) = waited_s {
+                self.wait.get_or_create(&WaitLabel::new(vm, cause)).set(waited_s / waits.elapsed_s);
+            }
+        }
     }
 
     pub(super) fn vm_cgroup(&self, vm: &VmLabel, usage_cores: Option<f64>, throttled: f64) {
@@ -276,6 +314,9 @@ impl SampleMetrics {
         self.vm_network(vm, &[]);
         for family in [&self.demand_low, &self.demand_high, &self.usage, &self.throttled, &self.quota] {
             family.remove(vm);
+        }
+        for cause in WaitLabel::CAUSES {
+            self.wait.remove(&WaitLabel::new(vm, cause));
         }
         for family in [&self.memory_resident, &self.memory_swapped, &self.memory_balloon, &self.memory_demand] {
             family.remove(vm);

@@ -1,10 +1,11 @@
 //! One VM's readings: what was read last, and the window being made of the differences. Pure.
 
-use super::interval::{self, Bounds, CgroupSample, Rejection, SchedSample};
+use super::culprits::WaitAccumulator;
+use super::interval::{self, Bounds, CgroupSample, Rejection, SchedSample, WaitSample};
 use super::window::CpuAccumulator;
 use crate::host::cgroup::CgroupReading;
 use crate::host::inventory::VmFacts;
-use crate::reading::SchedCounters;
+use crate::reading::{SchedCounters, WaitCauses};
 use gnomon_common::wire::VmState;
 
 /// A VM between two ticks.
@@ -12,8 +13,10 @@ use gnomon_common::wire::VmState;
 pub(super) struct VmSeries {
     life: Option<Life>,
     sched: Option<(u64, SchedCounters)>,
+    causes: Option<WaitCauses>,
     cgroup: Option<CgroupReading>,
     window: CpuAccumulator,
+    waits: WaitAccumulator,
 }
 
 /// Two readings make a sample only within one life: same process, and no pause in between.
@@ -40,22 +43,24 @@ impl Life {
 #[derive(Debug, Default)]
 pub(super) struct Observed {
     pub(super) sched: Option<Result<SchedSample, Rejection>>,
+    pub(super) waits: Option<WaitSample>,
     pub(super) cgroup: Option<Result<CgroupSample, Rejection>>,
 }
 
 impl VmSeries {
-    /// Takes this tick's readings of the VM.
+    /// Takes this tick's readings of the VM. `causes` are of the same instant as `sched`.
     pub(super) fn observe(
         &mut self,
         facts: &VmFacts,
         sched: Option<(u64, SchedCounters)>,
+        causes: Option<WaitCauses>,
         cgroup: Option<CgroupReading>,
         bounds: &Bounds,
     ) -> Observed {
         let life = Life::of(facts);
         if life.is_none() || life != self.life {
             // What lies between the last reading and this one is part run, part pause, or two processes.
-            (self.sched, self.cgroup) = (None, None);
+            (self.sched, self.causes, self.cgroup) = (None, None, None);
         }
         self.life = life;
         if life.is_none() {
@@ -65,7 +70,7 @@ impl VmSeries {
         // No thread left, or none that the probe could measure: libvirt may not have noticed yet, but it is not an idle VM.
         let sched = match sched {
             Some((_, counters)) if counters.threads == 0 => {
-                self.sched = None;
+                (self.sched, self.causes) = (None, None);
                 None
             }
             // A drain that failed is bridged: the next interval is a longer one.
@@ -74,6 +79,11 @@ impl VmSeries {
         if let Some(after) = sched {
             observed.sched = self.sched.as_ref().map(|(t, c)| interval::sched((*t, c), (after.0, &after.1), bounds));
             self.sched = Some(after);
+            let before = std::mem::replace(&mut self.causes, causes);
+            // Believed where what was waited in all is.
+            if let (Some(Ok(sample)), Some(before), Some(after)) = (&observed.sched, &before, &self.causes) {
+                observed.waits = Some(interval::waits(before, after, sample.elapsed_s));
+            }
         }
         if let Some(after) = cgroup {
             observed.cgroup = self.cgroup.as_ref().map(|before| interval::cgroup(before, &after, bounds));
@@ -81,6 +91,9 @@ impl VmSeries {
         }
         if let Some(Ok(sample)) = &observed.sched {
             self.window.add_sched(sample);
+        }
+        if let Some(sample) = &observed.waits {
+            self.waits.add(sample);
         }
         if let Some(Ok(sample)) = &observed.cgroup {
             self.window.add_cgroup(sample);
@@ -91,6 +104,11 @@ impl VmSeries {
     /// Ends the window and begins the next.
     pub(super) fn take_window(&mut self) -> CpuAccumulator {
         std::mem::take(&mut self.window)
+    }
+
+    /// The same for who ran while the VM waited.
+    pub(super) fn take_waits(&mut self) -> WaitAccumulator {
+        std::mem::take(&mut self.waits)
     }
 }
 
@@ -124,13 +142,14 @@ mod tests {
     /// Readings of a VM that always uses one core.
     fn one_core(series: &mut VmSeries, facts: &VmFacts, second: u64) -> Observed {
         let counters = SchedCounters { run_ns: second * S, threads: 2, ..SchedCounters::default() };
+        let causes = WaitCauses { own_ns: second * S / 4, ..WaitCauses::default() };
         let cgroup = CgroupReading {
             taken_ns: second * S,
             usage_ns: Some(second * S),
             quota_cores: None,
             throttles: Vec::new(),
         };
-        series.observe(facts, Some((second * S, counters)), Some(cgroup), &BOUNDS)
+        series.observe(facts, Some((second * S, counters)), Some(causes), Some(cgroup), &BOUNDS)
     }
 
     #[test]
@@ -138,6 +157,16 @@ mod tests {
         let (mut series, facts) = (VmSeries::default(), facts(VmState::Running, 7, 0));
         assert!(one_core(&mut series, &facts, 1).sched.is_none());
         assert_eq!(one_core(&mut series, &facts, 2).sched.unwrap().unwrap().run_cores, 1.0);
+    }
+
+    #[test]
+    fn what_it_waited_for_before_a_pause_is_not_told_after_it() {
+        let (mut series, running) = (VmSeries::default(), facts(VmState::Running, 7, 0));
+        one_core(&mut series, &running, 1);
+        assert_eq!(one_core(&mut series, &running, 2).waits.unwrap().own_s, 0.25);
+        assert_eq!(series.take_waits().finish().unwrap().own_cores, 0.25);
+        assert!(one_core(&mut series, &facts(VmState::Running, 7, 2), 3).waits.is_none());
+        assert_eq!(series.take_waits().finish(), None);
     }
 
     #[test]
@@ -176,7 +205,7 @@ mod tests {
         let (mut series, facts) = (VmSeries::default(), facts(VmState::Running, 7, 0));
         one_core(&mut series, &facts, 1);
         let ended = SchedCounters { run_ns: S, threads: 0, ..SchedCounters::default() };
-        assert!(series.observe(&facts, Some((2 * S, ended)), None, &BOUNDS).sched.is_none());
+        assert!(series.observe(&facts, Some((2 * S, ended)), None, None, &BOUNDS).sched.is_none());
         assert_eq!(series.take_window().finish(10.0), None);
     }
 
@@ -185,10 +214,10 @@ mod tests {
         let (mut series, facts) = (VmSeries::default(), facts(VmState::Running, 7, 0));
         one_core(&mut series, &facts, 5);
         let reset = SchedCounters { run_ns: 0, threads: 2, ..SchedCounters::default() };
-        let observed = series.observe(&facts, Some((6 * S, reset)), None, &BOUNDS);
+        let observed = series.observe(&facts, Some((6 * S, reset)), None, None, &BOUNDS);
         assert_eq!(observed.sched, Some(Err(Rejection::Reset)));
         let later = SchedCounters { run_ns: S / 2, threads: 2, ..SchedCounters::default() };
-        let observed = series.observe(&facts, Some((7 * S, later)), None, &BOUNDS);
+        let observed = series.observe(&facts, Some((7 * S, later)), None, None, &BOUNDS);
         assert_eq!(observed.sched.unwrap().unwrap().run_cores, 0.5);
     }
 }

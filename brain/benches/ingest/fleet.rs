@@ -187,6 +187,7 @@ impl Vm {
                 memory_bytes: 4 << 30,
             },
             stood_down: false,
+            culprits: None,
         }
     }
 }

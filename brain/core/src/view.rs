@@ -47,6 +47,9 @@ pub struct VmView {
     pub state: VmState,
     /// CPU in the latest window.
     pub cpu: Option<CpuWindow>,
+    /// Who had the CPU while it waited for one in the latest window; `None` where its host does not tell.
+    #[serde(default)]
+    pub waited: Option<WaitView>,
     /// Memory in the latest window.
     pub memory: Option<MemoryWindow>,
     /// Its network interfaces in the latest window.
@@ -65,6 +68,30 @@ pub struct VmView {
     pub stood_down: bool,
     /// A command on its way.
     pub in_flight: Option<CommandId>,
+}
+
+/// What a VM waited in a window, by who had the CPU meanwhile, each in mean cores.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct WaitView {
+    /// Its own quota was used up; `None` where the host's kernel does not tell.
+    pub own_quota_cores: Option<f64>,
+    /// Other threads of its own ran.
+    pub own_cores: f64,
+    /// Who else ran, largest first; at most [`CULPRITS_MAX`](gnomon_common::wire::CULPRITS_MAX).
+    pub culprits: Vec<CulpritView>,
+    /// All others.
+    pub others_cores: f64,
+}
+
+/// One that had the CPU while a VM waited for it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CulpritView {
+    /// The VM; `None` for a task of the host.
+    pub vm: Option<VmId>,
+    /// The VM's name (its id, if that is all that is known of it), or the task's command.
+    pub name: String,
+    /// While the other waited for so many cores.
+    pub cores: f64,
 }
 
 /// Forecast demand of one VM.

@@ -205,6 +205,7 @@ impl Agent {
                 interfaces: Vec::new(),
                 allocation: vm.allocation,
                 stood_down: false,
+                culprits: None,
             })
             .collect();
         vms.sort_by_key(|window| window.vm);

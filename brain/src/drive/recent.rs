@@ -160,6 +160,7 @@ pub(super) fn report(start_ms: u64, sequence: u64, vm: VmId) -> Report {
         interfaces: Vec::new(),
         allocation,
         stood_down: false,
+        culprits: None,
     };
     Report {
         host: HostId::new("h").unwrap(),

@@ -48,12 +48,67 @@ pub struct ThreadRef {
     pub slot: u32,
 }
 
+/// How many different commands of host tasks are told apart, all VMs together.
+pub const COMMANDS_MAX: usize = 254;
+
+/// How many commands can wait for the agent to give them a column.
+pub const NEWCOMERS_MAX: usize = 64;
+
+/// [`WaitRow`]: columns below this one are VM slots; a VM's own is what its threads waited for each other.
+pub const QUOTA_COLUMN: u32 = VM_SLOTS_MAX as u32;
+
+/// [`WaitRow`]: host tasks whose command has no column.
+pub const OTHER_COMMANDS_COLUMN: u32 = QUOTA_COLUMN + 1;
+
+/// [`WaitRow`]: the first column of a host task's command.
+pub const COMMAND_COLUMN: u32 = QUOTA_COLUMN + 2;
+
+/// Columns of a [`WaitRow`].
+pub const WAIT_COLUMNS: usize = VM_SLOTS_MAX + 2 + COMMANDS_MAX;
+
+/// What the threads of one VM waited, in nanoseconds, by whoever ran meanwhile: a row of the map `WAITS`, indexed by slot.
+///
+/// Only ended waits are in it. The kernel adds atomically, the agent clears the row and the column of a slot before it gives it away.
+#[repr(C)]
+pub struct WaitRow(pub [u64; WAIT_COLUMNS]);
+
+/// The command of a thread group (`comm` of its leader) as two little-endian words, see [`Command::of`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Command(pub [u64; 2]);
+
+impl Command {
+    /// From the kernel's 16 bytes, up to the end of the name or the first slash: what follows that tells a kernel's threads apart by
+    /// CPU (`kworker/3:1`), and there are too many of them.
+    #[inline(always)]
+    pub const fn of(comm: [u64; 2]) -> Self {
+        let (first, is_whole) = until_end(comm[0]);
+        if is_whole { Self([first, until_end(comm[1]).0]) } else { Self([first, 0]) }
+    }
+}
+
+/// The bytes of a word before its first zero or slash, and whether there is neither.
+#[inline(always)]
+const fn until_end(word: u64) -> (u64, bool) {
+    const ONES: u64 = u64::MAX / 0xff;
+    // The highest bit of the lowest zero byte, and of some above it.
+    const fn zeros(word: u64) -> u64 {
+        word.wrapping_sub(ONES) & !word & (ONES << 7)
+    }
+    let ends = zeros(word) | zeros(word ^ (ONES * b'/' as u64));
+    if ends == 0 {
+        return (word, true);
+    }
+    let lowest = ends & ends.wrapping_neg();
+    (word & ((lowest >> 7).wrapping_sub(1)), false)
+}
+
 /// [`ThreadAccount::state`]: nobody's.
-pub const THREAD_VACANT: u16 = 0;
+pub const THREAD_VACANT: u8 = 0;
 /// [`ThreadAccount::state`]: a thread's, which is alive.
-pub const THREAD_LIVE: u16 = 1;
+pub const THREAD_LIVE: u8 = 1;
 /// [`ThreadAccount::state`]: the thread has left its CPU for the last time, or was released; the agent gives the index back.
-pub const THREAD_GONE: u16 = 2;
+pub const THREAD_GONE: u8 = 2;
 
 /// The accumulator of one thread: three cache lines, the first of which is all that most events touch.
 ///
@@ -85,7 +140,9 @@ pub struct ThreadAccount {
     /// The VM's slot.
     pub slot: u16,
     /// [`THREAD_VACANT`], [`THREAD_LIVE`] or [`THREAD_GONE`].
-    pub state: u16,
+    pub state: u8,
+    /// Not 0 while the thread waits because its VM's quota is used up.
+    pub throttled: u8,
     /// Ended waits by length, see [`wait_bucket`] (wraps around).
     pub wait_log2: [u32; WAIT_BUCKETS],
 }
@@ -153,6 +210,22 @@ mod tests {
             assert_eq!(wait_bucket((2 << bucket) - 1), bucket);
         }
         assert_eq!(wait_bucket(u64::MAX), WAIT_BUCKETS - 1);
+    }
+
+    #[test]
+    fn a_command_ends_at_its_end_or_its_first_slash() {
+        let of = |text: &str| {
+            let mut bytes = [0; 16];
+            bytes[..text.len()].copy_from_slice(text.as_bytes());
+            let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+            Command::of([word(0), word(8)])
+        };
+        assert_eq!(of("kworker/3:1"), of("kworker"));
+        assert_eq!(of("ksoftirqd/12"), of("ksoftirqd"));
+        assert_ne!(of("ksoftirqd"), of("ksoftirq"));
+        assert_eq!(of("tar\0left over"), of("tar"), "older kernels do not clear what a longer name leaves behind");
+        assert_ne!(of("qemu-system-x86"), of("qemu-sys"));
+        assert_eq!(of("/"), Command::default());
     }
 
     #[test]

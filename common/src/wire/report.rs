@@ -1,6 +1,6 @@
 //! What a host measured: windows of one-second samples.
 
-use super::{AgentEpoch, HostId, Sequence, VmId};
+use super::{AgentEpoch, Culprits, HostId, Sequence, VmId};
 use crate::abi::sched::WAIT_BUCKETS;
 use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -68,6 +68,8 @@ pub struct VmWindow {
     pub state: VmState,
     /// CPU, where it was measured for at least one sample.
     pub cpu: Option<CpuWindow>,
+    /// Who ran while it waited for a CPU, where that was seen.
+    pub culprits: Option<Culprits>,
     /// Memory, where it was measured.
     pub memory: Option<MemoryWindow>,
     /// Its network interfaces that have a device on the host, by device, at most [`INTERFACES_MAX`]; those measured in this window.

@@ -1,5 +1,7 @@
 use super::*;
 use crate::host::cgroup::ThrottleCounters;
+use gnomon_common::abi::sched::Command;
+use gnomon_common::wire::VmId;
 use proptest::prelude::*;
 use std::path::Path;
 use std::sync::Arc;
@@ -131,4 +133,27 @@ proptest! {
             prop_assert!(sample.usage_cores.is_none_or(|cores| (0.0..=most).contains(&cores)));
         }
     }
+}
+
+#[test]
+fn waits_are_told_by_culprit_and_only_of_this_interval() {
+    let vm = |number| Culprit::Vm(VmId(uuid::Uuid::from_u128(number)));
+    let task = |number| Culprit::Task(Command([number, 0]));
+    let before = WaitCauses {
+        own_quota_ns: Some(S),
+        own_ns: S,
+        culprits: vec![(vm(1), 5 * S), (vm(2), S), (vm(4), 9 * S), (task(1), S)],
+        other_tasks_ns: 0,
+    };
+    let after = WaitCauses {
+        own_quota_ns: Some(S + S / 2),
+        own_ns: S,
+        // VM 2 waits no more, VM 3 is new, VM 4 is gone, and the task's column was another's meanwhile.
+        culprits: vec![(vm(1), 6 * S), (vm(2), S), (vm(3), S / 4), (task(1), S / 2)],
+        other_tasks_ns: S / 8,
+    };
+    let sample = waits(&before, &after, 2.0);
+    assert_eq!(sample.culprits, [(vm(1), 1.0), (vm(3), 0.25), (task(1), 0.5)]);
+    assert_eq!((sample.own_quota_s, sample.own_s, sample.other_tasks_s), (Some(0.5), 0.0, 0.125));
+    assert_eq!(waits(&before, &WaitCauses { own_quota_ns: None, ..after }, 2.0).own_quota_s, None);
 }

@@ -5,7 +5,7 @@ use crate::host::cgroup::{CgroupMounts, DomainCgroup, Membership};
 use crate::host::inventory::VmFacts;
 use crate::host::inventory::memory::{Balloon, MemoryFacts};
 use crate::host::process::QemuProcess;
-use crate::reading::{SchedCounters, SchedReading};
+use crate::reading::{SchedCounters, SchedReading, WaitCauses};
 use crate::sample::SourceError;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{VmId, VmState, VmWindow};
@@ -28,6 +28,7 @@ struct Script(Arc<Mutex<ScriptState>>);
 struct ScriptState {
     now_ns: u64,
     counters: BTreeMap<VmId, SchedCounters>,
+    culprits: BTreeMap<VmId, WaitCauses>,
     calls: Vec<String>,
     broken: bool,
 }
@@ -55,7 +56,12 @@ impl SchedSource for Script {
         if state.broken {
             return Err("broken".into());
         }
-        Ok(SchedReading { taken_ns: state.now_ns, vms: state.counters.clone(), threads_unmeasured: 3 })
+        Ok(SchedReading {
+            taken_ns: state.now_ns,
+            vms: state.counters.clone(),
+            culprits: state.culprits.clone(),
+            threads_unmeasured: 3,
+        })
     }
 }
 

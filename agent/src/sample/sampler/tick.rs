@@ -123,9 +123,9 @@ impl Sampler {
         if changed {
             self.follow(&inventory);
         }
-        let reading = self.drain();
+        let mut reading = self.drain();
         for facts in &inventory.vms {
-            self.sample_vm(facts, reading.as_ref(), clock);
+            self.sample_vm(facts, reading.as_mut(), clock);
         }
         self.sample_network(&inventory, clock);
         self.publish_live(&inventory, now.monotonic_ns);
@@ -227,8 +227,9 @@ impl Sampler {
         }
     }
 
-    fn sample_vm(&mut self, facts: &VmFacts, reading: Option<&SchedReading>, clock: TickClock) {
+    fn sample_vm(&mut self, facts: &VmFacts, mut reading: Option<&mut SchedReading>, clock: TickClock) {
         let Some(vm) = self.vms.get_mut(&facts.id) else { return };
+        let causes = reading.as_mut().and_then(|reading| reading.culprits.remove(&facts.id));
         let sched = reading.and_then(|reading| Some((reading.taken_ns, *reading.vms.get(&facts.id)?)));
         let cgroup = facts.cgroup.as_ref().map(|cgroup| cgroup.read(clock.now_ns()));
         let cgroup = match cgroup.transpose() {
@@ -242,7 +243,7 @@ impl Sampler {
             }
         };
         vm.quota_cores = cgroup.as_ref().and_then(|reading| reading.quota_cores);
-        let observed = vm.series.observe(facts, sched, cgroup, &self.bounds);
+        let observed = vm.series.observe(facts, sched, causes, cgroup, &self.bounds);
         match moment(&observed, facts.vcpus) {
             Some(moment) => vm.recent.add(moment),
             None => vm.recent.clear(),
@@ -251,6 +252,9 @@ impl Sampler {
             Some(Ok(s)) => self.metrics.vm_demand(&vm.label, s.run_cores, s.run_cores + s.wait_cores),
             Some(Err(reason)) => reject(&mut self.losses, &self.metrics, reason),
             None => {}
+        }
+        if let Some(waits) = &observed.waits {
+            self.metrics.vm_waits(&vm.label, waits);
         }
         match observed.cgroup {
             Some(Ok(sample)) => self.metrics.vm_cgroup(&vm.label, sample.usage_cores, sample.throttled),
@@ -367,6 +371,7 @@ impl Sampler {
                     vcpus_max: facts.vcpus_max,
                     memory_bytes: facts.memory_bytes,
                 },
+                culprits: vm.as_mut().and_then(|vm| vm.series.take_waits().finish()),
                 cpu: vm.and_then(|vm| {
                     let window = vm.series.take_window();
                     if tells_demand { window.finish(window_s) } else { window.finish_from_usage(window_s, facts.vcpus) }
@@ -393,6 +398,7 @@ impl Sampler {
         for vm in self.vms.values_mut() {
             vm.series.take_window();
             vm.network.take_window();
+            vm.series.take_waits();
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::io::Hold;
 use crate::plan::mib;
 use crate::plan::size::{Bounds, live_cores};
 use crate::policy::Mode;
-use crate::view::Explanation;
+use crate::view::{Explanation, WaitView};
 
 /// How far the long run is told ahead.
 const DAY: Duration = Duration::from_hours(23);
@@ -23,7 +23,10 @@ impl Core {
         let vm = self.fleet.vms.get(&id)?;
         let host_id = vm.host.as_ref()?;
         let host = self.fleet.hosts.get(host_id)?;
-        let mut lines = vec![demand(vm), self.learnt(vm)];
+        let view = self.vm_view(id, vm, host_id);
+        let mut lines = vec![demand(vm)];
+        lines.extend(view.waited.as_ref().and_then(waited));
+        lines.push(self.learnt(vm));
         lines.extend(long_run(vm));
         lines.extend(self.outlook_line(vm));
         lines.extend(self.promise(vm));
@@ -32,7 +35,7 @@ impl Core {
         lines.extend(network(vm));
         lines.extend(self.restraints(id, vm, host));
         Some(Explanation {
-            vm: self.vm_view(id, vm, host_id),
+            vm: view,
             wanted_cores: vm.verdict.map(|verdict| verdict.wanted_cores),
             wanted_bytes: vm.balloon_verdict.map(|verdict| verdict.wanted_bytes),
             lines,
@@ -248,4 +251,31 @@ fn network(vm: &Vm) -> Option<String> {
         let (received, sent) = (received / 1e6, sent / 1e6);
         format!("Through {} it received {received:.2} MB and sent {sent:.2} MB each second{dropped}.", names.join(", "))
     })
+}
+
+/// Less than this is not worth a word, in cores.
+const WAITED_CORES_MIN: f64 = 0.005;
+
+/// Who had the CPU while it waited; nothing where it hardly did.
+fn waited(wait: &WaitView) -> Option<String> {
+    let culprits = wait.culprits.iter().map(|culprit| {
+        let kind = if culprit.vm.is_some() { "the VM" } else { "the host's" };
+        (culprit.cores, format!("{kind} {}", culprit.name))
+    });
+    let rest = [
+        (wait.own_quota_cores.unwrap_or(0.0), "its own quota"),
+        (wait.own_cores, "its own other threads"),
+        (wait.others_cores, "others"),
+    ];
+    let mut all: Vec<(f64, String)> = culprits.chain(rest.map(|(cores, what)| (cores, what.to_owned()))).collect();
+    all.sort_by(|one, other| other.0.total_cmp(&one.0));
+    let total: f64 = all.iter().map(|(cores, _)| cores).sum();
+    let told: Vec<String> = all
+        .iter()
+        .filter(|(cores, _)| *cores >= WAITED_CORES_MIN)
+        .map(|(cores, what)| format!("{cores:.2} for {what}"))
+        .collect();
+    let unknown =
+        if wait.own_quota_cores.is_none() { " Its host does not tell what its quota has to do with it." } else { "" };
+    (!told.is_empty()).then(|| format!("It waited for {total:.2} cores: {}.{unknown}", told.join(", ")))
 }

@@ -118,7 +118,7 @@ impl Core {
         vm.window_end = end;
         // Set again if this window teaches what the VM wants. What an earlier one told is no evidence for now: windows that
         // are not believed would else keep an old, small demand alive until the VM shrinks to it.
-        vm.cpu = None;
+        (vm.cpu, vm.culprits) = (None, None);
         let stood_down = vm.stood_down;
         if vm.report_allocation(window, end, now) {
             let record = Record::Allocation { vm: id, allocation: vm.allocation, at: end };

@@ -1,6 +1,7 @@
 //! The state machine, input by input.
 
 mod bench;
+mod culprits;
 mod invariants;
 mod local;
 mod long_run;

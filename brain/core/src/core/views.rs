@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{HostId, VmId};
+use gnomon_common::wire::{Culprits, HostId, VmId, Who};
 
 use super::Core;
 use super::incidents::Subject;
@@ -13,7 +13,9 @@ use crate::fleet::{Host, Vm};
 use crate::forecast::Forecaster;
 use crate::forecast::engine::{LEVELS, Share};
 use crate::pattern::Ahead;
-use crate::view::{Alert, AlertMember, Forecast, HistoryStep, HostView, ModelShare, Quantiles, VmView};
+use crate::view::{
+    Alert, AlertMember, CulpritView, Forecast, HistoryStep, HostView, ModelShare, Quantiles, VmView, WaitView,
+};
 
 impl Core {
     /// Every known host, by name.
@@ -165,6 +167,7 @@ impl Core {
             host: host.clone(),
             state: vm.state,
             cpu: vm.cpu,
+            waited: vm.culprits.as_ref().map(|culprits| self.wait_view(culprits)),
             memory: vm.memory,
             interfaces: vm.interfaces.clone(),
             allocation: vm.allocation,
@@ -176,6 +179,31 @@ impl Core {
             in_flight: vm.flight.as_ref().map(|flight| flight.record.command.id),
         }
     }
+
+    /// With VMs by name.
+    fn wait_view(&self, culprits: &Culprits) -> WaitView {
+        let named = culprits.named.iter().map(|culprit| {
+            let (vm, name) = match &culprit.who {
+                Who::Vm(id) => {
+                    let known = self.fleet.vms.get(id);
+                    (Some(*id), known.map_or_else(|| id.to_string(), |vm| vm.name.clone()))
+                }
+                Who::Task(command) => (None, command.clone()),
+            };
+            CulpritView { vm, name, cores: cores(culprit.cores) }
+        });
+        WaitView {
+            own_quota_cores: culprits.own_quota_cores.map(cores),
+            own_cores: cores(culprits.own_cores),
+            culprits: named.collect(),
+            others_cores: cores(culprits.others_cores),
+        }
+    }
+}
+
+/// To a millionth: what single precision adds beyond that is noise.
+fn cores(value: f32) -> f64 {
+    (f64::from(value) * 1e6).round() / 1e6
 }
 
 /// The season in milliseconds, where one has earned its say.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, Allocation, CommandId, CpuWindow, HostId, INTERFACES_MAX, InterfaceWindow, MeanMax, MemoryWindow,
+    Action, Allocation, CommandId, CpuWindow, Culprits, HostId, INTERFACES_MAX, InterfaceWindow, MeanMax, MemoryWindow,
     OutcomeResult, Setting, VmState, VmWindow,
 };
 use thiserror::Error;
@@ -91,6 +91,8 @@ pub(crate) struct Vm {
     read_back: Option<(Timestamp, Timestamp)>,
     /// Demand in the latest window; `None` where that was not measured, not believed, or out of order.
     pub(crate) cpu: Option<CpuWindow>,
+    /// Who had the CPU while it waited, in the same window as `cpu`.
+    pub(crate) culprits: Option<Culprits>,
     /// Memory in the latest window, as far as it was measured.
     pub(crate) memory: Option<MemoryWindow>,
     /// Its network interfaces in the latest window.
@@ -134,6 +136,7 @@ impl Vm {
             allocation: Allocation::default(),
             read_back: None,
             cpu: None,
+            culprits: None,
             memory: None,
             interfaces: Vec::new(),
             stood_down: false,
@@ -186,6 +189,7 @@ impl Vm {
         // A paused or shut-off VM wants nothing now, which says nothing about what it wants when it runs.
         let Some(cpu) = window.cpu.filter(|_| window.state == VmState::Running) else { return Taught::Nothing };
         let live = live_cores(&cpu, &window.allocation);
+        let culprits = window.culprits.as_ref();
         let window = match believe(&cpu, window.allocation.vcpus, start, length) {
             Ok(window) => window,
             Err(absurd) => return Taught::Absurd(absurd),
@@ -204,6 +208,7 @@ impl Vm {
         }
         if newest {
             self.cpu = Some(cpu);
+            self.culprits = culprits.filter(|culprits| culprits.is_sane()).cloned();
         }
         if accepted == Accepted::ClockSetBack { Taught::ClockSetBack } else { Taught::Demand }
     }
