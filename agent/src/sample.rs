@@ -8,6 +8,7 @@
 //! What is *not there* (no probe, no control group, a VM that is paused) is `None`, never zero and never an error; what is
 //! *wrong* (a counter that went backwards, a clock that stepped) is counted and thrown away.
 
+mod disk;
 pub mod grid;
 pub mod interval;
 mod live;
@@ -18,6 +19,7 @@ mod source;
 mod vm;
 pub mod window;
 
+pub use disk::DiskSource;
 pub use live::{LiveLoad, LiveLoads, StoodDownVms};
 pub use metrics::SampleMetrics;
 pub use sampler::{SamplerConfig, SamplerHandle, spawn};

@@ -9,6 +9,7 @@
 //! A host that has no certificate yet joins by another protocol, see [`enrol`]. Every message is one frame, see [`frame`]. This module touches no socket.
 
 pub mod command;
+pub mod disk;
 pub mod enrol;
 pub mod frame;
 pub mod hello;
@@ -18,6 +19,7 @@ pub mod report;
 pub mod setting;
 
 pub use command::{Action, Command, Fence};
+pub use disk::{DISKS_MAX, DiskFlow, DiskRest, DiskShare, DiskWindow, LatencyHistogram, ProcessIo};
 pub use enrol::{
     CaPin, ENROL_ALPN, ENROL_BYTES_MAX, EnrolRefusal, EnrolReply, EnrolRequest, InvalidToken, InvalidTokenId, Token,
     TokenId, TokenSecret, renewal_due,

@@ -1,7 +1,7 @@
 //! What the sampler tells about itself and about the VMs it measures.
 
 use super::interval::Rejection;
-use gnomon_common::wire::{MemoryWindow, VmId};
+use gnomon_common::wire::{DiskWindow, MemoryWindow, VmId};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -37,6 +37,11 @@ pub struct SampleMetrics {
     memory_resident: Family<VmLabel, Gauge>,
     memory_balloon: Family<VmLabel, Gauge>,
     memory_demand: Family<VmLabel, Gauge>,
+    pub(super) disk_failures: Counter,
+    disk_read: Family<VmLabel, GaugeF64>,
+    disk_write: Family<VmLabel, GaugeF64>,
+    disk_operations: Family<VmLabel, GaugeF64>,
+    disk_queue: Family<VmLabel, GaugeF64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -84,6 +89,11 @@ impl Default for SampleMetrics {
             memory_resident: Family::default(),
             memory_balloon: Family::default(),
             memory_demand: Family::default(),
+            disk_failures: Counter::default(),
+            disk_read: Family::default(),
+            disk_write: Family::default(),
+            disk_operations: Family::default(),
+            disk_queue: Family::default(),
         }
     }
 }
@@ -150,6 +160,35 @@ impl SampleMetrics {
             "Memory that the VM is estimated to want; absent where nothing fresh tells",
             self.memory_demand.clone(),
         );
+        r.register(
+            "gnomon_agent_block_probe_failures",
+            "Times the block probe could not track a VM or be drained",
+            self.disk_failures.clone(),
+        );
+        for (name, help, family) in [
+            (
+                "gnomon_agent_vm_disk_read_bytes_per_second",
+                "Read from the host's disks in the last window",
+                &self.disk_read,
+            ),
+            (
+                "gnomon_agent_vm_disk_write_bytes_per_second",
+                "Written to the host's disks in the last window",
+                &self.disk_write,
+            ),
+            (
+                "gnomon_agent_vm_disk_operations_per_second",
+                "Reads and writes in the last window",
+                &self.disk_operations,
+            ),
+            (
+                "gnomon_agent_vm_disk_queue_depth",
+                "Mean number of requests under way in the last window",
+                &self.disk_queue,
+            ),
+        ] {
+            r.register(name, help, family.clone());
+        }
         for reason in Rejection::ALL {
             drop(self.absurd.get_or_create(&ReasonLabel { reason: reason.name() }));
         }
@@ -201,9 +240,19 @@ impl SampleMetrics {
         }
     }
 
+    pub(super) fn vm_disk(&self, vm: &VmLabel, disk: &DiskWindow) {
+        self.disk_read.get_or_create(vm).set(disk.read.bytes_per_s.mean);
+        self.disk_write.get_or_create(vm).set(disk.write.bytes_per_s.mean);
+        self.disk_operations.get_or_create(vm).set(disk.read.operations_per_s + disk.write.operations_per_s);
+        self.disk_queue.get_or_create(vm).set(disk.queue_depth);
+    }
+
     /// The VM is not measured now: its last values must not stand as if they were current.
     pub(super) fn vm_idle(&self, vm: &VmLabel) {
         for family in [&self.demand_low, &self.demand_high, &self.usage, &self.throttled, &self.quota] {
+            family.remove(vm);
+        }
+        for family in [&self.disk_read, &self.disk_write, &self.disk_operations, &self.disk_queue] {
             family.remove(vm);
         }
         for family in [&self.memory_resident, &self.memory_balloon, &self.memory_demand] {

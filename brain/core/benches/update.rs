@@ -35,6 +35,7 @@ fn report(number: u64) -> Report {
                 ..CpuWindow::default()
             }),
             memory: None,
+            disk: None,
             allocation: Allocation { quota_cores: Some(1.0), vcpus: 1, vcpus_max: 1, memory_bytes: 1 << 30 },
             stood_down: false,
         }

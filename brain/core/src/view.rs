@@ -6,8 +6,8 @@ use crate::io::Hold;
 use crate::plan::PlannedAction;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Allocation, CommandId, CpuWindow, HostFacts, HostId, HostWindow, Losses, MemoryWindow, OutcomeResult, Setting,
-    VmId, VmState,
+    Allocation, CommandId, CpuWindow, DiskWindow, HostFacts, HostId, HostWindow, Losses, MemoryWindow, OutcomeResult,
+    Setting, VmId, VmState,
 };
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +49,8 @@ pub struct VmView {
     pub cpu: Option<CpuWindow>,
     /// Memory in the latest window.
     pub memory: Option<MemoryWindow>,
+    /// Disks in the latest window.
+    pub disk: Option<DiskWindow>,
     /// What it may use.
     pub allocation: Allocation,
     /// Start of its latest window.

@@ -157,6 +157,7 @@ pub(super) fn report(start_ms: u64, sequence: u64, vm: VmId) -> Report {
         state: VmState::Running,
         cpu: None,
         memory: None,
+        disk: None,
         allocation,
         stood_down: false,
     };

@@ -166,6 +166,7 @@ impl Core {
             state: vm.state,
             cpu: vm.cpu,
             memory: vm.memory,
+            disk: vm.disk.clone(),
             allocation: vm.allocation,
             last_window: vm.last_window,
             season_ms: season_ms(vm),

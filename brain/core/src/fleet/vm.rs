@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, Allocation, CommandId, CpuWindow, HostId, MemoryWindow, OutcomeResult, Setting, VmState, VmWindow,
+    Action, Allocation, CommandId, CpuWindow, DiskWindow, HostId, MemoryWindow, OutcomeResult, Setting, VmState,
+    VmWindow,
 };
 use thiserror::Error;
 
@@ -84,6 +85,8 @@ pub(crate) struct Vm {
     pub(crate) cpu: Option<CpuWindow>,
     /// Memory in the latest window, as far as it was measured.
     pub(crate) memory: Option<MemoryWindow>,
+    /// Disks in the latest window, as far as they were measured.
+    pub(crate) disk: Option<DiskWindow>,
     /// Its host's agent keeps its hands off it.
     pub(crate) stood_down: bool,
     pub(crate) last_window: Option<Timestamp>,
@@ -124,6 +127,7 @@ impl Vm {
             read_back: None,
             cpu: None,
             memory: None,
+            disk: None,
             stood_down: false,
             last_window: None,
             window_end: Timestamp::default(),
@@ -166,6 +170,9 @@ impl Vm {
         let late = !newest || restores;
         if let Some(memory) = window.memory.as_ref().filter(|_| window.state == VmState::Running) {
             self.pattern.measure_memory(memory, start, length, late);
+        }
+        if let Some(disk) = window.disk.as_ref().filter(|disk| window.state == VmState::Running && disk.is_sane()) {
+            self.pattern.measure_disk(disk, start, length, late);
         }
         // A paused or shut-off VM wants nothing now, which says nothing about what it wants when it runs.
         let Some(cpu) = window.cpu.filter(|_| window.state == VmState::Running) else { return Taught::Nothing };
@@ -228,6 +235,7 @@ impl Vm {
             self.stood_down = window.stood_down;
         }
         self.memory = memory;
+        self.disk = window.disk.clone().filter(DiskWindow::is_sane);
         std::mem::replace(&mut self.allocation, allocation) != allocation
     }
 
