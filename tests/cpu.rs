@@ -232,8 +232,8 @@ fn a_host_counts_its_own_load_and_not_the_machines() -> Result<()> {
     }
     let (stack, _guests) = stack("own", &[("g1", "constant:0.1")], observing())?;
     // A core's worth of work outside the lab.
-    let end = std::time::Instant::now() + Duration::from_secs(8);
-    while std::time::Instant::now() < end {
+    let end = Instant::now() + Duration::from_secs(8);
+    while Instant::now() < end {
         std::hint::spin_loop();
     }
     let used = stack.api().get("/api/v1/hosts/h1")?["window"]["cpu_cores"]["mean"].as_f64().context("no window")?;

@@ -17,8 +17,9 @@ use crate::cpu_source::{self, SignalMetrics, Source, SourceUnavailable};
 use crate::host::inventory::{self, Inventory, InventoryConfig, InventoryMetrics};
 use crate::host::machine::Machine;
 use crate::host::process::Proc;
+use crate::probe::BlockProbe;
 use crate::sample::{
-    self, HostReport, LiveLoads, SampleMetrics, SamplerConfig, SamplerHandle, SchedSource, StoodDownVms,
+    self, DiskSource, HostReport, LiveLoads, SampleMetrics, SamplerConfig, SamplerHandle, SchedSource, StoodDownVms,
 };
 use crate::telemetry::{self, WithCost};
 use crate::uplink::identity::IdentityError;
@@ -247,8 +248,19 @@ fn sampler(
         stood_down: duties.stood_down.clone(),
         ..SamplerConfig::default()
     };
-    sample::spawn(config, inventory.clone(), source, report, metrics)
+    sample::spawn(config, inventory.clone(), source, disks(), report, metrics)
         .map_err(|error| DaemonError::Sampler(error.into()))
+}
+
+/// The block probe, where it works: without it, what VMs do on disks is not told.
+fn disks() -> Option<Box<dyn DiskSource + Send>> {
+    match BlockProbe::load() {
+        Ok(probe) => Some(Box::new(probe)),
+        Err(error) => {
+            tracing::warn!(%error, "disks are not measured");
+            None
+        }
+    }
 }
 
 /// What the hello tells about this host, asked for at every connection because libvirt may be restarted and CPUs plugged meanwhile.

@@ -6,6 +6,7 @@
 
 mod brain;
 mod cpu;
+mod disks;
 mod kernel;
 mod state;
 mod table;
@@ -109,6 +110,7 @@ pub async fn examine(config: Result<Config, ConfigError>) -> Diagnosis {
     let host = tokio::task::spawn_blocking(move || {
         let mut checks = kernel::examine();
         checks.extend(cpu::examine(choice));
+        checks.push(disks::examine());
         checks
     });
     match host.await {
@@ -152,7 +154,9 @@ mod tests {
             |signal: &str| diagnosis.checks.iter().find(|check| check.signal == signal).map(|check| check.state);
         assert_eq!(state("configuration"), Some(State::Unavailable));
         assert!(!diagnosis.complete);
-        for signal in ["BTF", "tracefs", "CPU run and wait", "CPU wait histogram", "libvirt", "clock", "capabilities"] {
+        for signal in
+            ["BTF", "tracefs", "CPU run and wait", "CPU wait histogram", "disk I/O", "libvirt", "clock", "capabilities"]
+        {
             assert!(state(signal).is_some(), "{signal} was not examined");
         }
         for check in &diagnosis.checks {

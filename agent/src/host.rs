@@ -8,6 +8,7 @@
 //! whose statistics nobody asks for a period.
 
 pub mod cgroup;
+pub mod disk;
 pub mod inventory;
 pub mod kernel_file;
 pub mod libvirt;

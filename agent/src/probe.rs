@@ -6,11 +6,17 @@
 //! by [`Scheduler::track`]) and never computes a rate. Data enters from the kernel's shared memory and leaves as
 //! [`SchedReading`](crate::reading::SchedReading), diagnostics of the programs leave through `log`.
 //!
+//! [`BlockProbe`] counts what VMs read and write on the host's disks; it is a probe and an object of its own, and leaves as
+//! [`BlockReading`](crate::reading::BlockReading).
+//!
 //! All user-space code that is unsafe because of eBPF lives here.
 #![allow(unsafe_code)]
 
 mod accounting;
 mod baseline;
+mod block;
+#[cfg(test)]
+mod block_tests;
 mod btf;
 mod classic;
 mod columns;
@@ -28,6 +34,7 @@ mod table;
 mod tracefs;
 
 pub use baseline::Baseline;
+pub use block::BlockProbe;
 pub use btf::BtfError;
 pub use cost::{ProgramCost, StatsEnabled};
 pub use scheduler::{Mechanism, Scheduler, SchedulerOptions};
@@ -56,7 +63,7 @@ pub fn has_ring_buffer() -> Result<bool, ProbeError> {
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// The kernel publishes no type information.
-    #[error("reading {path}: {source}; programs with task storage need a kernel built with CONFIG_DEBUG_INFO_BTF=y")]
+    #[error("reading {path}: {source}; its programs need a kernel built with CONFIG_DEBUG_INFO_BTF=y")]
     NoBtf {
         /// Where it was looked for.
         path: &'static str,
@@ -64,9 +71,7 @@ pub enum ProbeError {
         source: io::Error,
     },
     /// The kernel's type information is not as expected.
-    #[error(
-        "type information in {path}: {source}; this kernel is not supported by the scheduler probe, please report it"
-    )]
+    #[error("type information in {path}: {source}; this kernel is not supported by the probe, please report it")]
     Btf {
         /// Where it came from.
         path: &'static str,
@@ -74,9 +79,7 @@ pub enum ProbeError {
         source: BtfError,
     },
     /// The kernel's type information lacks what aya needs.
-    #[error(
-        "type information for {what}: {source}; this kernel is not supported by the scheduler probe, please report it"
-    )]
+    #[error("type information for {what}: {source}; this kernel is not supported by the probe, please report it")]
     AttachPoint {
         /// The tracepoint or iterator.
         what: &'static str,
@@ -108,12 +111,10 @@ pub enum ProbeError {
         log_end: String,
     },
     /// The object or one of its maps could not be set up.
-    #[error(
-        "setting up the scheduler probe's object: {0}; too little locked memory (RLIMIT_MEMLOCK) is the usual cause"
-    )]
+    #[error("setting up the probe's object: {0}; too little locked memory (RLIMIT_MEMLOCK) is the usual cause")]
     Object(#[source] Box<EbpfError>),
     /// The object does not hold what this agent expects: it was built from other sources.
-    #[error("the scheduler probe's object has no {kind} {name}: rebuild the agent")]
+    #[error("the probe's object has no {kind} {name}: rebuild the agent")]
     Missing {
         /// "program" or "map".
         kind: &'static str,
@@ -129,7 +130,7 @@ pub enum ProbeError {
         source: Box<ProgramError>,
     },
     /// A map operation failed.
-    #[error("map {map} of the scheduler probe: {source}")]
+    #[error("map {map} of the probe: {source}")]
     Map {
         /// The map's name.
         map: &'static str,

@@ -1,5 +1,6 @@
 //! `Reading`: cumulative counters of every VM at one instant, as a source hands them to [`crate::sample`].
 
+use gnomon_common::abi::block::DiskAccount;
 use gnomon_common::abi::sched::{Command, WAIT_BUCKETS};
 use gnomon_common::wire::VmId;
 use std::collections::BTreeMap;
@@ -64,4 +65,29 @@ pub enum Culprit {
     Vm(VmId),
     /// A host's task, by the command of its thread group.
     Task(Command),
+}
+
+/// A whole disk's device number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DiskId {
+    /// The driver's part.
+    pub major: u32,
+    /// The disk's.
+    pub minor: u32,
+}
+
+/// Cumulative counters by disk; a disk that is absent was not used.
+pub type DiskCounters = BTreeMap<DiskId, DiskAccount>;
+
+/// The block probe's counters, all VMs and the rest of the host.
+#[derive(Clone, Debug, Default)]
+pub struct BlockReading {
+    /// When it was taken: `CLOCK_MONOTONIC`, in nanoseconds.
+    pub taken_ns: u64,
+    /// Counters since tracking began, of every tracked VM.
+    pub vms: BTreeMap<VmId, DiskCounters>,
+    /// What is not known to be a VM's, since load.
+    pub rest: DiskCounters,
+    /// Requests whose maker or times are not known, since load.
+    pub requests_missed: u64,
 }

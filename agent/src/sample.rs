@@ -9,6 +9,7 @@
 //! *wrong* (a counter that went backwards, a clock that stepped) is counted and thrown away.
 
 pub mod culprits;
+mod disk;
 pub mod grid;
 pub mod interval;
 mod live;
@@ -20,6 +21,7 @@ mod source;
 mod vm;
 pub mod window;
 
+pub use disk::DiskSource;
 pub use live::{LiveLoad, LiveLoads, StoodDownVms};
 pub use metrics::SampleMetrics;
 pub use sampler::{SamplerConfig, SamplerHandle, spawn};

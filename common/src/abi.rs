@@ -1,3 +1,4 @@
 //! The kernel <-> agent boundary: one module per signal family, plain `#[repr(C)]` records, `u32` flags instead of `bool`.
 
+pub mod block;
 pub mod sched;

@@ -10,6 +10,7 @@
 
 pub mod command;
 pub mod culprit;
+pub mod disk;
 pub mod enrol;
 pub mod frame;
 pub mod hello;
@@ -20,6 +21,7 @@ pub mod setting;
 
 pub use command::{Action, Command, Fence};
 pub use culprit::{COMMAND_BYTES_MAX, CULPRIT_CORES_MIN, CULPRITS_MAX, CulpritShare, Culprits, Who};
+pub use disk::{DISKS_MAX, DiskFlow, DiskRest, DiskShare, DiskWindow, LatencyHistogram, ProcessIo};
 pub use enrol::{
     CaPin, ENROL_ALPN, ENROL_BYTES_MAX, EnrolRefusal, EnrolReply, EnrolRequest, InvalidToken, InvalidTokenId, Token,
     TokenId, TokenSecret, renewal_due,

@@ -5,9 +5,10 @@ use gnomon_common::time::Timestamp;
 use gnomon_common::wire::frame::{self, PREFIX_BYTES};
 use gnomon_common::wire::{
     Action, AgentEpoch, AgentMessage, Allocation, BrainMessage, CaPin, Command, CommandId, CpuBounds, CpuSource,
-    CpuWindow, EnrolReply, EnrolRequest, Fence, GuestMemory, Hello, HostFacts, HostId, HostWindow, LocalCause, Losses,
-    MeanMax, Means, MemoryBounds, MemoryWindow, Origin, Outcome, OutcomeResult, RefusalCode, RefusedCommand, Report,
-    ReportAck, Sequence, Setting, Token, TokenId, TokenSecret, VERSIONS, VmId, VmState, VmWindow, Welcome,
+    CpuWindow, DiskShare, DiskWindow, EnrolReply, EnrolRequest, Fence, GuestMemory, Hello, HostFacts, HostId,
+    HostWindow, LocalCause, Losses, MeanMax, Means, MemoryBounds, MemoryWindow, Origin, Outcome, OutcomeResult,
+    ProcessIo, RefusalCode, RefusedCommand, Report, ReportAck, Sequence, Setting, Token, TokenId, TokenSecret,
+    VERSIONS, VmId, VmState, VmWindow, Welcome,
 };
 use serde::Serialize;
 use std::path::Path;
@@ -150,6 +151,12 @@ fn report(vms: u8) -> Report {
             ..MemoryWindow::default()
         }),
         interfaces: Vec::new(),
+        disk: Some(DiskWindow {
+            queue_depth: 1.5,
+            process: Some(ProcessIo { read_bytes_per_s: 4096.0, write_bytes_per_s: 0.0 }),
+            disks: vec![DiskShare { name: "sda".into(), device_ms: Some(2.5), ..DiskShare::default() }],
+            ..DiskWindow::default()
+        }),
         allocation: Allocation { quota_cores: Some(0.5), vcpus: 2, vcpus_max: 4, memory_bytes: 2 << 30 },
         stood_down: false,
         culprits: None,

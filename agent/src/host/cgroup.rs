@@ -21,6 +21,7 @@ pub use counters::{Bandwidth, CgroupReading, ThrottleCounters, cpu_usage_ns};
 pub use layout::{CgroupMounts, Membership};
 pub use weight::CpuWeight;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -33,6 +34,8 @@ pub struct DomainCgroup {
     bandwidth: Vec<Arc<Path>>,
     /// Groups of single vCPUs or iothreads that have a quota of their own.
     limited_threads: Vec<Arc<Path>>,
+    /// The groups whose block requests are the domain's, by the number of their inode, which is how the kernel knows them.
+    block: Vec<u64>,
     /// The outermost group of the unified hierarchy, which has pressure stall information with or without controllers.
     unified: Option<Arc<Path>>,
 }
@@ -43,6 +46,8 @@ impl DomainCgroup {
     pub fn discover(mounts: &CgroupMounts, membership: &Membership) -> Option<Self> {
         let usage = membership.domain_dirs(mounts, "cpuacct").pop();
         let bandwidth = membership.domain_dirs(mounts, "cpu");
+        let inode = |dir: PathBuf| std::fs::metadata(dir).map(|metadata| metadata.ino()).ok();
+        let block = membership.domain_dirs(mounts, "blkio").into_iter().filter_map(inode).collect();
         let unified = membership.unified_domain_dirs(mounts).into_iter().next().map(Arc::from);
         if usage.is_none() && bandwidth.is_empty() {
             return None;
@@ -52,8 +57,14 @@ impl DomainCgroup {
             usage: usage.map(Arc::from),
             bandwidth: bandwidth.into_iter().map(Arc::from).collect(),
             limited_threads,
+            block,
             unified,
         })
+    }
+
+    /// The groups that the domain's block requests are charged to.
+    pub fn block_ids(&self) -> &[u64] {
+        &self.block
     }
 }
 

@@ -34,6 +34,17 @@ pub struct ProcStat {
     pub start_ticks: u64,
 }
 
+/// What a process was charged with since it began, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessIoReading {
+    /// When it was read: `CLOCK_MONOTONIC`, in nanoseconds.
+    pub taken_ns: u64,
+    /// Fetched from a device.
+    pub read_bytes: u64,
+    /// Sent to a device, or made dirty in the page cache.
+    pub write_bytes: u64,
+}
+
 /// The process id of `kthreadd`, the parent of all kernel threads.
 const KTHREADD: u32 = 2;
 
@@ -69,6 +80,14 @@ impl Proc {
             // A kernel without swap has no such line.
             let swapped_bytes = bytes(text, "VmSwap").unwrap_or(0);
             Some(Footprint { resident_bytes: bytes(text, "VmRSS")?, swapped_bytes })
+        })
+    }
+
+    /// What a process was charged with by now (`/proc/PID/io`), threads that have ended included. Root's, or one's own, to read.
+    pub fn io(&self, pid: u32, taken_ns: u64) -> Result<ProcessIoReading, ReadError> {
+        read_value(&self.path(format!("{pid}/io")), "read_bytes and write_bytes", |text| {
+            let (read_bytes, write_bytes) = (keyed_u64(text, "read_bytes")?, keyed_u64(text, "write_bytes")?);
+            Some(ProcessIoReading { taken_ns, read_bytes, write_bytes })
         })
     }
 
@@ -153,6 +172,12 @@ mod tests {
         assert!(proc.stat(me).unwrap().start_ticks > 0);
         assert!(proc.tids(me).unwrap().contains(&me));
         assert!(proc.footprint(me).unwrap().resident_bytes > 100 << 10);
+        let (before, data) = (proc.io(me, 1).unwrap(), vec![1; 1 << 20]);
+        let file = tempfile::NamedTempFile::new_in(".").unwrap();
+        std::fs::write(file.path(), data).unwrap();
+        file.as_file().sync_all().unwrap();
+        let after = proc.io(me, 2).unwrap();
+        assert!(after.write_bytes >= before.write_bytes + (1 << 20), "{before:?} {after:?}");
         assert_eq!(proc.arguments(me).unwrap()[0], std::env::args().next().unwrap());
     }
 

@@ -9,7 +9,7 @@ use std::fs;
 use std::io::{self, ErrorKind};
 
 /// Where the kernel publishes its own type information.
-const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
+pub(super) const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 
 /// Globals of the object, and the member of `struct task_struct` whose offset each wants.
 const TASK_OFFSETS: [(&str, &str); 7] = [

@@ -61,7 +61,7 @@ pub struct Bounds {
 
 impl Bounds {
     /// Seconds between two readings.
-    fn elapsed_s(&self, before_ns: u64, after_ns: u64) -> Result<f64, Rejection> {
+    pub(super) fn elapsed_s(&self, before_ns: u64, after_ns: u64) -> Result<f64, Rejection> {
         let elapsed_ns = after_ns.checked_sub(before_ns).filter(|&ns| ns > 0).ok_or(Rejection::Clock)?;
         if elapsed_ns > self.sample_ns.saturating_mul(INTERVAL_SAMPLES_MAX) {
             return Err(Rejection::TooLong);

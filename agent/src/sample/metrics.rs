@@ -2,7 +2,7 @@
 
 use super::interval::{Rejection, WaitSample};
 use crate::reading::Culprit;
-use gnomon_common::wire::{InterfaceWindow, MemoryWindow, Traffic, VmId};
+use gnomon_common::wire::{DiskWindow, InterfaceWindow, MemoryWindow, Traffic, VmId};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -41,6 +41,11 @@ pub struct SampleMetrics {
     memory_swapped: Family<VmLabel, Gauge>,
     memory_balloon: Family<VmLabel, Gauge>,
     memory_demand: Family<VmLabel, Gauge>,
+    pub(super) disk_failures: Counter,
+    disk_read: Family<VmLabel, GaugeF64>,
+    disk_write: Family<VmLabel, GaugeF64>,
+    disk_operations: Family<VmLabel, GaugeF64>,
+    disk_queue: Family<VmLabel, GaugeF64>,
     network_bytes: Family<DirectionLabel, GaugeF64>,
     network_packets: Family<DirectionLabel, GaugeF64>,
     network_dropped: Family<DirectionLabel, GaugeF64>,
@@ -122,6 +127,11 @@ impl Default for SampleMetrics {
             network_bytes: Family::default(),
             network_packets: Family::default(),
             network_dropped: Family::default(),
+            disk_failures: Counter::default(),
+            disk_read: Family::default(),
+            disk_write: Family::default(),
+            disk_operations: Family::default(),
+            disk_queue: Family::default(),
         }
     }
 }
@@ -218,6 +228,35 @@ impl SampleMetrics {
             "Memory that the VM is estimated to want; absent where nothing fresh tells",
             self.memory_demand.clone(),
         );
+        r.register(
+            "gnomon_agent_block_probe_failures",
+            "Times the block probe could not track a VM or be drained",
+            self.disk_failures.clone(),
+        );
+        for (name, help, family) in [
+            (
+                "gnomon_agent_vm_disk_read_bytes_per_second",
+                "Read from the host's disks in the last window",
+                &self.disk_read,
+            ),
+            (
+                "gnomon_agent_vm_disk_write_bytes_per_second",
+                "Written to the host's disks in the last window",
+                &self.disk_write,
+            ),
+            (
+                "gnomon_agent_vm_disk_operations_per_second",
+                "Reads and writes in the last window",
+                &self.disk_operations,
+            ),
+            (
+                "gnomon_agent_vm_disk_queue_depth",
+                "Mean number of requests under way in the last window",
+                &self.disk_queue,
+            ),
+        ] {
+            r.register(name, help, family.clone());
+        }
         for reason in Rejection::ALL {
             drop(self.absurd.get_or_create(&ReasonLabel { reason: reason.name() }));
         }
@@ -309,6 +348,13 @@ impl SampleMetrics {
         }
     }
 
+    pub(super) fn vm_disk(&self, vm: &VmLabel, disk: &DiskWindow) {
+        self.disk_read.get_or_create(vm).set(disk.read.bytes_per_s.mean);
+        self.disk_write.get_or_create(vm).set(disk.write.bytes_per_s.mean);
+        self.disk_operations.get_or_create(vm).set(disk.read.operations_per_s + disk.write.operations_per_s);
+        self.disk_queue.get_or_create(vm).set(disk.queue_depth);
+    }
+
     /// The VM is not measured now: its last values must not stand as if they were current.
     pub(super) fn vm_idle(&self, vm: &VmLabel) {
         self.vm_network(vm, &[]);
@@ -317,6 +363,9 @@ impl SampleMetrics {
         }
         for cause in WaitLabel::CAUSES {
             self.wait.remove(&WaitLabel::new(vm, cause));
+        }
+        for family in [&self.disk_read, &self.disk_write, &self.disk_operations, &self.disk_queue] {
+            family.remove(vm);
         }
         for family in [&self.memory_resident, &self.memory_swapped, &self.memory_balloon, &self.memory_demand] {
             family.remove(vm);

@@ -3,7 +3,7 @@
 mod tick;
 
 use super::grid::{Grid, Now};
-use super::{HostReport, LiveLoads, SampleMetrics, SchedSource, StoodDownVms};
+use super::{DiskSource, HostReport, LiveLoads, SampleMetrics, SchedSource, StoodDownVms};
 use crate::host::inventory::Inventory;
 use crate::host::process::Proc;
 use std::path::PathBuf;
@@ -108,17 +108,18 @@ impl Drop for SamplerHandle {
 }
 
 /// Starts sampling: one [`HostReport`] per window goes to `out`, which never holds sampling up. A report that finds the
-/// queue full is dropped and counted.
+/// queue full is dropped and counted. Without `disks` there are no values of disks.
 pub fn spawn(
     config: SamplerConfig,
     inventory: watch::Receiver<Arc<Inventory>>,
     probe: Box<dyn SchedSource + Send>,
+    disks: Option<Box<dyn DiskSource + Send>>,
     out: mpsc::Sender<HostReport>,
     metrics: SampleMetrics,
 ) -> Result<SamplerHandle, SamplerError> {
     config.check()?;
     let (stop, stopped) = std_mpsc::channel();
-    let mut sampler = Sampler::new(config, inventory, probe, out, metrics, Now::read());
+    let mut sampler = Sampler::new(config, inventory, (probe, disks), out, metrics, Now::read());
     let run = move || {
         loop {
             let pause = sampler.until_next_tick(Now::read());

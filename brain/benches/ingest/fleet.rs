@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    AgentEpoch, Allocation, CpuBounds, CpuSource, CpuWindow, GuestMemory, Hello, HostFacts, HostId, HostWindow, Losses,
-    MeanMax, Means, MemoryBounds, MemoryWindow, Report, Sequence, VERSIONS, VmId, VmState, VmWindow, WaitHistogram,
+    AgentEpoch, Allocation, CpuBounds, CpuSource, CpuWindow, DiskFlow, DiskRest, DiskShare, DiskWindow, GuestMemory,
+    Hello, HostFacts, HostId, HostWindow, Losses, MeanMax, Means, MemoryBounds, MemoryWindow, ProcessIo, Report,
+    Sequence, VERSIONS, VmId, VmState, VmWindow, WaitHistogram,
 };
 use uuid::Uuid;
 
@@ -103,7 +104,11 @@ impl Host {
             sequence: Sequence(self.sequence),
             start,
             window_ms: u32::try_from(length.as_millis()).unwrap_or(u32::MAX),
-            host_window: HostWindow { cpu_cores: same(cpu_cores), memory_available_bytes: 1 << 38 },
+            host_window: HostWindow {
+                cpu_cores: same(cpu_cores),
+                memory_available_bytes: 1 << 38,
+                disk_rest: Some(DiskRest { write_bytes_per_s: 8e6, ..DiskRest::default() }),
+            },
             vms,
             inventory_complete: true,
             losses: Losses::default(),
@@ -180,6 +185,18 @@ impl Vm {
                 ..MemoryWindow::default()
             }),
             interfaces: Vec::new(),
+            disk: Some(DiskWindow {
+                write: DiskFlow {
+                    bytes_per_s: same(2e6),
+                    operations_per_s: 120.0,
+                    device_ms: Some(0.8),
+                    queued_ms: Some(0.01),
+                },
+                queue_depth: 0.1,
+                process: Some(ProcessIo { read_bytes_per_s: 0.0, write_bytes_per_s: 2e6 }),
+                disks: vec![DiskShare { name: "nvme0n1".into(), write_bytes_per_s: 2e6, ..DiskShare::default() }],
+                ..DiskWindow::default()
+            }),
             allocation: Allocation {
                 quota_cores: Some(self.quota_cores),
                 vcpus: VCPUS,

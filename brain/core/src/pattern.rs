@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{InterfaceWindow, MeanMax, MemoryWindow, VmId};
+use gnomon_common::wire::{DiskWindow, InterfaceWindow, MeanMax, MemoryWindow, VmId};
 
 use crate::archive::{Accepted, Archive, BlockError, Change, Kpi, Measurement, SealedBlock, Tier};
 use crate::calendar::Calendar;
@@ -190,6 +190,19 @@ impl Pattern {
         }
     }
 
+    /// Takes in what a VM did on disks.
+    pub(crate) fn measure_disk(&mut self, disk: &DiskWindow, start: Timestamp, length: Duration, late: bool) {
+        let same = |value| MeanMax { mean: value, max: value };
+        for (kpi, MeanMax { mean, max }) in [
+            (Kpi::DiskReadBytes, disk.read.bytes_per_s),
+            (Kpi::DiskWriteBytes, disk.write.bytes_per_s),
+            (Kpi::DiskReads, same(disk.read.operations_per_s)),
+            (Kpi::DiskWrites, same(disk.write.operations_per_s)),
+        ] {
+            self.measure(kpi, &Measurement { start, length, covered: 1.0, mean, max }, late);
+        }
+    }
+
     fn measure(&mut self, kpi: Kpi, measurement: &Measurement, late: bool) {
         let accepted = if late { self.archive.fill(kpi, measurement) } else { self.archive.add(kpi, measurement) };
         if accepted == Accepted::ClockSetBack {
@@ -265,8 +278,9 @@ impl Pattern {
         let Some((mut watch, mut sightings)) = watch.filter(|_| self.watch.is_none()) else { return Vec::new() };
         sightings.extend(watch.look(&self.archive));
         self.watch = Some(watch);
-        // What was given back of it by the store was wanted for this alone.
-        self.archive.release(Kpi::Memory);
+        // What the store gave back of these was wanted for this at most.
+        let released = [Kpi::Memory, Kpi::DiskReadBytes, Kpi::DiskWriteBytes, Kpi::DiskReads, Kpi::DiskWrites];
+        released.into_iter().for_each(|kpi| self.archive.release(kpi));
         sightings
     }
 

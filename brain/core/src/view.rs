@@ -6,7 +6,7 @@ use crate::io::Hold;
 use crate::plan::PlannedAction;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Allocation, CommandId, CpuWindow, HostFacts, HostId, HostWindow, InterfaceWindow, Losses, MemoryWindow,
+    Allocation, CommandId, CpuWindow, DiskWindow, HostFacts, HostId, HostWindow, InterfaceWindow, Losses, MemoryWindow,
     OutcomeResult, Setting, VmId, VmState,
 };
 use serde::{Deserialize, Serialize};
@@ -54,6 +54,8 @@ pub struct VmView {
     pub memory: Option<MemoryWindow>,
     /// Its network interfaces in the latest window.
     pub interfaces: Vec<InterfaceWindow>,
+    /// Disks in the latest window.
+    pub disk: Option<DiskWindow>,
     /// What it may use.
     pub allocation: Allocation,
     /// Start of its latest window.

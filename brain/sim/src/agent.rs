@@ -203,6 +203,7 @@ impl Agent {
                 cpu: cpu_window(&std::mem::take(&mut vm.samples), seconds),
                 memory: vm.memory.as_ref().map(SimMemory::window),
                 interfaces: Vec::new(),
+                disk: None,
                 allocation: vm.allocation,
                 stood_down: false,
                 culprits: None,
@@ -211,7 +212,11 @@ impl Agent {
         vms.sort_by_key(|window| window.vm);
         self.sequence.0 += 1;
         let used = vms.iter().filter_map(|vm| vm.cpu).map(|cpu| cpu.demand_low.mean).sum();
-        let host_window = HostWindow { cpu_cores: MeanMax { mean: used, max: used }, memory_available_bytes: 4 << 30 };
+        let host_window = HostWindow {
+            cpu_cores: MeanMax { mean: used, max: used },
+            memory_available_bytes: 4 << 30,
+            disk_rest: None,
+        };
         self.spool.push_back(Report {
             host: self.host.clone(),
             epoch: self.epoch,

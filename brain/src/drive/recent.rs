@@ -158,6 +158,7 @@ pub(super) fn report(start_ms: u64, sequence: u64, vm: VmId) -> Report {
         cpu: None,
         memory: None,
         interfaces: Vec::new(),
+        disk: None,
         allocation,
         stood_down: false,
         culprits: None,

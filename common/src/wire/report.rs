@@ -1,6 +1,6 @@
 //! What a host measured: windows of one-second samples.
 
-use super::{AgentEpoch, Culprits, HostId, Sequence, VmId};
+use super::{AgentEpoch, Culprits, DiskRest, DiskWindow, HostId, Sequence, VmId};
 use crate::abi::sched::WAIT_BUCKETS;
 use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -55,6 +55,8 @@ pub struct HostWindow {
     pub cpu_cores: MeanMax,
     /// Memory that could be given away without swapping, in bytes, at the window's end.
     pub memory_available_bytes: u64,
+    /// What was read and written without being known to be a VM's; `None` where the block probe does not work.
+    pub disk_rest: Option<DiskRest>,
 }
 
 /// One VM in a window.
@@ -74,6 +76,8 @@ pub struct VmWindow {
     pub memory: Option<MemoryWindow>,
     /// Its network interfaces that have a device on the host, by device, at most [`INTERFACES_MAX`]; those measured in this window.
     pub interfaces: Vec<InterfaceWindow>,
+    /// Disks, where they were measured: only eBPF tells.
+    pub disk: Option<DiskWindow>,
     /// What it may use, at the window's end.
     pub allocation: Allocation,
     /// The agent keeps its hands off this VM, because someone else changed its limits.

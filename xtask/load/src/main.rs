@@ -2,8 +2,12 @@
 //! kernel command line, brings hot-plugged CPUs online and prints once a second, on the console, what it wanted and
 //! what the guest's kernel saw.
 //!
+//! Where `gnomon.disk=BYTES_PER_S` stands there too, it also writes to the first virtio disk, at that rate and past the guest's cache.
+//!
 //! The load is open-loop: each slice of 100 ms starts at its own time and is busy for `level` of it in wall time. Time
 //! that the host takes away is lost, not made up later, as it is with requests of users who do not wait.
+
+mod disk;
 
 use std::fs;
 use std::hint::black_box;
@@ -27,8 +31,19 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let writes = match word_of_command_line("gnomon.disk=").map(|word| word.parse()) {
+        Some(Ok(bytes_per_s)) => Some(bytes_per_s),
+        None => None,
+        Some(Err(error)) => {
+            println!("gnomon-load failed: gnomon.disk is not a number of bytes per second: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     println!("{}", Line::Start);
     let start = Instant::now();
+    if let Some(bytes_per_s) = writes {
+        thread::spawn(move || disk::write(bytes_per_s, start));
+    }
     for core in 0..(schedule.level_max().ceil() as u32) {
         let schedule = schedule.clone();
         thread::spawn(move || spend(&schedule, f64::from(core), start));
@@ -37,12 +52,14 @@ fn main() -> ExitCode {
 }
 
 fn schedule_of_command_line() -> Result<Schedule, String> {
-    let line = fs::read_to_string("/proc/cmdline").map_err(|error| format!("/proc/cmdline: {error}"))?;
-    let text = line
-        .split_whitespace()
-        .find_map(|word| word.strip_prefix("gnomon.load="))
-        .ok_or("gnomon.load=SCHEDULE is missing on the kernel command line")?;
+    let text = word_of_command_line("gnomon.load=").ok_or("gnomon.load=SCHEDULE is missing in /proc/cmdline")?;
     text.parse().map_err(|error| format!("{error}"))
+}
+
+/// What stands behind `key` on the kernel command line.
+fn word_of_command_line(key: &str) -> Option<String> {
+    let line = fs::read_to_string("/proc/cmdline").ok()?;
+    line.split_whitespace().find_map(|word| word.strip_prefix(key)).map(str::to_owned)
 }
 
 /// Keeps one core busy for its part of the level: the first core takes what is below 1, the second what is above.

@@ -19,13 +19,14 @@ use crate::process::ask;
 /// The package that always depends on Debian's newest kernel for virtual machines.
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
 /// In the order of their dependencies, because busybox's insmod knows none.
-const MODULES: [&str; 10] = [
+const MODULES: [&str; 11] = [
     "drivers/virtio/virtio_ring.ko",
     "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_pci_legacy_dev.ko",
     "drivers/virtio/virtio_pci_modern_dev.ko",
     "drivers/virtio/virtio_pci.ko",
     "drivers/virtio/virtio_balloon.ko",
+    "drivers/block/virtio_blk.ko",
     "drivers/char/virtio_console.ko",
     "net/core/failover.ko",
     "drivers/net/net_failover.ko",

@@ -92,6 +92,7 @@ mod tests {
             usage: None,
             bandwidth: vec![Arc::from(dir.path()), Arc::from(dir.path().join("libvirt"))],
             limited_threads: Vec::new(),
+            block: Vec::new(),
             unified: None,
         };
         assert_eq!(group.cpu_weight().unwrap(), None);

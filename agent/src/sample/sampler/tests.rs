@@ -5,8 +5,9 @@ use crate::host::cgroup::{CgroupMounts, DomainCgroup, Membership};
 use crate::host::inventory::VmFacts;
 use crate::host::inventory::memory::{Balloon, MemoryFacts};
 use crate::host::process::QemuProcess;
-use crate::reading::{SchedCounters, SchedReading, WaitCauses};
-use crate::sample::SourceError;
+use crate::reading::{BlockReading, DiskCounters, DiskId, SchedCounters, SchedReading, WaitCauses};
+use crate::sample::{DiskSource, SourceError};
+use gnomon_common::abi::block::{Direction, DiskAccount};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{VmId, VmState, VmWindow};
 use prometheus_client::registry::Registry;
@@ -29,6 +30,7 @@ struct ScriptState {
     now_ns: u64,
     counters: BTreeMap<VmId, SchedCounters>,
     culprits: BTreeMap<VmId, WaitCauses>,
+    disks: BTreeMap<VmId, DiskCounters>,
     calls: Vec<String>,
     broken: bool,
 }
@@ -62,6 +64,27 @@ impl SchedSource for Script {
             culprits: state.culprits.clone(),
             threads_unmeasured: 3,
         })
+    }
+}
+
+impl DiskSource for Script {
+    fn track(&mut self, vm: VmId, _tgids: &[u32], _cgroups: &[u64]) -> Result<(), SourceError> {
+        self.0.lock().unwrap().disks.entry(vm).or_default();
+        Ok(())
+    }
+
+    fn untrack(&mut self, vm: VmId) -> Result<(), SourceError> {
+        self.0.lock().unwrap().disks.remove(&vm);
+        Ok(())
+    }
+
+    fn drain(&mut self) -> Result<BlockReading, SourceError> {
+        let state = self.0.lock().unwrap();
+        if state.broken {
+            return Err("broken".into());
+        }
+        let rest = state.disks.values().next().cloned().unwrap_or_default();
+        Ok(BlockReading { taken_ns: state.now_ns, vms: state.disks.clone(), rest, requests_missed: state.now_ns / S })
     }
 }
 
@@ -99,7 +122,14 @@ impl Bench {
         let config = SamplerConfig { proc: Proc::at(dir.path().join("proc")), ..SamplerConfig::default() };
         let (metrics, mut registry) = (SampleMetrics::default(), Registry::default());
         metrics.register(&mut registry);
-        let sampler = Sampler::new(config, inventory, Box::new(script.clone()), out, metrics, at(100));
+        let sampler = Sampler::new(
+            config,
+            inventory,
+            (Box::new(script.clone()), Some(Box::new(script.clone()))),
+            out,
+            metrics,
+            at(100),
+        );
         let mut bench = Self { dir, script, publish, reports, sampler, second: 100, registry };
         bench.set_group(0);
         bench
@@ -211,6 +241,37 @@ fn ten_seconds_of_a_starved_vm_become_one_report() {
     let label = format!("{{vm=\"{}\",name=\"web\"}}", web());
     assert_eq!(bench.metric(&format!("gnomon_agent_vm_demand_low_cores{label}")), Some(1.0));
     assert_eq!(bench.metric(&format!("gnomon_agent_vm_quota_cores{label}")), Some(1.5));
+}
+
+#[test]
+fn disks_are_told_beside_what_the_process_was_charged_with_and_are_absent_where_nothing_tells() {
+    let mut bench = Bench::new();
+    bench.publish(vec![bench.facts(VmState::Running)], true);
+    let mut windows = Vec::new();
+    for second in 1..=20_u64 {
+        let done = Direction { operations: second * 100, bytes: second << 20, ..Direction::default() };
+        if let Some(disks) = bench.script.0.lock().unwrap().disks.get_mut(&web()) {
+            disks.insert(DiskId { major: 0, minor: 99 }, DiskAccount { write: done, ..DiskAccount::default() });
+        }
+        let charged = second << 21;
+        write(bench.dir.path(), "proc/7/io", &format!("read_bytes: 0\nwrite_bytes: {charged}\n"));
+        bench.second(0.5, 0.0);
+        windows.extend(bench.reports.try_recv());
+    }
+    let disk = only(&windows[1]).disk.clone().unwrap();
+    assert_eq!((disk.write.bytes_per_s.mean, disk.write.operations_per_s), (f64::from(1 << 20), 100.0));
+    assert_eq!(disk.process.map(|process| process.write_bytes_per_s), Some(f64::from(1 << 21)));
+    assert_eq!(disk.disks[0].name, "0:99", "no such disk here");
+    let rest = windows[1].host_window.disk_rest.unwrap();
+    assert_eq!((rest.write_bytes_per_s, rest.requests_missed_per_s), (f64::from(1 << 20), 1.0));
+    let label = format!("{{vm=\"{}\",name=\"web\"}}", web());
+    assert_eq!(bench.metric(&format!("gnomon_agent_vm_disk_operations_per_second{label}")), Some(100.0));
+
+    bench.script.0.lock().unwrap().broken = true;
+    bench.seconds(10, 0.5, 0.0);
+    let silent = bench.reports.try_recv().unwrap();
+    assert_eq!((only(&silent).disk.is_none(), silent.host_window.disk_rest), (true, None));
+    assert_eq!(bench.metric("gnomon_agent_block_probe_failures_total"), Some(10.0));
 }
 
 #[test]
@@ -336,7 +397,7 @@ fn the_thread_reports_by_itself_and_stops_when_it_is_dropped() {
     let (_publish, receiver) = watch::channel(Arc::new(inventory));
     let (out, mut reports) = mpsc::channel(4);
     let config = SamplerConfig { sample_ms: 100, window_ms: 1000, ..SamplerConfig::default() };
-    let handle = spawn(config, receiver, Box::new(Script::default()), out, SampleMetrics::default()).unwrap();
+    let handle = spawn(config, receiver, Box::new(Script::default()), None, out, SampleMetrics::default()).unwrap();
     let first = reports.blocking_recv().unwrap();
     let second = reports.blocking_recv().unwrap();
     assert_eq!(first.start.unix_ms() % 1000, 0);

@@ -1,5 +1,6 @@
 //! One tick: read everything once, add it up, and at a window's end hand over a report.
 
+use super::super::disk::{DiskSeries, DiskSource, ProcessIoSeries, RestSeries};
 use super::super::grid::{Grid, Now};
 use super::super::interval::{self, Bounds, Rejection};
 use super::super::live::{Moment, Moments};
@@ -10,12 +11,13 @@ use super::super::vm::{Observed, VmSeries};
 use super::super::window::Weighted;
 use super::super::{HostReport, SampleMetrics, SchedSource};
 use super::SamplerConfig;
+use crate::host::disk;
 use crate::host::inventory::{Inventory, VmFacts};
 use crate::host::machine::Machine;
 use crate::host::network::{self, DeviceCounters};
 use crate::host::process::Proc;
-use crate::reading::SchedReading;
-use gnomon_common::wire::{Allocation, HostWindow, Losses, VmId, VmState, VmWindow};
+use crate::reading::{BlockReading, SchedReading};
+use gnomon_common::wire::{Allocation, DiskWindow, HostWindow, Losses, VmId, VmState, VmWindow};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,6 +28,8 @@ pub(super) struct Sampler {
     config: SamplerConfig,
     inventory: watch::Receiver<Arc<Inventory>>,
     probe: Box<dyn SchedSource + Send>,
+    disks: Option<Box<dyn DiskSource + Send>>,
+    disk_rest: RestSeries,
     out: mpsc::Sender<HostReport>,
     metrics: SampleMetrics,
     machine: Machine,
@@ -50,6 +54,8 @@ struct Vm {
     recent: Moments,
     memory: MemorySeries,
     network: NetworkSeries,
+    disk: DiskSeries,
+    process_io: ProcessIoSeries,
 }
 
 /// The instant a tick began, from which the instants of its readings are told: with the probe's on one clock, and in a test
@@ -70,13 +76,14 @@ impl TickClock {
 struct Tracked {
     process: (u32, u64),
     thread_groups: Vec<u32>,
+    block_groups: Vec<u64>,
 }
 
 impl Sampler {
     pub(super) fn new(
         config: SamplerConfig,
         inventory: watch::Receiver<Arc<Inventory>>,
-        probe: Box<dyn SchedSource + Send>,
+        (probe, disks): (Box<dyn SchedSource + Send>, Option<Box<dyn DiskSource + Send>>),
         out: mpsc::Sender<HostReport>,
         metrics: SampleMetrics,
         now: Now,
@@ -90,6 +97,8 @@ impl Sampler {
             config,
             inventory,
             probe,
+            disks,
+            disk_rest: RestSeries::default(),
             out,
             metrics,
             vms: BTreeMap::new(),
@@ -128,6 +137,7 @@ impl Sampler {
             self.sample_vm(facts, reading.as_mut(), clock);
         }
         self.sample_network(&inventory, clock);
+        self.sample_disks(&inventory);
         self.publish_live(&inventory, now.monotonic_ns);
         self.sample_host(clock);
 
@@ -168,6 +178,7 @@ impl Sampler {
         let wanted = facts.process.as_ref().map(|process| Tracked {
             process: (process.pid, process.start_ticks),
             thread_groups: process.thread_groups(),
+            block_groups: facts.cgroup.as_ref().map(|cgroup| cgroup.block_ids().to_vec()).unwrap_or_default(),
         });
         let vm = self.vms.entry(facts.id).or_insert_with(|| Vm {
             label: label.clone(),
@@ -177,6 +188,8 @@ impl Sampler {
             recent: Moments::default(),
             memory: MemorySeries::default(),
             network: NetworkSeries::default(),
+            disk: DiskSeries::default(),
+            process_io: ProcessIoSeries::default(),
         });
         if vm.label != label {
             self.metrics.vm_idle(&vm.label);
@@ -191,6 +204,12 @@ impl Sampler {
             self.untrack(facts.id);
         }
         let Some(wanted) = wanted else { return };
+        if let Some(disks) = &mut self.disks
+            && let Err(error) = disks.track(facts.id, &wanted.thread_groups, &wanted.block_groups)
+        {
+            self.metrics.disk_failures.inc();
+            tracing::warn!(vm = %facts.id, name = facts.name, %error, "the VM's disks are not measured");
+        }
         match self.probe.track(facts.id, &wanted.thread_groups) {
             // Not tracked is tried again with the next inventory.
             Err(error) => {
@@ -208,6 +227,9 @@ impl Sampler {
     fn untrack(&mut self, id: VmId) {
         if let Err(error) = self.probe.untrack(id) {
             tracing::warn!(vm = %id, %error, "the probe could not forget a VM");
+        }
+        if let Some(Err(error)) = self.disks.as_mut().map(|disks| disks.untrack(id)) {
+            tracing::warn!(vm = %id, %error, "the block probe could not forget a VM");
         }
     }
 
@@ -293,6 +315,35 @@ impl Sampler {
         }
     }
 
+    fn sample_disks(&mut self, inventory: &Inventory) {
+        let Some(reading) = self.drain_disks() else { return };
+        for facts in &inventory.vms {
+            let Some(vm) = self.vms.get_mut(&facts.id) else { continue };
+            match reading.vms.get(&facts.id).filter(|_| facts.state == VmState::Running) {
+                Some(counters) => {
+                    if let Err(reason) = vm.disk.observe(reading.taken_ns, counters, &self.bounds) {
+                        reject(&mut self.losses, &self.metrics, reason);
+                    }
+                }
+                None => vm.disk.interrupt(),
+            }
+        }
+        if let Err(reason) = self.disk_rest.observe(&reading, &self.bounds) {
+            reject(&mut self.losses, &self.metrics, reason);
+        }
+    }
+
+    fn drain_disks(&mut self) -> Option<BlockReading> {
+        match self.disks.as_mut()?.drain() {
+            Ok(reading) => Some(reading),
+            Err(error) => {
+                self.metrics.disk_failures.inc();
+                tracing::warn!(%error, "no block reading in this interval");
+                None
+            }
+        }
+    }
+
     /// Tells the last seconds of the VMs that run.
     fn publish_live(&self, inventory: &Inventory, taken_ns: u64) {
         let load = |facts: &VmFacts| {
@@ -343,6 +394,7 @@ impl Sampler {
             host_window: HostWindow {
                 cpu_cores: std::mem::take(&mut self.host_cores).finish(),
                 memory_available_bytes: self.memory_available_bytes,
+                disk_rest: self.disk_rest.take_window(),
             },
             vms: Vec::with_capacity(inventory.vms.len()),
             inventory_complete: inventory.complete,
@@ -361,6 +413,11 @@ impl Sampler {
                 self.metrics.vm_network(&vm.label, &interfaces);
                 interfaces
             });
+            let disk = vm.as_mut().and_then(|vm| {
+                let disk = vm.close_disks(&self.config.proc, facts, now.monotonic_ns)?;
+                self.metrics.vm_disk(&vm.label, &disk);
+                Some(disk)
+            });
             report.vms.push(VmWindow {
                 vm: facts.id,
                 name: facts.name.clone(),
@@ -378,6 +435,7 @@ impl Sampler {
                 }),
                 memory,
                 interfaces,
+                disk,
                 stood_down: self.config.stood_down.contains(facts.id),
             });
         }
@@ -399,7 +457,20 @@ impl Sampler {
             vm.series.take_window();
             vm.network.take_window();
             vm.series.take_waits();
+            vm.disk.take_window(disk::name);
         }
+        self.disk_rest.take_window();
+    }
+}
+
+impl Vm {
+    /// Ends the window of its disks. What the process was charged with is read only where there is a window to tell it beside.
+    fn close_disks(&mut self, proc: &Proc, facts: &VmFacts, taken_ns: u64) -> Option<DiskWindow> {
+        let mut window = self.disk.take_window(disk::name)?;
+        if let Some(process) = &facts.process {
+            window.process = self.process_io.close(proc.io(process.pid, taken_ns).ok(), process.start_ticks);
+        }
+        Some(window)
     }
 }
 

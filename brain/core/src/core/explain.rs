@@ -17,6 +17,9 @@ use crate::view::{Explanation, WaitView};
 /// How far the long run is told ahead.
 const DAY: Duration = Duration::from_hours(23);
 
+/// Bytes of a MiB.
+const MIB: f64 = (1 << 20) as f64;
+
 impl Core {
     /// Why a VM has the size it has. `None` for a VM that is on no host.
     pub fn explain(&self, id: VmId) -> Option<Explanation> {
@@ -33,6 +36,7 @@ impl Core {
         lines.extend(self.size(vm, host));
         lines.extend(self.memory(vm, host));
         lines.extend(network(vm));
+        lines.extend(disk(vm));
         lines.extend(self.restraints(id, vm, host));
         Some(Explanation {
             vm: view,
@@ -238,6 +242,21 @@ fn demand(vm: &Vm) -> String {
          the time. That counts as a live demand of {live:.2} cores.",
         cpu.throttled.mean * 100.0
     )
+}
+
+/// What it does on disks; nothing where that is not measured.
+fn disk(vm: &Vm) -> Option<String> {
+    let disk = vm.disk.as_ref()?;
+    let (reads, writes) = (&disk.read, &disk.write);
+    let latency =
+        disk.latency.quantile_ms(0.99).map_or_else(String::new, |ms| format!(", 99 % of them within {ms:.2} ms"));
+    Some(format!(
+        "On disks it reads {:.2} and writes {:.2} MiB/s in {:.1} requests/s{latency}, with {:.2} under way in the mean.",
+        reads.bytes_per_s.mean / MIB,
+        writes.bytes_per_s.mean / MIB,
+        reads.operations_per_s + writes.operations_per_s,
+        disk.queue_depth
+    ))
 }
 
 /// What went through its interfaces; nothing where it has none that is measured.

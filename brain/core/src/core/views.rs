@@ -170,6 +170,7 @@ impl Core {
             waited: vm.culprits.as_ref().map(|culprits| self.wait_view(culprits)),
             memory: vm.memory,
             interfaces: vm.interfaces.clone(),
+            disk: vm.disk.clone(),
             allocation: vm.allocation,
             last_window: vm.last_window,
             season_ms: season_ms(vm),

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, Allocation, CommandId, CpuWindow, Culprits, HostId, INTERFACES_MAX, InterfaceWindow, MeanMax, MemoryWindow,
-    OutcomeResult, Setting, VmState, VmWindow,
+    Action, Allocation, CommandId, CpuWindow, Culprits, DiskWindow, HostId, INTERFACES_MAX, InterfaceWindow, MeanMax,
+    MemoryWindow, OutcomeResult, Setting, VmState, VmWindow,
 };
 use thiserror::Error;
 
@@ -97,6 +97,8 @@ pub(crate) struct Vm {
     pub(crate) memory: Option<MemoryWindow>,
     /// Its network interfaces in the latest window.
     pub(crate) interfaces: Vec<InterfaceWindow>,
+    /// Disks in the latest window, as far as they were measured.
+    pub(crate) disk: Option<DiskWindow>,
     /// Its host's agent keeps its hands off it.
     pub(crate) stood_down: bool,
     pub(crate) last_window: Option<Timestamp>,
@@ -139,6 +141,7 @@ impl Vm {
             culprits: None,
             memory: None,
             interfaces: Vec::new(),
+            disk: None,
             stood_down: false,
             last_window: None,
             window_end: Timestamp::default(),
@@ -185,6 +188,9 @@ impl Vm {
         if window.state == VmState::Running {
             let sound = window.interfaces.iter().filter(|interface| is_sound(interface));
             self.pattern.measure_network(sound, start, length, late);
+        }
+        if let Some(disk) = window.disk.as_ref().filter(|disk| window.state == VmState::Running && disk.is_sane()) {
+            self.pattern.measure_disk(disk, start, length, late);
         }
         // A paused or shut-off VM wants nothing now, which says nothing about what it wants when it runs.
         let Some(cpu) = window.cpu.filter(|_| window.state == VmState::Running) else { return Taught::Nothing };
@@ -251,6 +257,7 @@ impl Vm {
         self.memory = memory;
         let believed = window.interfaces.iter().filter(|interface| is_sound(interface)).take(INTERFACES_MAX);
         self.interfaces = believed.cloned().collect();
+        self.disk = window.disk.clone().filter(DiskWindow::is_sane);
         std::mem::replace(&mut self.allocation, allocation) != allocation
     }
 

@@ -1,0 +1,234 @@
+//! The block probe as the sampler sees it.
+
+use super::accounting::{is_not_found, map_error, now_ns};
+use super::btf::{BtfError, Types};
+use super::load::{BTF_PATH, object_error, program, program_error, take_map};
+use super::{ProbeError, ProgramCost, cost};
+use crate::reading::{BlockReading, DiskId};
+use aya::maps::{Array, HashMap, MapData};
+use aya::programs::BtfTracePoint;
+use aya::{Btf, Ebpf, EbpfLoader};
+use gnomon_common::abi::block::{DiskAccount, DiskKey, VM_NONE};
+use gnomon_common::wire::VmId;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+/// What an offset is added up of: a member of a structure, and where that is one itself, a member of that.
+type MemberPath = &'static [(&'static str, &'static str)];
+
+/// Globals of the object, and the member whose offset each wants.
+const OFFSETS: [(&str, MemberPath); 12] = [
+    ("RQ_QUEUE_OFFSET", &[("request", "q")]),
+    ("RQ_FLAGS_OFFSET", &[("request", "cmd_flags")]),
+    ("RQ_BYTES_OFFSET", &[("request", "__data_len")]),
+    ("RQ_BIO_OFFSET", &[("request", "bio")]),
+    ("QUEUE_DISK_OFFSET", &[("request_queue", "disk")]),
+    ("DISK_MAJOR_OFFSET", &[("gendisk", "major")]),
+    ("DISK_MINOR_OFFSET", &[("gendisk", "first_minor")]),
+    ("BIO_BLKG_OFFSET", &[("bio", "bi_blkg")]),
+    ("BLKG_BLKCG_OFFSET", &[("blkcg_gq", "blkcg")]),
+    ("BLKCG_CGROUP_OFFSET", &[("blkcg", "css"), ("cgroup_subsys_state", "cgroup")]),
+    ("CGROUP_NODE_OFFSET", &[("cgroup", "kn")]),
+    ("NODE_ID_OFFSET", &[("kernfs_node", "id")]),
+];
+
+const MADE: &str = "request_made";
+const ISSUED: &str = "request_issued";
+const COMPLETED: &str = "request_completed";
+
+/// Where a request is made in its maker's context: the first of these that the kernel has.
+const MADE_AT: [&str; 2] = ["block_io_start", "block_rq_insert"];
+
+/// [`DiskKey`] as aya wants it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct PodKey(DiskKey);
+
+// SAFETY: three `u32`, without padding.
+unsafe impl aya::Pod for PodKey {}
+
+/// [`DiskAccount`] as aya wants it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct PodAccount(DiskAccount);
+
+// SAFETY: integers only, and its size is the sum of theirs.
+unsafe impl aya::Pod for PodAccount {}
+
+/// The block probe, attached while this lives.
+///
+/// The agent must run in the host's PID namespace: process ids are those of the kernel.
+pub struct BlockProbe {
+    ebpf: Ebpf,
+    tgid_vm: HashMap<MapData, u32, u32>,
+    cgroup_vm: HashMap<MapData, u64, u32>,
+    accounts: HashMap<MapData, PodKey, PodAccount>,
+    missed: Array<MapData, u64>,
+    vms: BTreeMap<VmId, Tracked>,
+    /// The last number given to a VM. None is given twice, so what a request of a VM that is gone still adds goes to nobody.
+    last_number: u32,
+}
+
+#[derive(Clone, Debug)]
+struct Tracked {
+    number: u32,
+    tgids: BTreeSet<u32>,
+    cgroups: BTreeSet<u64>,
+}
+
+impl BlockProbe {
+    /// Loads and attaches the probe.
+    ///
+    /// # Errors
+    /// Says what this host lacks and what can be done about it.
+    pub fn load() -> Result<Self, ProbeError> {
+        let blob = fs::read(BTF_PATH).map_err(|source| ProbeError::NoBtf { path: BTF_PATH, source })?;
+        let wrong = |source| ProbeError::Btf { path: BTF_PATH, source };
+        let types = Types::parse(&blob).map_err(wrong)?;
+        let mut offsets = Vec::with_capacity(OFFSETS.len());
+        for (_, path) in OFFSETS {
+            offsets.push(offset(&types, path).map_err(wrong)?);
+        }
+        let btf = Btf::from_sys_fs().map_err(|source| ProbeError::AttachPoint { what: "the kernel", source })?;
+        let mut loader = EbpfLoader::new();
+        loader.btf(Some(&btf));
+        for ((global, _), offset) in OFFSETS.iter().zip(&offsets) {
+            loader.override_global(global, offset, true);
+        }
+        let mut ebpf =
+            loader.load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/block"))).map_err(object_error)?;
+        drop(loader);
+        let mut probe = Self {
+            tgid_vm: take_map(&mut ebpf, "TGID_VM")?,
+            cgroup_vm: take_map(&mut ebpf, "CGROUP_VM")?,
+            accounts: take_map(&mut ebpf, "DISK_ACCOUNTS")?,
+            missed: take_map(&mut ebpf, "REQUESTS_MISSED")?,
+            ebpf,
+            vms: BTreeMap::new(),
+            last_number: VM_NONE,
+        };
+        probe.attach(&btf)?;
+        Ok(probe)
+    }
+
+    fn attach(&mut self, btf: &Btf) -> Result<(), ProbeError> {
+        let made = program::<BtfTracePoint>(&mut self.ebpf, MADE)?;
+        let mut loaded = made.load(MADE_AT[0], btf);
+        if matches!(loaded, Err(aya::programs::ProgramError::Btf(_))) {
+            loaded = made.load(MADE_AT[1], btf);
+        }
+        loaded.map_err(|e| program_error(MADE, e))?;
+        for (name, tracepoint) in [(ISSUED, "block_rq_issue"), (COMPLETED, "block_rq_complete")] {
+            program::<BtfTracePoint>(&mut self.ebpf, name)?
+                .load(tracepoint, btf)
+                .map_err(|e| program_error(name, e))?;
+        }
+        // What is made from now on is known from its beginning.
+        for name in [MADE, ISSUED, COMPLETED] {
+            program::<BtfTracePoint>(&mut self.ebpf, name)?.attach().map_err(|e| program_error(name, e))?;
+        }
+        Ok(())
+    }
+
+    /// Counts requests that these processes make, and requests of no VM's process that are charged to these control groups (the numbers of
+    /// their inodes), as those of `vm`. To be called again whenever they may have changed; what was counted stays with the VM.
+    ///
+    /// # Errors
+    /// If the kernel refuses: mostly because a map is full. Then the same call can be made again.
+    pub fn track(&mut self, vm: VmId, tgids: &[u32], cgroups: &[u64]) -> Result<(), ProbeError> {
+        let tracked = self.vms.entry(vm).or_insert_with(|| {
+            self.last_number += 1;
+            Tracked { number: self.last_number, tgids: BTreeSet::new(), cgroups: BTreeSet::new() }
+        });
+        let number = tracked.number;
+        replace(&mut self.tgid_vm, "TGID_VM", &mut tracked.tgids, tgids, number)?;
+        replace(&mut self.cgroup_vm, "CGROUP_VM", &mut tracked.cgroups, cgroups, number)
+    }
+
+    /// Stops counting for a VM and forgets its counters. Unknown VMs are none.
+    ///
+    /// # Errors
+    /// If the kernel refuses; the VM is forgotten all the same.
+    pub fn untrack(&mut self, vm: VmId) -> Result<(), ProbeError> {
+        let Some(mut tracked) = self.vms.remove(&vm) else { return Ok(()) };
+        let number = tracked.number;
+        replace(&mut self.tgid_vm, "TGID_VM", &mut tracked.tgids, &[], number)?;
+        replace(&mut self.cgroup_vm, "CGROUP_VM", &mut tracked.cgroups, &[], number)
+    }
+
+    /// The counters of all tracked VMs and of the rest of the host: two system calls for each pair of VM and disk that was ever used.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn drain(&mut self) -> Result<BlockReading, ProbeError> {
+        let by_number: BTreeMap<u32, VmId> = self.vms.iter().map(|(&vm, tracked)| (tracked.number, vm)).collect();
+        let mut reading = BlockReading {
+            taken_ns: now_ns(),
+            vms: self.vms.keys().map(|&vm| (vm, BTreeMap::new())).collect(),
+            rest: BTreeMap::new(),
+            requests_missed: self.missed.get(&0, 0).map_err(map_error("REQUESTS_MISSED"))?,
+        };
+        let mut orphans = Vec::new();
+        for entry in self.accounts.iter() {
+            let (PodKey(key), PodAccount(account)) = entry.map_err(map_error("DISK_ACCOUNTS"))?;
+            let disk = DiskId { major: key.major, minor: key.minor };
+            if key.vm == VM_NONE {
+                reading.rest.insert(disk, account);
+            } else if let Some(counters) = by_number.get(&key.vm).and_then(|vm| reading.vms.get_mut(vm)) {
+                counters.insert(disk, account);
+            } else {
+                orphans.push(key);
+            }
+        }
+        for key in orphans {
+            remove(&mut self.accounts, "DISK_ACCOUNTS", &PodKey(key))?;
+        }
+        Ok(reading)
+    }
+
+    /// What the attached programs have cost since they were loaded. All zero while nobody holds a
+    /// [`StatsEnabled`](super::StatsEnabled).
+    ///
+    /// # Errors
+    /// If `/proc` is not mounted.
+    pub fn cost(&self) -> Result<Vec<ProgramCost>, ProbeError> {
+        cost::of_programs(&self.ebpf, &[MADE, ISSUED, COMPLETED])
+    }
+}
+
+fn offset(types: &Types<'_>, path: MemberPath) -> Result<u32, BtfError> {
+    path.iter().try_fold(0, |sum, &(of, member)| Ok(sum + types.member_offset(of, member)?))
+}
+
+/// Makes a VM's keys in a map those that are wanted. What is noted in `present` is in the map, also where this fails midway.
+fn replace<K: aya::Pod + Ord>(
+    map: &mut HashMap<MapData, K, u32>,
+    name: &'static str,
+    present: &mut BTreeSet<K>,
+    wanted: &[K],
+    number: u32,
+) -> Result<(), ProbeError> {
+    let gone: Vec<K> = present.iter().copied().filter(|key| !wanted.contains(key)).collect();
+    for key in gone {
+        remove(map, name, &key)?;
+        present.remove(&key);
+    }
+    for &key in wanted {
+        if !present.contains(&key) {
+            map.insert(key, number, 0).map_err(map_error(name))?;
+            present.insert(key);
+        }
+    }
+    Ok(())
+}
+
+fn remove<K: aya::Pod, V: aya::Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    name: &'static str,
+    key: &K,
+) -> Result<(), ProbeError> {
+    match map.remove(key) {
+        Err(error) if !is_not_found(&error) => Err(map_error(name)(error)),
+        _ => Ok(()),
+    }
+}
