@@ -134,15 +134,20 @@ impl BlockProbe {
     /// their inodes), as those of `vm`. To be called again whenever they may have changed; what was counted stays with the VM.
     ///
     /// # Errors
-    /// If the kernel refuses: mostly because a map is full. Then the same call can be made again.
+    /// If the kernel refuses: mostly because a map is full. Then the VM is not tracked: what is counted in part is not told.
     pub fn track(&mut self, vm: VmId, tgids: &[u32], cgroups: &[u64]) -> Result<(), ProbeError> {
         let tracked = self.vms.entry(vm).or_insert_with(|| {
             self.last_number += 1;
             Tracked { number: self.last_number, tgids: BTreeSet::new(), cgroups: BTreeSet::new() }
         });
         let number = tracked.number;
-        replace(&mut self.tgid_vm, "TGID_VM", &mut tracked.tgids, tgids, number)?;
-        replace(&mut self.cgroup_vm, "CGROUP_VM", &mut tracked.cgroups, cgroups, number)
+        let done = replace(&mut self.tgid_vm, "TGID_VM", &mut tracked.tgids, tgids, number)
+            .and_then(|()| replace(&mut self.cgroup_vm, "CGROUP_VM", &mut tracked.cgroups, cgroups, number));
+        if done.is_err() {
+            // What of it fails fails on the way to an error that is reported anyway.
+            let _ = self.untrack(vm);
+        }
+        done
     }
 
     /// Stops counting for a VM and forgets its counters. Unknown VMs are none.

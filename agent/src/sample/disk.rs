@@ -228,14 +228,14 @@ mod tests {
 
     /// So many writes of 4 KiB, each 2 ms at the device and 1 ms before it.
     fn writes(operations: u64) -> DiskAccount {
-        let mut account = DiskAccount::default();
-        account.write = Direction {
+        let done = Direction {
             operations,
             bytes: operations * 4096,
             device_ns: operations * 2_000_000,
             queued_ns: operations * 1_000_000,
             ..Direction::default()
         };
+        let mut account = DiskAccount { write: done, ..DiskAccount::default() };
         account.write.device_log2[10] = operations;
         account
     }
@@ -314,14 +314,14 @@ mod tests {
             let (mut series, mut taken_ns) = (DiskSeries::default(), 0);
             for (step_ns, [operations, bytes, device, queued]) in readings {
                 taken_ns += step_ns;
-                let mut account = DiskAccount::default();
-                account.read = Direction {
+                let done = Direction {
                     operations: operations.into(),
                     bytes: u64::from(bytes) << 20,
                     device_ns: u64::from(device) << 20,
                     queued_ns: u64::from(queued) << 20,
                     ..Direction::default()
                 };
+                let mut account = DiskAccount { read: done, ..DiskAccount::default() };
                 account.read.device_log2[3] = operations.into();
                 let _ = series.observe(taken_ns, &[(VDA, account)].into(), &BOUNDS);
                 if let Some(window) = series.take_window(name) {
