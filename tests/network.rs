@@ -16,6 +16,9 @@ const PACKETS: u32 = 1_000;
 const DATA_BYTES: u32 = 1_000;
 const SPAN_S: u32 = 10;
 
+/// How often it is tried.
+const ATTEMPTS: u32 = 3;
+
 /// Headers: ICMP (RFC 792), IPv4 without options (RFC 791), Ethernet without a tag.
 const HEADER_BYTES: u32 = 8 + 20 + 14;
 
@@ -52,38 +55,51 @@ fn packets_and_bytes_of_an_interface_are_those_that_were_sent_and_answered() -> 
     let list = host.virsh(["domiflist", "g1"])?;
     let tap = list.split_whitespace().find(|word| word.starts_with("vnet")).context("no tap")?;
 
-    let (count, data) = (PACKETS.to_string(), DATA_BYTES.to_string());
-    let interval = (f64::from(SPAN_S) / f64::from(PACKETS)).to_string();
-    let ping = ["ping", "-q", "-c", &count, "-i", &interval, "-s", &data, "10.88.0.2"];
-    let mut windows = BTreeMap::new();
-    let output = thread::scope(|scope| -> Result<String> {
-        let ping = scope.spawn(|| {
-            let output = run(&host, "busybox", &ping);
-            // Until the last window has arrived.
-            thread::sleep(Duration::from_secs(3));
-            output
-        });
-        while !ping.is_finished() {
-            let (start, seen) = window()?;
-            windows.insert(start, seen);
-            thread::sleep(Duration::from_millis(200));
+    let measure = || -> Result<()> {
+        let (count, data) = (PACKETS.to_string(), DATA_BYTES.to_string());
+        let interval = (f64::from(SPAN_S) / f64::from(PACKETS)).to_string();
+        let ping = ["ping", "-q", "-c", &count, "-i", &interval, "-s", &data, "10.88.0.2"];
+        let mut windows = BTreeMap::new();
+        let output = thread::scope(|scope| -> Result<String> {
+            let ping = scope.spawn(|| {
+                let output = run(&host, "busybox", &ping);
+                // Until the last window has arrived.
+                thread::sleep(Duration::from_secs(3));
+                output
+            });
+            while !ping.is_finished() {
+                let (start, seen) = window()?;
+                windows.insert(start, seen);
+                thread::sleep(Duration::from_millis(200));
+            }
+            ping.join().map_err(|_| anyhow!("the thread of ping panicked"))?
+        })?;
+        ensure!(output.contains(&format!("{PACKETS} packets received")), "not all were answered: {output}");
+        let starts: Vec<u64> = windows.keys().copied().collect();
+        ensure!(holes(&starts, 1000).is_empty(), "windows are missing: {starts:?}");
+        let sum = |of: fn(&InterfaceWindow) -> &Traffic| {
+            let traffic = windows.values().flatten().filter(|interface| interface.device == tap).map(of);
+            traffic.fold((0.0, 0.0), |(bytes, packets), of| (bytes + of.bytes_per_s.mean, packets + of.packets_per_s))
+        };
+        let sums = (sum(|interface| &interface.received), sum(|interface| &interface.sent));
+        let bytes = f64::from(PACKETS * (DATA_BYTES + HEADER_BYTES));
+        for (direction, (seen_bytes, seen_packets)) in [("received", sums.0), ("sent", sums.1)] {
+            println!("{direction}: {seen_packets:.0} packets and {seen_bytes:.0} bytes of {PACKETS} and {bytes}");
+            let extra = seen_packets - f64::from(PACKETS);
+            ensure!((-0.5..=OTHERS_MAX).contains(&extra), "{direction}: {seen_packets} packets, not {PACKETS}");
+            ensure!(
+                (-0.01..=0.02).contains(&(seen_bytes / bytes - 1.0)),
+                "{direction}: {seen_bytes} bytes, not {bytes}"
+            );
         }
-        ping.join().map_err(|_| anyhow!("the thread of ping panicked"))?
-    })?;
-    ensure!(output.contains(&format!("{PACKETS} packets received")), "not all were answered: {output}");
-    let starts: Vec<u64> = windows.keys().copied().collect();
-    ensure!(holes(&starts, 1000).is_empty(), "windows are missing: {starts:?}");
-    let sum = |of: fn(&InterfaceWindow) -> &Traffic| {
-        let traffic = windows.values().flatten().filter(|interface| interface.device == tap).map(of);
-        traffic.fold((0.0, 0.0), |(bytes, packets), of| (bytes + of.bytes_per_s.mean, packets + of.packets_per_s))
+        Ok(())
     };
-    let sums = (sum(|interface| &interface.received), sum(|interface| &interface.sent));
-    let bytes = f64::from(PACKETS * (DATA_BYTES + HEADER_BYTES));
-    for (direction, (seen_bytes, seen_packets)) in [("received", sums.0), ("sent", sums.1)] {
-        println!("{direction}: {seen_packets:.0} packets and {seen_bytes:.0} bytes of {PACKETS} and {bytes}");
-        let extra = seen_packets - f64::from(PACKETS);
-        ensure!((-0.5..=OTHERS_MAX).contains(&extra), "{direction}: {seen_packets} packets, not {PACKETS}");
-        ensure!((-0.01..=0.02).contains(&(seen_bytes / bytes - 1.0)), "{direction}: {seen_bytes} bytes, not {bytes}");
+    // A machine that stalls for a second skips a sample, and what went through then is in no window: that is not what is tested.
+    for _ in 1..ATTEMPTS {
+        match measure() {
+            Ok(()) => return Ok(()),
+            Err(error) => println!("once more: {error:#}"),
+        }
     }
-    Ok(())
+    measure()
 }
