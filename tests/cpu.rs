@@ -58,18 +58,20 @@ fn cpu_from_ebpf_agrees_with_the_cgroup_and_the_guest() -> Result<()> {
     Ok(())
 }
 
+/// A guest that always wants the CPU that all of these share.
+fn busy(name: &str) -> Result<GuestOptions> {
+    let mut options = GuestOptions::new(name, "constant:1".parse()?);
+    options.cpus = Some("1".to_owned());
+    Ok(options)
+}
+
 #[test]
 fn two_busy_guests_on_one_cpu_show_the_wait_that_the_kernel_shows() -> Result<()> {
     const SPAN: Duration = Duration::from_secs(20);
     if skipped() {
         return Ok(());
     }
-    let guest = |name: &str| -> Result<GuestOptions> {
-        let mut options = GuestOptions::new(name, "constant:1".parse()?);
-        options.cpus = Some("1".to_owned());
-        Ok(options)
-    };
-    let (stack, guests) = stack_of("wait", vec![guest("g1")?, guest("g2")?], observing())?;
+    let (stack, guests) = stack_of("wait", vec![busy("g1")?, busy("g2")?], observing())?;
     let pids = guests.iter().map(qemu_pid).collect::<Result<Vec<_>>>()?;
     // Align with the agents' windows, which begin at full seconds.
     thread::sleep(Duration::from_millis(1000 - now_ms() % 1000));
@@ -180,12 +182,7 @@ fn of_two_busy_guests_on_one_cpu_each_is_the_others_culprit() -> Result<()> {
     if skipped() {
         return Ok(());
     }
-    let guest = |name: &str| -> Result<GuestOptions> {
-        let mut options = GuestOptions::new(name, "constant:1".parse()?);
-        options.cpus = Some("1".to_owned());
-        Ok(options)
-    };
-    let (stack, guests) = stack_of("culprits", vec![guest("g1")?, guest("g2")?], observing())?;
+    let (stack, guests) = stack_of("culprits", vec![busy("g1")?, busy("g2")?], observing())?;
     let ran = || -> Result<Duration> {
         let threads = guests.iter().map(|guest| schedstat(qemu_pid(guest)?)).collect::<Result<Vec<_>>>()?;
         Ok(Duration::from_nanos(threads.iter().flat_map(BTreeMap::values).map(|(run_ns, _)| run_ns).sum()))

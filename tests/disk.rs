@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use gnomon_common::wire::DiskWindow;
-use gnomon_e2e::{observing, skipped, wait_for};
+use gnomon_e2e::{observing, redefine, skipped, wait_for};
 use serde_json::Value;
 use xtask::lab::{Guest, GuestOptions, Lab, Options};
 use xtask::stack::{AgentSettings, Stack};
@@ -29,17 +29,15 @@ fn what_a_guest_writes_is_told_as_qemu_counts_it() -> Result<()> {
     let disk = host.dir().join("g1.img");
     fs::write(&disk, vec![1; 4 * MIB as usize])?;
     fs::File::open(&disk)?.sync_all()?;
-    let file = host.dir().join("g1-disk.xml");
-    let xml = host.virsh(["dumpxml", "--inactive", guest.name()])?;
-    let devices = format!(
-        "<disk type='file' device='disk'><driver name='qemu' type='raw' cache='none' io='native'/><source file='{}'/>\
-         <target dev='vda' bus='virtio'/></disk></devices>",
-        disk.display()
-    );
-    let xml =
-        xml.replace("</devices>", &devices).replace("gnomon.load=", &format!("gnomon.disk={BYTES_PER_S} gnomon.load="));
-    fs::write(&file, xml)?;
-    host.virsh(["define".as_ref(), file.as_os_str()])?;
+    redefine(&guest, |xml| {
+        let devices = format!(
+            "<disk type='file' device='disk'><driver name='qemu' type='raw' cache='none' io='native'/>\
+             <source file='{}'/><target dev='vda' bus='virtio'/></disk></devices>",
+            disk.display()
+        );
+        let xml = xml.replace("</devices>", &devices);
+        Ok(xml.replace("gnomon.load=", &format!("gnomon.disk={BYTES_PER_S} gnomon.load=")))
+    })?;
     lab.boot(std::slice::from_ref(&guest))?;
     let stack = Stack::start(lab, observing(), &AgentSettings::default())?;
     let told = |guest: &Guest| -> Result<(u64, Option<DiskWindow>)> {

@@ -9,6 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use std::hash::Hash;
 use std::sync::atomic::AtomicU64;
 
 type GaugeF64 = Gauge<f64, AtomicU64>;
@@ -293,14 +294,7 @@ impl SampleMetrics {
     }
 
     pub(super) fn vm_quota(&self, vm: &VmLabel, cores: Option<f64>) {
-        match cores {
-            Some(cores) => {
-                self.quota.get_or_create(vm).set(cores);
-            }
-            None => {
-                self.quota.remove(vm);
-            }
-        }
+        show(&self.quota, vm, cores);
     }
 
     pub(super) fn vm_memory(&self, vm: &VmLabel, memory: &MemoryWindow) {
@@ -336,39 +330,43 @@ impl SampleMetrics {
                 (&self.network_packets, sum(|traffic| traffic.packets_per_s)),
                 (&self.network_dropped, sum(|traffic| traffic.dropped_per_s)),
             ] {
-                match value {
-                    Some(value) => {
-                        family.get_or_create(&label).set(value);
-                    }
-                    None => {
-                        family.remove(&label);
-                    }
-                }
+                show(family, &label, value);
             }
         }
     }
 
-    pub(super) fn vm_disk(&self, vm: &VmLabel, disk: &DiskWindow) {
-        self.disk_read.get_or_create(vm).set(disk.read.bytes_per_s.mean);
-        self.disk_write.get_or_create(vm).set(disk.write.bytes_per_s.mean);
-        self.disk_operations.get_or_create(vm).set(disk.read.operations_per_s + disk.write.operations_per_s);
-        self.disk_queue.get_or_create(vm).set(disk.queue_depth);
+    pub(super) fn vm_disk(&self, vm: &VmLabel, disk: Option<&DiskWindow>) {
+        let operations = |disk: &DiskWindow| disk.read.operations_per_s + disk.write.operations_per_s;
+        show(&self.disk_read, vm, disk.map(|disk| disk.read.bytes_per_s.mean));
+        show(&self.disk_write, vm, disk.map(|disk| disk.write.bytes_per_s.mean));
+        show(&self.disk_operations, vm, disk.map(operations));
+        show(&self.disk_queue, vm, disk.map(|disk| disk.queue_depth));
     }
 
     /// The VM is not measured now: its last values must not stand as if they were current.
     pub(super) fn vm_idle(&self, vm: &VmLabel) {
         self.vm_network(vm, &[]);
+        self.vm_disk(vm, None);
         for family in [&self.demand_low, &self.demand_high, &self.usage, &self.throttled, &self.quota] {
             family.remove(vm);
         }
         for cause in WaitLabel::CAUSES {
             self.wait.remove(&WaitLabel::new(vm, cause));
         }
-        for family in [&self.disk_read, &self.disk_write, &self.disk_operations, &self.disk_queue] {
-            family.remove(vm);
-        }
         for family in [&self.memory_resident, &self.memory_swapped, &self.memory_balloon, &self.memory_demand] {
             family.remove(vm);
+        }
+    }
+}
+
+/// Sets a gauge, or takes it away where there is nothing to show.
+fn show<L: Clone + Eq + Hash>(family: &Family<L, GaugeF64>, label: &L, value: Option<f64>) {
+    match value {
+        Some(value) => {
+            family.get_or_create(label).set(value);
+        }
+        None => {
+            family.remove(label);
         }
     }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use gnomon_core::sizing::{Sizer, SizingPolicy, Slot, TrainingJob};
+use gnomon_core::sizing::{RESIZE_COST, Sizer, SizingPolicy, Slot, TrainingJob};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -159,9 +159,6 @@ impl Summary {
         self.rows().iter().for_each(|row| println!("{}", line(row)));
     }
 }
-
-/// What a resize costs, as a share of what VMs typically want.
-const RESIZE_COST: f64 = 0.2;
 
 /// What is in force in each row, for each VM; 0 before sizing begins.
 fn replay(table: &Table, rules: &Rules, violation_rate: f64) -> Vec<Vec<f32>> {

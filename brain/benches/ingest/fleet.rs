@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    AgentEpoch, Allocation, CpuBounds, CpuSource, CpuWindow, DiskFlow, DiskRest, DiskShare, DiskWindow, GuestMemory,
-    Hello, HostFacts, HostId, HostWindow, Losses, MeanMax, Means, MemoryBounds, MemoryWindow, ProcessIo, Report,
-    Sequence, VERSIONS, VmId, VmState, VmWindow, WaitHistogram,
+    AgentEpoch, Allocation, CpuBounds, CpuSource, CpuWindow, CulpritShare, Culprits, DiskFlow, DiskRest, DiskShare,
+    DiskWindow, GuestMemory, Hello, HostFacts, HostId, HostWindow, InterfaceWindow, Losses, MeanMax, Means,
+    MemoryBounds, MemoryWindow, ProcessIo, Report, Sequence, Traffic, VERSIONS, VmId, VmState, VmWindow, WaitHistogram,
+    Who,
 };
 use uuid::Uuid;
 
@@ -184,7 +185,11 @@ impl Vm {
                 demand_bytes: Some(5 << 29),
                 ..MemoryWindow::default()
             }),
-            interfaces: Vec::new(),
+            interfaces: vec![InterfaceWindow {
+                device: "vnet12".into(),
+                received: Traffic { bytes_per_s: same(3e5), packets_per_s: 400.0, dropped_per_s: 0.0 },
+                sent: Traffic { bytes_per_s: same(9e5), packets_per_s: 700.0, dropped_per_s: 0.0 },
+            }],
             disk: Some(DiskWindow {
                 write: DiskFlow {
                     bytes_per_s: same(2e6),
@@ -204,7 +209,11 @@ impl Vm {
                 memory_bytes: 4 << 30,
             },
             stood_down: false,
-            culprits: None,
+            culprits: Some(Culprits {
+                own_quota_cores: Some((wanted - run) as f32),
+                named: vec![CulpritShare { who: Who::Task("kworker".into()), cores: 0.002 }],
+                ..Culprits::default()
+            }),
         }
     }
 }

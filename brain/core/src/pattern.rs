@@ -1,7 +1,6 @@
 //! What is known of a VM in the long run, and what follows from it: the day and the month ahead, and what is out of the ordinary.
 //!
-//! Data enters window by window ([`Pattern::measure_cpu`], [`Pattern::measure_memory`],
-//! [`Pattern::measure_network`]) into the [`archive`](crate::archive). That is the only
+//! Data enters window by window ([`Pattern::measure_cpu`], [`Pattern::measure_memory`]) into the [`archive`](crate::archive). That is the only
 //! state, but for the corrections of quantiles: all else follows from it. Whenever a 5-minute step closes ([`Pattern::turn`]), detectors look at it,
 //! the forecast made of it is scored, and its quantiles are corrected; all of that is O(1). Once an hour a [`Look`] is due: a pure job that
 //! searches weeks of history for seasons and fits the forecast engine anew. A restart gives back the archive and the corrections, and the
@@ -23,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{DiskWindow, InterfaceWindow, MeanMax, MemoryWindow, VmId};
+use gnomon_common::wire::{MemoryWindow, VmId};
 
 use crate::archive::{Accepted, Archive, BlockError, Change, Kpi, Measurement, SealedBlock, Tier};
 use crate::calendar::Calendar;
@@ -167,42 +166,6 @@ impl Pattern {
         self.measure(Kpi::Memory, &Measurement { start, length, covered: 1.0, mean: bytes, max: bytes }, late);
     }
 
-    /// Takes in what went through all of a VM's interfaces; nothing where none was measured.
-    pub(crate) fn measure_network<'a>(
-        &mut self,
-        interfaces: impl Iterator<Item = &'a InterfaceWindow>,
-        start: Timestamp,
-        length: Duration,
-        late: bool,
-    ) {
-        let mut sums = None;
-        for interface in interfaces {
-            let (received, sent) = sums.get_or_insert((MeanMax::default(), MeanMax::default()));
-            for (sum, traffic) in [(received, &interface.received), (sent, &interface.sent)] {
-                sum.mean += traffic.bytes_per_s.mean;
-                // Of the sum's largest sample an upper bound: the interfaces' largest need not be at the same time.
-                sum.max += traffic.bytes_per_s.max;
-            }
-        }
-        let Some((received, sent)) = sums else { return };
-        for (kpi, MeanMax { mean, max }) in [(Kpi::NetworkIn, received), (Kpi::NetworkOut, sent)] {
-            self.measure(kpi, &Measurement { start, length, covered: 1.0, mean, max }, late);
-        }
-    }
-
-    /// Takes in what a VM did on disks.
-    pub(crate) fn measure_disk(&mut self, disk: &DiskWindow, start: Timestamp, length: Duration, late: bool) {
-        let same = |value| MeanMax { mean: value, max: value };
-        for (kpi, MeanMax { mean, max }) in [
-            (Kpi::DiskReadBytes, disk.read.bytes_per_s),
-            (Kpi::DiskWriteBytes, disk.write.bytes_per_s),
-            (Kpi::DiskReads, same(disk.read.operations_per_s)),
-            (Kpi::DiskWrites, same(disk.write.operations_per_s)),
-        ] {
-            self.measure(kpi, &Measurement { start, length, covered: 1.0, mean, max }, late);
-        }
-    }
-
     fn measure(&mut self, kpi: Kpi, measurement: &Measurement, late: bool) {
         let accepted = if late { self.archive.fill(kpi, measurement) } else { self.archive.add(kpi, measurement) };
         if accepted == Accepted::ClockSetBack {
@@ -279,8 +242,7 @@ impl Pattern {
         sightings.extend(watch.look(&self.archive));
         self.watch = Some(watch);
         // What the store gave back of these was wanted for this at most.
-        let released = [Kpi::Memory, Kpi::DiskReadBytes, Kpi::DiskWriteBytes, Kpi::DiskReads, Kpi::DiskWrites];
-        released.into_iter().for_each(|kpi| self.archive.release(kpi));
+        Kpi::ALL.into_iter().for_each(|kpi| self.archive.release(kpi));
         sightings
     }
 

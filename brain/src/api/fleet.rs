@@ -158,7 +158,7 @@ pub struct ArchivedStep {
 /// A VM's long history of one KPI, oldest first; steps that were not measured are left out.
 #[utoipa::path(get, path = "/api/v1/vms/{vm}/archive", tag = "fleet", security(("token" = [])),
     params(("vm" = String, Path, description = "The VM's UUID, or its name where only one VM has it"),
-        ("kpi" = String, Query, description = "cpu (cores), memory (bytes), cpu_unknown (cores that may have been wanted on top), disk_read_bytes, disk_write_bytes, disk_reads or disk_writes (each per second)"),
+        ("kpi" = String, Query, description = "cpu (cores), memory (bytes) or cpu_unknown (cores that may have been wanted on top)"),
         ("since_ms" = Option<u64>, Query, description = "Only steps that began then or later, in ms since the epoch"),
         ("resolution_s" = Option<u64>, Query, description = "A multiple of 10; 300 by default. Steps under 5 min are kept for 6 h, under an \
             hour for 5 weeks, others for 400 days")),

@@ -1,6 +1,7 @@
 //! What VMs did with the host's disks in a window.
 
 use super::MeanMax;
+use super::report::is_quantity;
 use crate::abi::block::LATENCY_BUCKETS;
 use serde::{Deserialize, Serialize};
 use std::string::String;
@@ -54,10 +55,6 @@ impl DiskWindow {
             && self.disks.len() <= DISKS_MAX
             && self.disks.iter().all(share)
     }
-}
-
-fn is_quantity(value: f64) -> bool {
-    value.is_finite() && value >= 0.0
 }
 
 /// Reads or writes in a window.

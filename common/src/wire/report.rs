@@ -180,6 +180,20 @@ pub struct InterfaceWindow {
     pub sent: Traffic,
 }
 
+impl InterfaceWindow {
+    /// Whether every value can be one: a number, not below zero.
+    pub fn is_sane(&self) -> bool {
+        [&self.received, &self.sent].into_iter().all(|Traffic { bytes_per_s, packets_per_s, dropped_per_s }| {
+            [bytes_per_s.mean, bytes_per_s.max, *packets_per_s, *dropped_per_s].into_iter().all(is_quantity)
+        })
+    }
+}
+
+/// Whether a value counts or measures something: a number, not below zero.
+pub(super) fn is_quantity(value: f64) -> bool {
+    value.is_finite() && value >= 0.0
+}
+
 /// Traffic in one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Traffic {

@@ -1,5 +1,7 @@
 //! One tick: read everything once, add it up, and at a window's end hand over a report.
 
+mod devices;
+
 use super::super::disk::{DiskSeries, DiskSource, ProcessIoSeries, RestSeries};
 use super::super::grid::{Grid, Now};
 use super::super::interval::{self, Bounds, Rejection};
@@ -14,10 +16,9 @@ use super::SamplerConfig;
 use crate::host::disk;
 use crate::host::inventory::{Inventory, VmFacts};
 use crate::host::machine::Machine;
-use crate::host::network::{self, DeviceCounters};
 use crate::host::process::Proc;
-use crate::reading::{BlockReading, SchedReading};
-use gnomon_common::wire::{Allocation, DiskWindow, HostWindow, Losses, VmId, VmState, VmWindow};
+use crate::reading::SchedReading;
+use gnomon_common::wire::{Allocation, HostWindow, Losses, VmId, VmWindow};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -290,60 +291,6 @@ impl Sampler {
         }
     }
 
-    /// Reads the counters of all network devices at once, if any VM has one.
-    fn sample_network(&mut self, inventory: &Inventory, clock: TickClock) {
-        if inventory.vms.iter().all(|facts| facts.interfaces.is_empty()) {
-            return;
-        }
-        let counters: BTreeMap<String, DeviceCounters> = match network::devices(&self.config.proc) {
-            Ok(counters) => counters,
-            Err(error) => {
-                self.metrics.network_failures.inc();
-                tracing::debug!(%error, "network devices not read");
-                return;
-            }
-        };
-        let taken_ns = clock.now_ns();
-        for facts in &inventory.vms {
-            let Some(vm) = self.vms.get_mut(&facts.id) else { continue };
-            if facts.state != VmState::Running {
-                // A paused VM is sent packets that it never sees, and that says nothing about what it wants.
-                vm.network.interrupt();
-                continue;
-            }
-            vm.network.observe(&facts.interfaces, &counters, taken_ns);
-        }
-    }
-
-    fn sample_disks(&mut self, inventory: &Inventory) {
-        let Some(reading) = self.drain_disks() else { return };
-        for facts in &inventory.vms {
-            let Some(vm) = self.vms.get_mut(&facts.id) else { continue };
-            match reading.vms.get(&facts.id).filter(|_| facts.state == VmState::Running) {
-                Some(counters) => {
-                    if let Err(reason) = vm.disk.observe(reading.taken_ns, counters, &self.bounds) {
-                        reject(&mut self.losses, &self.metrics, reason);
-                    }
-                }
-                None => vm.disk.interrupt(),
-            }
-        }
-        if let Err(reason) = self.disk_rest.observe(&reading, &self.bounds) {
-            reject(&mut self.losses, &self.metrics, reason);
-        }
-    }
-
-    fn drain_disks(&mut self) -> Option<BlockReading> {
-        match self.disks.as_mut()?.drain() {
-            Ok(reading) => Some(reading),
-            Err(error) => {
-                self.metrics.disk_failures.inc();
-                tracing::warn!(%error, "no block reading in this interval");
-                None
-            }
-        }
-    }
-
     /// Tells the last seconds of the VMs that run.
     fn publish_live(&self, inventory: &Inventory, taken_ns: u64) {
         let load = |facts: &VmFacts| {
@@ -414,9 +361,9 @@ impl Sampler {
                 interfaces
             });
             let disk = vm.as_mut().and_then(|vm| {
-                let disk = vm.close_disks(&self.config.proc, facts, now.monotonic_ns)?;
-                self.metrics.vm_disk(&vm.label, &disk);
-                Some(disk)
+                let disk = vm.close_disks(&self.config.proc, facts, now.monotonic_ns);
+                self.metrics.vm_disk(&vm.label, disk.as_ref());
+                disk
             });
             report.vms.push(VmWindow {
                 vm: facts.id,
@@ -460,17 +407,6 @@ impl Sampler {
             vm.disk.take_window(disk::name);
         }
         self.disk_rest.take_window();
-    }
-}
-
-impl Vm {
-    /// Ends the window of its disks. What the process was charged with is read only where there is a window to tell it beside.
-    fn close_disks(&mut self, proc: &Proc, facts: &VmFacts, taken_ns: u64) -> Option<DiskWindow> {
-        let mut window = self.disk.take_window(disk::name)?;
-        if let Some(process) = &facts.process {
-            window.process = self.process_io.close(proc.io(process.pid, taken_ns).ok(), process.start_ticks);
-        }
-        Some(window)
     }
 }
 

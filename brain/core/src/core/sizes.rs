@@ -12,7 +12,7 @@ use crate::job::{FitJob, Job};
 use crate::pattern::Closed;
 use crate::plan::size::{Bounds, QUOTA_STEP_CORES, live_cores};
 use crate::policy::Mode;
-use crate::sizing::{Lessons, Model, Promise, Sizer, SizingPolicy, Slot};
+use crate::sizing::{Lessons, Model, Promise, RESIZE_COST, Sizer, SizingPolicy, Slot};
 
 const DAY_STEPS: u64 = 288;
 
@@ -70,7 +70,7 @@ impl Sizes {
             quantum: 1.0,
             saving_min: 0.1,
             dwell_steps: 6,
-            resize_cost: 0.2,
+            resize_cost: RESIZE_COST,
         };
         Self {
             sizer: Sizer::new(policy, seed),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, Allocation, CommandId, CpuWindow, Culprits, DiskWindow, HostId, INTERFACES_MAX, InterfaceWindow, MeanMax,
+    Action, Allocation, CommandId, CpuWindow, Culprits, DiskWindow, HostId, INTERFACES_MAX, InterfaceWindow,
     MemoryWindow, OutcomeResult, Setting, VmState, VmWindow,
 };
 use thiserror::Error;
@@ -41,14 +41,6 @@ pub(crate) struct Flight {
     pub(crate) record: CommandRecord,
     /// When it is given up.
     pub(crate) deadline: Timestamp,
-}
-
-/// Whether an interface's numbers can be true.
-fn is_sound(interface: &InterfaceWindow) -> bool {
-    [&interface.received, &interface.sent].into_iter().all(|traffic| {
-        let MeanMax { mean, max } = traffic.bytes_per_s;
-        [mean, max, traffic.packets_per_s, traffic.dropped_per_s].iter().all(|value| value.is_finite() && *value >= 0.0)
-    })
 }
 
 /// Why a window is not believed.
@@ -185,13 +177,6 @@ impl Vm {
         if let Some(memory) = window.memory.as_ref().filter(|_| window.state == VmState::Running) {
             self.pattern.measure_memory(memory, start, length, late);
         }
-        if window.state == VmState::Running {
-            let sound = window.interfaces.iter().filter(|interface| is_sound(interface));
-            self.pattern.measure_network(sound, start, length, late);
-        }
-        if let Some(disk) = window.disk.as_ref().filter(|disk| window.state == VmState::Running && disk.is_sane()) {
-            self.pattern.measure_disk(disk, start, length, late);
-        }
         // A paused or shut-off VM wants nothing now, which says nothing about what it wants when it runs.
         let Some(cpu) = window.cpu.filter(|_| window.state == VmState::Running) else { return Taught::Nothing };
         let live = live_cores(&cpu, &window.allocation);
@@ -255,7 +240,7 @@ impl Vm {
             self.stood_down = window.stood_down;
         }
         self.memory = memory;
-        let believed = window.interfaces.iter().filter(|interface| is_sound(interface)).take(INTERFACES_MAX);
+        let believed = window.interfaces.iter().filter(|interface| interface.is_sane()).take(INTERFACES_MAX);
         self.interfaces = believed.cloned().collect();
         self.disk = window.disk.clone().filter(DiskWindow::is_sane);
         std::mem::replace(&mut self.allocation, allocation) != allocation
