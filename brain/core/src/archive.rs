@@ -9,7 +9,7 @@
 //! that wherever it runs.
 //!
 //! Bounds: [`KPI_BYTES_MAX`] for each KPI with all of its blocks in memory, the oldest blocks giving way; with CPU alone in memory the
-//! other seven keep their open blocks, about 6 KiB each.
+//! other seven keep their open blocks, about 3 KiB each.
 
 mod block;
 mod code;
@@ -25,7 +25,7 @@ use gnomon_common::time::Timestamp;
 
 pub use block::{BLOCK_VERSION, BlockError, BlockKey, SealedBlock};
 pub(crate) use code::Code;
-pub use code::{RELATIVE_ERROR_MAX, SMALLEST_EXACT};
+pub use code::{ESTIMATE_ERROR_MAX, RELATIVE_ERROR_MAX, SMALLEST_EXACT};
 pub use kpi::{Kpi, Tier};
 pub use read::{ReadError, Step, Steps};
 use ring::Ring;
@@ -283,7 +283,7 @@ impl Archive {
     }
 
     fn empty(kpi: Kpi) -> Series {
-        let residence = if matches!(kpi, Kpi::Cpu | Kpi::CpuUnknown) { Residence::Memory } else { Residence::Store };
+        let residence = if kpi.is_resident() { Residence::Memory } else { Residence::Store };
         Series::new(kpi, residence)
     }
 }

@@ -1,7 +1,6 @@
 //! What is known of a VM in the long run, and what follows from it: the day and the month ahead, and what is out of the ordinary.
 //!
-//! Data enters window by window ([`Pattern::measure_cpu`], [`Pattern::measure_memory`]) into the [`archive`](crate::archive). That is the only
-//! state, but for the corrections of quantiles: all else follows from it. Whenever a 5-minute step closes ([`Pattern::turn`]), detectors look at it,
+//! Data enters window by window ([`Pattern::measure_cpu`] and its like) into the [`archive`](crate::archive). That is the only state, but for the corrections of quantiles: all else follows from it. Whenever a 5-minute step closes ([`Pattern::turn`]), detectors look at it,
 //! the forecast made of it is scored, and its quantiles are corrected; all of that is O(1). Once an hour a [`Look`] is due: a pure job that
 //! searches weeks of history for seasons and fits the forecast engine anew. A restart gives back the archive and the corrections, and the
 //! first look makes the rest.
@@ -22,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{MemoryWindow, VmId};
+use gnomon_common::wire::{DiskWindow, InterfaceWindow, MeanMax, MemoryWindow, VmId};
 
 use crate::archive::{Accepted, Archive, BlockError, Change, Kpi, Measurement, SealedBlock, Tier};
 use crate::calendar::Calendar;
@@ -164,6 +163,42 @@ impl Pattern {
         let bytes = if self.guest_tells { memory.demand_bytes } else { Some(memory.resident_bytes) };
         let Some(bytes) = bytes.map(|bytes| bytes as f64) else { return };
         self.measure(Kpi::Memory, &Measurement { start, length, covered: 1.0, mean: bytes, max: bytes }, late);
+    }
+
+    /// Takes in what went through all of a VM's interfaces; nothing where none was measured.
+    pub(crate) fn measure_network<'a>(
+        &mut self,
+        interfaces: impl Iterator<Item = &'a InterfaceWindow>,
+        start: Timestamp,
+        length: Duration,
+        late: bool,
+    ) {
+        let mut sums = None;
+        for interface in interfaces {
+            let (received, sent) = sums.get_or_insert((MeanMax::default(), MeanMax::default()));
+            for (sum, traffic) in [(received, &interface.received), (sent, &interface.sent)] {
+                sum.mean += traffic.bytes_per_s.mean;
+                // Of the sum's largest sample an upper bound: the interfaces' largest need not be at the same time.
+                sum.max += traffic.bytes_per_s.max;
+            }
+        }
+        let Some((received, sent)) = sums else { return };
+        for (kpi, MeanMax { mean, max }) in [(Kpi::NetworkIn, received), (Kpi::NetworkOut, sent)] {
+            self.measure(kpi, &Measurement { start, length, covered: 1.0, mean, max }, late);
+        }
+    }
+
+    /// Takes in what a VM did on disks.
+    pub(crate) fn measure_disk(&mut self, disk: &DiskWindow, start: Timestamp, length: Duration, late: bool) {
+        let same = |value| MeanMax { mean: value, max: value };
+        for (kpi, MeanMax { mean, max }) in [
+            (Kpi::DiskReadBytes, disk.read.bytes_per_s),
+            (Kpi::DiskWriteBytes, disk.write.bytes_per_s),
+            (Kpi::DiskReads, same(disk.read.operations_per_s)),
+            (Kpi::DiskWrites, same(disk.write.operations_per_s)),
+        ] {
+            self.measure(kpi, &Measurement { start, length, covered: 1.0, mean, max }, late);
+        }
     }
 
     fn measure(&mut self, kpi: Kpi, measurement: &Measurement, late: bool) {

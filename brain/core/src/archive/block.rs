@@ -48,7 +48,7 @@ pub struct BlockKey {
 impl BlockKey {
     /// When the block's time is over, however much of it was measured. Of a number that no clock reaches, the end of time.
     pub const fn end(self) -> Timestamp {
-        let block_ms = self.tier.block_steps() * self.tier.step_ms();
+        let block_ms = self.tier.block_steps(self.kpi) * self.tier.step_ms();
         Timestamp::from_unix_ms(self.number.saturating_add(1).saturating_mul(block_ms))
     }
 }
@@ -118,6 +118,11 @@ impl Pair {
         Self { mean, max: Code::of(max).max(mean) }
     }
 
+    /// As coarse as an estimate is kept.
+    pub(super) fn coarse(self) -> Self {
+        Self { mean: self.mean.coarse(), max: self.max.coarse() }
+    }
+
     pub(super) fn is_gap(self) -> bool {
         self.mean == Code::GAP
     }
@@ -161,7 +166,7 @@ pub(super) fn decode(key: BlockKey, bytes: &[u8]) -> Result<Vec<Pair>, BlockErro
         return Err(BlockError::Key);
     }
     let steps = usize::from(u16::from_le_bytes(rest.take()?));
-    if steps as u64 > key.tier.block_steps() {
+    if steps as u64 > key.tier.block_steps(key.kpi) {
         return Err(BlockError::Header { what: "steps" });
     }
     let runs = usize::from(u16::from_le_bytes(rest.take()?));

@@ -14,6 +14,12 @@ const LARGEST: u16 = 0xFEFF;
 /// Bound of the relative error of one value, for those above [`SMALLEST_EXACT`]: half a unit of the eighth bit of the mantissa.
 pub const RELATIVE_ERROR_MAX: f64 = 1.0 / 512.0;
 
+/// Bits of a code that are rounded away of what is an estimate.
+const COARSE_BITS: u32 = 5;
+
+/// The same bound for an estimate.
+pub const ESTIMATE_ERROR_MAX: f64 = RELATIVE_ERROR_MAX * (1 << COARSE_BITS) as f64;
+
 /// Below this (the smallest normal number of single precision) the error is absolute, and as small: at most this / 512.
 pub const SMALLEST_EXACT: f64 = f32::MIN_POSITIVE as f64;
 
@@ -29,6 +35,15 @@ impl Code {
     pub(crate) fn of(value: f64) -> Self {
         let bits = (value as f32).max(0.0).to_bits();
         let rounded = (bits + (1 << (DROPPED_BITS - 1))) >> DROPPED_BITS;
+        Self(u16::try_from(rounded).unwrap_or(LARGEST).min(LARGEST))
+    }
+
+    /// The nearest one that an estimate is kept as: far fewer different ones, which compress as well.
+    pub(super) fn coarse(self) -> Self {
+        if self == Self::GAP {
+            return self;
+        }
+        let rounded = (u32::from(self.0) + (1 << (COARSE_BITS - 1))) >> COARSE_BITS << COARSE_BITS;
         Self(u16::try_from(rounded).unwrap_or(LARGEST).min(LARGEST))
     }
 
@@ -51,7 +66,8 @@ mod tests {
         for value in [f64::INFINITY, f64::MAX, f64::from(f32::MAX)] {
             assert_eq!(Code::of(value), Code(LARGEST), "{value}");
         }
-        assert_eq!(Code::GAP.value(), None);
+        assert_eq!((Code::GAP.value(), Code::GAP.coarse()), (None, Code::GAP));
+        assert_eq!(Code(LARGEST).coarse().value(), Some(Code(LARGEST).value().unwrap()));
     }
 
     proptest! {
@@ -61,6 +77,10 @@ mod tests {
             // The conversion to single precision rounds too, by a thirty-thousandth of the bound.
             let bound = value.max(SMALLEST_EXACT) * RELATIVE_ERROR_MAX * (1.0 + 1e-4);
             prop_assert!((kept - value).abs() <= bound, "{value} is kept as {kept}");
+            let estimate = Code::of(value).coarse().value().unwrap();
+            // Both roundings err, the coarse one less than by its bound.
+            let bound = value.max(SMALLEST_EXACT) * (ESTIMATE_ERROR_MAX + RELATIVE_ERROR_MAX) * (1.0 + 1e-4);
+            prop_assert!((estimate - value).abs() <= bound, "{value} is estimated as {estimate}");
         }
 
         #[test]

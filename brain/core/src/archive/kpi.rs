@@ -44,6 +44,16 @@ impl Kpi {
         Self::NetworkOut,
         Self::CpuUnknown,
     ];
+
+    /// Whether all that is kept of it is in memory, unless told otherwise: forecasts are made of it.
+    pub(super) const fn is_resident(self) -> bool {
+        matches!(self, Self::Cpu | Self::CpuUnknown)
+    }
+
+    /// Whether it bounds what is not known: it is kept more coarsely ([`ESTIMATE_ERROR_MAX`](super::ESTIMATE_ERROR_MAX)).
+    pub(super) const fn is_estimate(self) -> bool {
+        matches!(self, Self::CpuUnknown)
+    }
 }
 
 /// A resolution, and for how long it is kept.
@@ -103,15 +113,17 @@ impl Tier {
 
     /// How long a step is kept at most: blocks are forgotten as a whole.
     pub const fn kept_max(self) -> Duration {
-        Duration::from_millis((self.steps_kept() + self.block_steps()) * self.step_ms())
+        Duration::from_millis((self.steps_kept() + self.block_steps(Kpi::Cpu)) * self.step_ms())
     }
 
-    /// Steps of a block: an hour, two days, sixteen days. Shorter ones compress worse, longer ones keep more steps uncompressed.
-    pub const fn block_steps(self) -> u64 {
-        match self {
-            Self::Seconds10 => 360,
-            Self::Minutes5 => 576,
-            Self::Hour1 => 384,
-        }
+    /// Steps of a block. Shorter ones compress worse, longer ones keep more steps uncompressed while they are open: so they are short for
+    /// what is otherwise in the store alone.
+    pub const fn block_steps(self, kpi: Kpi) -> u64 {
+        let (long, short) = match self {
+            Self::Seconds10 => (360, 120),
+            Self::Minutes5 => (576, 144),
+            Self::Hour1 => (384, 96),
+        };
+        if kpi.is_resident() { long } else { short }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Blocks are aligned to the epoch, so that a block that is written again (its tail went on, a gap was filled) has the key that it had.
 
+mod runs;
 mod store;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Measurement;
 use super::block::{self, BlockKey, Pair};
 use super::kpi::{Kpi, Tier};
+use runs::Runs;
 
 /// A step counts as measured when at least this share of it was covered.
 const COVERED_SHARE_MIN: f64 = 0.5;
@@ -28,11 +30,12 @@ impl Open {
         self.max = self.max.max(measurement.max);
     }
 
-    fn close(self, step_ms: u64) -> Pair {
+    fn close(self, kpi: Kpi, step_ms: u64) -> Pair {
         if self.measured_ms < COVERED_SHARE_MIN * step_ms as f64 {
             return Pair::GAP;
         }
-        Pair::of(self.sum / self.measured_ms, self.max)
+        let pair = Pair::of(self.sum / self.measured_ms, self.max);
+        if kpi.is_estimate() { pair.coarse() } else { pair }
     }
 }
 
@@ -62,7 +65,7 @@ pub(super) struct Ring {
     /// Sealed blocks in memory, by number.
     blocks: BTreeMap<u64, Sealed>,
     /// Numbers of blocks that are in the store alone.
-    away: BTreeSet<u64>,
+    away: Runs,
     /// Steps of the open block, from its start to `next`.
     tail: Vec<Pair>,
     /// The open step; `None` before the first measurement.
@@ -85,7 +88,7 @@ impl Ring {
             kpi,
             tier,
             blocks: BTreeMap::new(),
-            away: BTreeSet::new(),
+            away: Runs::default(),
             tail: Vec::new(),
             next: None,
             open: Open::default(),
@@ -96,6 +99,10 @@ impl Ring {
             has_owner: false,
             sealed_bytes: 0,
         }
+    }
+
+    fn block_steps(&self) -> u64 {
+        self.tier.block_steps(self.kpi)
     }
 
     fn key(&self, number: u64) -> BlockKey {
@@ -141,7 +148,7 @@ impl Ring {
     }
 
     fn fill_step(&mut self, index: u64, measurement: &Measurement, measured_ms: f64) -> bool {
-        let step_ms = self.tier.step_ms();
+        let (kpi, step_ms) = (self.kpi, self.tier.step_ms());
         let Some(next) = self.next else { return false };
         if index == next {
             let room_ms = step_ms as f64 - self.open.measured_ms;
@@ -161,13 +168,13 @@ impl Ring {
             return false;
         }
         open.add(measurement, measured_ms.min(room_ms));
-        let closed = open.close(step_ms);
+        let closed = open.close(kpi, step_ms);
         let changed = !closed.is_gap() && *slot != closed;
         if changed {
             *slot = closed;
         }
         self.filling = Some((index, open));
-        if index / self.tier.block_steps() == self.tail_number() {
+        if index / self.block_steps() == self.tail_number() {
             self.tail_changed |= changed;
         } else if let Some(unpacked) = &mut self.unpacked {
             unpacked.changed |= changed;
@@ -178,20 +185,20 @@ impl Ring {
     /// A closed step's place: in the open block, or in a sealed one, which is unpacked. `None` when that is in the store alone, or has no
     /// gap (unless a step of it `is_filling`).
     fn slot(&mut self, index: u64, is_filling: bool) -> Option<&mut Pair> {
-        let number = index / self.tier.block_steps();
-        let place = (index % self.tier.block_steps()) as usize;
+        let number = index / self.block_steps();
+        let place = (index % self.block_steps()) as usize;
         if number == self.tail_number() {
             return self.tail.get_mut(place);
         }
         if self.unpacked.as_ref().is_none_or(|unpacked| unpacked.number != number) {
-            if self.away.contains(&number)
+            if self.away.contains(number)
                 || self.blocks.get(&number).is_some_and(|sealed| !sealed.has_gap && !is_filling)
             {
                 return None;
             }
             self.settle();
             let mut steps = self.steps_of(number);
-            steps.resize(self.tier.block_steps() as usize, Pair::GAP);
+            steps.resize(self.block_steps() as usize, Pair::GAP);
             self.unpacked = Some(Unpacked { number, steps, changed: false });
         }
         self.unpacked.as_mut().and_then(|unpacked| unpacked.steps.get_mut(place))
@@ -206,7 +213,7 @@ impl Ring {
 
     fn seal(&mut self, number: u64, steps: &[Pair]) {
         let sealed = block::encode(self.key(number), steps);
-        let has_gap = steps.len() < self.tier.block_steps() as usize || steps.iter().any(|pair| pair.is_gap());
+        let has_gap = steps.len() < self.block_steps() as usize || steps.iter().any(|pair| pair.is_gap());
         self.put(number, Sealed { bytes: sealed.bytes, persisted: false, has_gap });
     }
 
@@ -218,24 +225,24 @@ impl Ring {
     }
 
     fn tail_number(&self) -> u64 {
-        self.next.unwrap_or(0) / self.tier.block_steps()
+        self.next.unwrap_or(0) / self.block_steps()
     }
 
     /// Starts the open block anew, with a gap from its start to `next`.
     fn begin_tail(&mut self, next: u64) {
-        let before = (next % self.tier.block_steps()) as usize;
+        let before = (next % self.block_steps()) as usize;
         self.tail.clear();
-        self.tail.reserve_exact(self.tier.block_steps() as usize);
+        self.tail.reserve_exact(self.block_steps() as usize);
         self.tail.resize(before, Pair::GAP);
     }
 
     /// Closes every step before `index`.
     fn close_before(&mut self, index: u64) {
         let Some(next) = self.next.filter(|&next| index > next) else { return };
-        let closed = std::mem::take(&mut self.open).close(self.tier.step_ms());
+        let closed = std::mem::take(&mut self.open).close(self.kpi, self.tier.step_ms());
         self.push(closed, next);
         // A leap over whole blocks leaves no blocks: what is not there is a gap.
-        let block_steps = self.tier.block_steps();
+        let block_steps = self.block_steps();
         if index / block_steps > (next + 1) / block_steps {
             if (next + 1) % block_steps != 0 {
                 self.seal_tail();
@@ -254,7 +261,7 @@ impl Ring {
     fn push(&mut self, pair: Pair, at: u64) {
         self.tail.push(pair);
         self.tail_changed |= !pair.is_gap();
-        if (at + 1).is_multiple_of(self.tier.block_steps()) {
+        if (at + 1).is_multiple_of(self.block_steps()) {
             self.seal_tail();
             self.next = Some(at + 1);
             self.begin_tail(at + 1);
@@ -277,7 +284,7 @@ impl Ring {
 
     /// Forgets blocks that are too old.
     fn drop_old(&mut self) {
-        let oldest = self.next.unwrap_or(0).saturating_sub(self.tier.steps_kept()) / self.tier.block_steps();
+        let oldest = self.next.unwrap_or(0).saturating_sub(self.tier.steps_kept()) / self.block_steps();
         if self.unpacked.as_ref().is_some_and(|unpacked| unpacked.number < oldest) {
             self.unpacked = None;
         }
@@ -289,14 +296,14 @@ impl Ring {
 
     /// The oldest block that there is, in memory or not.
     fn first_block(&self) -> Option<u64> {
-        self.blocks.first_key_value().map(|(&number, _)| number).into_iter().chain(self.away.first().copied()).min()
+        self.blocks.first_key_value().map(|(&number, _)| number).into_iter().chain(self.away.first()).min()
     }
 
     fn forget(&mut self, number: u64) {
         if let Some(sealed) = self.blocks.remove(&number) {
             self.sealed_bytes -= sealed.bytes.len();
         }
-        self.away.remove(&number);
+        self.away.remove(number);
         if self.has_owner {
             self.forgotten.insert(number);
         }
@@ -316,14 +323,14 @@ impl Ring {
             return;
         };
         self.settle();
-        let number = index / self.tier.block_steps();
-        let place = (index % self.tier.block_steps()) as usize;
-        if number == next / self.tier.block_steps() {
+        let number = index / self.block_steps();
+        let place = (index % self.block_steps()) as usize;
+        if number == next / self.block_steps() {
             self.tail.truncate(place);
         } else {
             let kept = self.steps_of(number);
             let mut later: Vec<u64> = self.blocks.range(number..).map(|(&number, _)| number).collect();
-            later.extend(self.away.range(number..));
+            later.extend(self.away.within(number..next));
             later.push(self.tail_number());
             later.into_iter().for_each(|number| self.forget(number));
             self.begin_tail(index);
@@ -347,7 +354,7 @@ impl Ring {
     pub(super) fn span(&self) -> Option<(u64, u64)> {
         let next = self.next?;
         let oldest = next.saturating_sub(self.tier.steps_kept());
-        let steps = |number: u64| number * self.tier.block_steps();
+        let steps = |number: u64| number * self.block_steps();
         let first = self.first_block().map_or(next - self.tail.len() as u64, steps);
         let unpacked = self.unpacked.as_ref().map_or(first, |unpacked| steps(unpacked.number));
         Some((first.min(unpacked).max(oldest), next))
@@ -362,7 +369,7 @@ impl Ring {
 
     /// Closed steps from `from` to before `to`, by index, those that are measured and in memory, in order of time.
     pub(super) fn measured(&self, from: u64, to: u64, mut visit: impl FnMut(u64, Pair)) {
-        let block_steps = self.tier.block_steps();
+        let block_steps = self.block_steps();
         let Some((first, next)) = self.span() else { return };
         let (from, to) = (from.max(first), to.min(next));
         for number in from / block_steps..to.div_ceil(block_steps) {
@@ -392,7 +399,7 @@ impl Ring {
     pub(super) fn memory_bytes(&self) -> usize {
         let pair = size_of::<Pair>();
         let unpacked = self.unpacked.as_ref().map_or(0, |unpacked| unpacked.steps.capacity() * pair);
-        let entries = self.blocks.len() * BLOCK_BYTES + (self.away.len() + self.forgotten.len()) * NUMBER_BYTES;
+        let entries = self.blocks.len() * BLOCK_BYTES + self.forgotten.len() * NUMBER_BYTES + self.away.memory_bytes();
         self.sealed_bytes + entries + self.tail.capacity() * pair + unpacked
     }
 }

@@ -246,14 +246,14 @@ fn the_store_forgets_what_is_too_old() {
     }
     for tier in Tier::ALL {
         let blocks = store.0.keys().filter(|key| key.tier == tier).count() as u64;
-        let kept = tier.steps_kept().div_ceil(tier.block_steps()) + 1;
+        let kept = tier.steps_kept().div_ceil(tier.block_steps(Kpi::Cpu)) + 1;
         assert!((kept - 1..=kept).contains(&blocks), "{tier:?}: {blocks} for {kept}");
     }
     // What a store forgets by age alone is never wanted any more; a block earlier, some might be.
     let now = at(430 * DAY_S);
     for tier in Tier::ALL {
         let oldest = store.0.keys().filter(|key| key.tier == tier).map(|key| now.since(key.end())).max().unwrap();
-        let block = tier.step() * tier.block_steps() as u32;
+        let block = tier.step() * tier.block_steps(Kpi::Cpu) as u32;
         assert!((tier.kept_max() - 2 * block..tier.kept_max()).contains(&oldest), "{tier:?}: {oldest:?}");
     }
 }

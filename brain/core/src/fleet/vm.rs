@@ -177,6 +177,13 @@ impl Vm {
         if let Some(memory) = window.memory.as_ref().filter(|_| window.state == VmState::Running) {
             self.pattern.measure_memory(memory, start, length, late);
         }
+        if window.state == VmState::Running {
+            let sane = window.interfaces.iter().filter(|interface| interface.is_sane());
+            self.pattern.measure_network(sane, start, length, late);
+        }
+        if let Some(disk) = window.disk.as_ref().filter(|disk| window.state == VmState::Running && disk.is_sane()) {
+            self.pattern.measure_disk(disk, start, length, late);
+        }
         // A paused or shut-off VM wants nothing now, which says nothing about what it wants when it runs.
         let Some(cpu) = window.cpu.filter(|_| window.state == VmState::Running) else { return Taught::Nothing };
         let live = live_cores(&cpu, &window.allocation);

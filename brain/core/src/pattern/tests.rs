@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{MemoryWindow, VmId};
+use gnomon_common::wire::{DiskFlow, DiskWindow, InterfaceWindow, MeanMax, MemoryWindow, Traffic, VmId};
 use uuid::Uuid;
 
 use super::*;
@@ -222,7 +222,7 @@ fn a_vm_whose_guest_tells_what_it_uses_is_not_measured_from_outside() {
 
 #[test]
 fn a_vm_of_400_days_is_bounded() {
-    let mut pattern = Pattern::new();
+    let (mut pattern, mut stored) = (Pattern::new(), std::collections::BTreeMap::new());
     let days = 401;
     for minute in (0..days * DAY_MINUTES).step_by(5) {
         let cores = office(minute);
@@ -231,8 +231,24 @@ fn a_vm_of_400_days_is_bounded() {
         pattern.measure_cpu(&window, cores, false);
         let memory = MemoryWindow { resident_bytes: (1 << 30) + (minute << 12), ..MemoryWindow::default() };
         pattern.measure_memory(&memory, at(minute), STEP, false);
+        let rate = |shift: u64| MeanMax { mean: 1e6 * noise(minute + shift), max: 2e6 * noise(minute + shift) };
+        let traffic = |shift| Traffic { bytes_per_s: rate(shift), ..Traffic::default() };
+        let interface = InterfaceWindow { received: traffic(1), sent: traffic(2), ..InterfaceWindow::default() };
+        pattern.measure_network(std::iter::once(&interface), at(minute), STEP, false);
+        let way = |shift| DiskFlow {
+            bytes_per_s: rate(shift),
+            operations_per_s: rate(shift).mean / 4096.0,
+            ..DiskFlow::default()
+        };
+        let disk = DiskWindow { read: way(3), write: way(4), ..DiskWindow::default() };
+        pattern.measure_disk(&disk, at(minute), STEP, false);
         pattern.turn();
-        pattern.due_for_store(7);
+        for change in pattern.due_for_store(7).into_iter().flat_map(|(changes, _)| changes) {
+            match change {
+                Change::Persist(block) => stored.insert(block.key, block.bytes.len()),
+                Change::Forget(key) => stored.remove(&key),
+            };
+        }
     }
     let look = pattern.look(VmId(Uuid::nil()), 1, 3, &Arc::new(Calendar::utc())).unwrap();
     pattern.looked(look.run());
@@ -240,4 +256,7 @@ fn a_vm_of_400_days_is_bounded() {
     // With what is learnt step by step and for sizing, 128 KiB: the near history has 17, the sizer's part 12.
     let bytes = pattern.memory_bytes();
     assert!(bytes <= (128 - 17 - 12) * 1024, "{bytes}");
+    // All there is of it, in memory and in the store, is in the store.
+    let bytes: usize = stored.values().sum();
+    assert!((128 * 1024..512 * 1024).contains(&bytes), "{bytes}");
 }

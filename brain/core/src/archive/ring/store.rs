@@ -37,17 +37,15 @@ impl Ring {
         }
     }
 
-    /// Takes out of memory what the owner has and what cannot be filled any more. The newest block stays: a clock that is set back a little
-    /// opens it again.
+    /// Takes out of memory what the owner has and what cannot be filled any more. A clock that is set back into such a block forgets all of it.
     pub(in crate::archive) fn send_away(&mut self) {
-        let block_ms = self.tier.block_steps() * self.tier.step_ms();
+        let block_ms = self.block_steps() * self.tier.step_ms();
         let now_ms = self.next.unwrap_or(0) * self.tier.step_ms();
-        let newest = self.blocks.last_key_value().map(|(&number, _)| number);
         let is_fillable =
             |number: u64, sealed: &Sealed| sealed.has_gap && (number + 1) * block_ms + BACKLOG_MS > now_ms;
         let (sealed_bytes, away) = (&mut self.sealed_bytes, &mut self.away);
         self.blocks.retain(|&number, sealed| {
-            let stays = !sealed.persisted || is_fillable(number, sealed) || newest == Some(number);
+            let stays = !sealed.persisted || is_fillable(number, sealed);
             if !stays {
                 *sealed_bytes -= sealed.bytes.len();
                 away.insert(number);
@@ -58,9 +56,9 @@ impl Ring {
 
     /// Keys of blocks that are in the store alone and touch the steps from `from` to before `to`.
     pub(in crate::archive) fn away(&self, from: u64, to: u64) -> impl Iterator<Item = BlockKey> + '_ {
-        let block_steps = self.tier.block_steps();
+        let block_steps = self.block_steps();
         let first = from / block_steps;
-        self.away.range(first..to.div_ceil(block_steps).max(first)).map(|&number| self.key(number))
+        self.away.within(first..to.div_ceil(block_steps).max(first)).map(|number| self.key(number))
     }
 
     /// Takes a block back: one that was sent away, or one from before a restart, in any order.
@@ -69,7 +67,7 @@ impl Ring {
     /// A block that cannot be read is refused, and one whose place is taken by what was measured since.
     pub(in crate::archive) fn restore(&mut self, block: SealedBlock) -> Result<(), BlockError> {
         let number = block.key.number;
-        let block_steps = self.tier.block_steps();
+        let block_steps = self.block_steps();
         let steps = block::decode(block.key, &block.bytes)?;
         let end_ms = (number.checked_add(2)).and_then(|after| after.checked_mul(block_steps * self.tier.step_ms()));
         if end_ms.is_none() {
@@ -83,7 +81,7 @@ impl Ring {
             if self.blocks.contains_key(&number) || number == self.tail_number() || is_unpacked || number < oldest {
                 return Err(BlockError::Outdated);
             }
-            self.away.remove(&number);
+            self.away.remove(number);
             self.put(number, Sealed { bytes: block.bytes, persisted: true, has_gap });
             return Ok(());
         }
