@@ -12,7 +12,7 @@ use aya_log_ebpf::warn;
 use core::ptr::null_mut;
 use core::sync::atomic::{Ordering, compiler_fence};
 use gnomon_common::abi::sched::{
-    TGIDS_MAX, THREAD_GONE, THREAD_LIVE, THREAD_VACANT, THREADS_MAX, TgidEntry, ThreadAccount, WAIT_BUCKETS,
+    Stretch, TGIDS_MAX, THREAD_GONE, THREAD_LIVE, THREAD_VACANT, THREADS_MAX, TgidEntry, ThreadAccount, WAIT_BUCKETS,
 };
 
 /// At most one diagnostic line in this time: a full table is reported, not suffered for every new thread.
@@ -48,11 +48,11 @@ pub enum Unclaimed {
     AlreadyOwned,
 }
 
-/// The clock of every account.
+/// The clock of every account, as fine as a [`Stretch`] holds it.
 #[inline(always)]
 pub fn now_ns() -> u64 {
     // SAFETY: takes no argument.
-    unsafe { bpf_ktime_get_ns() }
+    Stretch::waiting(unsafe { bpf_ktime_get_ns() }).since_ns()
 }
 
 /// The VM a process belongs to.
@@ -113,9 +113,9 @@ unsafe fn step_seq(account: *mut ThreadAccount) {
     }
 }
 
-/// Takes a free account and opens it for a thread; nobody else knows it yet.
+/// Takes a free account and opens it for a thread that has run for `exec_ns` by the kernel's count; nobody else knows it yet.
 #[inline(always)]
-pub fn open(tid: u32, slot: u32, pass: u32) -> Option<(u32, *mut ThreadAccount)> {
+pub fn open(tid: u32, slot: u32, pass: u32, exec_ns: u64) -> Option<(u32, *mut ThreadAccount)> {
     let Ok(Some(index)) = FREE_INDEXES.pop() else {
         return None;
     };
@@ -128,8 +128,8 @@ pub fn open(tid: u32, slot: u32, pass: u32) -> Option<(u32, *mut ThreadAccount)>
         write(account, |account| {
             account.run_ns = 0;
             account.wait_ns = 0;
-            account.on_cpu_since_ns = 0;
-            account.waiting_since_ns = 0;
+            account.exec_ns = exec_ns;
+            account.stretch = Stretch::ASLEEP;
             account.wakeups = 0;
             account.preemptions = 0;
             account.generation = account.generation.wrapping_add(1);

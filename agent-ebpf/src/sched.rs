@@ -42,11 +42,12 @@ fn on_switch(preempt: u64, prev: Task, next: Task, prev_state: u32) {
         let preempted = preempt & 1 != 0;
         let runnable = preempted || prev_state == TASK_RUNNING;
         let throttled = runnable && prev.is_throttled();
+        let exec_ns = prev.exec_ns();
         // SAFETY: `prev`'s account, under its run-queue's lock.
         unsafe {
             leaver = u32::from((*leaving).slot);
             accounts::write(leaving, |account| {
-                account.leave_cpu(switched_ns, runnable);
+                account.leave_cpu(switched_ns, exec_ns, runnable);
                 account.throttled = u8::from(throttled);
                 if !preempted && prev_state & TASK_DEAD != 0 {
                     account.state = THREAD_GONE;
@@ -66,11 +67,11 @@ fn on_switch(preempt: u64, prev: Task, next: Task, prev_state: u32) {
     }
     // SAFETY: `next`'s account, under its run-queue's lock.
     unsafe {
-        let since_ns = (*entering).waiting_since_ns;
+        let before = (*entering).stretch;
         let (victim, throttled) = (u32::from((*entering).slot), (*entering).throttled != 0);
         accounts::write(entering, |account| account.enter_cpu(switched_ns));
-        if since_ns != 0 {
-            culprits::on_wait_end(victim, throttled, since_ns, switched_ns, leaver, prev);
+        if !before.is_asleep() && !before.is_on_cpu() {
+            culprits::on_wait_end(victim, throttled, before.since_ns(), switched_ns, leaver, prev);
         }
     }
 }

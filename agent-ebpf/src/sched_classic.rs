@@ -57,7 +57,8 @@ pub fn sched_switch(ctx: TracePointContext) -> u32 {
         // SAFETY: `prev`'s account, under its run-queue's lock.
         unsafe {
             accounts::write(leaving, |account| {
-                account.leave_cpu(switched_ns, state & NOT_RUNNABLE == 0);
+                let exec_ns = account.exec_by_clock_ns(switched_ns);
+                account.leave_cpu(switched_ns, exec_ns, state & NOT_RUNNABLE == 0);
                 if exited {
                     account.state = THREAD_GONE;
                 }
@@ -160,7 +161,7 @@ pub fn see_running(_ctx: PerfEventContext) -> u32 {
     // SAFETY: not null, so in bounds. This interrupts the thread itself, and a switch is never interrupted; only a late wake-up on
     // another CPU may write at the same time, and it leaves at worst an open wait, which the next switch closes.
     unsafe {
-        if !account.is_null() && (*account).on_cpu_since_ns == 0 && (*account).state == THREAD_LIVE {
+        if !account.is_null() && !(*account).stretch.is_on_cpu() && (*account).state == THREAD_LIVE {
             let seen_ns = now_ns();
             accounts::write(account, |account| account.enter_cpu(seen_ns));
         }

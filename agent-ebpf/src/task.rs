@@ -16,6 +16,9 @@ static TASK_TGID_OFFSET: Global<u32> = Global::new(0);
 static TASK_STATE_OFFSET: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static TASK_ON_CPU_OFFSET: Global<u32> = Global::new(0);
+/// Of `se.sum_exec_runtime`.
+#[unsafe(no_mangle)]
+static TASK_EXEC_OFFSET: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static TASK_BPF_STORAGE_OFFSET: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
@@ -82,6 +85,13 @@ impl Task {
     #[inline(always)]
     pub fn is_on_cpu(self) -> bool {
         self.read::<u32>(&TASK_ON_CPU_OFFSET) != 0
+    }
+
+    /// How long it has run, by the kernel's own count, in nanoseconds: as of now where it has just left its CPU, as of the last tick
+    /// where it is on one. Time that interrupts took, or a hypervisor below this kernel, is not in it.
+    #[inline(always)]
+    pub fn exec_ns(self) -> u64 {
+        self.read(&TASK_EXEC_OFFSET)
     }
 
     /// Whether any BPF program keeps task storage on it: one load, where asking the storage itself is a helper call.

@@ -7,7 +7,7 @@ use aya_ebpf::btf_maps::Array;
 use aya_ebpf::helpers::generated::{bpf_task_storage_delete, bpf_task_storage_get};
 use aya_ebpf::macros::btf_map;
 use core::ptr::{null, null_mut};
-use gnomon_common::abi::sched::{ThreadAccount, ThreadRef};
+use gnomon_common::abi::sched::{Stretch, ThreadAccount, ThreadRef};
 
 /// The number of the registration pass in progress or last done, set by the agent.
 #[btf_map]
@@ -59,7 +59,7 @@ pub fn account_of(task: Task) -> *mut ThreadAccount {
 /// Why it has none; nothing is left behind then.
 #[inline(always)]
 pub fn claim(task: Task, slot: u32, pass: u32) -> Result<*mut ThreadAccount, Unclaimed> {
-    let Some((index, account)) = accounts::open(task.tid(), slot, pass) else {
+    let Some((index, account)) = accounts::open(task.tid(), slot, pass, task.exec_ns()) else {
         return Err(Unclaimed::TableFull);
     };
     let mut reference = ThreadRef { index, slot };
@@ -99,17 +99,17 @@ pub fn start_if_running(task: Task, account: *mut ThreadAccount) {
         if !task.is_on_cpu() || task.state() != TASK_RUNNING {
             return;
         }
-        let since = &raw mut (*account).on_cpu_since_ns;
-        if since.read_volatile() != 0 {
+        let stretch = &raw mut (*account).stretch;
+        if !stretch.read_volatile().is_asleep() {
             return;
         }
-        let now_ns = now_ns();
-        since.write_volatile(now_ns);
+        let running = Stretch::on_cpu(now_ns());
+        stretch.write_volatile(running);
         // An atomic addition is the full barrier that makes the store visible before `seq` is read again.
         #[cfg(target_arch = "bpf")]
         core::arch::asm!("lock *(u64 *)({p} + 0) += {zero}", p = in(reg) account, zero = in(reg) 0u64);
-        if (&raw const (*account).seq).read_volatile() != seq && since.read_volatile() == now_ns {
-            since.write_volatile(0);
+        if (&raw const (*account).seq).read_volatile() != seq && stretch.read_volatile() == running {
+            stretch.write_volatile(Stretch::ASLEEP);
         }
     }
 }

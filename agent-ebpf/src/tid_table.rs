@@ -37,7 +37,7 @@ pub fn account_of(tid: u32) -> *mut ThreadAccount {
 #[inline(always)]
 pub fn claim(tid: u32, slot: u32) -> Result<(), Unclaimed> {
     // Passes are counted by task iterators, which this probe has none of.
-    let Some((index, account)) = accounts::open(tid, slot, 0) else {
+    let Some((index, account)) = accounts::open(tid, slot, 0, 0) else {
         return Err(Unclaimed::TableFull);
     };
     if THREADS.insert(tid, ThreadRef { index, slot }, u64::from(BPF_NOEXIST)).is_ok() {

@@ -5,7 +5,7 @@
 //! of them can make a VM's counters decrease.
 
 use crate::reading::{SchedCounters, SchedEvents};
-use gnomon_common::abi::sched::{THREAD_GONE, THREAD_VACANT, ThreadAccount, WAIT_BUCKETS};
+use gnomon_common::abi::sched::{Stretch, THREAD_GONE, THREAD_VACANT, ThreadAccount, WAIT_BUCKETS};
 use std::collections::BTreeMap;
 
 /// How long an index is kept back after its thread has gone. A scheduler hook that looked the account up just before may still be
@@ -124,13 +124,11 @@ impl Seen {
     /// Adds what `account` has gained to the sums, and remembers it.
     fn add_to(&mut self, sums: &mut Sums, account: &ThreadAccount, taken_ns: u64) {
         // A thread that is gone has no stretch in progress, whatever its last switch left there.
-        let open = |since_ns: u64| match since_ns {
-            0 => 0,
-            _ if account.state == THREAD_GONE => 0,
-            _ => taken_ns.saturating_sub(since_ns),
-        };
-        gain_ns(&mut sums.run_ns, &mut self.run_ns, account.run_ns + open(account.on_cpu_since_ns));
-        gain_ns(&mut sums.wait_ns, &mut self.wait_ns, account.wait_ns + open(account.waiting_since_ns));
+        let stretch = if account.state == THREAD_GONE { Stretch::ASLEEP } else { account.stretch };
+        let open_ns = if stretch.is_asleep() { 0 } else { taken_ns.saturating_sub(stretch.since_ns()) };
+        let (running_ns, waiting_ns) = if stretch.is_on_cpu() { (open_ns, 0) } else { (0, open_ns) };
+        gain_ns(&mut sums.run_ns, &mut self.run_ns, account.run_ns + running_ns);
+        gain_ns(&mut sums.wait_ns, &mut self.wait_ns, account.wait_ns + waiting_ns);
         gain_count(&mut sums.events.wakeups, &mut self.wakeups, account.wakeups);
         gain_count(&mut sums.events.preemptions, &mut self.preemptions, account.preemptions);
         for (bucket, count) in account.wait_log2.iter().enumerate() {
@@ -165,8 +163,8 @@ mod tests {
     #[test]
     fn a_stretch_in_progress_counts() {
         let mut ledger = Ledger::default();
-        let running = ThreadAccount { run_ns: 50, on_cpu_since_ns: 1_000, ..account(1, 3) };
-        let waiting = ThreadAccount { wait_ns: 7, waiting_since_ns: 900, ..account(1, 3) };
+        let running = ThreadAccount { run_ns: 50, stretch: Stretch::on_cpu(1_000), ..account(1, 3) };
+        let waiting = ThreadAccount { wait_ns: 7, stretch: Stretch::waiting(900), ..account(1, 3) };
         ledger.observe(0, &running, 1_200);
         ledger.observe(1, &waiting, 1_200);
         let sums = ledger.counters(3);
@@ -254,7 +252,7 @@ mod tests {
                     let account = &mut self.accounts[*which.get(&self.live)];
                     account.enter_cpu(self.now_ns);
                     self.now_ns += ns;
-                    account.leave_cpu(self.now_ns, false);
+                    account.leave_cpu(self.now_ns, account.exec_ns + ns, false);
                     self.truth[account.slot as usize].0 += ns;
                 }
                 Step::Wake(which) if !self.live.is_empty() => {

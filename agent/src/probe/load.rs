@@ -1,7 +1,7 @@
 //! The programs for kernels with BTF and task storage: from object to kernel; and what loading any object has in common.
 
 use super::ProbeError;
-use super::btf::Types;
+use super::btf::{BtfError, Types};
 use aya::maps::{Map, MapError};
 use aya::programs::{BtfTracePoint, Iter, Program, ProgramError};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
@@ -21,6 +21,13 @@ const TASK_OFFSETS: [(&str, &str); 7] = [
     ("TASK_GROUP_LEADER_OFFSET", "group_leader"),
     ("TASK_COMM_OFFSET", "comm"),
 ];
+
+/// Where a thread's own count of its run time is, in `struct task_struct`.
+fn exec_offset(types: &Types<'_>) -> Result<u32, BtfError> {
+    let entity = types.member_offset("task_struct", "se")?;
+    // The members of one structure lie within it.
+    Ok(entity.saturating_add(types.member_offset("sched_entity", "sum_exec_runtime")?))
+}
 
 /// How the kernel tells that a thread is held back by its quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +73,7 @@ impl Object {
         let wrong = |source| ProbeError::Btf { path: BTF_PATH, source };
         let types = Types::parse(&blob).map_err(wrong)?;
         let offsets = TASK_OFFSETS.map(|(_, member)| types.member_offset("task_struct", member));
+        let exec = exec_offset(&types);
         let throttling = if by_group { Throttling::group_of(&types) } else { Throttling::of(&types) };
         let btf = Btf::from_sys_fs().map_err(|source| ProbeError::AttachPoint { what: "the kernel", source })?;
         let mut loader = EbpfLoader::new();
@@ -75,6 +83,7 @@ impl Object {
         for ((global, _), offset) in TASK_OFFSETS.iter().zip(&offsets) {
             loader.override_global(global, offset.as_ref().map_err(|e| wrong(e.clone()))?, true);
         }
+        loader.override_global("TASK_EXEC_OFFSET", exec.as_ref().map_err(|e| wrong(e.clone()))?, true);
         match &throttling {
             Some(Throttling::Thread(member)) => {
                 loader.override_global("TASK_THROTTLED_OFFSET", member, true);

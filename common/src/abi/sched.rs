@@ -121,12 +121,12 @@ pub struct ThreadAccount {
     pub seq: u64,
     /// Time on a CPU, up to the last switch.
     pub run_ns: u64,
-    /// Time runnable but not on a CPU, up to the last switch onto a CPU.
+    /// Time runnable but not on a CPU, up to the last switch.
     pub wait_ns: u64,
-    /// When the thread got the CPU it is on now; 0 when it is on none.
-    pub on_cpu_since_ns: u64,
-    /// When the thread began to wait for a CPU; 0 when it does not wait.
-    pub waiting_since_ns: u64,
+    /// What of the kernel's own count of the thread's run time (`task_struct.se.sum_exec_runtime`) is in `run_ns`, or came before it.
+    pub exec_ns: u64,
+    /// What the thread does, and since when: see [`Stretch`].
+    pub stretch: Stretch,
     /// Wake-ups (wraps around).
     pub wakeups: u32,
     /// Switches off a CPU while still runnable, as in the kernel's `nonvoluntary_ctxt_switches` (wraps around).
@@ -149,34 +149,92 @@ pub struct ThreadAccount {
 
 const _: () = assert!(size_of::<ThreadAccount>() == 192);
 
-impl ThreadAccount {
-    /// The thread leaves its CPU: `runnable` when it was preempted, yielded or was woken before it slept.
+/// What a thread does at present and since when, in one word: whoever reads it, whenever, sees a state that existed.
+///
+/// Nanoseconds, of which the lowest bit is taken for whether the thread is on a CPU (1) or waits for one (0). 0 when it sleeps.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stretch(u64);
+
+impl Stretch {
+    /// Neither on a CPU nor waiting for one.
+    pub const ASLEEP: Self = Self(0);
+
+    /// On a CPU since `now_ns`.
     #[inline(always)]
-    pub const fn leave_cpu(&mut self, now_ns: u64, runnable: bool) {
-        if self.on_cpu_since_ns != 0 {
-            self.run_ns = self.run_ns.wrapping_add(now_ns.saturating_sub(self.on_cpu_since_ns));
-            self.on_cpu_since_ns = 0;
-        } else if self.waiting_since_ns != 0 {
-            // The switch onto the CPU was not reported (tracepoints do miss some), so where waiting ended and running began is not
-            // known. Booked as wait: then what the thread wanted still lies within run and run + wait.
-            self.wait_ns = self.wait_ns.wrapping_add(now_ns.saturating_sub(self.waiting_since_ns));
+    pub const fn on_cpu(now_ns: u64) -> Self {
+        Self(now_ns | 1)
+    }
+
+    /// Waiting since `now_ns`.
+    #[inline(always)]
+    pub const fn waiting(now_ns: u64) -> Self {
+        Self(now_ns & !1)
+    }
+
+    /// Whether it sleeps.
+    #[inline(always)]
+    pub const fn is_asleep(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether it is on a CPU.
+    #[inline(always)]
+    pub const fn is_on_cpu(self) -> bool {
+        self.0 & 1 != 0
+    }
+
+    /// Since when it is on a CPU or waits, to 2 ns; 0 when it sleeps.
+    #[inline(always)]
+    pub const fn since_ns(self) -> u64 {
+        self.0 & !1
+    }
+}
+
+impl ThreadAccount {
+    /// The thread leaves its CPU: `runnable` when it was preempted, yielded or was woken before it slept. `exec_ns` is the kernel's count of
+    /// its run time as of now.
+    ///
+    /// What has passed and was not run was waited: the kernel charges no thread what interrupts took from it, or, where the host is itself
+    /// a VM, its hypervisor. So was what passed before a switch onto the CPU that was not reported (tracepoints do miss some).
+    #[inline(always)]
+    pub const fn leave_cpu(&mut self, now_ns: u64, exec_ns: u64, runnable: bool) {
+        let mut ran_ns = exec_ns.saturating_sub(self.exec_ns);
+        if !self.stretch.is_asleep() {
+            let passed_ns = now_ns.saturating_sub(self.stretch.since_ns());
+            // The two clocks are not read at the same instant. What is too much for this stretch is left for the next one.
+            if ran_ns > passed_ns {
+                ran_ns = passed_ns;
+            }
+            self.wait_ns = self.wait_ns.wrapping_add(passed_ns - ran_ns);
         }
+        self.run_ns = self.run_ns.wrapping_add(ran_ns);
+        self.exec_ns = self.exec_ns.wrapping_add(ran_ns);
         if runnable {
-            self.waiting_since_ns = now_ns;
+            self.stretch = Stretch::waiting(now_ns);
             self.preemptions = self.preemptions.wrapping_add(1);
         } else {
-            self.waiting_since_ns = 0;
+            self.stretch = Stretch::ASLEEP;
+        }
+    }
+
+    /// What to tell [`Self::leave_cpu`] where the kernel's count cannot be read: all the time since the thread got its CPU.
+    #[inline(always)]
+    pub const fn exec_by_clock_ns(&self, now_ns: u64) -> u64 {
+        if self.stretch.is_on_cpu() {
+            self.exec_ns.wrapping_add(now_ns.saturating_sub(self.stretch.since_ns()))
+        } else {
+            self.exec_ns
         }
     }
 
     /// The thread gets a CPU.
     #[inline(always)]
     pub const fn enter_cpu(&mut self, now_ns: u64) {
-        let waiting_since_ns = self.waiting_since_ns;
-        self.waiting_since_ns = 0;
-        self.on_cpu_since_ns = now_ns;
-        if waiting_since_ns != 0 {
-            let wait_ns = now_ns.saturating_sub(waiting_since_ns);
+        let before = self.stretch;
+        self.stretch = Stretch::on_cpu(now_ns);
+        if !before.is_asleep() && !before.is_on_cpu() {
+            let wait_ns = now_ns.saturating_sub(before.since_ns());
             self.wait_ns = self.wait_ns.wrapping_add(wait_ns);
             let bucket = wait_bucket(wait_ns) & (WAIT_BUCKETS - 1);
             self.wait_log2[bucket] = self.wait_log2[bucket].wrapping_add(1);
@@ -186,13 +244,13 @@ impl ThreadAccount {
     /// Whether a wake-up means something: one that reaches a thread on a CPU, or already queued for one, changes nothing.
     #[inline(always)]
     pub const fn is_asleep(&self) -> bool {
-        self.on_cpu_since_ns == 0 && self.waiting_since_ns == 0
+        self.stretch.is_asleep()
     }
 
     /// The thread becomes runnable.
     #[inline(always)]
     pub const fn wake(&mut self, now_ns: u64) {
-        self.waiting_since_ns = now_ns;
+        self.stretch = Stretch::waiting(now_ns);
         self.wakeups = self.wakeups.wrapping_add(1);
     }
 }
@@ -232,9 +290,9 @@ mod tests {
     fn a_preempted_thread_waits_and_a_sleeping_one_does_not() {
         let mut account = ThreadAccount::default();
         account.enter_cpu(100);
-        account.leave_cpu(130, true);
+        account.leave_cpu(130, 30, true);
         account.enter_cpu(180);
-        account.leave_cpu(200, false);
+        account.leave_cpu(200, 50, false);
         account.wake(1_000);
         account.enter_cpu(1_004);
         assert_eq!((account.run_ns, account.wait_ns), (50, 54));
@@ -243,13 +301,42 @@ mod tests {
     }
 
     #[test]
-    fn a_stretch_whose_middle_was_missed_counts_as_wait() {
+    fn of_a_stretch_whose_middle_was_missed_what_was_not_run_was_waited() {
         let mut account = ThreadAccount::default();
         account.wake(100);
-        account.leave_cpu(180, false);
-        assert_eq!((account.run_ns, account.wait_ns), (0, 80));
+        account.leave_cpu(180, 30, false);
+        assert_eq!((account.run_ns, account.wait_ns), (30, 50));
         assert_eq!(account.wait_log2, [0; WAIT_BUCKETS], "its length is not known");
         assert!(account.is_asleep());
+        account.leave_cpu(400, 70, false);
+        assert_eq!(
+            (account.run_ns, account.wait_ns),
+            (70, 50),
+            "where all was missed, the kernel still knows what was run"
+        );
+    }
+
+    #[test]
+    fn what_was_stolen_from_a_thread_on_its_cpu_was_waited() {
+        let mut account = ThreadAccount { exec_ns: 5_000, ..Default::default() };
+        account.enter_cpu(100);
+        account.leave_cpu(200, 5_070, false);
+        assert_eq!((account.run_ns, account.wait_ns), (70, 30));
+        account.enter_cpu(300);
+        account.leave_cpu(400, 5_175, false);
+        assert_eq!((account.run_ns, account.wait_ns), (170, 30), "the kernel's clock was read 5 ns late");
+        account.enter_cpu(500);
+        account.leave_cpu(600, 5_270, false);
+        assert_eq!((account.run_ns, account.wait_ns), (270, 30), "and what was too much then is not lost");
+    }
+
+    #[test]
+    fn without_the_kernels_count_all_time_on_a_cpu_was_run() {
+        let mut account = ThreadAccount::default();
+        account.wake(100);
+        assert_eq!(account.exec_by_clock_ns(150), 0);
+        account.enter_cpu(200);
+        assert_eq!(account.exec_by_clock_ns(250), 50);
     }
 
     #[derive(Clone, Copy, Debug)]
@@ -269,20 +356,22 @@ mod tests {
         fn no_order_of_events_books_more_time_than_has_passed(events in prop::collection::vec((event(), 0u64..1_000_000), 0..200)) {
             let mut account = ThreadAccount::default();
             let start_ns = 1_000;
-            let mut now_ns = start_ns;
+            let (mut now_ns, mut exec_ns, mut is_on_cpu) = (start_ns, 0, false);
             let mut waits_before = 0;
             for (event, step_ns) in events {
                 now_ns += step_ns;
+                exec_ns += if is_on_cpu { step_ns - step_ns / 4 } else { 0 };
                 let (run_ns, wait_ns) = (account.run_ns, account.wait_ns);
+                is_on_cpu = matches!(event, Event::Enter) || is_on_cpu && matches!(event, Event::Wake);
                 match event {
                     Event::Enter => account.enter_cpu(now_ns),
-                    Event::Leave(runnable) => account.leave_cpu(now_ns, runnable),
+                    Event::Leave(runnable) => account.leave_cpu(now_ns, exec_ns, runnable),
                     Event::Wake if account.is_asleep() => account.wake(now_ns),
                     Event::Wake => {}
                 }
                 prop_assert!(account.run_ns >= run_ns && account.wait_ns >= wait_ns);
                 prop_assert!(account.run_ns + account.wait_ns <= now_ns - start_ns);
-                prop_assert!(account.on_cpu_since_ns == 0 || account.waiting_since_ns == 0);
+                prop_assert!(account.run_ns <= exec_ns);
                 let waits: u32 = account.wait_log2.iter().sum();
                 prop_assert!(waits == waits_before || waits == waits_before + 1);
                 waits_before = waits;
