@@ -7,6 +7,8 @@
 //! just after; a round trip is two switches and two wake-ups. One candidate has the second thread in a process of its own that is no
 //! VM's: its switches charge what the VM waited to a host task.
 //!
+//! At the end one drain is timed, in wall time, of as many VMs with as many threads as a large host has: sleeping processes.
+//!
 //! Run as root: `cargo bench --profile dev -p gnomon-agent --bench probe -- [--rounds N] [--json FILE]`. The profile makes no
 //! difference to what runs in the kernel, and `dev` is the one whose eBPF object is built already.
 
@@ -37,6 +39,12 @@ const RUNQLAT: &str = "/usr/sbin/runqlat";
 const NO_VM_RATIO_MAX: f64 = 1.25;
 /// A VM's thread may cost this much of `runqlat`.
 const VM_RATIO_MAX: f64 = 0.4;
+/// The VMs of a large host, and the threads of each.
+const DRAINED: (usize, usize) = (200, 4);
+/// How often they are drained.
+const DRAINS: usize = 101;
+/// A drain of them may take this long, in milliseconds.
+const DRAIN_MS_MAX: f64 = 5.0;
 
 #[derive(Parser)]
 #[command(about = "What the scheduler probe costs")]
@@ -56,6 +64,9 @@ struct Options {
     /// Be the second process of that.
     #[arg(long, hide = true)]
     pong: bool,
+    /// Be a process of so many threads that sleep.
+    #[arg(long, hide = true)]
+    sleepers: Option<usize>,
     /// What cargo passes.
     #[arg(long, hide = true)]
     bench: bool,
@@ -122,6 +133,8 @@ struct Summary {
     no_vm_to_empty: [Option<f64>; 2],
     vm_to_runqlat: [Option<f64>; 2],
     vm_to_runqlat_per_process: [Option<f64>; 2],
+    drain_ms: f64,
+    drain_ms_max: f64,
 }
 
 fn main() -> Result<()> {
@@ -135,6 +148,9 @@ fn main() -> Result<()> {
     }
     if options.pong {
         return pong(cpus[cpus.len() - 1]);
+    }
+    if let Some(threads) = options.sleepers {
+        return sleepers(threads);
     }
     ensure!(cpus.len() > 1, "needs two CPUs: one for the workload, one for the observer");
     ensure!(options.rounds > 0, "--rounds must be at least 1");
@@ -156,7 +172,8 @@ fn main() -> Result<()> {
             together.set_running(true)?;
         }
     }
-    let summary = summarise(&samples, options.rounds);
+    drop(together);
+    let summary = summarise(&samples, options.rounds, drain_ms()?);
     print!("{}", table(&summary));
     if let Some(path) = options.json {
         fs::write(&path, serde_json::to_vec_pretty(&summary)?).with_context(|| path.display().to_string())?;
@@ -414,6 +431,53 @@ fn pong(cpu: usize) -> Result<()> {
     }
 }
 
+fn sleepers(threads: usize) -> Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    for _ in 1..threads {
+        thread::spawn(|| sleep(Duration::MAX));
+    }
+    println!();
+    sleep(Duration::MAX);
+    Ok(())
+}
+
+/// Our own children, none of which ends by itself.
+struct Sleepers(Vec<Child>);
+
+impl Drop for Sleepers {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Wall time of a drain of [`DRAINED`], in milliseconds: median and longest.
+fn drain_ms() -> Result<[f64; 2]> {
+    let (vms, threads) = DRAINED;
+    let mut sleepers = Sleepers(Vec::new());
+    for _ in 0..vms {
+        let mut child = Command::new(std::env::current_exe()?);
+        let child = child.args(["--sleepers", &threads.to_string()]).stdout(Stdio::piped()).spawn()?;
+        sleepers.0.push(child);
+    }
+    let mut scheduler = Scheduler::load(SchedulerOptions::default())?;
+    for (number, child) in sleepers.0.iter_mut().enumerate() {
+        child.stdout.as_mut().context("no pipe")?.read_exact(&mut [0])?;
+        scheduler.track(VmId(Uuid::from_u128(number as u128)), &[child.id()])?;
+    }
+    let mut times_ms = Vec::new();
+    for _ in 0..DRAINS {
+        let began = Instant::now();
+        let reading = scheduler.drain();
+        times_ms.push(began.elapsed().as_secs_f64() * 1e3);
+        let drained: usize = reading.vms.values().map(|counters| counters.threads as usize).sum();
+        ensure!(drained == vms * threads, "{drained} threads are measured, not {}", vms * threads);
+    }
+    Ok([median(&times_ms).unwrap_or(f64::NAN), times_ms.iter().copied().fold(0.0, f64::max)])
+}
+
 fn allowed_cpus() -> Result<Vec<usize>> {
     let allowed = sched_getaffinity(None)?;
     Ok((0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu)).collect())
@@ -425,7 +489,7 @@ fn pin(cpu: usize) -> Result<()> {
     Ok(sched_setaffinity(None, &only)?)
 }
 
-fn summarise(samples: &[Samples], rounds: usize) -> Summary {
+fn summarise(samples: &[Samples], rounds: usize, [drain_ms, drain_ms_max]: [f64; 2]) -> Summary {
     let rows: Vec<Row> = Candidate::ALL
         .iter()
         .zip(samples)
@@ -452,6 +516,8 @@ fn summarise(samples: &[Samples], rounds: usize) -> Summary {
         no_vm_to_empty: ratio(Candidate::NoVm, Candidate::Empty),
         vm_to_runqlat: ratio(Candidate::Vm, Candidate::Runqlat),
         vm_to_runqlat_per_process: ratio(Candidate::Vm, Candidate::RunqlatPerProcess),
+        drain_ms,
+        drain_ms_max,
         rows,
     }
 }
@@ -489,5 +555,11 @@ fn table(summary: &Summary) -> String {
         };
         text += &line([name, &number(ratio[0], 2), &number(ratio[1], 2), &verdict, ""]);
     }
+    let (vms, threads) = DRAINED;
+    let verdict = if summary.drain_ms <= DRAIN_MS_MAX { "met" } else { "missed" };
+    text += &format!(
+        "A drain of {vms} VMs with {threads} threads each takes {:.2} ms, the longest of {DRAINS} took {:.2} ms: aim of {DRAIN_MS_MAX} ms {verdict}\n",
+        summary.drain_ms, summary.drain_ms_max
+    );
     text
 }
