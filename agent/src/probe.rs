@@ -7,7 +7,7 @@
 //! [`SchedReading`](crate::reading::SchedReading), diagnostics of the programs leave through `log`.
 //!
 //! [`BlockProbe`] counts what VMs read and write on the host's disks; it is a probe and an object of its own, and leaves as
-//! [`BlockReading`](crate::reading::BlockReading).
+//! [`BlockReading`](crate::reading::BlockReading). [`DropProbe`] counts what is dropped on VMs' network devices, and why.
 //!
 //! All user-space code that is unsafe because of eBPF lives here.
 #![allow(unsafe_code)]
@@ -22,6 +22,9 @@ mod classic;
 mod columns;
 mod cost;
 mod culprits;
+mod drops;
+#[cfg(test)]
+mod drops_tests;
 #[cfg(test)]
 mod kernel_tests;
 mod ledger;
@@ -37,6 +40,7 @@ pub use baseline::Baseline;
 pub use block::BlockProbe;
 pub use btf::BtfError;
 pub use cost::{ProgramCost, StatsEnabled};
+pub use drops::{DropProbe, Drops};
 pub use scheduler::{Mechanism, Scheduler, SchedulerOptions};
 pub use tracefs::{Tracefs, TracefsError};
 

@@ -4,6 +4,8 @@
 
 use super::kernel_file::{ReadError, read_value};
 use super::process::Proc;
+use rustix::net::netdevice::name_to_index;
+use rustix::net::{AddressFamily, SocketType, socket};
 use std::collections::BTreeMap;
 
 /// What went through a device in one direction since it was made.
@@ -32,6 +34,12 @@ pub struct DeviceCounters {
 /// If the table cannot be read or is none.
 pub fn devices(proc: &Proc) -> Result<BTreeMap<String, DeviceCounters>, ReadError> {
     read_value(&proc.path("net/dev"), "a table of network devices", parse)
+}
+
+/// The number of a device in the thread's network namespace; `None` where there is no such device.
+pub fn ifindex(device: &str) -> Option<u32> {
+    let socket = socket(AddressFamily::INET, SocketType::DGRAM, None).ok()?;
+    name_to_index(socket, device).ok()
 }
 
 /// proc(5), `/proc/net/dev`, with its columns from `net/core/net-procfs.c`: after two lines of headings `name: ` and sixteen counters, received
@@ -80,6 +88,7 @@ eth0:1:       1       2    3    4    5     6          7         8        9      
     #[test]
     fn this_machine_has_a_loopback_device() {
         assert!(devices(&Proc::default()).unwrap().contains_key("lo"));
+        assert_eq!((ifindex("lo"), ifindex("gnomon-no-such")), (Some(1), None));
     }
 
     #[test]

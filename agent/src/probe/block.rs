@@ -1,8 +1,8 @@
 //! The block probe as the sampler sees it.
 
 use super::accounting::{is_not_found, map_error, now_ns};
-use super::btf::{BtfError, Types};
-use super::load::{BTF_PATH, object_error, program, program_error, take_map};
+use super::btf::Types;
+use super::load::{BTF_PATH, MemberPath, object_error, offset, program, program_error, take_map};
 use super::{ProbeError, ProgramCost, cost};
 use crate::reading::{BlockReading, DiskId};
 use aya::maps::{Array, HashMap, MapData};
@@ -12,9 +12,6 @@ use gnomon_common::abi::block::{DiskAccount, DiskKey, VM_NONE};
 use gnomon_common::wire::VmId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-
-/// What an offset is added up of: a member of a structure, and where that is one itself, a member of that.
-type MemberPath = &'static [(&'static str, &'static str)];
 
 /// Globals of the object, and the member whose offset each wants.
 const OFFSETS: [(&str, MemberPath); 12] = [
@@ -199,10 +196,6 @@ impl BlockProbe {
     pub fn cost(&self) -> Result<Vec<ProgramCost>, ProbeError> {
         cost::of_programs(&self.ebpf, &[MADE, ISSUED, COMPLETED])
     }
-}
-
-fn offset(types: &Types<'_>, path: MemberPath) -> Result<u32, BtfError> {
-    path.iter().try_fold(0, |sum, &(of, member)| Ok(sum + types.member_offset(of, member)?))
 }
 
 /// Makes a VM's keys in a map those that are wanted. What is noted in `present` is in the map, also where this fails midway.

@@ -3,6 +3,7 @@
 //! aya reads BTF as well, but keeps members to itself. Only what offsets need is read here: every access is bounds-checked, so that
 //! malformed data is an error and not a panic. Format: `Documentation/bpf/btf.rst` in the kernel's sources.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 const MAGIC: u16 = 0xeb9f;
@@ -12,6 +13,9 @@ const MEMBER_BYTES: usize = 12;
 
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
+const KIND_ENUM: u32 = 6;
+
+const ENUMERATOR_BYTES: usize = 8;
 
 /// How deep anonymous structures and unions may nest: `task_struct` has one level, and a cycle must end somewhere.
 const NESTING_MAX: u32 = 8;
@@ -36,6 +40,9 @@ pub enum BtfError {
         /// Its kind.
         kind: u32,
     },
+    /// There is no such enumeration.
+    #[error("no enumeration {0}")]
+    NoEnum(&'static str),
     /// There is no such structure.
     #[error("no structure {0}")]
     NoStruct(&'static str),
@@ -102,6 +109,22 @@ impl<'a> Types<'a> {
         found
     }
 
+    /// The values of an enumeration and what they are called. One of more than 32 bits is none.
+    pub(super) fn enumerators(&self, of: &'static str) -> Result<BTreeMap<u32, String>, BtfError> {
+        for &start in &self.starts[1..] {
+            let info = Info(word(self.types, start + 4)?);
+            if info.kind() == KIND_ENUM && self.name(word(self.types, start)?)? == of.as_bytes() {
+                let enumerator = |number: usize| {
+                    let at = start + TYPE_BYTES + number * ENUMERATOR_BYTES;
+                    let name = String::from_utf8_lossy(self.name(word(self.types, at)?)?).into_owned();
+                    Ok((word(self.types, at + 4)?, name))
+                };
+                return (0..info.count()).map(enumerator).collect();
+            }
+        }
+        Err(BtfError::NoEnum(of))
+    }
+
     /// Offset in bits of `member` within the structure or union at `start`.
     fn find(&self, start: usize, member: &str, nesting: u32) -> Result<Option<u32>, BtfError> {
         let info = Info(word(self.types, start + 4)?);
@@ -163,7 +186,7 @@ fn trailer_bytes(info: Info, id: usize) -> Result<usize, BtfError> {
         3 => 12,
         KIND_STRUCT | KIND_UNION => MEMBER_BYTES * info.count(),
         // Enumeration, function prototype.
-        6 | 13 => 8 * info.count(),
+        KIND_ENUM | 13 => ENUMERATOR_BYTES * info.count(),
         // Section, 64-bit enumeration.
         15 | 19 => 12 * info.count(),
         kind => return Err(BtfError::UnknownKind { id, kind }),
@@ -180,14 +203,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// `struct task { int pid; struct { int pad; int state; }; }`, preceded by a pointer and an enumeration.
+    /// `struct task { int pid; struct { int pad; int state; }; }`, preceded by a pointer and `enum task { int = 7 }`.
     fn sample() -> Vec<u8> {
         let names = b"\0int\0task\0pid\0pad\0state\0";
         let info = |kind: u32, count: u32| kind << 24 | count;
         let types: Vec<u32> = [
             &[1, info(1, 0), 4, 32][..],
             &[0, info(2, 0), 1],
-            &[0, info(6, 1), 4, 1, 7],
+            &[5, info(KIND_ENUM, 1), 4, 1, 7],
             &[0, info(KIND_STRUCT, 2), 8, 14, 1, 0, 18, 1, 32],
             &[5, info(KIND_STRUCT, 2), 12, 10, 1, 0, 0, 4, 32],
         ]
@@ -215,6 +238,14 @@ mod tests {
         let types = Types::parse(&blob).unwrap();
         assert_eq!(types.member_offset("task", "colour"), Err(BtfError::NoMember { of: "task", member: "colour" }));
         assert_eq!(types.member_offset("job", "pid"), Err(BtfError::NoStruct("job")));
+    }
+
+    #[test]
+    fn an_enumerations_values_have_names() {
+        let blob = sample();
+        let types = Types::parse(&blob).unwrap();
+        assert_eq!(types.enumerators("task"), Ok([(7, "int".to_owned())].into()));
+        assert_eq!(types.enumerators("pad"), Err(BtfError::NoEnum("pad")));
     }
 
     #[test]
@@ -246,6 +277,7 @@ mod tests {
             }
             if let Ok(types) = Types::parse(&blob) {
                 let _ = types.member_offset("task", "state");
+                let _ = types.enumerators("task");
             }
         }
     }

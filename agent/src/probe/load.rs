@@ -22,11 +22,15 @@ const TASK_OFFSETS: [(&str, &str); 7] = [
     ("TASK_COMM_OFFSET", "comm"),
 ];
 
-/// Where a thread's own count of its run time is, in `struct task_struct`.
-fn exec_offset(types: &Types<'_>) -> Result<u32, BtfError> {
-    let entity = types.member_offset("task_struct", "se")?;
-    // The members of one structure lie within it.
-    Ok(entity.saturating_add(types.member_offset("sched_entity", "sum_exec_runtime")?))
+/// Where a thread's own count of its run time is.
+const EXEC_PATH: MemberPath = &[("task_struct", "se"), ("sched_entity", "sum_exec_runtime")];
+
+/// What an offset is added up of: a member of a structure, and where that is one itself, a member of that.
+pub(super) type MemberPath = &'static [(&'static str, &'static str)];
+
+/// The offset of the last member from the start of the first structure.
+pub(super) fn offset(types: &Types<'_>, path: MemberPath) -> Result<u32, BtfError> {
+    path.iter().try_fold(0u32, |sum, &(of, member)| Ok(sum.saturating_add(types.member_offset(of, member)?)))
 }
 
 /// How the kernel tells that a thread is held back by its quota.
@@ -73,7 +77,7 @@ impl Object {
         let wrong = |source| ProbeError::Btf { path: BTF_PATH, source };
         let types = Types::parse(&blob).map_err(wrong)?;
         let offsets = TASK_OFFSETS.map(|(_, member)| types.member_offset("task_struct", member));
-        let exec = exec_offset(&types);
+        let exec = offset(&types, EXEC_PATH);
         let throttling = if by_group { Throttling::group_of(&types) } else { Throttling::of(&types) };
         let btf = Btf::from_sys_fs().map_err(|source| ProbeError::AttachPoint { what: "the kernel", source })?;
         let mut loader = EbpfLoader::new();

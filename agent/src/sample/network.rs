@@ -51,7 +51,12 @@ impl NetworkSeries {
     pub(super) fn take_window(&mut self) -> Vec<InterfaceWindow> {
         let windows = self.0.iter_mut().filter_map(|(device, interface)| {
             let (received, sent) = (std::mem::take(&mut interface.received), std::mem::take(&mut interface.sent));
-            Some(InterfaceWindow { device: device.clone(), received: received.finish()?, sent: sent.finish()? })
+            Some(InterfaceWindow {
+                device: device.clone(),
+                received: received.finish()?,
+                sent: sent.finish()?,
+                drops: None,
+            })
         });
         windows.collect()
     }

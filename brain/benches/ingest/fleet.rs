@@ -189,6 +189,7 @@ impl Vm {
                 device: "vnet12".into(),
                 received: Traffic { bytes_per_s: same(3e5), packets_per_s: 400.0, dropped_per_s: 0.0 },
                 sent: Traffic { bytes_per_s: same(9e5), packets_per_s: 700.0, dropped_per_s: 0.0 },
+                drops: Some(Vec::new()),
             }],
             disk: Some(DiskWindow {
                 write: DiskFlow {

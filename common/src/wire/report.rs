@@ -178,14 +178,35 @@ pub struct InterfaceWindow {
     pub received: Traffic,
     /// Out of the VM.
     pub sent: Traffic,
+    /// Why packets were dropped on the device, those with most first, at most [`DROP_REASONS_MAX`]; `None` where nothing tells.
+    pub drops: Option<Vec<Dropped>>,
+}
+
+/// Reasons for drops that are told of one interface.
+pub const DROP_REASONS_MAX: usize = 8;
+
+/// Longest name of a reason, in bytes.
+const REASON_BYTES_MAX: usize = 64;
+
+/// Packets that the kernel dropped on a device for one reason. Not only those that the device counts itself
+/// ([`Traffic::dropped_per_s`]): a packet for which nobody listens is dropped as well.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Dropped {
+    /// The kernel's name for it, `full_ring` for one: `include/net/dropreason-core.h`.
+    pub reason: String,
+    /// Packets, each second.
+    pub packets_per_s: f64,
 }
 
 impl InterfaceWindow {
-    /// Whether every value can be one: a number, not below zero.
+    /// Whether every value can be one: a number, not below zero, and no more reasons than are told.
     pub fn is_sane(&self) -> bool {
+        let drops = self.drops.as_deref().unwrap_or_default();
+        let is_drop = |drop: &Dropped| is_quantity(drop.packets_per_s) && drop.reason.len() <= REASON_BYTES_MAX;
         [&self.received, &self.sent].into_iter().all(|Traffic { bytes_per_s, packets_per_s, dropped_per_s }| {
             [bytes_per_s.mean, bytes_per_s.max, *packets_per_s, *dropped_per_s].into_iter().all(is_quantity)
-        })
+        }) && drops.len() <= DROP_REASONS_MAX
+            && drops.iter().all(is_drop)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Why a VM has the size it has, in words.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use gnomon_common::wire::{InterfaceWindow, Means, VmId, VmState};
@@ -264,7 +265,16 @@ fn network(vm: &Vm) -> Option<String> {
     let sum = |value: fn(&InterfaceWindow) -> f64| vm.interfaces.iter().map(value).sum::<f64>();
     let (received, sent) = (sum(|it| it.received.bytes_per_s.mean), sum(|it| it.sent.bytes_per_s.mean));
     let dropped = sum(|it| it.received.dropped_per_s + it.sent.dropped_per_s);
-    let dropped = if dropped > 0.0 { format!(", and {dropped:.1} packets were dropped there") } else { String::new() };
+    let mut reasons: BTreeMap<&str, f64> = BTreeMap::new();
+    for drop in vm.interfaces.iter().flat_map(|interface| interface.drops.iter().flatten()) {
+        *reasons.entry(&drop.reason).or_default() += drop.packets_per_s;
+    }
+    // The device's own counter knows only some of the reasons.
+    let dropped = dropped.max(reasons.values().sum());
+    let why: Vec<String> = reasons.iter().map(|(reason, packets)| format!("{reason} {packets:.1}")).collect();
+    let why = if why.is_empty() { String::new() } else { format!(" ({})", why.join(", ")) };
+    let dropped =
+        if dropped > 0.0 { format!(", and {dropped:.1} packets were dropped there{why}") } else { String::new() };
     let names: Vec<&str> = vm.interfaces.iter().map(|interface| interface.device.as_str()).collect();
     (!names.is_empty()).then(|| {
         let (received, sent) = (received / 1e6, sent / 1e6);

@@ -1,0 +1,118 @@
+//! The drop probe: why the kernel drops packets on the network devices of VMs.
+//!
+//! Runs once per packet that is dropped anywhere on the host, and looks at its device: a packet on one that is not watched costs a few
+//! loads and a look-up, and nothing at all happens to packets that arrive. Devices are told apart by their number, which is one network
+//! namespace's own, so packets of other namespaces are left alone. Which reasons there are, and what they are called, the running kernel's
+//! types say; this program only counts.
+//!
+//! A packet that a VM sent counts on its device only until it is on its way through the host: what a bridge or a route does to it later is
+//! theirs.
+// For the host this compiles to an empty program, so that the workspace's checks reach these sources.
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::btf_maps::{Array, HashMap};
+use aya_ebpf::macros::{btf_map, btf_tracepoint};
+use aya_ebpf::programs::BtfTracePointContext;
+use gnomon_common::abi::drops::{DROPS_MAX, DropKey, TAPS_MAX};
+
+#[unsafe(no_mangle)]
+static SKB_DEVICE_OFFSET: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static DEVICE_NUMBER_OFFSET: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static DEVICE_NAMESPACE_OFFSET: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static NAMESPACE_NUMBER_OFFSET: Global<u32> = Global::new(0);
+/// Of the agent's network namespace.
+#[unsafe(no_mangle)]
+static OWN_NAMESPACE: Global<u32> = Global::new(0);
+
+/// Which devices are VMs', written by the agent.
+#[btf_map]
+static TAPS: HashMap<u32, u32, TAPS_MAX> = HashMap::new();
+
+/// What was dropped on them.
+#[btf_map]
+static DROPS: HashMap<DropKey, u64, DROPS_MAX> = HashMap::new();
+
+/// Drops that found no room there.
+#[btf_map]
+static DROPS_MISSED: Array<u64, 1> = Array::new();
+
+/// `(struct sk_buff *skb, void *location, enum skb_drop_reason reason)`: the reason since 5.17, and a socket behind it since 6.11.
+#[btf_tracepoint(function = "kfree_skb")]
+pub fn packet_dropped(ctx: BtfTracePointContext) -> i32 {
+    let Some(ifindex) = own_device_of(ctx.arg(0)) else {
+        return 0;
+    };
+    // SAFETY: only whether there is one.
+    if unsafe { TAPS.get(ifindex) }.is_none() {
+        return 0;
+    }
+    count(&DropKey { ifindex, reason: ctx.arg::<u32>(2) });
+    0
+}
+
+#[inline(always)]
+fn count(key: &DropKey) {
+    let mut counter = DROPS.get_ptr_mut(key);
+    if counter.is_none() {
+        // Another CPU may have made it just now.
+        let _ = DROPS.insert(key, 0, u64::from(BPF_NOEXIST));
+        counter = DROPS.get_ptr_mut(key);
+    }
+    match counter.or_else(|| DROPS_MISSED.get_ptr_mut(0)) {
+        // SAFETY: a value of a map, which other CPUs add to as well.
+        Some(counter) => unsafe { add_one(counter) },
+        None => {}
+    }
+}
+
+/// The number of the device that a packet is on, if that is in the agent's network namespace.
+#[inline(always)]
+fn own_device_of(skb: *const u8) -> Option<u32> {
+    let device = member::<*const u8>(skb, &SKB_DEVICE_OFFSET);
+    if device.is_null() {
+        return None;
+    }
+    let namespace = member::<*const u8>(device, &DEVICE_NAMESPACE_OFFSET);
+    if namespace.is_null() || member::<u32>(namespace, &NAMESPACE_NUMBER_OFFSET) != OWN_NAMESPACE.load() {
+        return None;
+    }
+    Some(member(device, &DEVICE_NUMBER_OFFSET))
+}
+
+#[inline(always)]
+fn member<T: Copy>(of: *const u8, offset: &Global<u32>) -> T {
+    // SAFETY: `of` is a pointer that the verifier knows the type of, and it has checked that a member of this size lies at the offset; a load
+    // through a stale pointer gives 0.
+    unsafe { of.byte_add(offset.load() as usize).cast::<T>().read() }
+}
+
+#[inline(always)]
+unsafe fn add_one(counter: *mut u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        #[cfg(target_arch = "bpf")]
+        core::arch::asm!("lock *(u64 *)({counter} + 0) += {one}", counter = in(reg) counter, one = in(reg) 1u64);
+        #[cfg(not(target_arch = "bpf"))]
+        counter.write(counter.read() + 1);
+    }
+}
+
+// Only there to satisfy the compiler: the verifier would refuse the endless loop if any path led here.
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+// The helpers used are for GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}
