@@ -3,6 +3,7 @@
 //! Every key has its unit in its name, an unknown key is an error that names the nearest known one, and relative paths are taken from the
 //! file's own folder. Parsing touches nothing but the text it is given; [`Config::load`] alone reads the file.
 
+use crate::cost::Budget;
 use crate::cpu_source::Choice;
 mod duties;
 mod guard;
@@ -48,6 +49,9 @@ pub struct Config {
     /// How often to measure.
     #[serde(default)]
     pub sample: Sample,
+    /// What measuring may cost.
+    #[serde(default)]
+    pub cost: Budget,
     /// What is kept for a brain that is away.
     #[serde(default)]
     pub spool: Spool,
@@ -283,6 +287,11 @@ impl Config {
         if age_max_s < SPOOL_AGE_MIN_S {
             return Err(("spool.age_max_s", format!("{age_max_s} is below {SPOOL_AGE_MIN_S}, one longest window")));
         }
+        let Budget { budget_cores, budget_per_busy_core } = self.cost;
+        let shares = [("cost.budget_cores", budget_cores), ("cost.budget_per_busy_core", budget_per_busy_core)];
+        if let Some((key, value)) = shares.into_iter().find(|(_, value)| !(value.is_finite() && *value >= 0.0)) {
+            return Err((key, format!("{value} is not a number of cores from 0 on")));
+        }
         let Sample { sample_ms, window_ms } = self.sample;
         let (_, port) = self.brain.address.rsplit_once(':').unwrap_or_default();
         if port.parse::<u16>().is_err() {
@@ -346,6 +355,7 @@ mod tests {
         assert_eq!(shipped.probe.source, minimal.probe.source);
         assert_eq!(shipped.sample.window_ms, minimal.sample.window_ms);
         assert_eq!(shipped.sample.sample_ms, minimal.sample.sample_ms);
+        assert_eq!(shipped.cost, minimal.cost);
         assert_eq!(shipped.spool.bytes_max, minimal.spool.bytes_max);
         assert_eq!(shipped.spool.age_max_s, minimal.spool.age_max_s);
         assert_eq!(shipped.guard.cpu_bounds(), minimal.guard.cpu_bounds());
@@ -394,6 +404,8 @@ mod tests {
             ("[sample]\nsample_ms = 0", "sample.sample_ms"),
             ("[sample]\nsample_ms = 700", "sample.window_ms"),
             ("[probe]\nsource = \"ebpf\"", "\"ebpf\" is no source"),
+            ("[cost]\nbudget_cores = -0.01", "cost.budget_cores"),
+            ("[cost]\nbudget_per_busy_core = inf", "cost.budget_per_busy_core"),
             ("[spool]\nbytes_max = 1000", "spool.bytes_max"),
             ("[spool]\nage_max_s = 0", "spool.age_max_s"),
             ("[guard]\ncpu_floor_cores = 0.001", "guard.cpu_floor_cores"),

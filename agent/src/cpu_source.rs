@@ -7,22 +7,28 @@
 //! | `schedstat` | a kernel that keeps `/proc/PID/task/TID/schedstat` | run and wait |
 //! | `cgroup` | nothing | usage, from the control groups that are read anyway; demand above it is unknown |
 //!
-//! Which rung holds is found out by standing on it: programs are loaded and attached, files are read. Kernel versions are never
-//! asked for. What a rung does not tell is absent from what it gives, never zero.
+//! Which rung holds is found out by standing on it: programs are loaded and attached, files are read, and a thread of the agent's own must
+//! be counted ([`crate::self_test`]). Kernel versions are never asked for. While eBPF costs more than it may, the agent stands lower
+//! than it could ([`Footing`]). What a rung does not tell is absent from what it gives, never zero.
 
+mod footing;
 mod ladder;
 mod metrics;
 mod schedstat;
 mod usage_only;
 
+pub use footing::Footing;
 pub use ladder::{Choice, Climb, Fall, Rungs, SourceUnavailable, climb};
 pub use metrics::SignalMetrics;
 pub use schedstat::{Schedstat, SchedstatError};
 pub use usage_only::UsageOnly;
 
-use crate::probe::{Mechanism, ProbeError, Scheduler, SchedulerOptions};
-use crate::sample::SchedSource;
-use gnomon_common::wire::CpuSource;
+use crate::cost::Costed;
+use crate::probe::{Mechanism, ProbeError, ProgramCost, Scheduler, SchedulerOptions};
+use crate::reading::SchedReading;
+use crate::sample::{SchedSource, SourceError};
+use crate::self_test::{self, Uncounted};
+use gnomon_common::wire::{CpuSource, VmId};
 
 /// What stands on a rung.
 pub enum Source {
@@ -35,13 +41,48 @@ pub enum Source {
 }
 
 impl Source {
-    /// As the sampler takes it.
-    pub fn boxed(self) -> Box<dyn SchedSource + Send> {
+    fn get(&self) -> &dyn SchedSource {
         match self {
-            Self::Probe(scheduler) => scheduler,
-            Self::Schedstat(schedstat) => Box::new(schedstat),
-            Self::UsageOnly(usage_only) => Box::new(usage_only),
+            Self::Probe(scheduler) => &**scheduler,
+            Self::Schedstat(schedstat) => schedstat,
+            Self::UsageOnly(usage_only) => usage_only,
         }
+    }
+
+    fn get_mut(&mut self) -> &mut dyn SchedSource {
+        match self {
+            Self::Probe(scheduler) => &mut **scheduler,
+            Self::Schedstat(schedstat) => schedstat,
+            Self::UsageOnly(usage_only) => usage_only,
+        }
+    }
+}
+
+impl Costed for Source {
+    fn name(&self) -> &'static str {
+        self.get().name()
+    }
+
+    fn programs(&self) -> Result<Vec<ProgramCost>, ProbeError> {
+        self.get().programs()
+    }
+}
+
+impl SchedSource for Source {
+    fn tells_demand(&self) -> bool {
+        self.get().tells_demand()
+    }
+
+    fn track(&mut self, vm: VmId, tgids: &[u32]) -> Result<(), SourceError> {
+        self.get_mut().track(vm, tgids)
+    }
+
+    fn untrack(&mut self, vm: VmId) -> Result<(), SourceError> {
+        self.get_mut().untrack(vm)
+    }
+
+    fn drain(&mut self) -> Result<SchedReading, SourceError> {
+        self.get_mut().drain()
     }
 }
 
@@ -54,6 +95,9 @@ pub enum RungError {
     /// The kernel's own counts.
     #[error(transparent)]
     Schedstat(#[from] SchedstatError),
+    /// It is there, and counts nothing.
+    #[error(transparent)]
+    Uncounted(#[from] Uncounted),
 }
 
 /// The rungs of this host.
@@ -69,11 +113,14 @@ impl Rungs for Host {
             let options = SchedulerOptions { mechanism, ..SchedulerOptions::default() };
             Ok(Source::Probe(Box::new(Scheduler::load(options)?)))
         };
-        match rung {
-            CpuSource::TaskStorage => probe(Mechanism::TaskStorage),
-            CpuSource::Tracepoints => probe(Mechanism::Tracepoints),
-            CpuSource::Schedstat => Ok(Source::Schedstat(Schedstat::open()?)),
-            CpuSource::Cgroup => Ok(Source::UsageOnly(UsageOnly)),
-        }
+        let mut source = match rung {
+            CpuSource::TaskStorage => probe(Mechanism::TaskStorage)?,
+            CpuSource::Tracepoints => probe(Mechanism::Tracepoints)?,
+            CpuSource::Schedstat => Source::Schedstat(Schedstat::open()?),
+            // Nothing counts here.
+            CpuSource::Cgroup => return Ok(Source::UsageOnly(UsageOnly)),
+        };
+        self_test::cpu(&mut source)?;
+        Ok(source)
     }
 }

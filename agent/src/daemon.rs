@@ -13,15 +13,17 @@ use crate::command::directory::InventoryDirectory;
 use crate::command::executor::{self, Duties, Executor, Policy};
 use crate::command::ledger::{Ledger, LedgerError};
 use crate::config::{Config, Listen};
-use crate::cpu_source::{self, SignalMetrics, Source, SourceUnavailable};
+use crate::cost::{CostControl, Standby};
+use crate::cpu_source::{self, Footing, SignalMetrics, SourceUnavailable};
 use crate::host::inventory::{self, Inventory, InventoryConfig, InventoryMetrics};
 use crate::host::machine::Machine;
 use crate::host::process::Proc;
 use crate::probe::BlockProbe;
 use crate::sample::{
-    self, DiskSource, HostReport, LiveLoads, SampleMetrics, SamplerConfig, SamplerHandle, SchedSource, StoodDownVms,
+    self, DiskSource, HostReport, LiveLoads, SampleMetrics, SamplerConfig, SamplerHandle, Sources, StoodDownVms,
 };
-use crate::telemetry::{self, WithCost};
+use crate::self_test::{self, Requests};
+use crate::telemetry::{self, SelfTestMetrics};
 use crate::uplink::identity::IdentityError;
 use crate::uplink::{self, Spool, SpoolConfig, Uplink};
 use gnomon_common::wire::{AgentEpoch, CpuSource, HostFacts};
@@ -124,13 +126,20 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
     let ledger = Ledger::open(&config.ledger_path())?;
     let epoch = ledger.raise_epoch(clock.now().wall)?;
     tracing::info!(host = %config.host.name, epoch = epoch.0, version = env!("CARGO_PKG_VERSION"), dry_run, "gnomon-agent starts");
-    let (cpu_source, source) = cpu_source(&config, &mut registry)?;
+    let self_tests = SelfTestMetrics::register(&mut registry);
+    let cpu = cpu_source(&config, &self_tests, &mut registry)?;
+    let cpu_source = cpu.rung();
+    let sources = Sources {
+        cpu: Box::new(cpu),
+        disks: disks(&config, &self_tests),
+        cost: CostControl::register(config.cost, config.sample.sample_ms, &mut registry),
+    };
 
     let (mut inventory, _inventory_handle) =
         inventory(&config, !dry_run, &mut registry).map_err(system("the inventory's threads"))?;
     let (report, reports) = mpsc::channel(REPORTS_WAITING_MAX);
     let duties = duties(&config, epoch);
-    let sampler = sampler(&config, &inventory, source, &duties, report, &mut registry)?;
+    let sampler = sampler(&config, &inventory, sources, &duties, report, &mut registry)?;
     let command_metrics = command::Metrics::register(&mut registry);
     let actuator = actuator(&config, inventory.clone()).map_err(system("the actuation thread"))?;
     let policy = Policy { bounds: config.guard.cpu_bounds(), allowed: config.guard.allowed(), dry_run };
@@ -195,25 +204,26 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
 /// Climbs to the best source of CPU readings, and says where the agent stands and why not higher.
 fn cpu_source(
     config: &Config,
+    self_tests: &SelfTestMetrics,
     registry: &mut Registry,
-) -> Result<(CpuSource, Box<dyn SchedSource + Send>), DaemonError> {
-    let climb = cpu_source::climb(config.probe.source, &cpu_source::Host)?;
+) -> Result<Footing<cpu_source::Host>, DaemonError> {
+    let choice = config.probe.source;
+    let climb = cpu_source::climb(choice, &cpu_source::Host)?;
     for fall in &climb.falls {
+        self_tests.show(fall.rung.name(), false);
         tracing::warn!(source = %fall.rung, why = fall.why, "a better source of CPU readings does not work here");
     }
     let rung = climb.rung;
+    if rung != CpuSource::Cgroup {
+        self_tests.show(rung.name(), true);
+    }
     tracing::info!(
         source = %rung,
         waiting = rung.tells_waiting(),
         events = rung.counts_events(),
         "CPU readings; `gnomon-agent doctor` says what would give more"
     );
-    SignalMetrics::register(registry).show(rung);
-    let source = match climb.source {
-        Source::Probe(scheduler) => Box::new(WithCost::register(*scheduler, registry)),
-        other => other.boxed(),
-    };
-    Ok((rung, source))
+    Ok(Footing::new(cpu_source::Host, climb, choice, SignalMetrics::register(registry)))
 }
 
 /// What the agent does of its own accord. The capacity is that of its start: CPUs plugged in later are the brain's to share out.
@@ -233,7 +243,7 @@ fn duties(config: &Config, epoch: AgentEpoch) -> Duties {
 fn sampler(
     config: &Config,
     inventory: &watch::Receiver<Arc<Inventory>>,
-    source: Box<dyn SchedSource + Send>,
+    sources: Sources,
     duties: &Duties,
     report: mpsc::Sender<HostReport>,
     registry: &mut Registry,
@@ -248,15 +258,29 @@ fn sampler(
         stood_down: duties.stood_down.clone(),
         ..SamplerConfig::default()
     };
-    sample::spawn(config, inventory.clone(), source, disks(), report, metrics)
+    sample::spawn(config, inventory.clone(), sources, report, metrics)
         .map_err(|error| DaemonError::Sampler(error.into()))
 }
 
 /// The block probe, where it works: without it, what VMs do on disks is not told.
-fn disks() -> Option<Box<dyn DiskSource + Send>> {
-    match BlockProbe::load() {
-        Ok(probe) => Some(Box::new(probe)),
+fn disks(config: &Config, self_tests: &SelfTestMetrics) -> Option<Box<dyn DiskSource + Send>> {
+    let counting = || -> Result<(BlockProbe, Requests), self_test::Uncounted> {
+        let mut probe = BlockProbe::load()?;
+        let found = self_test::disks(&mut probe, &config.state_dir)?;
+        Ok((probe, found))
+    };
+    match counting() {
+        Ok((probe, found)) => {
+            if let Requests::NotProvoked(why) = found {
+                tracing::info!(why, "the block probe is attached; that it counts could not be tried");
+            } else {
+                self_tests.show("block", true);
+                tracing::info!("the block probe counts");
+            }
+            Some(Box::new(Standby::of(probe)))
+        }
         Err(error) => {
+            self_tests.show("block", false);
             tracing::warn!(%error, "disks are not measured");
             None
         }
@@ -267,7 +291,7 @@ fn disks() -> Option<Box<dyn DiskSource + Send>> {
 fn facts(
     config: &Config,
     dry_run: bool,
-    cpu_source: CpuSource,
+    cpu_source: watch::Receiver<CpuSource>,
     inventory: watch::Receiver<Arc<Inventory>>,
 ) -> Box<dyn Fn() -> HostFacts + Send + Sync> {
     let declared_cores = config.host.capacity_cores;
@@ -286,7 +310,7 @@ fn facts(
             memory_bounds,
             means: means.clone(),
             dry_run,
-            cpu_source,
+            cpu_source: *cpu_source.borrow(),
         }
     })
 }

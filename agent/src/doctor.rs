@@ -106,11 +106,12 @@ pub async fn examine(config: Result<Config, ConfigError>) -> Diagnosis {
     let mut checks = vec![configuration(&config)];
     let config = config.ok();
     let choice = config.as_ref().map(|config| config.probe.source).unwrap_or_default();
+    let state_dir = config.as_ref().map(|config| config.state_dir.clone());
     // Loading programs takes a while and blocks, as everything here does but for the network.
     let host = tokio::task::spawn_blocking(move || {
         let mut checks = kernel::examine();
         checks.extend(cpu::examine(choice));
-        checks.push(disks::examine());
+        checks.push(disks::examine(state_dir.as_deref()));
         checks
     });
     match host.await {

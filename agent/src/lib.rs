@@ -9,6 +9,7 @@
 pub mod actuate;
 pub mod command;
 pub mod config;
+pub mod cost;
 pub mod cpu_source;
 pub mod daemon;
 pub mod doctor;
@@ -17,5 +18,6 @@ pub mod join;
 pub mod probe;
 pub mod reading;
 pub mod sample;
+pub mod self_test;
 pub mod telemetry;
 pub mod uplink;

@@ -16,6 +16,8 @@ pub struct SchedReading {
     pub culprits: BTreeMap<VmId, WaitCauses>,
     /// Threads of tracked VMs that got no accumulator because the table was full, since load.
     pub threads_unmeasured: u64,
+    /// Which in a row of sources counted, from 0: counters of two of them are no pair.
+    pub turn: u32,
 }
 
 /// Cumulative counters of one VM: the sum over its threads, those that have exited included. They never decrease while the VM

@@ -24,7 +24,7 @@ pub mod window;
 pub use disk::DiskSource;
 pub use live::{LiveLoad, LiveLoads, StoodDownVms};
 pub use metrics::SampleMetrics;
-pub use sampler::{SamplerConfig, SamplerHandle, spawn};
+pub use sampler::{SamplerConfig, SamplerHandle, Sources, spawn};
 pub use source::{SchedSource, SourceError};
 
 use gnomon_common::time::Timestamp;

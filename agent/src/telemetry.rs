@@ -3,10 +3,6 @@
 //! Metrics are made and registered beside the code they measure; this module only serves the registry, on loopback by default, and adds
 //! the process's own CPU time and memory, read when asked.
 
-mod probe_cost;
-
-pub use probe_cost::WithCost;
-
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -14,10 +10,11 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use rustix::time::{ClockId, clock_gettime};
@@ -39,6 +36,33 @@ pub fn register_process(registry: &mut Registry) {
     registry.register_collector(Box::new(Process));
     let version = [("version", env!("CARGO_PKG_VERSION"))];
     registry.register("gnomon_agent_build", "The agent's release", Info::new(version));
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByProbe {
+    probe: &'static str,
+}
+
+/// `gnomon_agent_probe_self_test`.
+#[derive(Clone, Debug, Default)]
+pub struct SelfTestMetrics(Family<ByProbe, Gauge>);
+
+impl SelfTestMetrics {
+    /// Registers it.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register(
+            "gnomon_agent_probe_self_test",
+            "Whether a probe counted what it was made to see at the agent's start (1) or not (0); absent where that was not tried",
+            metrics.0.clone(),
+        );
+        metrics
+    }
+
+    /// Shows what a test has found.
+    pub fn show(&self, probe: &'static str, counted: bool) {
+        self.0.get_or_create(&ByProbe { probe }).set(i64::from(counted));
+    }
 }
 
 /// Serves until told to stop. `healthy` decides what `/healthz` answers.

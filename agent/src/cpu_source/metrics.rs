@@ -28,8 +28,9 @@ impl SignalMetrics {
         metrics
     }
 
-    /// Shows what a source tells.
+    /// Shows what a source tells, in place of the one before it.
     pub fn show(&self, rung: CpuSource) {
+        self.0.clear();
         let signals = [
             ("cpu_run", true),
             ("cpu_wait", rung.tells_waiting()),
@@ -50,12 +51,15 @@ mod tests {
     #[test]
     fn what_a_rung_does_not_tell_is_shown_as_unavailable() {
         let mut registry = Registry::default();
-        SignalMetrics::register(&mut registry).show(CpuSource::Schedstat);
+        let metrics = SignalMetrics::register(&mut registry);
+        metrics.show(CpuSource::TaskStorage);
+        metrics.show(CpuSource::Schedstat);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         for (signal, value) in [("cpu_run", 1), ("cpu_wait", 1), ("cpu_wait_histogram", 0), ("cpu_preemptions", 0)] {
             let line = format!("gnomon_agent_signal_available{{signal=\"{signal}\",source=\"schedstat\"}} {value}");
             assert!(text.contains(&line), "no {line} in {text}");
         }
+        assert!(!text.contains("task_storage"), "the source before it is still shown: {text}");
     }
 }

@@ -4,6 +4,7 @@
 //! reading and its end; a wait in progress (the kernel books it when it ends) and up to a tick of a run in progress. Format:
 //! `Documentation/scheduler/sched-stats.rst` in the kernel's sources.
 
+use crate::cost::Costed;
 use crate::host::kernel_file::{ReadError, read_value};
 use crate::host::process::Proc;
 use crate::reading::{SchedCounters, SchedReading};
@@ -149,6 +150,12 @@ fn parse(text: &str) -> Option<Seen> {
     Some(Seen { run_ns: fields.next()??, wait_ns: fields.next()?? })
 }
 
+impl Costed for Schedstat {
+    fn name(&self) -> &'static str {
+        "schedstat"
+    }
+}
+
 impl SchedSource for Schedstat {
     fn track(&mut self, vm: VmId, tgids: &[u32]) -> Result<(), SourceError> {
         let capacity = self.capacity(vm);
@@ -184,6 +191,7 @@ impl SchedSource for Schedstat {
             vms: self.vms.iter().map(|(&vm, tracked)| (vm, tracked.sums)).collect(),
             culprits: BTreeMap::new(),
             threads_unmeasured: self.unmeasured,
+            turn: 0,
         })
     }
 }

@@ -1,5 +1,6 @@
 //! The last rung: no source of its own.
 
+use crate::cost::Costed;
 use crate::reading::SchedReading;
 use crate::sample::{SchedSource, SourceError};
 use gnomon_common::wire::VmId;
@@ -7,6 +8,12 @@ use gnomon_common::wire::VmId;
 /// Tells nothing: windows are made of what the VMs' control groups were charged with.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct UsageOnly;
+
+impl Costed for UsageOnly {
+    fn name(&self) -> &'static str {
+        "cgroup"
+    }
+}
 
 impl SchedSource for UsageOnly {
     fn tells_demand(&self) -> bool {

@@ -1,25 +1,8 @@
 //! Every rung of the ladder of CPU readings, each made to count this very process.
 
 use super::{Check, State};
-use crate::cpu_source::{Choice, Host, Rungs, Source};
-use crate::sample::SourceError;
-use gnomon_common::wire::{CpuSource, VmId};
-use rustix::time::{ClockId, clock_gettime};
-use std::thread;
-use std::time::Duration;
-use uuid::Uuid;
-
-/// How much CPU time the trial uses: the kernel's own counts are as coarse as a tick.
-const TRIAL_NS: u64 = 40_000_000;
-
-/// It is used in so many parts. A thread that nobody interrupts shows in no context switch, and a switch that the kernel loses costs one part.
-const TRIAL_PARTS: u64 = 4;
-
-/// Between the parts the process sleeps: it leaves its CPU, and comes back.
-const TRIAL_PAUSE: Duration = Duration::from_millis(1);
-
-/// How much of it must be counted: ticks, and what the trial shares its CPU with, may take some.
-const COUNTED_NS_MIN: u64 = TRIAL_NS / 2;
+use crate::cpu_source::{Choice, Host, Rungs};
+use gnomon_common::wire::CpuSource;
 
 /// What a rung turned out to be.
 struct Trial {
@@ -98,44 +81,8 @@ fn rung_check(trial: &Trial) -> Check {
 }
 
 fn attempt(rung: CpuSource) -> Result<(), String> {
-    let source = Host.stand(rung).map_err(|error| error.to_string())?;
-    if matches!(source, Source::UsageOnly(_)) {
-        return Ok(());
-    }
-    match counted_ns(source) {
-        Ok(counted) if counted >= COUNTED_NS_MIN => Ok(()),
-        Ok(counted) => Err(format!(
-            "it counted {} of the {} ms that this process ran: is this the host's own PID namespace?",
-            counted / 1_000_000,
-            TRIAL_NS / 1_000_000
-        )),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-/// What a source counts of this process while it uses [`TRIAL_NS`].
-fn counted_ns(source: Source) -> Result<u64, SourceError> {
-    let (mut source, own) = (source.boxed(), VmId(Uuid::nil()));
-    source.track(own, &[std::process::id()])?;
-    let before = source.drain()?;
-    for _ in 0..TRIAL_PARTS {
-        thread::sleep(TRIAL_PAUSE);
-        let start_ns = used_ns();
-        while used_ns() - start_ns < TRIAL_NS / TRIAL_PARTS {
-            std::hint::spin_loop();
-        }
-    }
-    thread::sleep(TRIAL_PAUSE);
-    let after = source.drain()?;
-    let run_ns =
-        |vms: &std::collections::BTreeMap<VmId, crate::reading::SchedCounters>| vms.get(&own).map_or(0, |c| c.run_ns);
-    Ok(run_ns(&after.vms).saturating_sub(run_ns(&before.vms)))
-}
-
-/// CPU time of this thread.
-fn used_ns() -> u64 {
-    let used = clock_gettime(ClockId::ThreadCPUTime);
-    used.tv_sec as u64 * 1_000_000_000 + used.tv_nsec as u64
+    // To stand there is to have counted a thread of this process.
+    Host.stand(rung).map(drop).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 //! costs one reconcile interval and nothing else. While libvirt is down or hangs, the last snapshot stays and is marked
 //! incomplete: the VMs go on running, and so does their measurement.
 
+mod answering;
 pub mod memory;
 mod metrics;
 mod surveyor;
@@ -19,6 +20,7 @@ pub use metrics::InventoryMetrics;
 
 use super::cgroup::DomainCgroup;
 use super::process::{Proc, QemuProcess};
+use answering::Daemon;
 use gnomon_common::wire::{VmId, VmState};
 use memory::MemoryFacts;
 use memory::surveyor::{MemoryBook, MemorySurveyor};
@@ -155,11 +157,11 @@ pub fn spawn(
 
     let book = MemoryBook::default();
     let (memory, memory_stopped) = mpsc::channel();
-    let memory_surveyor =
-        MemorySurveyor::new(&config.uri, config.set_stats_period, publish.clone(), book.clone(), metrics.clone());
+    let daemon = Daemon::new(config.proc.clone(), metrics.clone());
+    let memory_surveyor = MemorySurveyor::new(&config, publish.clone(), book.clone(), daemon.clone(), metrics.clone());
     std::thread::Builder::new().name("inventory-memory".into()).spawn(move || memory_surveyor.run(&memory_stopped))?;
 
-    let surveyor = Surveyor::new(config, publish.clone(), wake.clone(), book, metrics.clone());
+    let surveyor = Surveyor::new(config, publish.clone(), wake.clone(), book, daemon, metrics.clone());
     std::thread::Builder::new().name("inventory".into()).spawn(move || surveyor.run(&woken))?;
     let watch = move || {
         while stopped.recv_timeout(WATCHDOG_INTERVAL) == Err(mpsc::RecvTimeoutError::Timeout) {

@@ -5,12 +5,14 @@
 //! on is only noticed by its caller's deadline.
 
 mod cpu;
+mod daemon;
 mod devices;
 mod limits;
 mod memory;
 mod quota;
 mod reconnect;
 
+pub use daemon::daemon_pid;
 pub use devices::{BalloonDevice, Devices, Interface};
 pub use limits::{Bandwidth, DiskTune, NETWORK_UNIT_BYTES_PER_S, limited_devices};
 pub use memory::MemoryStats;

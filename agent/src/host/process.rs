@@ -91,6 +91,24 @@ impl Proc {
         })
     }
 
+    /// CPU time that a thread has used, in nanoseconds, where the kernel keeps `schedstat`.
+    pub fn thread_run_ns(&self, pid: u32, tid: u32) -> Result<u64, ReadError> {
+        let run_ns = |text: &str| text.split_ascii_whitespace().next()?.parse().ok();
+        read_value(&self.path(format!("{pid}/task/{tid}/schedstat")), "a number", run_ns)
+    }
+
+    /// The same for all threads that a process has now.
+    pub fn run_ns(&self, pid: u32) -> Result<u64, ReadError> {
+        let mut sum_ns: u64 = 0;
+        for tid in self.tids(pid)? {
+            match self.thread_run_ns(pid, tid) {
+                Err(error) if error.is_gone() => {}
+                run_ns => sum_ns = sum_ns.saturating_add(run_ns?),
+            }
+        }
+        Ok(sum_ns)
+    }
+
     /// The arguments a process was started with.
     pub fn arguments(&self, pid: u32) -> Result<Vec<String>, ReadError> {
         let bytes = read(&self.path(format!("{pid}/cmdline")))?;

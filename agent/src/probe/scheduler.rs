@@ -199,7 +199,7 @@ impl Scheduler {
         let slots: Vec<_> = self.roster.slots().collect();
         let culprits = self.waits.as_mut().map(|waits| waits.read(&slots, taken_ns)).unwrap_or_default();
         let vms = slots.into_iter().map(|(vm, slot)| (vm, self.accounting.ledger.counters(slot))).collect();
-        SchedReading { taken_ns, vms, culprits, threads_unmeasured: self.unmeasured }
+        SchedReading { taken_ns, vms, culprits, threads_unmeasured: self.unmeasured, turn: 0 }
     }
 
     /// The slot of a tracked VM.

@@ -3,14 +3,15 @@
 use super::interval::{Bounds, Rejection};
 use super::source::SourceError;
 use super::window::Weighted;
+use crate::cost::{Costed, Loadable, Standby};
 use crate::host::process::ProcessIoReading;
-use crate::probe::BlockProbe;
+use crate::probe::{BlockProbe, ProbeError, ProgramCost};
 use crate::reading::{BlockReading, DiskCounters, DiskId};
 use gnomon_common::abi::block::{Direction, DiskAccount};
 use gnomon_common::wire::{DISKS_MAX, DiskFlow, DiskRest, DiskShare, DiskWindow, LatencyHistogram, ProcessIo, VmId};
 
 /// A source of block readings: the eBPF probe, or a script in a test.
-pub trait DiskSource {
+pub trait DiskSource: Costed {
     /// Counts what these thread groups, or kernel workers charged to these control groups, do on disks for a VM from now on. Called again when
     /// the sets change.
     fn track(&mut self, vm: VmId, tgids: &[u32], cgroups: &[u64]) -> Result<(), SourceError>;
@@ -18,11 +19,36 @@ pub trait DiskSource {
     /// Forgets a VM and its counters.
     fn untrack(&mut self, vm: VmId) -> Result<(), SourceError>;
 
-    /// The counters of all tracked VMs and of the rest of the host, now.
-    fn drain(&mut self) -> Result<BlockReading, SourceError>;
+    /// The counters of all tracked VMs and of the rest of the host, now; `None` while the source is shed. Those after that begin anew.
+    fn drain(&mut self) -> Result<Option<BlockReading>, SourceError>;
 }
 
-impl DiskSource for BlockProbe {
+impl Loadable for BlockProbe {
+    const NAME: &'static str = "block";
+    type Reading = BlockReading;
+
+    fn load() -> Result<Self, ProbeError> {
+        Self::load()
+    }
+
+    fn track(&mut self, vm: VmId, tgids: &[u32], cgroups: &[u64]) -> Result<(), ProbeError> {
+        Self::track(self, vm, tgids, cgroups)
+    }
+
+    fn untrack(&mut self, vm: VmId) -> Result<(), ProbeError> {
+        Self::untrack(self, vm)
+    }
+
+    fn drain(&mut self) -> Result<BlockReading, ProbeError> {
+        Self::drain(self)
+    }
+
+    fn cost(&self) -> Result<Vec<ProgramCost>, ProbeError> {
+        Self::cost(self)
+    }
+}
+
+impl DiskSource for Standby<BlockProbe> {
     fn track(&mut self, vm: VmId, tgids: &[u32], cgroups: &[u64]) -> Result<(), SourceError> {
         Ok(Self::track(self, vm, tgids, cgroups)?)
     }
@@ -31,7 +57,7 @@ impl DiskSource for BlockProbe {
         Ok(Self::untrack(self, vm)?)
     }
 
-    fn drain(&mut self) -> Result<BlockReading, SourceError> {
+    fn drain(&mut self) -> Result<Option<BlockReading>, SourceError> {
         Ok(Self::drain(self)?)
     }
 }
@@ -128,6 +154,12 @@ impl RestSeries {
         let before = self.missed.replace(reading.requests_missed);
         self.missed_in_window += before.map_or(0, |before| reading.requests_missed.saturating_sub(before));
         self.disks.observe(reading.taken_ns, &reading.rest, bounds)
+    }
+
+    /// What was read last is no beginning for what is read next.
+    pub(super) fn interrupt(&mut self) {
+        self.disks.interrupt();
+        self.missed = None;
     }
 
     /// Ends the window and begins the next.

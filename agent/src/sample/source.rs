@@ -1,13 +1,14 @@
 //! What the sampler needs of a source of scheduler readings.
 
+use crate::cost::Costed;
 use crate::host::kernel_file::ReadError;
-use crate::probe::{ProbeError, Scheduler};
+use crate::probe::{ProbeError, ProgramCost, Scheduler};
 use crate::reading::SchedReading;
 use gnomon_common::wire::VmId;
 use std::error::Error;
 
 /// A source of scheduler readings: the eBPF probe, what stands in for it ([`crate::cpu_source`]), or a script in a test.
-pub trait SchedSource {
+pub trait SchedSource: Costed {
     /// Whether it tells what VMs ran and waited. Where not, windows are made of what their control groups were charged with, and
     /// demand above that is unknown.
     fn tells_demand(&self) -> bool {
@@ -39,6 +40,16 @@ impl From<ProbeError> for SourceError {
 impl From<ReadError> for SourceError {
     fn from(error: ReadError) -> Self {
         Self(error.into())
+    }
+}
+
+impl Costed for Scheduler {
+    fn name(&self) -> &'static str {
+        "scheduler"
+    }
+
+    fn programs(&self) -> Result<Vec<ProgramCost>, ProbeError> {
+        self.cost()
     }
 }
 

@@ -70,7 +70,7 @@ impl VmSeries {
         // No thread left, or none that the probe could measure: libvirt may not have noticed yet, but it is not an idle VM.
         let sched = match sched {
             Some((_, counters)) if counters.threads == 0 => {
-                (self.sched, self.causes) = (None, None);
+                self.interrupt_sched();
                 None
             }
             // A drain that failed is bridged: the next interval is a longer one.
@@ -99,6 +99,11 @@ impl VmSeries {
             self.window.add_cgroup(sample);
         }
         observed
+    }
+
+    /// The scheduler's counters begin anew: what was read last is no beginning.
+    pub(super) fn interrupt_sched(&mut self) {
+        (self.sched, self.causes) = (None, None);
     }
 
     /// Ends the window and begins the next.

@@ -8,6 +8,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 
 /// The inventory's metrics; clones share their values.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +23,7 @@ pub struct InventoryMetrics {
     unlocated: Gauge,
     pub(super) memory_failures: Counter,
     balloons: Family<BalloonLabel, Gauge>,
+    polling_cores: Family<ProcessLabel, Gauge<f64, AtomicU64>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -37,6 +39,11 @@ struct RoleLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct BalloonLabel {
     balloon: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProcessLabel {
+    process: &'static str,
 }
 
 const STATES: [VmState; 5] = [VmState::Running, VmState::Paused, VmState::ShutOff, VmState::Crashed, VmState::Other];
@@ -93,6 +100,21 @@ impl InventoryMetrics {
             "Active VMs by what is known of their balloon: movable, silent (no driver answers), absent, unknown",
             self.balloons.clone(),
         );
+        r.register(
+            "gnomon_agent_polling_cores",
+            "CPU that the agent's surveys and questions for memory statistics cause, in cores, in the last minute: libvirtd as a whole, and the main threads of all QEMUs, each while it is asked and less what it uses when it is not; absent where that cannot be read",
+            self.polling_cores.clone(),
+        );
+    }
+
+    /// What a process spends on answering, in cores; `None` where that is not known.
+    pub(super) fn answering(&self, process: &'static str, cores: Option<f64>) {
+        let label = ProcessLabel { process };
+        match cores {
+            // A mean of little within the noise may come out below nothing.
+            Some(cores) => drop(self.polling_cores.get_or_create(&label).set(cores.max(0.0))),
+            None => drop(self.polling_cores.remove(&label)),
+        }
     }
 
     pub(super) fn balloons(&self, balloons: impl Iterator<Item = Balloon>) {

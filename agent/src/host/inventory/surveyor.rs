@@ -1,10 +1,11 @@
 //! The thread that asks libvirt and `/proc`. It may block on libvirt; nothing waits for it.
 
+use super::answering::Daemon;
 use super::memory::MemoryFacts;
 use super::memory::surveyor::MemoryBook;
 use super::{Inventory, InventoryConfig, InventoryMetrics, VmFacts};
 use crate::host::cgroup::{CgroupMounts, DomainCgroup, Membership};
-use crate::host::libvirt::{DomainFacts, Domains, HypervisorError, LifecycleEvent, Reconnecting};
+use crate::host::libvirt::{DomainFacts, Domains, HypervisorError, LifecycleEvent, Reconnecting, daemon_pid};
 use crate::host::process::{Proc, ProcessScan, QemuProcess};
 use gnomon_common::wire::VmId;
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ pub(super) struct Surveyor {
     publish: Arc<watch::Sender<Arc<Inventory>>>,
     wake: SyncSender<Wake>,
     book: MemoryBook,
+    daemon: Daemon,
     metrics: InventoryMetrics,
     execution_changes: BTreeMap<VmId, u64>,
     hypervisor: String,
@@ -41,9 +43,11 @@ impl Surveyor {
         publish: Arc<watch::Sender<Arc<Inventory>>>,
         wake: SyncSender<Wake>,
         book: MemoryBook,
+        daemon: Daemon,
         metrics: InventoryMetrics,
     ) -> Self {
-        Self { config, publish, wake, book, metrics, execution_changes: BTreeMap::new(), hypervisor: String::new() }
+        let (execution_changes, hypervisor) = (BTreeMap::new(), String::new());
+        Self { config, publish, wake, book, daemon, metrics, execution_changes, hypervisor }
     }
 
     /// Surveys until it is told to stop, or nobody reads any more.
@@ -105,8 +109,9 @@ impl Surveyor {
         if let Some(version) = version {
             tracing::info!(uri = self.config.uri, version, "connected to libvirt");
             self.hypervisor = version;
+            self.daemon.is(daemon_pid(&self.config.uri, &self.config.proc));
         }
-        hypervisor.domains()
+        self.daemon.ask(|| hypervisor.domains())
     }
 
     fn survey(&mut self, domains: Domains) {

@@ -1,6 +1,7 @@
 //! The sampler over a host made of files, driven tick by tick.
 
 use super::*;
+use crate::cost::{Budget, Costed};
 use crate::host::cgroup::{CgroupMounts, DomainCgroup, Membership};
 use crate::host::inventory::VmFacts;
 use crate::host::inventory::memory::{Balloon, MemoryFacts};
@@ -33,6 +34,14 @@ struct ScriptState {
     disks: BTreeMap<VmId, DiskCounters>,
     calls: Vec<String>,
     broken: bool,
+    shed: bool,
+    turn: u32,
+}
+
+impl Costed for Script {
+    fn name(&self) -> &'static str {
+        "script"
+    }
 }
 
 impl SchedSource for Script {
@@ -63,6 +72,7 @@ impl SchedSource for Script {
             vms: state.counters.clone(),
             culprits: state.culprits.clone(),
             threads_unmeasured: 3,
+            turn: state.turn,
         })
     }
 }
@@ -78,13 +88,17 @@ impl DiskSource for Script {
         Ok(())
     }
 
-    fn drain(&mut self) -> Result<BlockReading, SourceError> {
+    fn drain(&mut self) -> Result<Option<BlockReading>, SourceError> {
         let state = self.0.lock().unwrap();
         if state.broken {
             return Err("broken".into());
         }
+        if state.shed {
+            return Ok(None);
+        }
         let rest = state.disks.values().next().cloned().unwrap_or_default();
-        Ok(BlockReading { taken_ns: state.now_ns, vms: state.disks.clone(), rest, requests_missed: state.now_ns / S })
+        let (taken_ns, vms) = (state.now_ns, state.disks.clone());
+        Ok(Some(BlockReading { taken_ns, vms, rest, requests_missed: state.now_ns / S }))
     }
 }
 
@@ -122,14 +136,12 @@ impl Bench {
         let config = SamplerConfig { proc: Proc::at(dir.path().join("proc")), ..SamplerConfig::default() };
         let (metrics, mut registry) = (SampleMetrics::default(), Registry::default());
         metrics.register(&mut registry);
-        let sampler = Sampler::new(
-            config,
-            inventory,
-            (Box::new(script.clone()), Some(Box::new(script.clone()))),
-            out,
-            metrics,
-            at(100),
-        );
+        let sources = Sources {
+            cpu: Box::new(script.clone()),
+            disks: Some(Box::new(script.clone())),
+            cost: CostControl::register(Budget::default(), 1_000, &mut registry),
+        };
+        let sampler = Sampler::new(config, inventory, sources, out, metrics, at(100));
         let mut bench = Self { dir, script, publish, reports, sampler, second: 100, registry };
         bench.set_group(0);
         bench
@@ -323,6 +335,51 @@ fn a_counter_that_goes_backwards_is_counted_and_does_not_reach_the_report() {
     assert_eq!(bench.metric("gnomon_agent_samples_absurd_total{reason=\"reset\"}"), Some(1.0));
 }
 
+/// As when a probe is given up for its cost, or taken up again.
+#[test]
+fn a_source_that_takes_over_leaves_a_gap_and_no_absurd_sample() {
+    let mut bench = Bench::new();
+    bench.publish(vec![bench.facts(VmState::Running)], true);
+    bench.seconds(5, 1.0, 0.0);
+    {
+        // It has counted more than the one before it: a difference would look like a sample.
+        let mut state = bench.script.0.lock().unwrap();
+        state.turn += 1;
+        state.counters.values_mut().for_each(|counters| counters.run_ns += S / 2);
+    }
+    bench.seconds(5, 1.0, 0.0);
+    let report = bench.reports.try_recv().unwrap();
+    let cpu = only(&report).cpu.unwrap();
+    assert_eq!((cpu.demand_low.max, cpu.covered, report.losses.samples_absurd), (1.0, 0.8, 0));
+}
+
+#[test]
+fn disks_whose_probe_is_given_up_are_absent_and_begin_anew_when_it_is_back() {
+    let mut bench = Bench::new();
+    bench.publish(vec![bench.facts(VmState::Running)], true);
+    let mut windows = Vec::new();
+    for second in 1..=50_u64 {
+        {
+            let mut state = bench.script.0.lock().unwrap();
+            state.shed = (11..=25).contains(&second);
+            // Back, it counts something else: a difference to what came before would look like a sample.
+            let operations = if second <= 25 { second - 1 } else { 5_000 + second };
+            let done = Direction { operations, bytes: operations << 20, ..Direction::default() };
+            if let Some(disks) = state.disks.get_mut(&web()) {
+                disks.insert(DiskId { major: 0, minor: 99 }, DiskAccount { write: done, ..DiskAccount::default() });
+            }
+        }
+        bench.second(0.5, 0.0);
+        windows.extend(bench.reports.try_recv());
+    }
+    let rates: Vec<Option<f64>> =
+        windows.iter().map(|window| only(window).disk.as_ref().map(|disk| disk.write.operations_per_s)).collect();
+    assert_eq!(rates, [Some(1.0), None, Some(1.0), Some(1.0), Some(1.0)]);
+    let rest: Vec<bool> = windows.iter().map(|window| window.host_window.disk_rest.is_some()).collect();
+    assert_eq!(rest, [true, false, true, true, true]);
+    assert_eq!(windows[4].losses.samples_absurd, 0);
+}
+
 #[test]
 fn a_full_queue_neither_stops_sampling_nor_goes_uncounted_and_a_closed_one_ends_it() {
     let mut bench = Bench::new();
@@ -397,7 +454,9 @@ fn the_thread_reports_by_itself_and_stops_when_it_is_dropped() {
     let (_publish, receiver) = watch::channel(Arc::new(inventory));
     let (out, mut reports) = mpsc::channel(4);
     let config = SamplerConfig { sample_ms: 100, window_ms: 1000, ..SamplerConfig::default() };
-    let handle = spawn(config, receiver, Box::new(Script::default()), None, out, SampleMetrics::default()).unwrap();
+    let cost = CostControl::register(Budget::default(), 1_000, &mut Registry::default());
+    let sources = Sources { cpu: Box::new(Script::default()), disks: None, cost };
+    let handle = spawn(config, receiver, sources, out, SampleMetrics::default()).unwrap();
     let first = reports.blocking_recv().unwrap();
     let second = reports.blocking_recv().unwrap();
     assert_eq!(first.start.unix_ms() % 1000, 0);

@@ -1,5 +1,6 @@
 //! One tick: read everything once, add it up, and at a window's end hand over a report.
 
+mod cost;
 mod devices;
 
 use super::super::disk::{DiskSeries, DiskSource, ProcessIoSeries, RestSeries};
@@ -12,7 +13,8 @@ use super::super::network::NetworkSeries;
 use super::super::vm::{Observed, VmSeries};
 use super::super::window::Weighted;
 use super::super::{HostReport, SampleMetrics, SchedSource};
-use super::SamplerConfig;
+use super::{SamplerConfig, Sources};
+use crate::cost::CostControl;
 use crate::host::disk;
 use crate::host::inventory::{Inventory, VmFacts};
 use crate::host::machine::Machine;
@@ -31,6 +33,9 @@ pub(super) struct Sampler {
     probe: Box<dyn SchedSource + Send>,
     disks: Option<Box<dyn DiskSource + Send>>,
     disk_rest: RestSeries,
+    cost: CostControl,
+    /// [`SchedReading::turn`] of the last reading.
+    turn: u32,
     out: mpsc::Sender<HostReport>,
     metrics: SampleMetrics,
     machine: Machine,
@@ -84,7 +89,7 @@ impl Sampler {
     pub(super) fn new(
         config: SamplerConfig,
         inventory: watch::Receiver<Arc<Inventory>>,
-        (probe, disks): (Box<dyn SchedSource + Send>, Option<Box<dyn DiskSource + Send>>),
+        Sources { cpu: probe, disks, cost }: Sources,
         out: mpsc::Sender<HostReport>,
         metrics: SampleMetrics,
         now: Now,
@@ -100,6 +105,8 @@ impl Sampler {
             probe,
             disks,
             disk_rest: RestSeries::default(),
+            cost,
+            turn: 0,
             out,
             metrics,
             vms: BTreeMap::new(),
@@ -141,6 +148,7 @@ impl Sampler {
         self.sample_disks(&inventory);
         self.publish_live(&inventory, now.monotonic_ns);
         self.sample_host(clock);
+        self.control_cost();
 
         let mut connected = true;
         if self.grid.ends_window(now.monotonic_ns) {
@@ -240,6 +248,9 @@ impl Sampler {
             Ok(reading) => {
                 self.metrics.drain_seconds.observe(began.elapsed().as_secs_f64());
                 self.losses.threads_unmeasured = reading.threads_unmeasured;
+                if std::mem::replace(&mut self.turn, reading.turn) != reading.turn {
+                    self.vms.values_mut().for_each(|vm| vm.series.interrupt_sched());
+                }
                 Some(reading)
             }
             Err(error) => {

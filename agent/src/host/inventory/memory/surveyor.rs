@@ -3,9 +3,11 @@
 //! Statistics go through QEMU's monitor, and a QEMU that hangs holds the call up for as long as it likes. That costs the other VMs
 //! their statistics, which go stale by their own time, and nothing else: neither the inventory nor sampling waits for this thread.
 
-use super::super::{Inventory, InventoryMetrics, VmFacts};
+use super::super::answering::{Answering, Daemon, Showing, Used};
+use super::super::{Inventory, InventoryConfig, InventoryMetrics, VmFacts};
 use super::{Balloon, MemoryFacts, MemoryWatch};
 use crate::host::libvirt::{BalloonDevice, Hypervisor, HypervisorError, Reconnecting};
+use crate::host::process::Proc;
 use gnomon_common::wire::VmId;
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -61,6 +63,8 @@ struct Watched {
     /// Looks since the definition was read.
     looks: u32,
     watch: MemoryWatch,
+    /// What it costs its QEMU to be asked for statistics.
+    answering: Answering,
 }
 
 pub(in crate::host::inventory) struct MemorySurveyor {
@@ -69,26 +73,41 @@ pub(in crate::host::inventory) struct MemorySurveyor {
     set_stats_period: bool,
     publish: Arc<watch::Sender<Arc<Inventory>>>,
     book: MemoryBook,
+    daemon: Daemon,
+    proc: Proc,
     metrics: InventoryMetrics,
     watched: BTreeMap<VmId, Watched>,
+    showing: Showing,
 }
 
 impl MemorySurveyor {
     pub(in crate::host::inventory) fn new(
-        uri: &str,
-        set_stats_period: bool,
+        config: &InventoryConfig,
         publish: Arc<watch::Sender<Arc<Inventory>>>,
         book: MemoryBook,
+        daemon: Daemon,
         metrics: InventoryMetrics,
     ) -> Self {
-        Self { link: Reconnecting::new(uri), set_stats_period, publish, book, metrics, watched: BTreeMap::new() }
+        Self {
+            link: Reconnecting::new(config.uri.clone()),
+            set_stats_period: config.set_stats_period,
+            publish,
+            book,
+            daemon,
+            proc: config.proc.clone(),
+            metrics,
+            watched: BTreeMap::new(),
+            showing: Showing::default(),
+        }
     }
 
     /// Asks until the sender of `stopped` is gone, or nobody reads any more.
     pub(in crate::host::inventory) fn run(mut self, stopped: &Receiver<()>) {
         while stopped.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) && !self.publish.is_closed() {
             let inventory = Arc::clone(&self.publish.borrow());
-            match self.look(&inventory) {
+            // One question: what the daemon does between two VMs is still because of it.
+            let looked = self.daemon.clone().ask(|| self.look(&inventory));
+            match looked {
                 Ok(()) => self.tell(),
                 Err(HypervisorError::BackingOff { .. }) => {}
                 Err(error) => {
@@ -110,7 +129,7 @@ impl MemorySurveyor {
                 *watched = Watched { life, ..Watched::default() };
             }
             let before = watched.watch.facts.balloon;
-            match watched.look(hypervisor, facts.id, self.set_stats_period) {
+            match watched.look(hypervisor, facts.id, self.set_stats_period, &self.proc) {
                 Ok(now) if before.name() != now.name() => {
                     tracing::info!(vm = %facts.id, name = facts.name, balloon = now.name(), "the VM's balloon");
                 }
@@ -126,7 +145,11 @@ impl MemorySurveyor {
         Ok(())
     }
 
-    fn tell(&self) {
+    fn tell(&mut self) {
+        if let Some(elapsed_s) = self.showing.due_s() {
+            let caused_s: f64 = self.watched.values_mut().map(|watched| watched.answering.take_caused_s()).sum();
+            self.metrics.answering("qemu", Some(caused_s / elapsed_s));
+        }
         self.metrics.balloons(self.watched.values().map(|watched| watched.watch.facts.balloon));
         let known = |watched: &Watched| Known { memory: watched.watch.facts, interfaces: watched.interfaces.clone() };
         // The book first: a survey that ends in between must not bring the old facts back.
@@ -136,7 +159,13 @@ impl MemorySurveyor {
 }
 
 impl Watched {
-    fn look(&mut self, hypervisor: &Hypervisor, vm: VmId, set_period: bool) -> Result<Balloon, HypervisorError> {
+    fn look(
+        &mut self,
+        hypervisor: &Hypervisor,
+        vm: VmId,
+        set_period: bool,
+        proc: &Proc,
+    ) -> Result<Balloon, HypervisorError> {
         self.looks += 1;
         let device = match self.device.filter(|_| self.looks < LOOKS_PER_DEFINITION) {
             Some(device) => device,
@@ -159,7 +188,15 @@ impl Watched {
         };
         let now_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let (stats, period_s) = match device {
-            Some(device) => (hypervisor.memory_stats(vm)?, device.stats_period_s),
+            Some(device) => {
+                let used = || Used::by_main_thread(proc, self.life?.0);
+                let before = used();
+                let stats = hypervisor.memory_stats(vm)?;
+                if let (Some(before), Some(after)) = (before, used()) {
+                    self.answering.answered(before, after);
+                }
+                (stats, device.stats_period_s)
+            }
             // Without the device there is nothing to ask.
             None => Default::default(),
         };

@@ -1,6 +1,6 @@
 //! What a tick reads of devices: network interfaces and disks.
 
-use super::{Sampler, TickClock, Vm, reject};
+use super::{ProcessIoSeries, Sampler, TickClock, Vm, reject};
 use crate::host::disk;
 use crate::host::inventory::{Inventory, VmFacts};
 use crate::host::network;
@@ -37,6 +37,15 @@ impl Sampler {
     /// Drains the block probe, where there is one.
     pub(super) fn sample_disks(&mut self, inventory: &Inventory) {
         let Some(reading) = self.drain_disks() else { return };
+        let Some(reading) = reading else {
+            // The probe is shed: when it comes back its counters begin anew.
+            for vm in self.vms.values_mut() {
+                vm.disk.interrupt();
+                vm.process_io = ProcessIoSeries::default();
+            }
+            self.disk_rest.interrupt();
+            return;
+        };
         for facts in &inventory.vms {
             let Some(vm) = self.vms.get_mut(&facts.id) else { continue };
             match reading.vms.get(&facts.id).filter(|_| facts.state == VmState::Running) {
@@ -53,7 +62,8 @@ impl Sampler {
         }
     }
 
-    fn drain_disks(&mut self) -> Option<BlockReading> {
+    /// A reading; nothing in it while the probe is shed, and none at all where there is no probe or it fails.
+    fn drain_disks(&mut self) -> Option<Option<BlockReading>> {
         match self.disks.as_mut()?.drain() {
             Ok(reading) => Some(reading),
             Err(error) => {
