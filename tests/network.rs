@@ -77,6 +77,8 @@ fn packets_and_bytes_of_an_interface_are_those_that_were_sent_and_answered() -> 
         ensure!(output.contains(&format!("{PACKETS} packets received")), "not all were answered: {output}");
         let starts: Vec<u64> = windows.keys().copied().collect();
         ensure!(holes(&starts, 1000).is_empty(), "windows are missing: {starts:?}");
+        let told = windows.values().flatten().filter(|interface| interface.drops.is_some()).count();
+        ensure!(told + 2 >= windows.len(), "why packets are dropped is told in {told} of {} windows", windows.len());
         let sum = |of: fn(&InterfaceWindow) -> &Traffic| {
             let traffic = windows.values().flatten().filter(|interface| interface.device == tap).map(of);
             traffic.fold((0.0, 0.0), |(bytes, packets), of| (bytes + of.bytes_per_s.mean, packets + of.packets_per_s))

@@ -18,9 +18,10 @@ use crate::cpu_source::{self, Footing, SignalMetrics, SourceUnavailable};
 use crate::host::inventory::{self, Inventory, InventoryConfig, InventoryMetrics};
 use crate::host::machine::Machine;
 use crate::host::process::Proc;
-use crate::probe::BlockProbe;
+use crate::probe::{BlockProbe, DropProbe};
 use crate::sample::{
-    self, DiskSource, HostReport, LiveLoads, SampleMetrics, SamplerConfig, SamplerHandle, Sources, StoodDownVms,
+    self, DiskSource, DropSeries, HostReport, LiveLoads, SampleMetrics, SamplerConfig, SamplerHandle, Sources,
+    StoodDownVms,
 };
 use crate::self_test::{self, Requests};
 use crate::telemetry::{self, SelfTestMetrics};
@@ -132,6 +133,7 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
     let sources = Sources {
         cpu: Box::new(cpu),
         disks: disks(&config, &self_tests),
+        drops: drops(),
         cost: CostControl::register(config.cost, config.sample.sample_ms, &mut registry),
     };
 
@@ -260,6 +262,17 @@ fn sampler(
     };
     sample::spawn(config, inventory.clone(), sources, report, metrics)
         .map_err(|error| DaemonError::Sampler(error.into()))
+}
+
+/// The drop probe, where it works: without it, why packets are dropped is not told.
+fn drops() -> Option<DropSeries> {
+    match DropProbe::load() {
+        Ok(probe) => Some(DropSeries::new(probe)),
+        Err(error) => {
+            tracing::warn!(%error, "why packets are dropped is not told");
+            None
+        }
+    }
 }
 
 /// The block probe, where it works: without it, what VMs do on disks is not told.

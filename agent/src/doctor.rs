@@ -7,6 +7,7 @@
 mod brain;
 mod cpu;
 mod disks;
+mod drops;
 mod kernel;
 mod state;
 mod table;
@@ -112,6 +113,7 @@ pub async fn examine(config: Result<Config, ConfigError>) -> Diagnosis {
         let mut checks = kernel::examine();
         checks.extend(cpu::examine(choice));
         checks.push(disks::examine(state_dir.as_deref()));
+        checks.push(drops::examine());
         checks
     });
     match host.await {
@@ -155,9 +157,17 @@ mod tests {
             |signal: &str| diagnosis.checks.iter().find(|check| check.signal == signal).map(|check| check.state);
         assert_eq!(state("configuration"), Some(State::Unavailable));
         assert!(!diagnosis.complete);
-        for signal in
-            ["BTF", "tracefs", "CPU run and wait", "CPU wait histogram", "disk I/O", "libvirt", "clock", "capabilities"]
-        {
+        for signal in [
+            "BTF",
+            "tracefs",
+            "CPU run and wait",
+            "CPU wait histogram",
+            "disk I/O",
+            "network drops",
+            "libvirt",
+            "clock",
+            "capabilities",
+        ] {
             assert!(state(signal).is_some(), "{signal} was not examined");
         }
         for check in &diagnosis.checks {

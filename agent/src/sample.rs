@@ -10,6 +10,7 @@
 
 pub mod culprits;
 mod disk;
+mod drops;
 pub mod grid;
 pub mod interval;
 mod live;
@@ -22,6 +23,7 @@ mod vm;
 pub mod window;
 
 pub use disk::DiskSource;
+pub use drops::{DropSeries, DropSource};
 pub use live::{LiveLoad, LiveLoads, StoodDownVms};
 pub use metrics::SampleMetrics;
 pub use sampler::{SamplerConfig, SamplerHandle, Sources, spawn};

@@ -1,7 +1,9 @@
-//! Readings of the drop probe -> why packets were dropped on each device in a window. Pure, but for the source itself.
+//! Readings of the drop probe -> why packets were dropped on each device in a window. Pure, but for the source itself, and for loading it again
+//! after it was given up.
 
 use super::source::SourceError;
-use crate::probe::{DropProbe, Drops};
+use crate::cost::Costed;
+use crate::probe::{DropProbe, Drops, ProbeError, ProgramCost};
 use gnomon_common::wire::{DROP_REASONS_MAX, Dropped};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +18,12 @@ pub trait DropSource {
 
     /// What a reason is called.
     fn reason(&self, reason: u32) -> String;
+
+    /// What each of its programs has cost.
+    ///
+    /// # Errors
+    /// If `/proc` is not mounted.
+    fn programs(&self) -> Result<Vec<ProgramCost>, ProbeError>;
 }
 
 impl DropSource for DropProbe {
@@ -30,11 +38,16 @@ impl DropSource for DropProbe {
     fn reason(&self, reason: u32) -> String {
         Self::reason(self, reason)
     }
+
+    fn programs(&self) -> Result<Vec<ProgramCost>, ProbeError> {
+        self.cost()
+    }
 }
 
 /// Watches the devices of VMs from window to window.
 pub struct DropSeries {
-    source: Box<dyn DropSource + Send>,
+    /// `None` while it is given up.
+    source: Option<Box<dyn DropSource + Send>>,
     /// When the last window ended.
     closed_ns: Option<u64>,
     /// By name, the watched devices' numbers and what was counted on each by then.
@@ -44,7 +57,7 @@ pub struct DropSeries {
 impl DropSeries {
     /// Nothing is watched yet.
     pub fn new(source: impl DropSource + Send + 'static) -> Self {
-        Self { source: Box::new(source), closed_ns: None, watched: BTreeMap::new() }
+        Self { source: Some(Box::new(source)), closed_ns: None, watched: BTreeMap::new() }
     }
 
     /// Ends the window at `taken_ns` of `CLOCK_MONOTONIC`: what was dropped on each device in it. A device that was not watched since the
@@ -56,8 +69,9 @@ impl DropSeries {
     ) -> Result<BTreeMap<String, Vec<Dropped>>, SourceError> {
         let before = std::mem::take(&mut self.watched);
         let elapsed_s = self.closed_ns.take().map_or(0.0, |closed_ns| taken_ns.saturating_sub(closed_ns) as f64 / 1e9);
-        let mut counted = self.source.drain()?;
-        self.source.watch(&devices.values().copied().collect())?;
+        let Some(source) = &mut self.source else { return Ok(BTreeMap::new()) };
+        let mut counted = source.drain()?;
+        source.watch(&devices.values().copied().collect())?;
         let mut windows = BTreeMap::new();
         for (device, ifindex) in devices {
             let known = before.get(&device).filter(|(known, _)| *known == ifindex);
@@ -65,24 +79,52 @@ impl DropSeries {
             if let Some((_, before)) = known
                 && elapsed_s > 0.0
             {
-                windows.insert(device.clone(), self.between(before, &now, elapsed_s));
+                windows.insert(device.clone(), between(source.as_ref(), before, &now, elapsed_s));
             }
             self.watched.insert(device, (ifindex, now));
         }
         self.closed_ns = Some(taken_ns);
         Ok(windows)
     }
+}
 
-    fn between(&self, before: &BTreeMap<u32, u64>, now: &BTreeMap<u32, u64>, elapsed_s: f64) -> Vec<Dropped> {
-        let gain = |(reason, now): (&u32, &u64)| (now.saturating_sub(*before.get(reason).unwrap_or(&0)), *reason);
-        let mut gains: Vec<(u64, u32)> = now.iter().map(gain).filter(|(packets, _)| *packets > 0).collect();
-        gains.sort_by_key(|&(packets, reason)| (Reverse(packets), reason));
-        let told = gains.into_iter().take(DROP_REASONS_MAX);
-        told.map(|(packets, reason)| Dropped {
-            reason: self.source.reason(reason),
-            packets_per_s: packets as f64 / elapsed_s,
-        })
+fn between(
+    source: &dyn DropSource,
+    before: &BTreeMap<u32, u64>,
+    now: &BTreeMap<u32, u64>,
+    elapsed_s: f64,
+) -> Vec<Dropped> {
+    let gain = |(reason, now): (&u32, &u64)| (now.saturating_sub(*before.get(reason).unwrap_or(&0)), *reason);
+    let mut gains: Vec<(u64, u32)> = now.iter().map(gain).filter(|(packets, _)| *packets > 0).collect();
+    gains.sort_by_key(|&(packets, reason)| (Reverse(packets), reason));
+    let told = gains.into_iter().take(DROP_REASONS_MAX);
+    told.map(|(packets, reason)| Dropped { reason: source.reason(reason), packets_per_s: packets as f64 / elapsed_s })
         .collect()
+}
+
+impl Costed for DropSeries {
+    fn name(&self) -> &'static str {
+        "drops"
+    }
+
+    fn programs(&self) -> Result<Vec<ProgramCost>, ProbeError> {
+        self.source.as_ref().map_or(Ok(Vec::new()), |source| source.programs())
+    }
+
+    fn can_shed(&self) -> bool {
+        self.source.is_some()
+    }
+
+    fn shed(&mut self) -> Result<(), SourceError> {
+        self.source = None;
+        Ok(())
+    }
+
+    fn restore(&mut self) -> Result<(), SourceError> {
+        // From its next window on: what is watched is told to it at each window's end.
+        self.source = Some(Box::new(DropProbe::load()?));
+        self.closed_ns = None;
+        Ok(())
     }
 }
 
@@ -122,6 +164,10 @@ mod tests {
         fn reason(&self, reason: u32) -> String {
             format!("reason {reason}")
         }
+
+        fn programs(&self) -> Result<Vec<ProgramCost>, ProbeError> {
+            Ok(Vec::new())
+        }
     }
 
     fn devices(devices: &[(&str, u32)]) -> BTreeMap<String, u32> {
@@ -157,6 +203,17 @@ mod tests {
         script.drop_on(9, 2, 30);
         assert!(series.close(devices(&[("vnet0", 9)]), 31 * S).unwrap().is_empty());
         assert_eq!(series.close(devices(&[("vnet0", 9)]), 41 * S).unwrap()["vnet0"], []);
+    }
+
+    #[test]
+    fn what_is_given_up_tells_nothing() {
+        let mut series = DropSeries::new(Script::default());
+        let vnet = devices(&[("vnet0", 4)]);
+        series.close(vnet.clone(), S).unwrap();
+        assert!(series.can_shed());
+        series.shed().unwrap();
+        assert!(!series.can_shed() && series.close(vnet.clone(), 11 * S).unwrap().is_empty());
+        assert!(series.close(vnet, 21 * S).unwrap().is_empty());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::interval::{Rejection, WaitSample};
 use crate::reading::Culprit;
-use gnomon_common::wire::{DiskWindow, InterfaceWindow, MemoryWindow, Traffic, VmId};
+use gnomon_common::wire::{DiskWindow, Dropped, InterfaceWindow, MemoryWindow, Traffic, VmId};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -50,6 +50,7 @@ pub struct SampleMetrics {
     network_bytes: Family<DirectionLabel, GaugeF64>,
     network_packets: Family<DirectionLabel, GaugeF64>,
     network_dropped: Family<DirectionLabel, GaugeF64>,
+    dropped_by_reason: Family<DropLabel, Counter<f64, AtomicU64>>,
 }
 
 /// Which direction of which VM's traffic.
@@ -73,6 +74,11 @@ pub(super) struct VmLabel {
 }
 
 /// Which VM waited, and for what: few, unlike the pairs of VMs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DropLabel {
+    reason: String,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct WaitLabel {
     vm: String,
@@ -128,6 +134,7 @@ impl Default for SampleMetrics {
             network_bytes: Family::default(),
             network_packets: Family::default(),
             network_dropped: Family::default(),
+            dropped_by_reason: Family::default(),
             disk_failures: Counter::default(),
             disk_read: Family::default(),
             disk_write: Family::default(),
@@ -173,6 +180,11 @@ impl SampleMetrics {
             "gnomon_agent_vm_network_packets_per_second",
             "Packets of the VM's interfaces in the last window, by the VM's direction",
             self.network_packets.clone(),
+        );
+        r.register(
+            "gnomon_agent_network_drops",
+            "Packets dropped on the devices of VMs, all together, by the kernel's reason",
+            self.dropped_by_reason.clone(),
         );
         r.register(
             "gnomon_agent_vm_network_dropped_per_second",
@@ -332,6 +344,14 @@ impl SampleMetrics {
             ] {
                 show(family, &label, value);
             }
+        }
+    }
+
+    /// What was dropped in a window of that length.
+    pub(super) fn network_drops<'a>(&self, drops: impl Iterator<Item = &'a Dropped>, window_s: f64) {
+        for Dropped { reason, packets_per_s } in drops {
+            let label = DropLabel { reason: reason.clone() };
+            self.dropped_by_reason.get_or_create(&label).inc_by(packets_per_s * window_s);
         }
     }
 

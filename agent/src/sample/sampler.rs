@@ -3,7 +3,7 @@
 mod tick;
 
 use super::grid::{Grid, Now};
-use super::{DiskSource, HostReport, LiveLoads, SampleMetrics, SchedSource, StoodDownVms};
+use super::{DiskSource, DropSeries, HostReport, LiveLoads, SampleMetrics, SchedSource, StoodDownVms};
 use crate::cost::CostControl;
 use crate::host::inventory::Inventory;
 use crate::host::process::Proc;
@@ -56,6 +56,8 @@ pub struct Sources {
     pub cpu: Box<dyn SchedSource + Send>,
     /// Of disks, where something tells.
     pub disks: Option<Box<dyn DiskSource + Send>>,
+    /// Of what is dropped on network devices, where something tells.
+    pub drops: Option<DropSeries>,
     /// Gives them up and takes them back.
     pub cost: CostControl,
 }

@@ -124,12 +124,13 @@ pub(super) fn agent(place: &AgentPlace<'_>, settings: &AgentSettings) -> String 
     let AgentPlace { host, brain, state_dir, ca, identity, .. } = place;
     let capacity = place.capacity_cores.map_or(String::new(), |cores| format!("capacity_cores = {cores:?}\n"));
     let root = place.cgroup_root.map_or(String::new(), |root| format!("cgroup_root = {root:?}\n"));
-    // Debug formatting quotes a path as TOML's basic strings do.
+    // Debug formatting quotes a path as TOML's basic strings do. Ten times as many windows as by default may cost ten times as much.
     format!(
         "state_dir = {state_dir:?}\n\
          [host]\nname = {host:?}\n{capacity}{root}\
          [brain]\naddress = {brain:?}\nca = {ca:?}\ncertificate = {:?}\nkey = {:?}\n\
          [sample]\nsample_ms = {sample_ms}\nwindow_ms = {window_ms}\n\
+         [cost]\nbudget_cores = 0.1\n\
          [guard]\ncpu_floor_cores = {floor_cores:?}\ncpu_ceiling_cores = {ceiling_cores:?}\n",
         identity.join("agent.pem"),
         identity.join("agent.key"),

@@ -139,6 +139,7 @@ impl Bench {
         let sources = Sources {
             cpu: Box::new(script.clone()),
             disks: Some(Box::new(script.clone())),
+            drops: None,
             cost: CostControl::register(Budget::default(), 1_000, &mut registry),
         };
         let sampler = Sampler::new(config, inventory, sources, out, metrics, at(100));
@@ -455,7 +456,7 @@ fn the_thread_reports_by_itself_and_stops_when_it_is_dropped() {
     let (out, mut reports) = mpsc::channel(4);
     let config = SamplerConfig { sample_ms: 100, window_ms: 1000, ..SamplerConfig::default() };
     let cost = CostControl::register(Budget::default(), 1_000, &mut Registry::default());
-    let sources = Sources { cpu: Box::new(Script::default()), disks: None, cost };
+    let sources = Sources { cpu: Box::new(Script::default()), disks: None, drops: None, cost };
     let handle = spawn(config, receiver, sources, out, SampleMetrics::default()).unwrap();
     let first = reports.blocking_recv().unwrap();
     let second = reports.blocking_recv().unwrap();

@@ -12,7 +12,7 @@ use super::super::metrics::VmLabel;
 use super::super::network::NetworkSeries;
 use super::super::vm::{Observed, VmSeries};
 use super::super::window::Weighted;
-use super::super::{HostReport, SampleMetrics, SchedSource};
+use super::super::{DropSeries, HostReport, SampleMetrics, SchedSource};
 use super::{SamplerConfig, Sources};
 use crate::cost::CostControl;
 use crate::host::disk;
@@ -32,6 +32,7 @@ pub(super) struct Sampler {
     inventory: watch::Receiver<Arc<Inventory>>,
     probe: Box<dyn SchedSource + Send>,
     disks: Option<Box<dyn DiskSource + Send>>,
+    drops: Option<DropSeries>,
     disk_rest: RestSeries,
     cost: CostControl,
     /// [`SchedReading::turn`] of the last reading.
@@ -89,7 +90,7 @@ impl Sampler {
     pub(super) fn new(
         config: SamplerConfig,
         inventory: watch::Receiver<Arc<Inventory>>,
-        Sources { cpu: probe, disks, cost }: Sources,
+        Sources { cpu: probe, disks, drops, cost }: Sources,
         out: mpsc::Sender<HostReport>,
         metrics: SampleMetrics,
         now: Now,
@@ -104,6 +105,7 @@ impl Sampler {
             inventory,
             probe,
             disks,
+            drops,
             disk_rest: RestSeries::default(),
             cost,
             turn: 0,
@@ -358,6 +360,7 @@ impl Sampler {
             inventory_complete: inventory.complete,
             losses: self.losses,
         };
+        let mut drops = self.close_drops(inventory, now.monotonic_ns);
         for facts in &inventory.vms {
             let mut vm = self.vms.get_mut(&facts.id);
             let reading = memory(&self.config.proc, facts, now.monotonic_ns);
@@ -367,7 +370,8 @@ impl Sampler {
                 memory
             });
             let interfaces = vm.as_mut().map_or_else(Vec::new, |vm| {
-                let interfaces = vm.network.take_window();
+                let mut interfaces = vm.network.take_window();
+                interfaces.iter_mut().for_each(|interface| interface.drops = drops.remove(&interface.device));
                 self.metrics.vm_network(&vm.label, &interfaces);
                 interfaces
             });

@@ -6,7 +6,8 @@ use crate::host::inventory::{Inventory, VmFacts};
 use crate::host::network;
 use crate::host::process::Proc;
 use crate::reading::BlockReading;
-use gnomon_common::wire::{DiskWindow, VmState};
+use gnomon_common::wire::{DiskWindow, Dropped, INTERFACES_MAX, VmState};
+use std::collections::BTreeMap;
 
 impl Sampler {
     /// Reads the counters of all network devices at once, if any VM has one.
@@ -31,6 +32,25 @@ impl Sampler {
                 continue;
             }
             vm.network.observe(&facts.interfaces, &counters, taken_ns);
+        }
+    }
+
+    /// Why packets were dropped in the window that ends, by device of a VM that runs. Devices are named anew at each window's end.
+    pub(super) fn close_drops(&mut self, inventory: &Inventory, taken_ns: u64) -> BTreeMap<String, Vec<Dropped>> {
+        let Some(drops) = &mut self.drops else { return BTreeMap::new() };
+        let running = inventory.vms.iter().filter(|facts| facts.state == VmState::Running);
+        let devices = running.flat_map(|facts| facts.interfaces.iter().take(INTERFACES_MAX));
+        let numbered = devices.filter_map(|device| Some((device.clone(), network::ifindex(device)?)));
+        match drops.close(numbered.collect(), taken_ns) {
+            Ok(drops) => {
+                self.metrics.network_drops(drops.values().flatten(), self.grid.window_s());
+                drops
+            }
+            Err(error) => {
+                self.metrics.network_failures.inc();
+                tracing::warn!(%error, "why packets were dropped is not known for this window");
+                BTreeMap::new()
+            }
         }
     }
 
