@@ -7,7 +7,7 @@
 //! [`SchedReading`](crate::reading::SchedReading), diagnostics of the programs leave through `log`.
 //!
 //! [`BlockProbe`] counts what VMs read and write on the host's disks; it is a probe and an object of its own, and leaves as
-//! [`BlockReading`](crate::reading::BlockReading).
+//! [`BlockReading`](crate::reading::BlockReading). [`MemoryProbe`], likewise, times how long VMs are held up for want of memory.
 //!
 //! All user-space code that is unsafe because of eBPF lives here.
 #![allow(unsafe_code)]
@@ -24,9 +24,13 @@ mod cost;
 mod culprits;
 #[cfg(test)]
 mod kernel_tests;
+mod keys;
 mod ledger;
 mod load;
 mod mapping;
+mod memory;
+#[cfg(test)]
+mod memory_tests;
 mod registration;
 mod roster;
 mod scheduler;
@@ -37,6 +41,7 @@ pub use baseline::Baseline;
 pub use block::BlockProbe;
 pub use btf::BtfError;
 pub use cost::{ProgramCost, StatsEnabled};
+pub use memory::MemoryProbe;
 pub use scheduler::{Mechanism, Scheduler, SchedulerOptions};
 pub use tracefs::{Tracefs, TracefsError};
 

@@ -1,4 +1,5 @@
 //! The kernel <-> agent boundary: one module per signal family, plain `#[repr(C)]` records, `u32` flags instead of `bool`.
 
 pub mod block;
+pub mod memory;
 pub mod sched;
