@@ -17,9 +17,10 @@ use crate::cpu_source::{self, SignalMetrics, Source, SourceUnavailable};
 use crate::host::inventory::{self, Inventory, InventoryConfig, InventoryMetrics};
 use crate::host::machine::Machine;
 use crate::host::process::Proc;
-use crate::probe::BlockProbe;
+use crate::probe::{BlockProbe, MemoryProbe};
 use crate::sample::{
-    self, DiskSource, HostReport, LiveLoads, SampleMetrics, SamplerConfig, SamplerHandle, SchedSource, StoodDownVms,
+    self, DiskSource, HostReport, LiveLoads, Probes, ReclaimSource, SampleMetrics, SamplerConfig, SamplerHandle,
+    SchedSource, StoodDownVms,
 };
 use crate::telemetry::{self, WithCost};
 use crate::uplink::identity::IdentityError;
@@ -248,7 +249,8 @@ fn sampler(
         stood_down: duties.stood_down.clone(),
         ..SamplerConfig::default()
     };
-    sample::spawn(config, inventory.clone(), source, disks(), report, metrics)
+    let probes = Probes { cpu: source, disks: disks(), reclaim: reclaim() };
+    sample::spawn(config, inventory.clone(), probes, report, metrics)
         .map_err(|error| DaemonError::Sampler(error.into()))
 }
 
@@ -258,6 +260,17 @@ fn disks() -> Option<Box<dyn DiskSource + Send>> {
         Ok(probe) => Some(Box::new(probe)),
         Err(error) => {
             tracing::warn!(%error, "disks are not measured");
+            None
+        }
+    }
+}
+
+/// The memory probe, where it works: without it, how VMs are held up for want of memory is not told.
+fn reclaim() -> Option<Box<dyn ReclaimSource + Send>> {
+    match MemoryProbe::load() {
+        Ok(probe) => Some(Box::new(probe)),
+        Err(error) => {
+            tracing::warn!(%error, "time in reclaim is not measured");
             None
         }
     }

@@ -8,6 +8,7 @@ mod brain;
 mod cpu;
 mod disks;
 mod kernel;
+mod reclaim;
 mod state;
 mod table;
 mod vms;
@@ -111,6 +112,7 @@ pub async fn examine(config: Result<Config, ConfigError>) -> Diagnosis {
         let mut checks = kernel::examine();
         checks.extend(cpu::examine(choice));
         checks.push(disks::examine());
+        checks.push(reclaim::examine());
         checks
     });
     match host.await {
@@ -154,9 +156,17 @@ mod tests {
             |signal: &str| diagnosis.checks.iter().find(|check| check.signal == signal).map(|check| check.state);
         assert_eq!(state("configuration"), Some(State::Unavailable));
         assert!(!diagnosis.complete);
-        for signal in
-            ["BTF", "tracefs", "CPU run and wait", "CPU wait histogram", "disk I/O", "libvirt", "clock", "capabilities"]
-        {
+        for signal in [
+            "BTF",
+            "tracefs",
+            "CPU run and wait",
+            "CPU wait histogram",
+            "disk I/O",
+            "memory, reclaim",
+            "libvirt",
+            "clock",
+            "capabilities",
+        ] {
             assert!(state(signal).is_some(), "{signal} was not examined");
         }
         for check in &diagnosis.checks {

@@ -16,6 +16,7 @@ mod live;
 mod memory;
 mod metrics;
 mod network;
+mod reclaim;
 mod sampler;
 mod source;
 mod vm;
@@ -24,7 +25,8 @@ pub mod window;
 pub use disk::DiskSource;
 pub use live::{LiveLoad, LiveLoads, StoodDownVms};
 pub use metrics::SampleMetrics;
-pub use sampler::{SamplerConfig, SamplerHandle, spawn};
+pub use reclaim::ReclaimSource;
+pub use sampler::{Probes, SamplerConfig, SamplerHandle, spawn};
 pub use source::{SchedSource, SourceError};
 
 use gnomon_common::time::Timestamp;

@@ -3,7 +3,7 @@
 mod tick;
 
 use super::grid::{Grid, Now};
-use super::{DiskSource, HostReport, LiveLoads, SampleMetrics, SchedSource, StoodDownVms};
+use super::{DiskSource, HostReport, LiveLoads, ReclaimSource, SampleMetrics, SchedSource, StoodDownVms};
 use crate::host::inventory::Inventory;
 use crate::host::process::Proc;
 use std::path::PathBuf;
@@ -47,6 +47,16 @@ impl Default for SamplerConfig {
             stood_down: StoodDownVms::default(),
         }
     }
+}
+
+/// Where readings come from that are no files. What is missing is not told.
+pub struct Probes {
+    /// CPU.
+    pub cpu: Box<dyn SchedSource + Send>,
+    /// Disks.
+    pub disks: Option<Box<dyn DiskSource + Send>>,
+    /// How VMs are held up for want of memory.
+    pub reclaim: Option<Box<dyn ReclaimSource + Send>>,
 }
 
 /// Why sampling cannot start.
@@ -108,18 +118,17 @@ impl Drop for SamplerHandle {
 }
 
 /// Starts sampling: one [`HostReport`] per window goes to `out`, which never holds sampling up. A report that finds the
-/// queue full is dropped and counted. Without `disks` there are no values of disks.
+/// queue full is dropped and counted.
 pub fn spawn(
     config: SamplerConfig,
     inventory: watch::Receiver<Arc<Inventory>>,
-    probe: Box<dyn SchedSource + Send>,
-    disks: Option<Box<dyn DiskSource + Send>>,
+    probes: Probes,
     out: mpsc::Sender<HostReport>,
     metrics: SampleMetrics,
 ) -> Result<SamplerHandle, SamplerError> {
     config.check()?;
     let (stop, stopped) = std_mpsc::channel();
-    let mut sampler = Sampler::new(config, inventory, (probe, disks), out, metrics, Now::read());
+    let mut sampler = Sampler::new(config, inventory, probes, out, metrics, Now::read());
     let run = move || {
         loop {
             let pause = sampler.until_next_tick(Now::read());

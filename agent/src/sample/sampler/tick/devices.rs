@@ -54,7 +54,7 @@ impl Sampler {
     }
 
     fn drain_disks(&mut self) -> Option<BlockReading> {
-        match self.disks.as_mut()?.drain() {
+        match self.probes.disks.as_mut()?.drain() {
             Ok(reading) => Some(reading),
             Err(error) => {
                 self.metrics.disk_failures.inc();
