@@ -16,7 +16,7 @@ const STEPS: [(u64, u64); 4] = [(45, 0), (20, 48), (25, 128), (25, 16)];
 /// Looked at in the last seconds of each step: a guest takes a while to touch its memory, and its statistics are a few seconds old.
 const LAST: Duration = Duration::from_secs(5);
 /// How far the estimate may be from the working set and what the guest's kernel wants.
-const TOLERANCE: f64 = 0.1;
+const TOLERANCE: f64 = 0.05;
 /// What the kernel and the program of such a guest may want for themselves, in MiB.
 const OWN_MAX: u64 = 120;
 
@@ -85,8 +85,7 @@ fn what_a_guest_wants_follows_the_working_set_that_it_was_given() -> Result<()> 
 /// The median of what the VM wants in the last seconds before `end`, by its upper end.
 fn last_demand(stack: &Stack, guest: &Guest, end: SystemTime) -> Result<MemoryDemand> {
     let mut seen = Vec::new();
-    loop {
-        let Ok(left) = end.duration_since(SystemTime::now()) else { break };
+    while let Ok(left) = end.duration_since(SystemTime::now()) {
         if left > LAST {
             thread::sleep(left - LAST);
             continue;
