@@ -133,7 +133,7 @@ fn balloon_mib(guest: &Guest) -> Result<u64> {
 
 fn demand_mib(stack: &Stack, vm: &str) -> Result<Option<u64>> {
     let view = stack.api().get(&format!("/api/v1/vms/{vm}"))?;
-    Ok(view["memory"]["demand_bytes"].as_u64().map(|bytes| bytes / MIB))
+    Ok(view["memory"]["demand"]["high_bytes"].as_u64().map(|bytes| bytes / MIB))
 }
 
 /// The steps by which a VM's memory was made smaller: before and after, in bytes.

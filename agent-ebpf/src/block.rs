@@ -10,6 +10,7 @@
 // For the host this compiles to an empty program, so that the workspace's checks reach these sources.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
+mod atomic;
 mod disk_accounts;
 mod request;
 

@@ -1,5 +1,6 @@
 //! What VMs did with disks, added up as requests complete.
 
+use super::atomic::add;
 use super::request::Rq;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::btf_maps::{Array, HashMap};
@@ -86,17 +87,3 @@ fn count_missed() {
         unsafe { add(count, 1) };
     }
 }
-
-/// Atomic: the library's own operations are not there for this target, which has no compare-and-swap of every width.
-///
-/// # Safety
-/// `count` points into a map's value.
-#[inline(always)]
-#[cfg(target_arch = "bpf")]
-unsafe fn add(count: *mut u64, amount: u64) {
-    // SAFETY: aligned as all records of the maps are, and by the contract above valid.
-    unsafe { core::arch::asm!("lock *(u64 *)({p} + 0) += {v}", p = in(reg) count, v = in(reg) amount) };
-}
-
-#[cfg(not(target_arch = "bpf"))]
-unsafe fn add(_count: *mut u64, _amount: u64) {}

@@ -18,10 +18,10 @@ use crate::cpu_source::{self, Footing, SignalMetrics, SourceUnavailable};
 use crate::host::inventory::{self, Inventory, InventoryConfig, InventoryMetrics};
 use crate::host::machine::Machine;
 use crate::host::process::Proc;
-use crate::probe::{BlockProbe, DropProbe};
+use crate::probe::{BlockProbe, DropProbe, MemoryProbe};
 use crate::sample::{
-    self, DiskSource, DropSeries, HostReport, LiveLoads, SampleMetrics, SamplerConfig, SamplerHandle, Sources,
-    StoodDownVms,
+    self, DiskSource, DropSeries, HostReport, LiveLoads, ReclaimSource, SampleMetrics, SamplerConfig, SamplerHandle,
+    Sources, StoodDownVms,
 };
 use crate::self_test::{self, Requests};
 use crate::telemetry::{self, SelfTestMetrics};
@@ -134,6 +134,7 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
         cpu: Box::new(cpu),
         disks: disks(&config, &self_tests),
         drops: drops(),
+        reclaim: reclaim(),
         cost: CostControl::register(config.cost, config.sample.sample_ms, &mut registry),
     };
 
@@ -295,6 +296,17 @@ fn disks(config: &Config, self_tests: &SelfTestMetrics) -> Option<Box<dyn DiskSo
         Err(error) => {
             self_tests.show("block", false);
             tracing::warn!(%error, "disks are not measured");
+            None
+        }
+    }
+}
+
+/// The memory probe, where it works: without it, how VMs are held up for want of memory is not told.
+fn reclaim() -> Option<Box<dyn ReclaimSource + Send>> {
+    match MemoryProbe::load() {
+        Ok(probe) => Some(Box::new(Standby::of(probe))),
+        Err(error) => {
+            tracing::warn!(%error, "time in reclaim is not measured");
             None
         }
     }

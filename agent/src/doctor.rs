@@ -9,6 +9,7 @@ mod cpu;
 mod disks;
 mod drops;
 mod kernel;
+mod reclaim;
 mod state;
 mod table;
 mod vms;
@@ -114,6 +115,7 @@ pub async fn examine(config: Result<Config, ConfigError>) -> Diagnosis {
         checks.extend(cpu::examine(choice));
         checks.push(disks::examine(state_dir.as_deref()));
         checks.push(drops::examine());
+        checks.push(reclaim::examine());
         checks
     });
     match host.await {
@@ -164,6 +166,7 @@ mod tests {
             "CPU wait histogram",
             "disk I/O",
             "network drops",
+            "memory, reclaim",
             "libvirt",
             "clock",
             "capabilities",

@@ -7,7 +7,8 @@
 //! [`SchedReading`](crate::reading::SchedReading), diagnostics of the programs leave through `log`.
 //!
 //! [`BlockProbe`] counts what VMs read and write on the host's disks; it is a probe and an object of its own, and leaves as
-//! [`BlockReading`](crate::reading::BlockReading). [`DropProbe`] counts what is dropped on VMs' network devices, and why.
+//! [`BlockReading`](crate::reading::BlockReading). [`MemoryProbe`], likewise, times how long VMs are held up for want of memory, and
+//! [`DropProbe`] counts what is dropped on their network devices, and why.
 //!
 //! All user-space code that is unsafe because of eBPF lives here.
 #![allow(unsafe_code)]
@@ -27,9 +28,13 @@ mod drops;
 mod drops_tests;
 #[cfg(test)]
 mod kernel_tests;
+mod keys;
 mod ledger;
 mod load;
 mod mapping;
+mod memory;
+#[cfg(test)]
+mod memory_tests;
 mod registration;
 mod roster;
 mod scheduler;
@@ -41,6 +46,7 @@ pub use block::BlockProbe;
 pub use btf::BtfError;
 pub use cost::{ProgramCost, StatsEnabled};
 pub use drops::{DropProbe, Drops};
+pub use memory::MemoryProbe;
 pub use scheduler::{Mechanism, Scheduler, SchedulerOptions};
 pub use tracefs::{Tracefs, TracefsError};
 

@@ -93,3 +93,15 @@ pub struct BlockReading {
     /// Requests whose maker or times are not known, since load.
     pub requests_missed: u64,
 }
+
+/// What the threads of a VM did to get memory: cumulative, and never decreasing while the VM stays tracked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReclaimCounters {
+    /// Times a thread had to make room first.
+    pub reclaims: u64,
+    /// How long that took, in nanoseconds, all threads together; what has not ended yet is not in it.
+    pub stalled_ns: u64,
+}
+
+/// The memory probe's counters, of every tracked VM.
+pub type ReclaimReading = BTreeMap<VmId, ReclaimCounters>;

@@ -17,6 +17,7 @@ mod live;
 mod memory;
 mod metrics;
 mod network;
+mod reclaim;
 mod sampler;
 mod source;
 mod vm;
@@ -26,6 +27,7 @@ pub use disk::DiskSource;
 pub use drops::{DropSeries, DropSource};
 pub use live::{LiveLoad, LiveLoads, StoodDownVms};
 pub use metrics::SampleMetrics;
+pub use reclaim::ReclaimSource;
 pub use sampler::{SamplerConfig, SamplerHandle, Sources, spawn};
 pub use source::{SchedSource, SourceError};
 

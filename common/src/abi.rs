@@ -2,4 +2,5 @@
 
 pub mod block;
 pub mod drops;
+pub mod memory;
 pub mod sched;

@@ -34,8 +34,9 @@ pub use hello::{
 pub use id::{AgentEpoch, CommandId, HostId, InvalidHostId, Sequence, VmId};
 pub use outcome::{LocalCause, Origin, Outcome, OutcomeResult, RefusedCommand};
 pub use report::{
-    Allocation, CpuWindow, DROP_REASONS_MAX, Dropped, GuestMemory, HostWindow, INTERFACES_MAX, InterfaceWindow, Losses,
-    MeanMax, MemoryWindow, Report, ReportAck, Traffic, VmState, VmWindow, WaitHistogram,
+    Allocation, CpuWindow, DROP_REASONS_MAX, DemandSource, Dropped, GuestMemory, HostWindow, INTERFACES_MAX,
+    InterfaceWindow, Losses, MeanMax, MemoryDemand, MemoryWindow, ReclaimStalls, Report, ReportAck, Traffic, VmState,
+    VmWindow, WaitHistogram,
 };
 pub use setting::{CPU_WEIGHT_DEFAULT, Means, Setting};
 

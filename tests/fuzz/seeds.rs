@@ -6,9 +6,9 @@ use gnomon_common::wire::frame::{self, PREFIX_BYTES};
 use gnomon_common::wire::{
     Action, AgentEpoch, AgentMessage, Allocation, BrainMessage, CaPin, Command, CommandId, CpuBounds, CpuSource,
     CpuWindow, DiskShare, DiskWindow, EnrolReply, EnrolRequest, Fence, GuestMemory, Hello, HostFacts, HostId,
-    HostWindow, LocalCause, Losses, MeanMax, Means, MemoryBounds, MemoryWindow, Origin, Outcome, OutcomeResult,
-    ProcessIo, RefusalCode, RefusedCommand, Report, ReportAck, Sequence, Setting, Token, TokenId, TokenSecret,
-    VERSIONS, VmId, VmState, VmWindow, Welcome,
+    HostWindow, LocalCause, Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, Origin, Outcome,
+    OutcomeResult, ProcessIo, ReclaimStalls, RefusalCode, RefusedCommand, Report, ReportAck, Sequence, Setting, Token,
+    TokenId, TokenSecret, VERSIONS, VmId, VmState, VmWindow, Welcome,
 };
 use serde::Serialize;
 use std::path::Path;
@@ -147,7 +147,8 @@ fn report(vms: u8) -> Report {
             resident_bytes: 1 << 29,
             balloon_bytes: Some(1 << 30),
             guest: Some(GuestMemory { total_bytes: 1 << 30, usable_bytes: Some(1 << 29), ..GuestMemory::default() }),
-            demand_bytes: Some(1 << 29),
+            demand: Some(MemoryDemand::known(1 << 29)),
+            reclaim: Some(ReclaimStalls { reclaims_per_s: 2.0, stalled_threads: 0.5 }),
             ..MemoryWindow::default()
         }),
         interfaces: Vec::new(),

@@ -28,6 +28,8 @@ pub struct ProcStat {
     pub comm: String,
     /// The parent's process id; 2 (`kthreadd`) for kernel threads.
     pub parent: u32,
+    /// Page faults of all its threads that needed no I/O, since it started.
+    pub minor_faults: u64,
     /// Page faults of all its threads that needed I/O, since it started.
     pub major_faults: u64,
     /// When it started, in clock ticks since boot: with the pid, an identity that pid re-use cannot forge.
@@ -164,10 +166,11 @@ fn parse_stat(text: &str) -> Option<ProcStat> {
     let (_, comm) = head.split_once('(')?;
     let mut fields = tail.split_ascii_whitespace();
     let parent = fields.nth(1)?.parse().ok()?;
-    // proc(5): parent is field 4, majflt field 12, starttime field 22.
-    let major_faults = fields.nth(7)?.parse().ok()?;
+    // proc(5): parent is field 4, minflt field 10, majflt field 12, starttime field 22.
+    let minor_faults = fields.nth(5)?.parse().ok()?;
+    let major_faults = fields.nth(1)?.parse().ok()?;
     let start_ticks = fields.nth(9)?.parse().ok()?;
-    Some(ProcStat { comm: comm.to_owned(), parent, major_faults, start_ticks })
+    Some(ProcStat { comm: comm.to_owned(), parent, minor_faults, major_faults, start_ticks })
 }
 
 #[cfg(test)]
@@ -178,7 +181,8 @@ mod tests {
     #[test]
     fn a_command_name_may_hold_blanks_and_parentheses() {
         let text = "42 (CPU 0/KVM) (x) S 7 1 1 0 -1 4194560 1 0 77 0 3 4 0 0 20 0 5 0 9876 1 2 3";
-        let expected = ProcStat { comm: "CPU 0/KVM) (x".into(), parent: 7, major_faults: 77, start_ticks: 9876 };
+        let expected =
+            ProcStat { comm: "CPU 0/KVM) (x".into(), parent: 7, minor_faults: 1, major_faults: 77, start_ticks: 9876 };
         assert_eq!(parse_stat(text), Some(expected));
     }
 
@@ -222,9 +226,11 @@ mod tests {
         }
 
         #[test]
-        fn any_command_name_is_given_back(comm in "[ -~]{0,15}", parent in 0u32.., major_faults: u64, start_ticks: u64) {
-            let text = format!("1 ({comm}) S {parent} 1 1 0 -1 0 0 0 {major_faults} 0 0 0 0 0 20 0 1 0 {start_ticks} 0 0");
-            prop_assert_eq!(parse_stat(&text), Some(ProcStat { comm, parent, major_faults, start_ticks }));
+        fn any_command_name_is_given_back(
+            comm in "[ -~]{0,15}", parent in 0u32.., minor_faults: u64, major_faults: u64, start_ticks: u64,
+        ) {
+            let text = format!("1 ({comm}) S {parent} 1 1 0 -1 0 {minor_faults} 0 {major_faults} 0 0 0 0 0 20 0 1 0 {start_ticks} 0 0");
+            prop_assert_eq!(parse_stat(&text), Some(ProcStat { comm, parent, minor_faults, major_faults, start_ticks }));
         }
     }
 }

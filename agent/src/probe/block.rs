@@ -1,7 +1,8 @@
 //! The block probe as the sampler sees it.
 
-use super::accounting::{is_not_found, map_error, now_ns};
+use super::accounting::{map_error, now_ns};
 use super::btf::Types;
+use super::keys::{remove, replace};
 use super::load::{BTF_PATH, MemberPath, object_error, offset, program, program_error, take_map};
 use super::{ProbeError, ProgramCost, cost};
 use crate::reading::{BlockReading, DiskId};
@@ -195,38 +196,5 @@ impl BlockProbe {
     /// If `/proc` is not mounted.
     pub fn cost(&self) -> Result<Vec<ProgramCost>, ProbeError> {
         cost::of_programs(&self.ebpf, &[MADE, ISSUED, COMPLETED])
-    }
-}
-
-/// Makes a VM's keys in a map those that are wanted. What is noted in `present` is in the map, also where this fails midway.
-fn replace<K: aya::Pod + Ord>(
-    map: &mut HashMap<MapData, K, u32>,
-    name: &'static str,
-    present: &mut BTreeSet<K>,
-    wanted: &[K],
-    number: u32,
-) -> Result<(), ProbeError> {
-    let gone: Vec<K> = present.iter().copied().filter(|key| !wanted.contains(key)).collect();
-    for key in gone {
-        remove(map, name, &key)?;
-        present.remove(&key);
-    }
-    for &key in wanted {
-        if !present.contains(&key) {
-            map.insert(key, number, 0).map_err(map_error(name))?;
-            present.insert(key);
-        }
-    }
-    Ok(())
-}
-
-fn remove<K: aya::Pod, V: aya::Pod>(
-    map: &mut HashMap<MapData, K, V>,
-    name: &'static str,
-    key: &K,
-) -> Result<(), ProbeError> {
-    match map.remove(key) {
-        Err(error) if !is_not_found(&error) => Err(map_error(name)(error)),
-        _ => Ok(()),
     }
 }

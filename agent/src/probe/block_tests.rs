@@ -77,7 +77,7 @@ fn read(file: &File) {
 }
 
 /// Runs `work` in a child process, once `prepare` has seen its process id.
-fn in_child(prepare: impl FnOnce(u32), work: impl FnOnce()) {
+pub(super) fn in_child(prepare: impl FnOnce(u32), work: impl FnOnce()) {
     let (mut go_reader, mut go) = pipe().unwrap();
     // SAFETY: the child does plain I/O on what it has inherited and leaves without unwinding.
     let pid = unsafe { libc::fork() };

@@ -1,25 +1,16 @@
 //! A VM's memory in a window: what its process holds, what its guest says, and what it wanted. Pure.
 //!
-//! **Demand** is an estimate in the balloon's unit, so that it can be compared with what the balloon leaves: what the guest uses beyond
-//! what it could give up ([`InUse`](crate::host::inventory::memory::InUse): the balloon's size less `MemAvailable`; it contains what
-//! the guest's kernel keeps for itself), and what it shows that it lacks. It lacks what it had to push out to swap or to fetch back within
-//! [`LACK_S`]: the largest of the flows to swap, from swap, and of major faults (a fault fetches at least a page), since the same page may
-//! be seen in all three. Without fresh statistics nothing tells what a guest wants, and it is `None`: the resident size is no
-//! substitute, because a guest touches all its memory sooner or later and QEMU never hands it back.
-//!
-//! Host-side pressure (the process's own major faults, PSI) is reported beside it and is no part of it: it says that the *host* took
-//! memory from the VM, and a larger balloon would make that worse.
+//! What it wanted is made of all of that in [`demand`]. Host-side pressure (the process's own major faults, PSI, reclaim) is reported beside it: it says
+//! that the *host* is short of memory for the VM.
+
+mod demand;
 
 use crate::host::inventory::VmFacts;
 use crate::host::inventory::memory::GuestReading;
 use crate::host::process::Footprint;
-use gnomon_common::wire::{GuestMemory, MemoryWindow};
-
-/// How long a guest is taken to reach for what it lacks, in seconds: a report's window by default.
-const LACK_S: f64 = 10.0;
-
-/// The least that a major fault fetches, in bytes: a page of every architecture that KVM runs on.
-const PAGE_BYTES: f64 = 4096.0;
+use crate::reading::ReclaimCounters;
+use demand::{GuestRates, HostSigns};
+use gnomon_common::wire::{GuestMemory, MemoryWindow, ReclaimStalls};
 
 /// Cumulative counters of a VM's process and control group at one instant, and what it holds then.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,18 +19,14 @@ pub(super) struct HostMemoryReading {
     pub(super) taken_ns: u64,
     /// What the process holds.
     pub(super) footprint: Footprint,
+    /// Page faults of the process that needed no I/O.
+    pub(super) minor_faults: u64,
     /// Page faults of the process that needed I/O.
     pub(super) major_faults: u64,
     /// Time stalled on memory (PSI), in microseconds; `None` where it is not told.
     pub(super) stalled_us: Option<u64>,
-}
-
-/// Rates between two answers of a guest's driver, per second.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct GuestRates {
-    major_faults: f64,
-    swap_in_bytes: f64,
-    swap_out_bytes: f64,
+    /// What its threads reclaimed; `None` where it is not told.
+    pub(super) reclaim: Option<ReclaimCounters>,
 }
 
 /// A VM's memory between two windows.
@@ -65,14 +52,32 @@ impl MemorySeries {
         }
         let rates = self.rates.filter(|_| guest.is_some());
         let in_use = facts.memory.in_use.filter(|in_use| in_use.is_fresh(now_unix_s));
+        let faults_per_s =
+            |of: fn(&HostMemoryReading) -> u64| before.map_or(0.0, |before| per_s(&before, &reading, of));
+        let host_major_faults_per_s = faults_per_s(|reading| reading.major_faults);
+        let pressure = before.and_then(|before| pressure(&before, &reading));
+        let reclaim = before.and_then(|before| reclaim(&before, &reading));
+        let demand = match in_use {
+            Some(in_use) => demand::of_guest(in_use.bytes, &rates.unwrap_or_default()),
+            None => {
+                let signs = HostSigns {
+                    major_faults_per_s: host_major_faults_per_s,
+                    waited: pressure,
+                    reclaiming: reclaim.map(|stalls| stalls.stalled_threads),
+                };
+                demand::of_process(reading.footprint, facts.memory_bytes, &signs)
+            }
+        };
         MemoryWindow {
             resident_bytes: reading.footprint.resident_bytes,
             swapped_bytes: reading.footprint.swapped_bytes,
             balloon_bytes: facts.memory.balloon.movable_bytes(),
             guest: guest.zip(rates).map(|(guest, rates)| tell(&guest, &rates)),
-            demand_bytes: in_use.map(|in_use| demand_bytes(in_use.bytes, &rates.unwrap_or_default())),
-            host_major_faults_per_s: before.map_or(0.0, |before| host_major_faults_per_s(&before, &reading)),
-            pressure: before.and_then(|before| pressure(&before, &reading)),
+            demand: Some(demand),
+            host_minor_faults_per_s: faults_per_s(|reading| reading.minor_faults),
+            host_major_faults_per_s,
+            pressure,
+            reclaim,
         }
     }
 
@@ -107,17 +112,10 @@ fn tell(guest: &GuestReading, rates: &GuestRates) -> GuestMemory {
     }
 }
 
-/// What a guest wanted, in bytes. What it lacks counts for at most as much as it uses: a guest that thrashes does not want a multiple.
-fn demand_bytes(in_use_bytes: u64, rates: &GuestRates) -> u64 {
-    let fetched = rates.swap_in_bytes.max(rates.major_faults * PAGE_BYTES);
-    let lacking = rates.swap_out_bytes.max(fetched) * LACK_S;
-    in_use_bytes.saturating_add((lacking.max(0.0) as u64).min(in_use_bytes))
-}
-
-fn host_major_faults_per_s(before: &HostMemoryReading, now: &HostMemoryReading) -> f64 {
+fn per_s(before: &HostMemoryReading, now: &HostMemoryReading, count: fn(&HostMemoryReading) -> u64) -> f64 {
     let elapsed_s = now.taken_ns.saturating_sub(before.taken_ns) as f64 / 1e9;
-    let faults = now.major_faults.saturating_sub(before.major_faults) as f64;
-    if elapsed_s > 0.0 { faults / elapsed_s } else { 0.0 }
+    let counted = count(now).saturating_sub(count(before)) as f64;
+    if elapsed_s > 0.0 { counted / elapsed_s } else { 0.0 }
 }
 
 fn pressure(before: &HostMemoryReading, now: &HostMemoryReading) -> Option<f64> {
@@ -126,12 +124,22 @@ fn pressure(before: &HostMemoryReading, now: &HostMemoryReading) -> Option<f64> 
     Some((stalled_us / elapsed_us).clamp(0.0, 1.0))
 }
 
+/// `None` where a counter went backwards: the VM was tracked anew.
+fn reclaim(before: &HostMemoryReading, now: &HostMemoryReading) -> Option<ReclaimStalls> {
+    let elapsed_ns = now.taken_ns.checked_sub(before.taken_ns).filter(|&ns| ns > 0)? as f64;
+    let (before, now) = (before.reclaim?, now.reclaim?);
+    Some(ReclaimStalls {
+        reclaims_per_s: now.reclaims.checked_sub(before.reclaims)? as f64 * 1e9 / elapsed_ns,
+        stalled_threads: now.stalled_ns.checked_sub(before.stalled_ns)? as f64 / elapsed_ns,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::host::inventory::memory::{Balloon, InUse, MemoryFacts};
     use crate::host::process::QemuProcess;
-    use gnomon_common::wire::{VmId, VmState};
+    use gnomon_common::wire::{DemandSource, MemoryDemand, VmId, VmState};
     use proptest::prelude::*;
 
     const S: u64 = 1_000_000_000;
@@ -170,7 +178,8 @@ mod tests {
 
     fn reading(second: u64, major_faults: u64, stalled_us: Option<u64>) -> HostMemoryReading {
         let footprint = Footprint { resident_bytes: 150 * MIB, swapped_bytes: 5 * MIB };
-        HostMemoryReading { taken_ns: second * S, footprint, major_faults, stalled_us }
+        let minor_faults = second * 1_000;
+        HostMemoryReading { taken_ns: second * S, footprint, minor_faults, major_faults, stalled_us, reclaim: None }
     }
 
     #[test]
@@ -178,10 +187,11 @@ mod tests {
         let mut series = MemorySeries::default();
         let first = series.close(&facts(7, Some(guest(100, 5))), reading(100, 0, Some(0)), 100);
         assert_eq!((first.guest, first.pressure), (None, None), "there are no rates yet");
-        assert_eq!(first.demand_bytes, Some(68 * MIB));
+        assert_eq!(first.guest_demand_bytes(), Some(68 * MIB));
         let second = series.close(&facts(7, Some(guest(110, 5))), reading(110, 30, Some(2_500_000)), 110);
-        assert_eq!(second.demand_bytes, Some(68 * MIB));
+        assert_eq!(second.guest_demand_bytes(), Some(68 * MIB));
         assert_eq!((second.host_major_faults_per_s, second.pressure), (3.0, Some(0.25)));
+        assert_eq!((first.host_minor_faults_per_s, second.host_minor_faults_per_s), (0.0, 1_000.0));
         assert_eq!(second.guest.unwrap().usable_bytes, Some(60 * MIB));
     }
 
@@ -191,10 +201,10 @@ mod tests {
         series.close(&facts(7, Some(guest(100, 0))), reading(100, 0, None), 100);
         let swapping = series.close(&facts(7, Some(guest(110, 30))), reading(110, 0, None), 110);
         assert_eq!(swapping.guest.unwrap().swap_out_bytes_per_s, 3.0 * MIB as f64);
-        assert_eq!(swapping.demand_bytes, Some(98 * MIB));
+        assert_eq!(swapping.guest_demand_bytes(), Some(98 * MIB));
         // No new answer in this window: the last rates stand.
         let between = series.close(&facts(7, Some(guest(110, 30))), reading(112, 0, None), 112);
-        assert_eq!(between.demand_bytes, Some(98 * MIB));
+        assert_eq!(between.guest_demand_bytes(), Some(98 * MIB));
     }
 
     #[test]
@@ -203,16 +213,18 @@ mod tests {
         series.close(&facts(7, Some(guest(100, 0))), reading(100, 0, None), 100);
         series.close(&facts(7, Some(guest(110, 0))), reading(110, 0, None), 110);
         let stale = series.close(&facts(7, Some(guest(110, 0))), reading(130, 0, None), 130);
-        assert_eq!((stale.guest, stale.demand_bytes), (None, None));
+        assert_eq!((stale.guest, stale.guest_demand_bytes()), (None, None));
         assert_eq!(stale.balloon_bytes, Some(128 * MIB));
     }
 
     #[test]
-    fn a_guest_without_a_driver_has_neither_balloon_nor_demand() {
+    fn a_guest_without_a_driver_has_no_balloon_and_wants_at_most_what_it_touched() {
         let mut facts = facts(7, None);
         facts.memory.balloon = Balloon::Silent;
         let window = MemorySeries::default().close(&facts, reading(100, 0, None), 100);
-        assert_eq!((window.balloon_bytes, window.guest, window.demand_bytes), (None, None, None));
+        assert_eq!((window.balloon_bytes, window.guest), (None, None));
+        let touched = MemoryDemand { low_bytes: 0, high_bytes: 155 * MIB, source: DemandSource::Host };
+        assert_eq!(window.demand, Some(touched), "all that it ever touched");
         assert_eq!((window.resident_bytes, window.swapped_bytes), (150 * MIB, 5 * MIB));
     }
 
@@ -221,30 +233,42 @@ mod tests {
         let mut series = MemorySeries::default();
         series.close(&facts(7, Some(guest(100, 500))), reading(100, 900, Some(9)), 100);
         let rebooted = series.close(&facts(7, Some(guest(110, 0))), reading(110, 900, Some(9)), 110);
-        assert_eq!((rebooted.guest, rebooted.demand_bytes), (None, Some(68 * MIB)));
+        assert_eq!((rebooted.guest, rebooted.guest_demand_bytes()), (None, Some(68 * MIB)));
         let restarted = series.close(&facts(8, Some(guest(120, 0))), reading(120, 1, Some(0)), 120);
         assert_eq!((restarted.host_major_faults_per_s, restarted.pressure), (0.0, None));
     }
 
-    proptest! {
-        #[test]
-        fn demand_is_between_what_is_used_and_twice_that(
-            in_use: u64, major_faults in 0.0..1e12_f64, swap_in_bytes in 0.0..1e15_f64, swap_out_bytes in 0.0..1e15_f64,
-        ) {
-            let demand = demand_bytes(in_use, &GuestRates { major_faults, swap_in_bytes, swap_out_bytes });
-            prop_assert!(demand >= in_use && demand <= in_use.saturating_mul(2));
-        }
+    #[test]
+    fn time_in_reclaim_is_told_per_second_and_opens_the_demand_of_a_silent_guest() {
+        let (mut series, facts) = (MemorySeries::default(), facts(7, None));
+        let reclaimed = |second, reclaims, stalled_ns| HostMemoryReading {
+            reclaim: Some(ReclaimCounters { reclaims, stalled_ns }),
+            ..reading(second, 0, None)
+        };
+        assert_eq!(series.close(&facts, reclaimed(100, 5, S), 100).reclaim, None);
+        let window = series.close(&facts, reclaimed(110, 25, 6 * S), 110);
+        assert_eq!(window.reclaim, Some(ReclaimStalls { reclaims_per_s: 2.0, stalled_threads: 0.5 }));
+        assert_eq!(window.demand.unwrap().high_bytes, 192 * MIB, "what it is defined with");
+        let anew = series.close(&facts, reclaimed(120, 0, 0), 120);
+        assert_eq!((anew.reclaim, anew.demand.unwrap().high_bytes), (None, 155 * MIB));
+        assert_eq!(series.close(&facts, reading(130, 0, None), 130).reclaim, None, "the probe is gone");
+    }
 
+    proptest! {
         #[test]
         fn no_two_readings_make_an_absurd_window(
             t0: u64, t1: u64, f0: u64, f1: u64, s0: Option<u64>, s1: Option<u64>,
         ) {
-            let reading = |taken_ns, major_faults, stalled_us| {
-                HostMemoryReading { taken_ns, footprint: Footprint::default(), major_faults, stalled_us }
+            let reading = |taken_ns, major_faults, stalled_us: Option<u64>| {
+                let reclaim = stalled_us.map(|stalled_ns| ReclaimCounters { reclaims: major_faults, stalled_ns });
+                let footprint = Footprint::default();
+                HostMemoryReading { taken_ns, footprint, minor_faults: 0, major_faults, stalled_us, reclaim }
             };
             let (before, now) = (reading(t0, f0, s0), reading(t1, f1, s1));
-            prop_assert!(host_major_faults_per_s(&before, &now).is_finite());
+            prop_assert!(per_s(&before, &now, |reading| reading.major_faults).is_finite());
             prop_assert!(pressure(&before, &now).is_none_or(|share| (0.0..=1.0).contains(&share)));
+            let stalls = reclaim(&before, &now);
+            prop_assert!(stalls.is_none_or(|stalls| stalls.stalled_threads >= 0.0 && stalls.stalled_threads.is_finite()));
         }
     }
 }

@@ -41,7 +41,13 @@ pub struct SampleMetrics {
     memory_resident: Family<VmLabel, Gauge>,
     memory_swapped: Family<VmLabel, Gauge>,
     memory_balloon: Family<VmLabel, Gauge>,
-    memory_demand: Family<VmLabel, Gauge>,
+    memory_demand_low: Family<VmLabel, Gauge>,
+    memory_demand_high: Family<VmLabel, Gauge>,
+    memory_minor_faults: Family<VmLabel, GaugeF64>,
+    memory_major_faults: Family<VmLabel, GaugeF64>,
+    memory_reclaims: Family<VmLabel, GaugeF64>,
+    memory_stalled: Family<VmLabel, GaugeF64>,
+    pub(super) reclaim_failures: Counter,
     pub(super) disk_failures: Counter,
     disk_read: Family<VmLabel, GaugeF64>,
     disk_write: Family<VmLabel, GaugeF64>,
@@ -130,7 +136,13 @@ impl Default for SampleMetrics {
             memory_resident: Family::default(),
             memory_swapped: Family::default(),
             memory_balloon: Family::default(),
-            memory_demand: Family::default(),
+            memory_demand_low: Family::default(),
+            memory_demand_high: Family::default(),
+            memory_minor_faults: Family::default(),
+            memory_major_faults: Family::default(),
+            memory_reclaims: Family::default(),
+            memory_stalled: Family::default(),
+            reclaim_failures: Counter::default(),
             network_bytes: Family::default(),
             network_packets: Family::default(),
             network_dropped: Family::default(),
@@ -237,9 +249,39 @@ impl SampleMetrics {
             self.memory_balloon.clone(),
         );
         r.register(
-            "gnomon_agent_vm_memory_demand_bytes",
-            "Memory that the VM is estimated to want; absent where nothing fresh tells",
-            self.memory_demand.clone(),
+            "gnomon_agent_vm_memory_demand_low_bytes",
+            "Memory that the VM is estimated to want at least",
+            self.memory_demand_low.clone(),
+        );
+        r.register(
+            "gnomon_agent_vm_memory_demand_high_bytes",
+            "Memory that the VM is estimated to want at most",
+            self.memory_demand_high.clone(),
+        );
+        r.register(
+            "gnomon_agent_vm_memory_minor_faults_per_second",
+            "Page faults of the VM's process in the last window that needed no I/O",
+            self.memory_minor_faults.clone(),
+        );
+        r.register(
+            "gnomon_agent_vm_memory_major_faults_per_second",
+            "Page faults of the VM's process in the last window that needed I/O: the host took memory from it",
+            self.memory_major_faults.clone(),
+        );
+        r.register(
+            "gnomon_agent_vm_memory_reclaims_per_second",
+            "Times in the last window that a thread of the VM had to reclaim memory first; absent without the memory probe",
+            self.memory_reclaims.clone(),
+        );
+        r.register(
+            "gnomon_agent_vm_memory_reclaim_stalled_threads",
+            "Threads of the VM that reclaimed memory, on average over the last window; absent without the memory probe",
+            self.memory_stalled.clone(),
+        );
+        r.register(
+            "gnomon_agent_memory_probe_failures",
+            "Times the memory probe could not track a VM or be drained",
+            self.reclaim_failures.clone(),
         );
         r.register(
             "gnomon_agent_block_probe_failures",
@@ -310,11 +352,13 @@ impl SampleMetrics {
     }
 
     pub(super) fn vm_memory(&self, vm: &VmLabel, memory: &MemoryWindow) {
+        self.vm_stalls(vm, Some(memory));
         let values = [
             (&self.memory_resident, Some(memory.resident_bytes)),
             (&self.memory_swapped, Some(memory.swapped_bytes)),
             (&self.memory_balloon, memory.balloon_bytes),
-            (&self.memory_demand, memory.demand_bytes),
+            (&self.memory_demand_low, memory.demand.map(|demand| demand.low_bytes)),
+            (&self.memory_demand_high, memory.demand.map(|demand| demand.high_bytes)),
         ];
         for (family, bytes) in values {
             match bytes {
@@ -326,6 +370,15 @@ impl SampleMetrics {
                 }
             }
         }
+    }
+
+    /// How the VM was held up for memory.
+    fn vm_stalls(&self, vm: &VmLabel, memory: Option<&MemoryWindow>) {
+        let reclaim = memory.and_then(|memory| memory.reclaim);
+        show(&self.memory_minor_faults, vm, memory.map(|memory| memory.host_minor_faults_per_s));
+        show(&self.memory_major_faults, vm, memory.map(|memory| memory.host_major_faults_per_s));
+        show(&self.memory_reclaims, vm, reclaim.map(|stalls| stalls.reclaims_per_s));
+        show(&self.memory_stalled, vm, reclaim.map(|stalls| stalls.stalled_threads));
     }
 
     pub(super) fn vm_network(&self, vm: &VmLabel, interfaces: &[InterfaceWindow]) {
@@ -367,13 +420,20 @@ impl SampleMetrics {
     pub(super) fn vm_idle(&self, vm: &VmLabel) {
         self.vm_network(vm, &[]);
         self.vm_disk(vm, None);
+        self.vm_stalls(vm, None);
         for family in [&self.demand_low, &self.demand_high, &self.usage, &self.throttled, &self.quota] {
             family.remove(vm);
         }
         for cause in WaitLabel::CAUSES {
             self.wait.remove(&WaitLabel::new(vm, cause));
         }
-        for family in [&self.memory_resident, &self.memory_swapped, &self.memory_balloon, &self.memory_demand] {
+        for family in [
+            &self.memory_resident,
+            &self.memory_swapped,
+            &self.memory_balloon,
+            &self.memory_demand_low,
+            &self.memory_demand_high,
+        ] {
             family.remove(vm);
         }
     }

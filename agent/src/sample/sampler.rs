@@ -3,7 +3,7 @@
 mod tick;
 
 use super::grid::{Grid, Now};
-use super::{DiskSource, DropSeries, HostReport, LiveLoads, SampleMetrics, SchedSource, StoodDownVms};
+use super::{DiskSource, DropSeries, HostReport, LiveLoads, ReclaimSource, SampleMetrics, SchedSource, StoodDownVms};
 use crate::cost::CostControl;
 use crate::host::inventory::Inventory;
 use crate::host::process::Proc;
@@ -58,6 +58,8 @@ pub struct Sources {
     pub disks: Option<Box<dyn DiskSource + Send>>,
     /// Of what is dropped on network devices, where something tells.
     pub drops: Option<DropSeries>,
+    /// How VMs are held up for want of memory, where something tells.
+    pub reclaim: Option<Box<dyn ReclaimSource + Send>>,
     /// Gives them up and takes them back.
     pub cost: CostControl,
 }

@@ -11,8 +11,8 @@ use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     AgentEpoch, Allocation, CpuBounds, CpuSource, CpuWindow, CulpritShare, Culprits, DiskFlow, DiskRest, DiskShare,
     DiskWindow, GuestMemory, Hello, HostFacts, HostId, HostWindow, InterfaceWindow, Losses, MeanMax, Means,
-    MemoryBounds, MemoryWindow, ProcessIo, Report, Sequence, Traffic, VERSIONS, VmId, VmState, VmWindow, WaitHistogram,
-    Who,
+    MemoryBounds, MemoryDemand, MemoryWindow, ProcessIo, ReclaimStalls, Report, Sequence, Traffic, VERSIONS, VmId,
+    VmState, VmWindow, WaitHistogram, Who,
 };
 use uuid::Uuid;
 
@@ -182,7 +182,8 @@ impl Vm {
                     usable_bytes: Some(3 << 29),
                     ..GuestMemory::default()
                 }),
-                demand_bytes: Some(5 << 29),
+                demand: Some(MemoryDemand::known(5 << 29)),
+                reclaim: Some(ReclaimStalls::default()),
                 ..MemoryWindow::default()
             }),
             interfaces: vec![InterfaceWindow {

@@ -157,10 +157,12 @@ impl Pattern {
         }
     }
 
-    /// Takes in what a VM used of memory: what its guest tells, else what the host sees.
+    /// Takes in what a VM used of memory: what its guest tells, else what the host sees, be it swapped out by now.
     pub(crate) fn measure_memory(&mut self, memory: &MemoryWindow, start: Timestamp, length: Duration, late: bool) {
-        self.guest_tells |= memory.demand_bytes.is_some();
-        let bytes = if self.guest_tells { memory.demand_bytes } else { Some(memory.resident_bytes) };
+        let told = memory.guest_demand_bytes();
+        self.guest_tells |= told.is_some();
+        let touched = memory.resident_bytes.saturating_add(memory.swapped_bytes);
+        let bytes = if self.guest_tells { told } else { Some(touched) };
         let Some(bytes) = bytes.map(|bytes| bytes as f64) else { return };
         self.measure(Kpi::Memory, &Measurement { start, length, covered: 1.0, mean: bytes, max: bytes }, late);
     }

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     Action, AgentEpoch, Allocation, Command, CpuBounds, CpuSource, CpuWindow, Fence, GuestMemory, HostFacts, HostId,
-    HostWindow, Losses, MeanMax, Means, MemoryBounds, MemoryWindow, Origin, Outcome, OutcomeResult, RefusedCommand,
-    Report, Sequence, Setting, VmId, VmState, VmWindow,
+    HostWindow, Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, Origin, Outcome, OutcomeResult,
+    RefusedCommand, Report, Sequence, Setting, VmId, VmState, VmWindow,
 };
 
 use crate::guest::{Guest, Want};
@@ -54,7 +54,7 @@ impl SimMemory {
             resident_bytes: used,
             balloon_bytes: Some(self.balloon_bytes),
             guest: Some(guest),
-            demand_bytes: Some(used),
+            demand: Some(MemoryDemand::known(used)),
             ..MemoryWindow::default()
         }
     }

@@ -128,7 +128,7 @@ async fn vm_gauges(state: &ApiState, registry: &mut Registry, vms: &[VmView]) {
             }
             limit.get_or_create(&labels).set(view.allocation.cpu_limit_cores());
             stood_down.get_or_create(&labels).set(f64::from(u8::from(view.stood_down)));
-            if let Some(bytes) = view.memory.and_then(|memory| memory.demand_bytes) {
+            if let Some(bytes) = view.memory.and_then(|memory| memory.guest_demand_bytes()) {
                 demand.get_or_create(&labels).set(bytes as f64);
             }
             if let Some(bytes) = view.memory.and_then(|memory| memory.balloon_bytes) {

@@ -4,7 +4,7 @@ use super::client::{Client, segment, typed};
 use super::table::{at, bytes, cores, duration, limit, table};
 use super::{Failure, plot};
 use crate::api::{OperateBody, Operated, ScopeBody, Status};
-use gnomon_common::wire::OutcomeResult;
+use gnomon_common::wire::{DemandSource, MemoryDemand, OutcomeResult};
 use gnomon_core::Audit;
 use gnomon_core::archive::Kpi;
 use gnomon_core::view::{Alert, Explanation, Forecast, HostView, RecentAction, VmView};
@@ -83,7 +83,7 @@ pub(super) fn vms(client: &Client, json: bool) -> Result<(), Failure> {
             format!("{:?}", vm.state).to_lowercase(),
             wants,
             limit(&vm.allocation),
-            memory(vm.memory.and_then(|memory| memory.demand_bytes)),
+            vm.memory.and_then(|memory| memory.demand).map_or_else(|| "-".to_owned(), memory_demand),
             memory(vm.memory.and_then(|memory| memory.balloon_bytes)),
             vm.season_ms.map_or_else(|| "-".into(), duration),
             holds(vm),
@@ -101,6 +101,14 @@ fn holds(vm: &VmView) -> String {
     let held = vm.held.iter().map(|setting| format!("{} set", setting.means()));
     let holds: Vec<String> = hold.into_iter().chain(stood_down).chain(held).collect();
     if holds.is_empty() { "-".into() } else { holds.join(", ") }
+}
+
+/// What its guest tells, else the bound that the host knows.
+fn memory_demand(demand: MemoryDemand) -> String {
+    match demand.source {
+        DemandSource::Guest => bytes(demand.high_bytes),
+        DemandSource::Host => format!("up to {}", bytes(demand.high_bytes)),
+    }
 }
 
 fn memory(value: Option<u64>) -> String {

@@ -141,12 +141,61 @@ pub struct MemoryWindow {
     pub balloon_bytes: Option<u64>,
     /// What the guest itself says; `None` where it has no driver or does not send statistics.
     pub guest: Option<GuestMemory>,
-    /// What it wanted, in bytes: an estimate from all of the above; `None` where nothing tells.
-    pub demand_bytes: Option<u64>,
+    /// What it wanted, as estimated; `None` where nothing tells.
+    pub demand: Option<MemoryDemand>,
+    /// Page faults of the QEMU process that needed no I/O, per second: it touched memory that it did not have yet, or not any more.
+    pub host_minor_faults_per_s: f64,
     /// Page faults of the QEMU process that needed I/O, per second: the host took memory from the VM.
     pub host_major_faults_per_s: f64,
     /// Share of the window in which some thread of the VM waited for memory, 0..=1 (`memory.pressure`, PSI); `None` without cgroup v2.
     pub pressure: Option<f64>,
+    /// How its threads were held up to make room for what they asked for; `None` where the memory probe does not work.
+    pub reclaim: Option<ReclaimStalls>,
+}
+
+impl MemoryWindow {
+    /// What its guest wanted at most, in bytes of what its balloon leaves; `None` where its guest does not tell.
+    pub fn guest_demand_bytes(&self) -> Option<u64> {
+        self.demand.filter(|demand| demand.source == DemandSource::Guest).map(|demand| demand.high_bytes)
+    }
+}
+
+/// What a VM wanted of memory: an interval, as with CPU. Where both ends agree, it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryDemand {
+    /// It wanted at least this, in bytes.
+    pub low_bytes: u64,
+    /// And at most this, in bytes.
+    pub high_bytes: u64,
+    /// By whose word.
+    pub source: DemandSource,
+}
+
+impl MemoryDemand {
+    /// Of a guest that tells what it uses and shows no lack of any.
+    pub const fn known(bytes: u64) -> Self {
+        Self { low_bytes: bytes, high_bytes: bytes, source: DemandSource::Guest }
+    }
+}
+
+/// Who tells what a VM wants of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DemandSource {
+    /// Its guest's balloon driver: what it uses, and what it shows to lack. In bytes of what the balloon leaves to it.
+    Guest,
+    /// The host alone: what its process ever touched, and has to fetch back. QEMU's own memory is in it.
+    Host,
+}
+
+/// How a VM's threads were held up in a window because they had to reclaim memory for what they asked for (direct reclaim, or their control
+/// group's limit).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ReclaimStalls {
+    /// Reclaims begun, per second.
+    pub reclaims_per_s: f64,
+    /// Threads that reclaimed, on average: seconds of all threads together, per second, of reclaims that ended in the window.
+    pub stalled_threads: f64,
 }
 
 /// What a guest's balloon driver says of its memory (virtio 1.2, section 5.5.6.3), at a window's end.

@@ -2,12 +2,14 @@
 //! kernel command line, brings hot-plugged CPUs online and prints once a second, on the console, what it wanted and
 //! what the guest's kernel saw.
 //!
-//! Where `gnomon.disk=BYTES_PER_S` stands there too, it also writes to the first virtio disk, at that rate and past the guest's cache.
+//! Where `gnomon.disk=BYTES_PER_S` stands there too, it also writes to the first virtio disk, at that rate and past the guest's cache. `gnomon.memory=STEPS` is a working
+//! set: it holds and touches so many MiB, by steps of SECONDS@MIB.
 //!
 //! The load is open-loop: each slice of 100 ms starts at its own time and is busy for `level` of it in wall time. Time
 //! that the host takes away is lost, not made up later, as it is with requests of users who do not wait.
 
 mod disk;
+mod memory;
 
 use std::fs;
 use std::hint::black_box;
@@ -39,10 +41,20 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let sizes = match word_of_command_line("gnomon.memory=").map(|word| word.parse::<memory::Sizes>()).transpose() {
+        Ok(sizes) => sizes,
+        Err(error) => {
+            println!("gnomon-load failed: gnomon.memory: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     println!("{}", Line::Start);
     let start = Instant::now();
     if let Some(bytes_per_s) = writes {
         thread::spawn(move || disk::write(bytes_per_s, start));
+    }
+    if let Some(sizes) = sizes {
+        thread::spawn(move || memory::hold(&sizes, start));
     }
     for core in 0..(schedule.level_max().ceil() as u32) {
         let schedule = schedule.clone();

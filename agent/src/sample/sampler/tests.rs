@@ -6,8 +6,10 @@ use crate::host::cgroup::{CgroupMounts, DomainCgroup, Membership};
 use crate::host::inventory::VmFacts;
 use crate::host::inventory::memory::{Balloon, MemoryFacts};
 use crate::host::process::QemuProcess;
-use crate::reading::{BlockReading, DiskCounters, DiskId, SchedCounters, SchedReading, WaitCauses};
-use crate::sample::{DiskSource, SourceError};
+use crate::reading::{
+    BlockReading, DiskCounters, DiskId, ReclaimCounters, ReclaimReading, SchedCounters, SchedReading, WaitCauses,
+};
+use crate::sample::{DiskSource, ReclaimSource, SourceError};
 use gnomon_common::abi::block::{Direction, DiskAccount};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{VmId, VmState, VmWindow};
@@ -32,6 +34,7 @@ struct ScriptState {
     counters: BTreeMap<VmId, SchedCounters>,
     culprits: BTreeMap<VmId, WaitCauses>,
     disks: BTreeMap<VmId, DiskCounters>,
+    reclaim: ReclaimReading,
     calls: Vec<String>,
     broken: bool,
     shed: bool,
@@ -102,6 +105,23 @@ impl DiskSource for Script {
     }
 }
 
+impl ReclaimSource for Script {
+    fn track(&mut self, vm: VmId, _tgids: &[u32]) -> Result<(), SourceError> {
+        self.0.lock().unwrap().reclaim.entry(vm).or_default();
+        Ok(())
+    }
+
+    fn untrack(&mut self, vm: VmId) -> Result<(), SourceError> {
+        self.0.lock().unwrap().reclaim.remove(&vm);
+        Ok(())
+    }
+
+    fn drain(&mut self) -> Result<Option<ReclaimReading>, SourceError> {
+        let state = self.0.lock().unwrap();
+        if state.broken { Err("broken".into()) } else { Ok((!state.shed).then(|| state.reclaim.clone())) }
+    }
+}
+
 /// A host: two CPUs, 8 GiB free, one domain with a quota of 1.5 cores.
 struct Bench {
     dir: TempDir,
@@ -140,6 +160,7 @@ impl Bench {
             cpu: Box::new(script.clone()),
             disks: Some(Box::new(script.clone())),
             drops: None,
+            reclaim: Some(Box::new(script.clone())),
             cost: CostControl::register(Budget::default(), 1_000, &mut registry),
         };
         let sampler = Sampler::new(config, inventory, sources, out, metrics, at(100));
@@ -425,6 +446,23 @@ fn an_incomplete_inventory_is_said_so_and_its_vms_are_still_measured() {
 }
 
 #[test]
+fn time_in_reclaim_is_told_from_the_second_window_on_and_not_where_the_probe_fails() {
+    let mut bench = Bench::new();
+    bench.publish(vec![bench.facts(VmState::Running)], true);
+    bench.seconds(10, 1.0, 0.0);
+    assert_eq!(only(&bench.reports.try_recv().unwrap()).memory.unwrap().reclaim, None);
+    let counters = ReclaimCounters { reclaims: 40, stalled_ns: 5 * S };
+    bench.script.0.lock().unwrap().reclaim.insert(web(), counters);
+    bench.seconds(10, 1.0, 0.0);
+    let stalls = only(&bench.reports.try_recv().unwrap()).memory.unwrap().reclaim.unwrap();
+    assert_eq!((stalls.reclaims_per_s, stalls.stalled_threads), (4.0, 0.5));
+    bench.script.0.lock().unwrap().broken = true;
+    bench.seconds(10, 1.0, 0.0);
+    assert_eq!(only(&bench.reports.try_recv().unwrap()).memory.unwrap().reclaim, None);
+    assert_eq!(bench.metric("gnomon_agent_memory_probe_failures_total"), Some(1.0));
+}
+
+#[test]
 fn a_vm_whose_process_was_replaced_has_no_memory_in_the_report() {
     let mut bench = Bench::new();
     let mut facts = bench.facts(VmState::Running);
@@ -456,7 +494,7 @@ fn the_thread_reports_by_itself_and_stops_when_it_is_dropped() {
     let (out, mut reports) = mpsc::channel(4);
     let config = SamplerConfig { sample_ms: 100, window_ms: 1000, ..SamplerConfig::default() };
     let cost = CostControl::register(Budget::default(), 1_000, &mut Registry::default());
-    let sources = Sources { cpu: Box::new(Script::default()), disks: None, drops: None, cost };
+    let sources = Sources { cpu: Box::new(Script::default()), disks: None, drops: None, reclaim: None, cost };
     let handle = spawn(config, receiver, sources, out, SampleMetrics::default()).unwrap();
     let first = reports.blocking_recv().unwrap();
     let second = reports.blocking_recv().unwrap();

@@ -2,23 +2,22 @@
 
 mod cost;
 mod devices;
+mod memory;
 
-use super::super::disk::{DiskSeries, DiskSource, ProcessIoSeries, RestSeries};
+use super::super::disk::{DiskSeries, ProcessIoSeries, RestSeries};
 use super::super::grid::{Grid, Now};
 use super::super::interval::{self, Bounds, Rejection};
 use super::super::live::{Moment, Moments};
-use super::super::memory::{HostMemoryReading, MemorySeries};
+use super::super::memory::MemorySeries;
 use super::super::metrics::VmLabel;
 use super::super::network::NetworkSeries;
 use super::super::vm::{Observed, VmSeries};
 use super::super::window::Weighted;
-use super::super::{DropSeries, HostReport, SampleMetrics, SchedSource};
+use super::super::{HostReport, SampleMetrics};
 use super::{SamplerConfig, Sources};
-use crate::cost::CostControl;
 use crate::host::disk;
 use crate::host::inventory::{Inventory, VmFacts};
 use crate::host::machine::Machine;
-use crate::host::process::Proc;
 use crate::reading::SchedReading;
 use gnomon_common::wire::{Allocation, HostWindow, Losses, VmId, VmWindow};
 use std::collections::BTreeMap;
@@ -30,11 +29,8 @@ use tokio::sync::{mpsc, watch};
 pub(super) struct Sampler {
     config: SamplerConfig,
     inventory: watch::Receiver<Arc<Inventory>>,
-    probe: Box<dyn SchedSource + Send>,
-    disks: Option<Box<dyn DiskSource + Send>>,
-    drops: Option<DropSeries>,
+    sources: Sources,
     disk_rest: RestSeries,
-    cost: CostControl,
     /// [`SchedReading::turn`] of the last reading.
     turn: u32,
     out: mpsc::Sender<HostReport>,
@@ -90,7 +86,7 @@ impl Sampler {
     pub(super) fn new(
         config: SamplerConfig,
         inventory: watch::Receiver<Arc<Inventory>>,
-        Sources { cpu: probe, disks, drops, cost }: Sources,
+        sources: Sources,
         out: mpsc::Sender<HostReport>,
         metrics: SampleMetrics,
         now: Now,
@@ -103,11 +99,8 @@ impl Sampler {
             machine,
             config,
             inventory,
-            probe,
-            disks,
-            drops,
+            sources,
             disk_rest: RestSeries::default(),
-            cost,
             turn: 0,
             out,
             metrics,
@@ -215,13 +208,19 @@ impl Sampler {
             self.untrack(facts.id);
         }
         let Some(wanted) = wanted else { return };
-        if let Some(disks) = &mut self.disks
+        if let Some(disks) = &mut self.sources.disks
             && let Err(error) = disks.track(facts.id, &wanted.thread_groups, &wanted.block_groups)
         {
             self.metrics.disk_failures.inc();
             tracing::warn!(vm = %facts.id, name = facts.name, %error, "the VM's disks are not measured");
         }
-        match self.probe.track(facts.id, &wanted.thread_groups) {
+        if let Some(reclaim) = &mut self.sources.reclaim
+            && let Err(error) = reclaim.track(facts.id, &wanted.thread_groups)
+        {
+            self.metrics.reclaim_failures.inc();
+            tracing::warn!(vm = %facts.id, name = facts.name, %error, "how the VM is held up for memory is not measured");
+        }
+        match self.sources.cpu.track(facts.id, &wanted.thread_groups) {
             // Not tracked is tried again with the next inventory.
             Err(error) => {
                 self.metrics.track_failures.inc();
@@ -236,17 +235,20 @@ impl Sampler {
     }
 
     fn untrack(&mut self, id: VmId) {
-        if let Err(error) = self.probe.untrack(id) {
+        if let Err(error) = self.sources.cpu.untrack(id) {
             tracing::warn!(vm = %id, %error, "the probe could not forget a VM");
         }
-        if let Some(Err(error)) = self.disks.as_mut().map(|disks| disks.untrack(id)) {
+        if let Some(Err(error)) = self.sources.disks.as_mut().map(|disks| disks.untrack(id)) {
             tracing::warn!(vm = %id, %error, "the block probe could not forget a VM");
+        }
+        if let Some(Err(error)) = self.sources.reclaim.as_mut().map(|reclaim| reclaim.untrack(id)) {
+            tracing::warn!(vm = %id, %error, "the memory probe could not forget a VM");
         }
     }
 
     fn drain(&mut self) -> Option<SchedReading> {
         let began = Instant::now();
-        match self.probe.drain() {
+        match self.sources.cpu.drain() {
             Ok(reading) => {
                 self.metrics.drain_seconds.observe(began.elapsed().as_secs_f64());
                 self.losses.threads_unmeasured = reading.threads_unmeasured;
@@ -347,7 +349,8 @@ impl Sampler {
 
     fn close_window(&mut self, inventory: &Inventory, now: Now) -> bool {
         self.read_slow_facts();
-        let (window_s, tells_demand) = (self.grid.window_s(), self.probe.tells_demand());
+        let reclaim = self.drain_reclaim();
+        let (window_s, tells_demand) = (self.grid.window_s(), self.sources.cpu.tells_demand());
         let mut report = HostReport {
             start: self.grid.window_start(),
             window_ms: self.grid.window_ms(),
@@ -363,7 +366,8 @@ impl Sampler {
         let mut drops = self.close_drops(inventory, now.monotonic_ns);
         for facts in &inventory.vms {
             let mut vm = self.vms.get_mut(&facts.id);
-            let reading = memory(&self.config.proc, facts, now.monotonic_ns);
+            let reclaim = reclaim.get(&facts.id).copied();
+            let reading = memory::read(&self.config.proc, facts, reclaim, now.monotonic_ns);
             let memory = vm.as_mut().zip(reading).map(|(vm, reading)| {
                 let memory = vm.memory.close(facts, reading, now.wall.unix_ms() / 1_000);
                 self.metrics.vm_memory(&vm.label, &memory);
@@ -446,14 +450,4 @@ fn reject(losses: &mut Losses, metrics: &SampleMetrics, reason: Rejection) {
     if reason != Rejection::TooLong {
         losses.samples_absurd += 1;
     }
-}
-
-/// What a VM's process and control group tell of its memory, if its process is still the one the inventory knows.
-fn memory(proc: &Proc, facts: &VmFacts, taken_ns: u64) -> Option<HostMemoryReading> {
-    let process = facts.process.as_ref()?;
-    let footprint = proc.footprint(process.pid).ok()?;
-    let stalled_us = facts.cgroup.as_ref().and_then(|cgroup| cgroup.memory_stalled_us().ok()?);
-    // Read after the memory: if the pid belongs to another process by now, this tells.
-    let stat = proc.stat(process.pid).ok().filter(|stat| stat.start_ticks == process.start_ticks)?;
-    Some(HostMemoryReading { taken_ns, footprint, major_faults: stat.major_faults, stalled_us })
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{DiskFlow, DiskWindow, InterfaceWindow, MeanMax, MemoryWindow, Traffic, VmId};
+use gnomon_common::wire::{DiskFlow, DiskWindow, InterfaceWindow, MeanMax, MemoryDemand, MemoryWindow, Traffic, VmId};
 use uuid::Uuid;
 
 use super::*;
@@ -211,7 +211,11 @@ fn a_vm_that_its_quota_starves_every_day_is_forecast_more_than_it_got() {
 #[test]
 fn a_vm_whose_guest_tells_what_it_uses_is_not_measured_from_outside() {
     let mut pattern = Pattern::new();
-    let told = |bytes| MemoryWindow { resident_bytes: 4 << 30, demand_bytes: bytes, ..MemoryWindow::default() };
+    let told = |bytes: Option<u64>| MemoryWindow {
+        resident_bytes: 4 << 30,
+        demand: bytes.map(MemoryDemand::known),
+        ..MemoryWindow::default()
+    };
     for minute in 0..20 {
         let bytes = if minute == 12 { None } else { Some(1 << 30) };
         pattern.measure_memory(&told(bytes), at(minute), WINDOW, false);

@@ -75,7 +75,7 @@ impl BalloonSizing {
         let window = window.ok_or(Unsizable::Unmeasured)?;
         let ceiling = bytes_max / BALLOON_STEP_BYTES * BALLOON_STEP_BYTES;
         let balloon = window.balloon_bytes.filter(|&bytes| bytes > 0).ok_or(Unsizable::NoBalloon)?.min(ceiling);
-        let demand = window.demand_bytes.ok_or(Unsizable::NoDemand)?;
+        let demand = window.guest_demand_bytes().ok_or(Unsizable::NoDemand)?;
         // A VM that is defined with less than the floor has nothing to give.
         let floor = round_up(policy.floor_bytes).min(ceiling);
         // An agent that lets nothing be taken away, or says nonsense, is taken at its word: no step at all.
@@ -173,6 +173,7 @@ impl BalloonPace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gnomon_common::wire::{DemandSource, MemoryDemand};
     use proptest::prelude::*;
 
     const MIB: u64 = 1 << 20;
@@ -197,7 +198,7 @@ mod tests {
     fn window(balloon_mib: u64, demand_mib: u64) -> MemoryWindow {
         MemoryWindow {
             balloon_bytes: Some(balloon_mib * MIB),
-            demand_bytes: Some(demand_mib * MIB),
+            demand: Some(MemoryDemand::known(demand_mib * MIB)),
             guest: Some(GuestMemory { usable_bytes: Some(0), ..GuestMemory::default() }),
             ..MemoryWindow::default()
         }
@@ -269,11 +270,13 @@ mod tests {
     #[test]
     fn what_cannot_be_sized_says_why() {
         let size = |window: Option<&MemoryWindow>| BalloonSizing::new(window, 2048 * MIB, &AGENT, &policy());
-        let (no_balloon, no_demand) =
-            (MemoryWindow { balloon_bytes: None, ..window(1, 1) }, MemoryWindow { demand_bytes: None, ..window(1, 1) });
+        let no_balloon = MemoryWindow { balloon_bytes: None, ..window(1, 1) };
+        let touched = MemoryDemand { source: DemandSource::Host, ..MemoryDemand::known(MIB) };
         assert_eq!(size(None), Err(Unsizable::Unmeasured));
         assert_eq!(size(Some(&no_balloon)), Err(Unsizable::NoBalloon));
-        assert_eq!(size(Some(&no_demand)), Err(Unsizable::NoDemand));
+        for demand in [None, Some(touched)] {
+            assert_eq!(size(Some(&MemoryWindow { demand, ..window(1, 1) })), Err(Unsizable::NoDemand));
+        }
     }
 
     proptest! {

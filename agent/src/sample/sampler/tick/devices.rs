@@ -37,7 +37,7 @@ impl Sampler {
 
     /// Why packets were dropped in the window that ends, by device of a VM that runs. Devices are named anew at each window's end.
     pub(super) fn close_drops(&mut self, inventory: &Inventory, taken_ns: u64) -> BTreeMap<String, Vec<Dropped>> {
-        let Some(drops) = &mut self.drops else { return BTreeMap::new() };
+        let Some(drops) = &mut self.sources.drops else { return BTreeMap::new() };
         let running = inventory.vms.iter().filter(|facts| facts.state == VmState::Running);
         let devices = running.flat_map(|facts| facts.interfaces.iter().take(INTERFACES_MAX));
         let numbered = devices.filter_map(|device| Some((device.clone(), network::ifindex(device)?)));
@@ -84,7 +84,7 @@ impl Sampler {
 
     /// A reading; nothing in it while the probe is shed, and none at all where there is no probe or it fails.
     fn drain_disks(&mut self) -> Option<Option<BlockReading>> {
-        match self.disks.as_mut()?.drain() {
+        match self.sources.disks.as_mut()?.drain() {
             Ok(reading) => Some(reading),
             Err(error) => {
                 self.metrics.disk_failures.inc();

@@ -5,8 +5,8 @@ use std::time::Duration;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     AgentEpoch, Allocation, Command, CommandId, CpuBounds, CpuSource, CpuWindow, HostFacts, HostId, HostWindow, Losses,
-    MeanMax, Means, MemoryBounds, MemoryWindow, Origin, Outcome, OutcomeResult, Report, Sequence, Setting, VmId,
-    VmState, VmWindow,
+    MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, Origin, Outcome, OutcomeResult, Report, Sequence,
+    Setting, VmId, VmState, VmWindow,
 };
 use uuid::Uuid;
 
@@ -106,7 +106,7 @@ pub(super) fn report_with_memory(second: u64, quota: f64, wants: f64, balloon_mi
     let mut report = report_of("a", second, &[(1, wants.min(quota), wants)], Some(quota));
     report.vms[0].memory = Some(MemoryWindow {
         balloon_bytes: Some(balloon_mib << 20),
-        demand_bytes: Some(demand_mib << 20),
+        demand: Some(MemoryDemand::known(demand_mib << 20)),
         ..MemoryWindow::default()
     });
     report

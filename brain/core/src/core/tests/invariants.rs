@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, AgentEpoch, Command, CommandId, Fence, GuestMemory, HostId, LocalCause, MeanMax, MemoryWindow, Origin,
-    Outcome, OutcomeResult, RefusedCommand, Sequence, Setting, VmId, VmState,
+    Action, AgentEpoch, Command, CommandId, Fence, GuestMemory, HostId, LocalCause, MeanMax, MemoryDemand,
+    MemoryWindow, Origin, Outcome, OutcomeResult, RefusedCommand, Sequence, Setting, VmId, VmState,
 };
 use proptest::prelude::*;
 
@@ -114,7 +114,7 @@ fn memory() -> impl Strategy<Value = Option<MemoryWindow>> {
     let rate = prop_oneof![4 => Just(0.0), 1 => Just(1e9), 1 => Just(f64::NAN)];
     let window = (bytes(), bytes(), rate).prop_map(|(balloon_bytes, demand_bytes, rate)| MemoryWindow {
         balloon_bytes,
-        demand_bytes,
+        demand: demand_bytes.map(MemoryDemand::known),
         guest: Some(GuestMemory { swap_in_bytes_per_s: rate, ..GuestMemory::default() }),
         ..MemoryWindow::default()
     });

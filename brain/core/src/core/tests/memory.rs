@@ -51,7 +51,7 @@ fn memory_is_left_alone_by_default_without_statistics_and_where_the_agent_may_no
     let hungry = || report_with_memory(0, 0.3, 0.27, 512, 600);
     let mut bench = Bench::new(policy(Mode::Auto));
     let mut silent = hungry();
-    silent.vms[0].memory.as_mut().unwrap().demand_bytes = None;
+    silent.vms[0].memory.as_mut().unwrap().demand = None;
     assert_eq!(take(&mut bench, silent), []);
     let explained = bench.core.explain(vm(1)).unwrap().lines.join("\n");
     assert!(explained.contains("Its memory is left as it is: nothing tells what it wants"), "{explained}");

@@ -1,0 +1,106 @@
+//! What Gnomon says that a VM wants of memory is true: against guests whose working set the lab sets, growing and shrinking.
+
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail, ensure};
+use gnomon_common::wire::{DemandSource, MemoryDemand, MemoryWindow};
+use gnomon_e2e::{observing, redefine, skipped};
+use serde_json::Value;
+use xtask::lab::{Guest, GuestOptions, Lab, Options};
+use xtask::stack::{AgentSettings, Stack};
+
+const MIB: u64 = 1 << 20;
+/// How long the guests hold how many MiB, from the start of their program. First nothing: that is what their kernel wants for itself.
+const STEPS: [(u64, u64); 4] = [(45, 0), (20, 48), (25, 128), (25, 16)];
+/// Looked at in the last seconds of each step: a guest takes a while to touch its memory, and its statistics are a few seconds old.
+const LAST: Duration = Duration::from_secs(5);
+/// How far the estimate may be from the working set and what the guest's kernel wants.
+const TOLERANCE: f64 = 0.05;
+/// What the kernel and the program of such a guest may want for themselves, in MiB.
+const OWN_MAX: u64 = 120;
+
+#[test]
+fn what_a_guest_wants_follows_the_working_set_that_it_was_given() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::up(Options::new("memory", 1))?;
+    let guests = ["told", "silent"].map(|name| -> Result<Guest> {
+        let mut options = GuestOptions::new(name, "constant:0.02".parse()?);
+        (options.memory_mib, options.memory_mib_max) = (256, 256);
+        lab.define(&lab.hosts()[0], &options)
+    });
+    let [told, silent] = guests;
+    let (told, silent) = (told?, silent?);
+    let steps = STEPS.map(|(duration_s, mib)| format!("{duration_s}@{mib}")).join(",");
+    let word = |xml: &str| xml.replace("gnomon.load=", &format!("gnomon.memory={steps} gnomon.load="));
+    redefine(&told, |xml| Ok(word(&xml)))?;
+    redefine(&silent, |xml| {
+        let xml = word(&xml);
+        let (head, rest) = xml.split_once("<memballoon").context("no balloon to take away")?;
+        let (_, tail) = rest.split_once("</memballoon>").context("an empty balloon")?;
+        Ok(format!("{head}<memballoon model='none'/>{tail}"))
+    })?;
+    lab.boot(&[told.clone(), silent.clone()])?;
+    let starts = [lab.truth(told.name())?.started_at, lab.truth(silent.name())?.started_at];
+    let stack = Stack::start(lab, observing(), &AgentSettings::default())?;
+
+    let mut own = 0;
+    let mut end_s = 0;
+    for (duration_s, working_set) in STEPS {
+        end_s += duration_s;
+        let [told_end, silent_end] = starts.map(|start| start + Duration::from_secs(end_s));
+        let of_guest = last_demand(&stack, &told, told_end.min(silent_end))?;
+        let window = window(&stack, &silent)?;
+        let of_host = window.demand.context("no demand of the silent guest")?;
+        let [low, high] = [of_guest.low_bytes, of_guest.high_bytes].map(|bytes| bytes / MIB);
+        println!(
+            "working set {working_set} MiB: the guest tells {low} to {high}, the host sees {} to {} of {} resident",
+            of_host.low_bytes / MIB,
+            of_host.high_bytes / MIB,
+            window.resident_bytes / MIB
+        );
+        ensure!(
+            of_guest.source == DemandSource::Guest && of_host.source == DemandSource::Host,
+            "{of_guest:?} {of_host:?}"
+        );
+        if working_set == 0 {
+            own = high;
+            ensure!((1..OWN_MAX).contains(&own), "a guest that does nothing wants {own} MiB");
+        }
+        let truth = (own + working_set) as f64;
+        for wanted in [low, high] {
+            ensure!((wanted as f64 - truth).abs() <= TOLERANCE * truth, "{truth} MiB are wanted, {wanted} estimated");
+        }
+        ensure!(
+            (of_host.low_bytes..=of_host.high_bytes).contains(&(truth as u64 * MIB)),
+            "{truth} MiB and {of_host:?}"
+        );
+        ensure!(window.reclaim.is_some(), "time in reclaim is not told: {window:?}");
+    }
+    Ok(())
+}
+
+/// The median of what the VM wants in the last seconds before `end`, by its upper end.
+fn last_demand(stack: &Stack, guest: &Guest, end: SystemTime) -> Result<MemoryDemand> {
+    let mut seen = Vec::new();
+    while let Ok(left) = end.duration_since(SystemTime::now()) {
+        if left > LAST {
+            thread::sleep(left - LAST);
+            continue;
+        }
+        seen.extend(window(stack, guest)?.demand);
+        thread::sleep(Duration::from_millis(500));
+    }
+    if seen.is_empty() {
+        bail!("{} was not seen in the last {LAST:?} before {end:?}", guest.name());
+    }
+    seen.sort_by_key(|demand| demand.high_bytes);
+    Ok(seen[seen.len() / 2])
+}
+
+fn window(stack: &Stack, guest: &Guest) -> Result<MemoryWindow> {
+    let view: Value = stack.api().get(&format!("/api/v1/vms/{}", guest.name()))?;
+    Ok(serde_json::from_value(view["memory"].clone())?)
+}
