@@ -10,6 +10,9 @@
 // For the host this compiles to an empty program, so that the workspace's checks reach these sources.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
+mod atomic;
+
+use atomic::add;
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::btf_maps::{Array, HashMap};
@@ -63,10 +66,9 @@ fn count(key: &DropKey) {
         let _ = DROPS.insert(key, 0, u64::from(BPF_NOEXIST));
         counter = DROPS.get_ptr_mut(key);
     }
-    match counter.or_else(|| DROPS_MISSED.get_ptr_mut(0)) {
+    if let Some(counter) = counter.or_else(|| DROPS_MISSED.get_ptr_mut(0)) {
         // SAFETY: a value of a map, which other CPUs add to as well.
-        Some(counter) => unsafe { add_one(counter) },
-        None => {}
+        unsafe { add(counter, 1) };
     }
 }
 
@@ -89,17 +91,6 @@ fn member<T: Copy>(of: *const u8, offset: &Global<u32>) -> T {
     // SAFETY: `of` is a pointer that the verifier knows the type of, and it has checked that a member of this size lies at the offset; a load
     // through a stale pointer gives 0.
     unsafe { of.byte_add(offset.load() as usize).cast::<T>().read() }
-}
-
-#[inline(always)]
-unsafe fn add_one(counter: *mut u64) {
-    // SAFETY: the caller's.
-    unsafe {
-        #[cfg(target_arch = "bpf")]
-        core::arch::asm!("lock *(u64 *)({counter} + 0) += {one}", counter = in(reg) counter, one = in(reg) 1u64);
-        #[cfg(not(target_arch = "bpf"))]
-        counter.write(counter.read() + 1);
-    }
 }
 
 // Only there to satisfy the compiler: the verifier would refuse the endless loop if any path led here.
