@@ -172,7 +172,7 @@ pub fn on_wakeup(account: *mut ThreadAccount) {
     // SAFETY: an account of a thread that is being woken, under its run-queue's lock. Written without `seq`: a reader that sees
     // one of the two words without the other still sees a state that existed.
     unsafe {
-        if (*account).is_asleep() {
+        if (*account).stretch.is_asleep() {
             (*account).wake(now_ns());
         }
     }

@@ -12,6 +12,8 @@
 
 mod atomic;
 mod disk_accounts;
+mod member;
+mod object;
 mod request;
 
 use aya_ebpf::EbpfContext;
@@ -109,18 +111,6 @@ pub fn request_completed(ctx: BtfTracePointContext) -> i32 {
     }
     0
 }
-
-// Only there to satisfy the compiler: the verifier would refuse the endless loop if any path led here.
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
-    loop {}
-}
-
-// The helpers used are for GPL-compatible programs only.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

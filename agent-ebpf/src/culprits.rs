@@ -8,6 +8,7 @@
 //!
 //! The agent names commands: an unknown one is counted among the others until it has got a column of its own.
 
+use crate::atomic::add;
 use crate::task::Task;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_NOEXIST};
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray};
@@ -98,11 +99,5 @@ fn charge(row: *mut WaitRow, column: u32, ns: u64) {
         return;
     }
     // SAFETY: within the row, by the check above.
-    unsafe {
-        let cell = row.cast::<u64>().add(column as usize);
-        #[cfg(target_arch = "bpf")]
-        core::arch::asm!("lock *(u64 *)({cell} + 0) += {ns}", cell = in(reg) cell, ns = in(reg) ns);
-        #[cfg(not(target_arch = "bpf"))]
-        cell.write(cell.read() + ns);
-    }
+    unsafe { add(row.cast::<u64>().add(column as usize), ns) };
 }

@@ -11,6 +11,8 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 mod atomic;
+mod member;
+mod object;
 
 use atomic::add;
 use aya_ebpf::Global;
@@ -19,6 +21,7 @@ use aya_ebpf::btf_maps::{Array, HashMap};
 use aya_ebpf::macros::{btf_map, btf_tracepoint};
 use aya_ebpf::programs::BtfTracePointContext;
 use gnomon_common::abi::drops::{DROPS_MAX, DropKey, TAPS_MAX};
+use member::member;
 
 #[unsafe(no_mangle)]
 static SKB_DEVICE_OFFSET: Global<u32> = Global::new(0);
@@ -85,25 +88,6 @@ fn own_device_of(skb: *const u8) -> Option<u32> {
     }
     Some(member(device, &DEVICE_NUMBER_OFFSET))
 }
-
-#[inline(always)]
-fn member<T: Copy>(of: *const u8, offset: &Global<u32>) -> T {
-    // SAFETY: `of` is a pointer that the verifier knows the type of, and it has checked that a member of this size lies at the offset; a load
-    // through a stale pointer gives 0.
-    unsafe { of.byte_add(offset.load() as usize).cast::<T>().read() }
-}
-
-// Only there to satisfy the compiler: the verifier would refuse the endless loop if any path led here.
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
-    loop {}
-}
-
-// The helpers used are for GPL-compatible programs only.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -9,6 +9,7 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 mod atomic;
+mod object;
 
 use atomic::add;
 use aya_ebpf::EbpfContext;
@@ -85,18 +86,6 @@ fn ended(ctx: &BtfTracePointContext) -> i32 {
     }
     0
 }
-
-// Only there to satisfy the compiler: the verifier would refuse the endless loop if any path led here.
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
-    loop {}
-}
-
-// The helpers used are for GPL-compatible programs only.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

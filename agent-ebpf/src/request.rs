@@ -2,6 +2,7 @@
 //!
 //! The verifier follows the types from member to member; a load through a pointer that is null or stale gives 0.
 
+use super::member::member;
 use aya_ebpf::Global;
 
 #[unsafe(no_mangle)]
@@ -103,10 +104,4 @@ impl Rq {
         }
         member(at, &NODE_ID_OFFSET)
     }
-}
-
-#[inline(always)]
-fn member<T: Copy>(of: *const u8, offset: &Global<u32>) -> T {
-    // SAFETY: `of` is a pointer that the verifier knows the type of, and it has checked that a member of this size lies at the offset.
-    unsafe { of.byte_add(offset.load() as usize).cast::<T>().read() }
 }

@@ -13,7 +13,9 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 mod accounts;
+mod atomic;
 mod culprits;
+mod object;
 mod task;
 mod thread_table;
 
@@ -70,7 +72,7 @@ fn on_switch(preempt: u64, prev: Task, next: Task, prev_state: u32) {
         let before = (*entering).stretch;
         let (victim, throttled) = (u32::from((*entering).slot), (*entering).throttled != 0);
         accounts::write(entering, |account| account.enter_cpu(switched_ns));
-        if !before.is_asleep() && !before.is_on_cpu() {
+        if before.is_waiting() {
             culprits::on_wait_end(victim, throttled, before.since_ns(), switched_ns, leaver, prev);
         }
     }
@@ -194,18 +196,6 @@ pub fn empty_switch(_ctx: BtfTracePointContext) -> i32 {
 pub fn empty_wakeup(_ctx: BtfTracePointContext) -> i32 {
     0
 }
-
-// Only there to satisfy the compiler: the verifier would refuse the endless loop if any path led here.
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
-    loop {}
-}
-
-// The helpers used are for GPL-compatible programs only.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -12,6 +12,7 @@
 #![cfg_attr(all(target_arch = "bpf", bpf_target_arch = "aarch64"), feature(asm_experimental_arch))]
 
 mod accounts;
+mod object;
 mod tid_table;
 
 use accounts::{Unclaimed, now_ns};
@@ -188,18 +189,6 @@ fn field(ctx: &TracePointContext, offset: &Global<u32>) -> Option<u32> {
     // SAFETY: the helper checks what it reads; the agent has taken the offset from the tracepoint's format.
     unsafe { ctx.read_at(offset.load() as usize) }.ok()
 }
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
-    // Only there to satisfy the compiler: the verifier would refuse the endless loop if any path led here.
-    loop {}
-}
-
-// The helpers used are for GPL-compatible programs only.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -53,7 +53,7 @@ impl SelfTestMetrics {
         let metrics = Self::default();
         registry.register(
             "gnomon_agent_probe_self_test",
-            "Whether a probe counted what it was made to see at the agent's start (1) or not (0); absent where that was not tried",
+            "Whether a probe counted what it was made to see at the agent's start (1) or not (0), be it that it does not load; absent where that was not tried",
             metrics.0.clone(),
         );
         metrics

@@ -36,10 +36,10 @@ pub fn devices(proc: &Proc) -> Result<BTreeMap<String, DeviceCounters>, ReadErro
     read_value(&proc.path("net/dev"), "a table of network devices", parse)
 }
 
-/// The number of a device in the thread's network namespace; `None` where there is no such device.
-pub fn ifindex(device: &str) -> Option<u32> {
-    let socket = socket(AddressFamily::INET, SocketType::DGRAM, None).ok()?;
-    name_to_index(socket, device).ok()
+/// The numbers of devices in the thread's network namespace, by name; those that are not there are left out.
+pub fn ifindexes<'a>(devices: impl Iterator<Item = &'a String>) -> BTreeMap<String, u32> {
+    let Ok(socket) = socket(AddressFamily::INET, SocketType::DGRAM, None) else { return BTreeMap::new() };
+    devices.filter_map(|device| Some((device.clone(), name_to_index(&socket, device).ok()?))).collect()
 }
 
 /// proc(5), `/proc/net/dev`, with its columns from `net/core/net-procfs.c`: after two lines of headings `name: ` and sixteen counters, received
@@ -88,7 +88,8 @@ eth0:1:       1       2    3    4    5     6          7         8        9      
     #[test]
     fn this_machine_has_a_loopback_device() {
         assert!(devices(&Proc::default()).unwrap().contains_key("lo"));
-        assert_eq!((ifindex("lo"), ifindex("gnomon-no-such")), (Some(1), None));
+        let names = ["lo".to_owned(), "gnomon-no-such".to_owned()];
+        assert_eq!(ifindexes(names.iter()), [("lo".to_owned(), 1)].into());
     }
 
     #[test]

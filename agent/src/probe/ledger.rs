@@ -257,7 +257,7 @@ mod tests {
                 }
                 Step::Wake(which) if !self.live.is_empty() => {
                     let account = &mut self.accounts[*which.get(&self.live)];
-                    if account.is_asleep() {
+                    if account.stretch.is_asleep() {
                         account.wake(self.now_ns);
                         self.truth[account.slot as usize].1 += 1;
                     }

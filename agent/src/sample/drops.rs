@@ -16,6 +16,9 @@ pub trait DropSource {
     /// What was dropped on them so far.
     fn drain(&mut self) -> Result<Drops, SourceError>;
 
+    /// Drops that were not counted for want of room, since it was loaded.
+    fn missed(&self) -> Result<u64, SourceError>;
+
     /// What a reason is called.
     fn reason(&self, reason: u32) -> String;
 
@@ -33,6 +36,10 @@ impl DropSource for DropProbe {
 
     fn drain(&mut self) -> Result<Drops, SourceError> {
         Ok(Self::drain(self)?)
+    }
+
+    fn missed(&self) -> Result<u64, SourceError> {
+        Ok(Self::missed(self)?)
     }
 
     fn reason(&self, reason: u32) -> String {
@@ -58,6 +65,11 @@ impl DropSeries {
     /// Nothing is watched yet.
     pub fn new(source: impl DropSource + Send + 'static) -> Self {
         Self { source: Some(Box::new(source)), closed_ns: None, watched: BTreeMap::new() }
+    }
+
+    /// Drops that were not counted for want of room; `None` while the source is given up.
+    pub(super) fn missed(&self) -> Result<Option<u64>, SourceError> {
+        self.source.as_ref().map(|source| source.missed()).transpose()
     }
 
     /// Ends the window at `taken_ns` of `CLOCK_MONOTONIC`: what was dropped on each device in it. A device that was not watched since the
@@ -161,6 +173,10 @@ mod tests {
             if script.2 { Err("it is gone".into()) } else { Ok(script.0.clone()) }
         }
 
+        fn missed(&self) -> Result<u64, SourceError> {
+            Ok(7)
+        }
+
         fn reason(&self, reason: u32) -> String {
             format!("reason {reason}")
         }
@@ -211,9 +227,11 @@ mod tests {
         let vnet = devices(&[("vnet0", 4)]);
         series.close(vnet.clone(), S).unwrap();
         assert!(series.can_shed());
+        assert_eq!(series.missed().unwrap(), Some(7));
         series.shed().unwrap();
         assert!(!series.can_shed() && series.close(vnet.clone(), 11 * S).unwrap().is_empty());
         assert!(series.close(vnet, 21 * S).unwrap().is_empty());
+        assert_eq!(series.missed().unwrap(), None);
     }
 
     #[test]

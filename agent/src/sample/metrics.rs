@@ -57,6 +57,7 @@ pub struct SampleMetrics {
     network_packets: Family<DirectionLabel, GaugeF64>,
     network_dropped: Family<DirectionLabel, GaugeF64>,
     dropped_by_reason: Family<DropLabel, Counter<f64, AtomicU64>>,
+    drops_missed: Gauge,
 }
 
 /// Which direction of which VM's traffic.
@@ -147,6 +148,7 @@ impl Default for SampleMetrics {
             network_packets: Family::default(),
             network_dropped: Family::default(),
             dropped_by_reason: Family::default(),
+            drops_missed: Gauge::default(),
             disk_failures: Counter::default(),
             disk_read: Family::default(),
             disk_write: Family::default(),
@@ -197,6 +199,11 @@ impl SampleMetrics {
             "gnomon_agent_network_drops",
             "Packets dropped on the devices of VMs, all together, by the kernel's reason",
             self.dropped_by_reason.clone(),
+        );
+        r.register(
+            "gnomon_agent_network_drops_missed",
+            "Packets dropped whose reason was not counted for want of room, since the probe was loaded",
+            self.drops_missed.clone(),
         );
         r.register(
             "gnomon_agent_vm_network_dropped_per_second",
@@ -400,8 +407,14 @@ impl SampleMetrics {
         }
     }
 
-    /// What was dropped in a window of that length.
-    pub(super) fn network_drops<'a>(&self, drops: impl Iterator<Item = &'a Dropped>, window_s: f64) {
+    /// What was dropped in a window of that length, and what was not counted so far; that is `None` while nothing counts.
+    pub(super) fn network_drops<'a>(
+        &self,
+        drops: impl Iterator<Item = &'a Dropped>,
+        window_s: f64,
+        missed: Option<u64>,
+    ) {
+        self.drops_missed.set(missed.map_or(0, |missed| i64::try_from(missed).unwrap_or(i64::MAX)));
         for Dropped { reason, packets_per_s } in drops {
             let label = DropLabel { reason: reason.clone() };
             self.dropped_by_reason.get_or_create(&label).inc_by(packets_per_s * window_s);

@@ -157,7 +157,7 @@ const _: () = assert!(size_of::<ThreadAccount>() == 192);
 pub struct Stretch(u64);
 
 impl Stretch {
-    /// Neither on a CPU nor waiting for one.
+    /// Neither on a CPU nor waiting for one: only then does a wake-up mean something.
     pub const ASLEEP: Self = Self(0);
 
     /// On a CPU since `now_ns`.
@@ -182,6 +182,12 @@ impl Stretch {
     #[inline(always)]
     pub const fn is_on_cpu(self) -> bool {
         self.0 & 1 != 0
+    }
+
+    /// Whether it waits for a CPU.
+    #[inline(always)]
+    pub const fn is_waiting(self) -> bool {
+        self.0 != 0 && self.0 & 1 == 0
     }
 
     /// Since when it is on a CPU or waits, to 2 ns; 0 when it sleeps.
@@ -233,18 +239,12 @@ impl ThreadAccount {
     pub const fn enter_cpu(&mut self, now_ns: u64) {
         let before = self.stretch;
         self.stretch = Stretch::on_cpu(now_ns);
-        if !before.is_asleep() && !before.is_on_cpu() {
+        if before.is_waiting() {
             let wait_ns = now_ns.saturating_sub(before.since_ns());
             self.wait_ns = self.wait_ns.wrapping_add(wait_ns);
             let bucket = wait_bucket(wait_ns) & (WAIT_BUCKETS - 1);
             self.wait_log2[bucket] = self.wait_log2[bucket].wrapping_add(1);
         }
-    }
-
-    /// Whether a wake-up means something: one that reaches a thread on a CPU, or already queued for one, changes nothing.
-    #[inline(always)]
-    pub const fn is_asleep(&self) -> bool {
-        self.stretch.is_asleep()
     }
 
     /// The thread becomes runnable.
@@ -307,7 +307,7 @@ mod tests {
         account.leave_cpu(180, 30, false);
         assert_eq!((account.run_ns, account.wait_ns), (30, 50));
         assert_eq!(account.wait_log2, [0; WAIT_BUCKETS], "its length is not known");
-        assert!(account.is_asleep());
+        assert!(account.stretch.is_asleep());
         account.leave_cpu(400, 70, false);
         assert_eq!(
             (account.run_ns, account.wait_ns),
@@ -366,7 +366,7 @@ mod tests {
                 match event {
                     Event::Enter => account.enter_cpu(now_ns),
                     Event::Leave(runnable) => account.leave_cpu(now_ns, exec_ns, runnable),
-                    Event::Wake if account.is_asleep() => account.wake(now_ns),
+                    Event::Wake if account.stretch.is_asleep() => account.wake(now_ns),
                     Event::Wake => {}
                 }
                 prop_assert!(account.run_ns >= run_ns && account.wait_ns >= wait_ns);

@@ -1,126 +1,26 @@
 //! The sampler over a host made of files, driven tick by tick.
 
+mod script;
+
 use super::*;
-use crate::cost::{Budget, Costed};
+use crate::cost::Budget;
 use crate::host::cgroup::{CgroupMounts, DomainCgroup, Membership};
 use crate::host::inventory::VmFacts;
 use crate::host::inventory::memory::{Balloon, MemoryFacts};
 use crate::host::process::QemuProcess;
-use crate::reading::{
-    BlockReading, DiskCounters, DiskId, ReclaimCounters, ReclaimReading, SchedCounters, SchedReading, WaitCauses,
-};
-use crate::sample::{DiskSource, ReclaimSource, SourceError};
+use crate::reading::{DiskId, ReclaimCounters, SchedCounters};
 use gnomon_common::abi::block::{Direction, DiskAccount};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{VmId, VmState, VmWindow};
 use prometheus_client::registry::Registry;
-use std::collections::BTreeMap;
+use script::Script;
 use std::fs;
 use std::path::Path;
-use std::sync::Mutex;
 use std::time::Instant;
 use tempfile::TempDir;
 
 const S: u64 = 1_000_000_000;
 const DOMAIN: &str = "machine/qemu-1-web.libvirt-qemu";
-
-/// A probe whose counters the test writes.
-#[derive(Clone, Default)]
-struct Script(Arc<Mutex<ScriptState>>);
-
-#[derive(Default)]
-struct ScriptState {
-    now_ns: u64,
-    counters: BTreeMap<VmId, SchedCounters>,
-    culprits: BTreeMap<VmId, WaitCauses>,
-    disks: BTreeMap<VmId, DiskCounters>,
-    reclaim: ReclaimReading,
-    calls: Vec<String>,
-    broken: bool,
-    shed: bool,
-    turn: u32,
-}
-
-impl Costed for Script {
-    fn name(&self) -> &'static str {
-        "script"
-    }
-}
-
-impl SchedSource for Script {
-    fn track(&mut self, vm: VmId, tgids: &[u32]) -> Result<(), SourceError> {
-        let mut state = self.0.lock().unwrap();
-        state.calls.push(format!("track {tgids:?}"));
-        if state.broken {
-            return Err("no slot left".into());
-        }
-        state.counters.insert(vm, SchedCounters { threads: 3, ..SchedCounters::default() });
-        Ok(())
-    }
-
-    fn untrack(&mut self, vm: VmId) -> Result<(), SourceError> {
-        let mut state = self.0.lock().unwrap();
-        state.calls.push("untrack".into());
-        state.counters.remove(&vm);
-        Ok(())
-    }
-
-    fn drain(&mut self) -> Result<SchedReading, SourceError> {
-        let state = self.0.lock().unwrap();
-        if state.broken {
-            return Err("broken".into());
-        }
-        Ok(SchedReading {
-            taken_ns: state.now_ns,
-            vms: state.counters.clone(),
-            culprits: state.culprits.clone(),
-            threads_unmeasured: 3,
-            turn: state.turn,
-        })
-    }
-}
-
-impl DiskSource for Script {
-    fn track(&mut self, vm: VmId, _tgids: &[u32], _cgroups: &[u64]) -> Result<(), SourceError> {
-        self.0.lock().unwrap().disks.entry(vm).or_default();
-        Ok(())
-    }
-
-    fn untrack(&mut self, vm: VmId) -> Result<(), SourceError> {
-        self.0.lock().unwrap().disks.remove(&vm);
-        Ok(())
-    }
-
-    fn drain(&mut self) -> Result<Option<BlockReading>, SourceError> {
-        let state = self.0.lock().unwrap();
-        if state.broken {
-            return Err("broken".into());
-        }
-        if state.shed {
-            return Ok(None);
-        }
-        let rest = state.disks.values().next().cloned().unwrap_or_default();
-        let (taken_ns, vms) = (state.now_ns, state.disks.clone());
-        Ok(Some(BlockReading { taken_ns, vms, rest, requests_missed: state.now_ns / S }))
-    }
-}
-
-impl ReclaimSource for Script {
-    fn track(&mut self, vm: VmId, _tgids: &[u32]) -> Result<(), SourceError> {
-        self.0.lock().unwrap().reclaim.entry(vm).or_default();
-        Ok(())
-    }
-
-    fn untrack(&mut self, vm: VmId) -> Result<(), SourceError> {
-        self.0.lock().unwrap().reclaim.remove(&vm);
-        Ok(())
-    }
-
-    fn drain(&mut self) -> Result<Option<ReclaimReading>, SourceError> {
-        let state = self.0.lock().unwrap();
-        if state.broken { Err("broken".into()) } else { Ok((!state.shed).then(|| state.reclaim.clone())) }
-    }
-}
 
 /// A host: two CPUs, 8 GiB free, one domain with a quota of 1.5 cores.
 struct Bench {

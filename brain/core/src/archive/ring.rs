@@ -330,7 +330,7 @@ impl Ring {
         } else {
             let kept = self.steps_of(number);
             let mut later: Vec<u64> = self.blocks.range(number..).map(|(&number, _)| number).collect();
-            later.extend(self.away.within(number..next));
+            later.extend(self.away.within(number..self.tail_number()));
             later.push(self.tail_number());
             later.into_iter().for_each(|number| self.forget(number));
             self.begin_tail(index);

@@ -187,6 +187,29 @@ fn a_clock_that_is_set_back_starts_anew_from_there() {
 }
 
 #[test]
+fn a_clock_set_back_into_a_block_that_is_in_the_store_alone_loses_that_block_and_no_more() {
+    let (mut archive, mut store) = (Archive::default(), Store::default());
+    for step in 0..8000 {
+        archive.add(Kpi::Memory, &measurement(step * 10, 10, 1.0));
+        if step % 500 == 0 {
+            store.apply(archive.changes());
+        }
+    }
+    let block_s = Tier::Seconds10.block_steps(Kpi::Memory) * 10;
+    let begin_s = (70_000 / block_s) * block_s;
+    assert!(!archive.away(Kpi::Memory, at(begin_s), at(begin_s + 10), Duration::from_secs(10)).is_empty());
+    for i in 0..6 {
+        archive.add(Kpi::Memory, &measurement(begin_s + 600 + i * 10, 10, 2.0));
+    }
+    store.apply(archive.changes());
+    let seconds = means(&store.archive(), Kpi::Memory, begin_s - block_s, 90_000, Duration::from_secs(10));
+    let (before, block) = seconds.split_at(block_s as usize / 10);
+    assert!(before.iter().all(|&mean| mean == Some(1.0)), "{before:?}");
+    assert!(block[..60].iter().all(Option::is_none), "{block:?}");
+    assert_eq!(block.last(), Some(&Some(2.0)));
+}
+
+#[test]
 fn a_leap_of_years_costs_no_more_than_the_ring() {
     let mut archive = Archive::default();
     archive.add(Kpi::Cpu, &measurement(0, 10, 1.0));

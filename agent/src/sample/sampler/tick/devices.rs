@@ -40,11 +40,11 @@ impl Sampler {
         let Some(drops) = &mut self.sources.drops else { return BTreeMap::new() };
         let running = inventory.vms.iter().filter(|facts| facts.state == VmState::Running);
         let devices = running.flat_map(|facts| facts.interfaces.iter().take(INTERFACES_MAX));
-        let numbered = devices.filter_map(|device| Some((device.clone(), network::ifindex(device)?)));
-        match drops.close(numbered.collect(), taken_ns) {
-            Ok(drops) => {
-                self.metrics.network_drops(drops.values().flatten(), self.grid.window_s());
-                drops
+        let closed = drops.close(network::ifindexes(devices), taken_ns);
+        match closed.and_then(|closed| Ok((closed, drops.missed()?))) {
+            Ok((closed, missed)) => {
+                self.metrics.network_drops(closed.values().flatten(), self.grid.window_s(), missed);
+                closed
             }
             Err(error) => {
                 self.metrics.network_failures.inc();

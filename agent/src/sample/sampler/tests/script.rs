@@ -1,0 +1,107 @@
+//! A source of every kind whose counters the test writes.
+
+use super::S;
+use crate::cost::Costed;
+use crate::reading::{BlockReading, DiskCounters, ReclaimReading, SchedCounters, SchedReading, WaitCauses};
+use crate::sample::{DiskSource, ReclaimSource, SchedSource, SourceError};
+use gnomon_common::wire::VmId;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+/// A probe whose counters the test writes.
+#[derive(Clone, Default)]
+pub(super) struct Script(pub(super) Arc<Mutex<ScriptState>>);
+
+#[derive(Default)]
+pub(super) struct ScriptState {
+    pub(super) now_ns: u64,
+    pub(super) counters: BTreeMap<VmId, SchedCounters>,
+    pub(super) culprits: BTreeMap<VmId, WaitCauses>,
+    pub(super) disks: BTreeMap<VmId, DiskCounters>,
+    pub(super) reclaim: ReclaimReading,
+    pub(super) calls: Vec<String>,
+    pub(super) broken: bool,
+    pub(super) shed: bool,
+    pub(super) turn: u32,
+}
+
+impl Costed for Script {
+    fn name(&self) -> &'static str {
+        "script"
+    }
+}
+
+impl SchedSource for Script {
+    fn track(&mut self, vm: VmId, tgids: &[u32]) -> Result<(), SourceError> {
+        let mut state = self.0.lock().unwrap();
+        state.calls.push(format!("track {tgids:?}"));
+        if state.broken {
+            return Err("no slot left".into());
+        }
+        state.counters.insert(vm, SchedCounters { threads: 3, ..SchedCounters::default() });
+        Ok(())
+    }
+
+    fn untrack(&mut self, vm: VmId) -> Result<(), SourceError> {
+        let mut state = self.0.lock().unwrap();
+        state.calls.push("untrack".into());
+        state.counters.remove(&vm);
+        Ok(())
+    }
+
+    fn drain(&mut self) -> Result<SchedReading, SourceError> {
+        let state = self.0.lock().unwrap();
+        if state.broken {
+            return Err("broken".into());
+        }
+        Ok(SchedReading {
+            taken_ns: state.now_ns,
+            vms: state.counters.clone(),
+            culprits: state.culprits.clone(),
+            threads_unmeasured: 3,
+            turn: state.turn,
+        })
+    }
+}
+
+impl DiskSource for Script {
+    fn track(&mut self, vm: VmId, _tgids: &[u32], _cgroups: &[u64]) -> Result<(), SourceError> {
+        self.0.lock().unwrap().disks.entry(vm).or_default();
+        Ok(())
+    }
+
+    fn untrack(&mut self, vm: VmId) -> Result<(), SourceError> {
+        self.0.lock().unwrap().disks.remove(&vm);
+        Ok(())
+    }
+
+    fn drain(&mut self) -> Result<Option<BlockReading>, SourceError> {
+        let state = self.0.lock().unwrap();
+        if state.broken {
+            return Err("broken".into());
+        }
+        if state.shed {
+            return Ok(None);
+        }
+        let rest = state.disks.values().next().cloned().unwrap_or_default();
+        let (taken_ns, vms) = (state.now_ns, state.disks.clone());
+        Ok(Some(BlockReading { taken_ns, vms, rest, requests_missed: state.now_ns / S }))
+    }
+}
+
+impl ReclaimSource for Script {
+    fn track(&mut self, vm: VmId, _tgids: &[u32]) -> Result<(), SourceError> {
+        self.0.lock().unwrap().reclaim.entry(vm).or_default();
+        Ok(())
+    }
+
+    fn untrack(&mut self, vm: VmId) -> Result<(), SourceError> {
+        self.0.lock().unwrap().reclaim.remove(&vm);
+        Ok(())
+    }
+
+    fn drain(&mut self) -> Result<Option<ReclaimReading>, SourceError> {
+        let state = self.0.lock().unwrap();
+        if state.broken { Err("broken".into()) } else { Ok((!state.shed).then(|| state.reclaim.clone())) }
+    }
+}
