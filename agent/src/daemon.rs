@@ -20,7 +20,7 @@ use crate::host::machine::Machine;
 use crate::host::process::Proc;
 use crate::probe::{BlockProbe, DropProbe, MemoryProbe};
 use crate::sample::{
-    self, DiskSource, DropSeries, HostReport, LiveLoads, ReclaimSource, SampleMetrics, SamplerConfig, SamplerHandle,
+    self, DiskSource, DropStandby, HostReport, LiveLoads, ReclaimSource, SampleMetrics, SamplerConfig, SamplerHandle,
     Sources, StoodDownVms,
 };
 use crate::self_test::{self, Requests};
@@ -127,16 +127,7 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
     let ledger = Ledger::open(&config.ledger_path())?;
     let epoch = ledger.raise_epoch(clock.now().wall)?;
     tracing::info!(host = %config.host.name, epoch = epoch.0, version = env!("CARGO_PKG_VERSION"), dry_run, "gnomon-agent starts");
-    let self_tests = SelfTestMetrics::register(&mut registry);
-    let cpu = cpu_source(&config, &self_tests, &mut registry)?;
-    let cpu_source = cpu.rung();
-    let sources = Sources {
-        cpu: Box::new(cpu),
-        disks: disks(&config, &self_tests),
-        drops: drops(),
-        reclaim: reclaim(),
-        cost: CostControl::register(config.cost, config.sample.sample_ms, &mut registry),
-    };
+    let (sources, cpu_source) = sources(&config, &mut registry)?;
 
     let (mut inventory, _inventory_handle) =
         inventory(&config, !dry_run, &mut registry).map_err(system("the inventory's threads"))?;
@@ -204,6 +195,24 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
     ended
 }
 
+/// Everything that works on this host, and what CPU readings come from, now and later.
+pub(crate) fn sources(
+    config: &Config,
+    registry: &mut Registry,
+) -> Result<(Sources, watch::Receiver<CpuSource>), DaemonError> {
+    let self_tests = SelfTestMetrics::register(registry);
+    let cpu = cpu_source(config, &self_tests, registry)?;
+    let rung = cpu.rung();
+    let sources = Sources {
+        cpu: Box::new(cpu),
+        disks: disks(config, &self_tests),
+        drops: drops(),
+        reclaim: reclaim(),
+        cost: CostControl::register(config.cost, config.sample.sample_ms, registry),
+    };
+    Ok((sources, rung))
+}
+
 /// Climbs to the best source of CPU readings, and says where the agent stands and why not higher.
 fn cpu_source(
     config: &Config,
@@ -266,9 +275,9 @@ fn sampler(
 }
 
 /// The drop probe, where it works: without it, why packets are dropped is not told.
-fn drops() -> Option<DropSeries> {
+fn drops() -> Option<DropStandby> {
     match DropProbe::load() {
-        Ok(probe) => Some(DropSeries::new(probe)),
+        Ok(probe) => Some(DropStandby::new(probe)),
         Err(error) => {
             tracing::warn!(%error, "why packets are dropped is not told");
             None

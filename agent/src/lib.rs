@@ -17,6 +17,7 @@ pub mod host;
 pub mod join;
 pub mod probe;
 pub mod reading;
+pub mod recording;
 pub mod sample;
 pub mod self_test;
 pub mod telemetry;

@@ -12,11 +12,12 @@ use gnomon_agent::config::{Config, ConfigError};
 use gnomon_agent::daemon::{self, DaemonError};
 use gnomon_agent::doctor;
 use gnomon_agent::join::{self, Done, JoinError};
+use gnomon_agent::recording::{self, Progress, Replay, Torn};
 use gnomon_agent::uplink::identity::IdentityError;
 use gnomon_common::wire::Setting;
 use prometheus_client::registry::Registry;
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
@@ -41,6 +42,7 @@ const EXIT_RUNNING: u8 = 3;
                   To begin:                           gnomon-agent join BRAIN:PORT TOKEN\n\
                   What works here, and why not:       gnomon-agent doctor\n\
                   A first look that changes nothing:  gnomon-agent run --dry-run\n\
+                  Something looks wrong:              gnomon-agent record FILE, and replay FILE to see it again\n\
                   Undo everything, daemon stopped:    gnomon-agent release --all"
 )]
 struct Cli {
@@ -99,6 +101,36 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Keep what the agent reads of this host in a file, for a report of something that looks wrong
+    ///
+    /// Measures beside the running daemon, with probes of its own and at the configuration's pace, as root; sets nothing on any VM. Ends after
+    /// --for, or at Ctrl-C; even if it is killed, the file is good up to then.
+    ///
+    /// In the file: counters, sizes, states and instants of VMs and host (CPU, memory, disks, network), UUIDs of VMs, process ids, names of
+    /// host disks (sda), versions. Nothing of what is within a guest, no path, no file, no packet. Names of VMs, of their network devices and of
+    /// commands on the host become labels (vm1, net1, task1).
+    Record {
+        /// A new file
+        recording: PathBuf,
+        /// For how long: 30s, 5m, 1h
+        #[arg(long = "for", value_name = "TIME", default_value = "5m", value_parser = length)]
+        length: Duration,
+        /// Keep the names of VMs, network devices and commands
+        #[arg(long)]
+        names: bool,
+        #[command(flatten)]
+        file: ConfigFile,
+    },
+    /// Make the windows of a recording again: what the agent would have reported
+    ///
+    /// Needs neither root nor libvirt nor the host that was recorded.
+    Replay {
+        /// What `record` wrote
+        recording: PathBuf,
+        /// A line of JSON for each window
+        #[arg(long)]
+        json: bool,
+    },
     /// Check the configuration and the certificates it names
     CheckConfig {
         #[command(flatten)]
@@ -133,7 +165,11 @@ enum Command {
 fn main() -> ExitCode {
     let command = Cli::parse().command;
     // What the doctor finds is its output: the log would only say it again.
-    log_to_stderr(if matches!(command, Command::Doctor { .. }) { "off" } else { "info" });
+    log_to_stderr(match command {
+        Command::Doctor { .. } => "off",
+        Command::Record { .. } | Command::Replay { .. } => "warn",
+        _ => "info",
+    });
     match execute(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -155,6 +191,8 @@ fn execute(command: Command) -> Result<()> {
             let done = runtime()?.block_on(join::join(&brain, &token, &file.config, &state_dir))?;
             say_joined(&done, &file)
         }
+        Command::Record { recording, length, names, file } => record(&recording, length, names, &file),
+        Command::Replay { recording, json } => replay(&recording, json),
         Command::Doctor { file, json } => runtime()?.block_on(doctor(&file, json)),
         Command::Release { file, vms, dry_run, yes, .. } => {
             runtime()?.block_on(release(&Config::load(&file.config)?, &vms, dry_run, yes))
@@ -198,6 +236,52 @@ async fn doctor(file: &ConfigFile, json: bool) -> Result<()> {
     out.write_all(text.as_bytes()).context("writing to stdout")?;
     if !diagnosis.complete {
         bail!("missing: {}", diagnosis.missing().join(", "));
+    }
+    Ok(())
+}
+
+/// A time: `30s`, `5m`, `1h`.
+fn length(text: &str) -> Result<Duration, String> {
+    let length = text.parse::<jiff::SignedDuration>().ok().and_then(|length| Duration::try_from(length).ok());
+    length.filter(|length| !length.is_zero()).ok_or_else(|| "expected a time like 30s, 5m or 1h".to_owned())
+}
+
+/// Records, and says on stderr how far it is.
+fn record(recording: &Path, length: Duration, names: bool, file: &ConfigFile) -> Result<()> {
+    let config = Config::load(&file.config)?;
+    let in_words = |Progress { ticks, vms, bytes }| format!("{ticks} readings, {vms} VMs, {} KiB", bytes / 1024);
+    let mut err = std::io::stderr();
+    let shows = err.is_terminal();
+    let tell = |progress| {
+        if shows {
+            let _ = write!(std::io::stderr(), "\r{} (Ctrl-C ends it) ", in_words(progress));
+        }
+    };
+    let progress = runtime()?.block_on(recording::record(&config, recording, length, names, tell))?;
+    let (begin, file) = (if shows { "\r" } else { "" }, recording.display());
+    writeln!(err, "{begin}{}; to look at it:  gnomon-agent replay {file}", in_words(progress))
+        .context("writing to stderr")
+}
+
+/// Tells the windows of a recording, and on stderr if its end is missing.
+fn replay(recording: &Path, json: bool) -> Result<()> {
+    let named = || recording.display().to_string();
+    let mut replay = Replay::new(std::fs::read(recording).with_context(named)?).with_context(named)?;
+    if !json {
+        say(recording::HEADINGS)?;
+    }
+    for report in &mut replay {
+        let report = report.with_context(named)?;
+        let line =
+            if json { serde_json::to_string(&report).context("writing JSON")? } else { recording::rows(&report) };
+        say(line.trim_end())?;
+    }
+    if let Some(Torn { offset, bytes }) = replay.torn() {
+        let _ = writeln!(
+            std::io::stderr(),
+            "{}: cut short at byte {offset} ({bytes} bytes of a reading that is not whole): all before that was told",
+            named()
+        );
     }
     Ok(())
 }

@@ -3,26 +3,28 @@
 use gnomon_common::abi::block::DiskAccount;
 use gnomon_common::abi::sched::{Command, WAIT_BUCKETS};
 use gnomon_common::wire::VmId;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// The scheduler's counters of all tracked VMs, drained in one pass.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SchedReading {
     /// When it was taken: `CLOCK_MONOTONIC`, in nanoseconds (the clock of `bpf_ktime_get_ns`).
     pub taken_ns: u64,
     /// Counters since tracking began, per VM.
     pub vms: BTreeMap<VmId, SchedCounters>,
-    /// Who ran while they waited, per VM; empty where the source does not tell.
-    pub culprits: BTreeMap<VmId, WaitCauses>,
     /// Threads of tracked VMs that got no accumulator because the table was full, since load.
     pub threads_unmeasured: u64,
     /// Which in a row of sources counted, from 0: counters of two of them are no pair.
     pub turn: u32,
+    /// Who ran while they waited, per VM; empty where the source does not tell.
+    pub culprits: BTreeMap<VmId, WaitCauses>,
 }
 
 /// Cumulative counters of one VM: the sum over its threads, those that have exited included. They never decrease while the VM
 /// stays tracked. Stretches in progress at `taken_ns` are included.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SchedCounters {
     /// Time on a CPU, in nanoseconds.
     pub run_ns: u64,
@@ -35,7 +37,7 @@ pub struct SchedCounters {
 }
 
 /// The scheduler's events of one VM's threads.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SchedEvents {
     /// Wake-ups.
     pub wakeups: u64,
@@ -48,7 +50,7 @@ pub struct SchedEvents {
 /// What the threads of one VM waited, by who ran meanwhile: cumulative, in nanoseconds, of waits that have ended.
 ///
 /// The parts sum to less than [`SchedCounters::wait_ns`]: what was waited in front of an idle CPU is charged to nobody.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WaitCauses {
     /// Held back by its own quota; `None` where the kernel does not tell.
     pub own_quota_ns: Option<u64>,
@@ -61,7 +63,7 @@ pub struct WaitCauses {
 }
 
 /// Who ran while a VM waited.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Culprit {
     /// Another VM.
     Vm(VmId),
@@ -70,7 +72,7 @@ pub enum Culprit {
 }
 
 /// A whole disk's device number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct DiskId {
     /// The driver's part.
     pub major: u32,
@@ -78,11 +80,17 @@ pub struct DiskId {
     pub minor: u32,
 }
 
+impl fmt::Display for DiskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
 /// Cumulative counters by disk; a disk that is absent was not used.
 pub type DiskCounters = BTreeMap<DiskId, DiskAccount>;
 
 /// The block probe's counters, all VMs and the rest of the host.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct BlockReading {
     /// When it was taken: `CLOCK_MONOTONIC`, in nanoseconds.
     pub taken_ns: u64,
@@ -95,7 +103,7 @@ pub struct BlockReading {
 }
 
 /// What the threads of a VM did to get memory: cumulative, and never decreasing while the VM stays tracked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReclaimCounters {
     /// Times a thread had to make room first.
     pub reclaims: u64,

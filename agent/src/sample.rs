@@ -19,24 +19,29 @@ mod metrics;
 mod network;
 mod reclaim;
 mod sampler;
+mod series;
 mod source;
+mod tick;
 mod vm;
 pub mod window;
 
 pub use disk::DiskSource;
-pub use drops::{DropSeries, DropSource};
+pub use drops::{DropSource, DropStandby};
 pub use live::{LiveLoad, LiveLoads, StoodDownVms};
 pub use metrics::SampleMetrics;
 pub use reclaim::ReclaimSource;
-pub use sampler::{SamplerConfig, SamplerHandle, Sources, spawn};
+pub use sampler::{SamplerConfig, SamplerError, SamplerHandle, Sources, spawn};
+pub(crate) use series::HostSeries;
 pub use source::{SchedSource, SourceError};
+pub(crate) use tick::{Start, Tick};
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{HostWindow, Losses, VmWindow};
+use serde::Serialize;
 
 /// A host's window before the uplink stamps host, epoch and sequence on it. The fields are those of
 /// [`gnomon_common::wire::Report`].
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct HostReport {
     /// When the window began, on the host's wall clock.
     pub start: Timestamp,

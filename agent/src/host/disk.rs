@@ -5,7 +5,6 @@ use std::fs;
 
 /// The disk's name as in `/sys/block`; `MAJOR:MINOR` where it is no longer there.
 pub fn name(disk: DiskId) -> String {
-    let number = format!("{}:{}", disk.major, disk.minor);
-    let link = fs::read_link(format!("/sys/dev/block/{number}"));
-    link.ok().and_then(|link| Some(link.file_name()?.to_str()?.to_owned())).unwrap_or(number)
+    let link = fs::read_link(format!("/sys/dev/block/{disk}"));
+    link.ok().and_then(|link| Some(link.file_name()?.to_str()?.to_owned())).unwrap_or_else(|| disk.to_string())
 }

@@ -24,6 +24,7 @@ use answering::Daemon;
 use gnomon_common::wire::{VmId, VmState};
 use memory::MemoryFacts;
 use memory::surveyor::{MemoryBook, MemorySurveyor};
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -70,14 +71,15 @@ impl Default for InventoryConfig {
 }
 
 /// All VMs of the host at one instant.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Inventory {
     /// Every domain libvirt knows, running or not, sorted by id.
     pub vms: Vec<VmFacts>,
     /// Whether that is all of them, as of a moment ago. `false` before the first survey, while libvirt is down or silent, or
     /// when a domain could not be described; then a VM that is missing may still exist.
     pub complete: bool,
-    /// When the survey was made.
+    /// When the survey was made. No part of a recording, and nothing that is measured depends on it.
+    #[serde(skip, default = "Instant::now")]
     pub taken: Instant,
     /// The hypervisor's version, empty while unknown.
     pub hypervisor: String,
@@ -95,7 +97,7 @@ impl Inventory {
 }
 
 /// What is known about one VM.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmFacts {
     /// Its libvirt UUID.
     pub id: VmId,
@@ -105,7 +107,8 @@ pub struct VmFacts {
     pub state: VmState,
     /// Its QEMU process, while there is one that can be told for sure.
     pub process: Option<QemuProcess>,
-    /// Its control groups, while it has some of its own.
+    /// Its control groups, while it has some of its own. No part of a recording, as they hold its name.
+    #[serde(skip)]
     pub cgroup: Option<DomainCgroup>,
     /// vCPUs online.
     pub vcpus: u32,

@@ -6,10 +6,11 @@ use super::kernel_file::{ReadError, read_value};
 use super::process::Proc;
 use rustix::net::netdevice::name_to_index;
 use rustix::net::{AddressFamily, SocketType, socket};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// What went through a device in one direction since it was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrafficCounters {
     /// Bytes, link-level headers included.
     pub bytes: u64,
@@ -20,7 +21,7 @@ pub struct TrafficCounters {
 }
 
 /// The counters of a device, with the host's directions: what a tap receives is what its VM sent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceCounters {
     /// Into the host's stack.
     pub received: TrafficCounters,

@@ -7,6 +7,7 @@ pub use qemu::{ProcessScan, QemuProcess};
 pub use thread::{ThreadRole, VmThread};
 
 use super::kernel_file::{ReadError, keyed_u64, read, read_text, read_value};
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// A `/proc`: the host's own, or a directory that looks like one (in tests).
@@ -37,7 +38,7 @@ pub struct ProcStat {
 }
 
 /// What a process was charged with since it began, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessIoReading {
     /// When it was read: `CLOCK_MONOTONIC`, in nanoseconds.
     pub taken_ns: u64,
@@ -51,7 +52,7 @@ pub struct ProcessIoReading {
 const KTHREADD: u32 = 2;
 
 /// Where a process's memory is, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Footprint {
     /// In memory (`VmRSS`). Shared pages count for each process that maps them.
     pub resident_bytes: u64,

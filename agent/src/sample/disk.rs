@@ -83,7 +83,7 @@ impl DiskSeries {
             // A disk is not there before it is used first.
             between.push((disk, account_since(after, before.get(&disk).unwrap_or(&none)).ok_or(Rejection::Reset)?));
         }
-        let bytes = |of: fn(&DiskAccount) -> &Direction| between.iter().map(|(_, a)| of(a).bytes).sum::<u64>() as f64;
+        let bytes = |of: fn(&DiskAccount) -> &Direction| between.iter().map(|(_, a)| of(a).bytes as f64).sum::<f64>();
         self.read.add(bytes(|account| &account.read) / elapsed_s, elapsed_s);
         self.write.add(bytes(|account| &account.write) / elapsed_s, elapsed_s);
         for (disk, account) in &between {
@@ -113,9 +113,9 @@ impl DiskSeries {
             add(&mut all.read, &account.read);
             add(&mut all.write, &account.write);
         }
-        let counts = |bucket: usize| all.read.device_log2[bucket] + all.write.device_log2[bucket];
+        let counts = |bucket: usize| all.read.device_log2[bucket].saturating_add(all.write.device_log2[bucket]);
         let latency = std::array::from_fn(|bucket| u32::try_from(counts(bucket)).unwrap_or(u32::MAX));
-        let bytes = |account: &DiskAccount| account.read.bytes + account.write.bytes;
+        let bytes = |account: &DiskAccount| account.read.bytes.saturating_add(account.write.bytes);
         let mut used: Vec<(DiskId, DiskAccount)> = ended.done.into_iter().filter(|(_, a)| has_ended_any(a)).collect();
         used.sort_by_key(|(disk, account)| (std::cmp::Reverse(bytes(account)), *disk));
         used.truncate(DISKS_MAX);
@@ -125,8 +125,8 @@ impl DiskSeries {
             write_bytes_per_s: account.write.bytes as f64 / seen_s,
             queue_depth: queue_depth(account, seen_s),
             device_ms: mean_ms(
-                account.read.device_ns + account.write.device_ns,
-                timed(&account.read) + timed(&account.write),
+                account.read.device_ns.saturating_add(account.write.device_ns),
+                timed(&account.read).saturating_add(timed(&account.write)),
             ),
         };
         Some(DiskWindow {
@@ -152,7 +152,8 @@ impl RestSeries {
     /// Takes in a reading.
     pub(super) fn observe(&mut self, reading: &BlockReading, bounds: &Bounds) -> Result<(), Rejection> {
         let before = self.missed.replace(reading.requests_missed);
-        self.missed_in_window += before.map_or(0, |before| reading.requests_missed.saturating_sub(before));
+        let missed = before.map_or(0, |before| reading.requests_missed.saturating_sub(before));
+        self.missed_in_window = self.missed_in_window.saturating_add(missed);
         self.disks.observe(reading.taken_ns, &reading.rest, bounds)
     }
 
@@ -202,7 +203,7 @@ fn flow(bytes: &Weighted, of: &Direction, seen_s: f64) -> DiskFlow {
 }
 
 fn timed(of: &Direction) -> u64 {
-    of.device_log2.iter().sum()
+    of.device_log2.iter().copied().fold(0, u64::saturating_add)
 }
 
 fn mean_ms(sum_ns: u64, requests: u64) -> Option<f64> {
@@ -216,7 +217,7 @@ fn queue_depth(of: &DiskAccount, seen_s: f64) -> f64 {
 }
 
 fn has_ended_any(account: &DiskAccount) -> bool {
-    account.read.operations + account.write.operations > 0
+    account.read.operations > 0 || account.write.operations > 0
 }
 
 fn account_since(after: &DiskAccount, before: &DiskAccount) -> Option<DiskAccount> {

@@ -1,10 +1,10 @@
-//! Readings of the drop probe -> why packets were dropped on each device in a window. Pure, but for the source itself, and for loading it again
-//! after it was given up.
+//! Readings of the drop probe -> why packets were dropped on each device in a window.
 
 use super::source::SourceError;
 use crate::cost::Costed;
 use crate::probe::{DropProbe, Drops, ProbeError, ProgramCost};
 use gnomon_common::wire::{DROP_REASONS_MAX, Dropped};
+use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,10 +51,42 @@ impl DropSource for DropProbe {
     }
 }
 
-/// Watches the devices of VMs from window to window.
-pub struct DropSeries {
-    /// `None` while it is given up.
-    source: Option<Box<dyn DropSource + Send>>,
+/// What a window's end reads of drops.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DropReading {
+    /// The devices that are watched from now on, by name with their numbers.
+    pub(crate) devices: BTreeMap<String, u32>,
+    /// What was counted on those watched until now.
+    pub(crate) counted: Drops,
+    /// What the reasons in there are called.
+    pub(crate) reasons: BTreeMap<u32, String>,
+    /// Drops that were not counted for want of room; `None` while nothing counts.
+    pub(crate) missed: Option<u64>,
+}
+
+/// A source of drops, or its place while it is given up.
+pub struct DropStandby(Option<Box<dyn DropSource + Send>>);
+
+impl DropStandby {
+    /// Nothing is watched yet.
+    pub fn new(source: impl DropSource + Send + 'static) -> Self {
+        Self(Some(Box::new(source)))
+    }
+
+    /// Reads what was counted, and watches these devices in the next window. Nothing is in it while the source is given up.
+    pub(super) fn read(&mut self, devices: BTreeMap<String, u32>) -> Result<DropReading, SourceError> {
+        let Some(source) = &mut self.0 else { return Ok(DropReading::default()) };
+        let counted = source.drain()?;
+        source.watch(&devices.values().copied().collect())?;
+        let reasons: BTreeSet<u32> = counted.values().flat_map(BTreeMap::keys).copied().collect();
+        let reasons = reasons.into_iter().map(|reason| (reason, source.reason(reason))).collect();
+        Ok(DropReading { devices, counted, reasons, missed: Some(source.missed()?) })
+    }
+}
+
+/// Drops on the devices of VMs from window to window. Pure.
+#[derive(Debug, Default)]
+pub(super) struct DropSeries {
     /// When the last window ended.
     closed_ns: Option<u64>,
     /// By name, the watched devices' numbers and what was counted on each by then.
@@ -62,46 +94,30 @@ pub struct DropSeries {
 }
 
 impl DropSeries {
-    /// Nothing is watched yet.
-    pub fn new(source: impl DropSource + Send + 'static) -> Self {
-        Self { source: Some(Box::new(source)), closed_ns: None, watched: BTreeMap::new() }
-    }
-
-    /// Drops that were not counted for want of room; `None` while the source is given up.
-    pub(super) fn missed(&self) -> Result<Option<u64>, SourceError> {
-        self.source.as_ref().map(|source| source.missed()).transpose()
-    }
-
     /// Ends the window at `taken_ns` of `CLOCK_MONOTONIC`: what was dropped on each device in it. A device that was not watched since the
-    /// window began, or was made anew, is left out. In the next window these `devices` are watched, by name with their numbers.
-    pub(super) fn close(
-        &mut self,
-        devices: BTreeMap<String, u32>,
-        taken_ns: u64,
-    ) -> Result<BTreeMap<String, Vec<Dropped>>, SourceError> {
+    /// window began, or was made anew, is left out; all are without a reading, and in the window after that.
+    pub(super) fn close(&mut self, reading: Option<&DropReading>, taken_ns: u64) -> BTreeMap<String, Vec<Dropped>> {
         let before = std::mem::take(&mut self.watched);
         let elapsed_s = self.closed_ns.take().map_or(0.0, |closed_ns| taken_ns.saturating_sub(closed_ns) as f64 / 1e9);
-        let Some(source) = &mut self.source else { return Ok(BTreeMap::new()) };
-        let mut counted = source.drain()?;
-        source.watch(&devices.values().copied().collect())?;
+        let Some(reading) = reading else { return BTreeMap::new() };
         let mut windows = BTreeMap::new();
-        for (device, ifindex) in devices {
-            let known = before.get(&device).filter(|(known, _)| *known == ifindex);
-            let now = counted.remove(&ifindex).unwrap_or_default();
+        for (device, &ifindex) in &reading.devices {
+            let known = before.get(device).filter(|(known, _)| *known == ifindex);
+            let now = reading.counted.get(&ifindex).cloned().unwrap_or_default();
             if let Some((_, before)) = known
                 && elapsed_s > 0.0
             {
-                windows.insert(device.clone(), between(source.as_ref(), before, &now, elapsed_s));
+                windows.insert(device.clone(), between(&reading.reasons, before, &now, elapsed_s));
             }
-            self.watched.insert(device, (ifindex, now));
+            self.watched.insert(device.clone(), (ifindex, now));
         }
         self.closed_ns = Some(taken_ns);
-        Ok(windows)
+        windows
     }
 }
 
 fn between(
-    source: &dyn DropSource,
+    reasons: &BTreeMap<u32, String>,
     before: &BTreeMap<u32, u64>,
     now: &BTreeMap<u32, u64>,
     elapsed_s: f64,
@@ -110,32 +126,34 @@ fn between(
     let mut gains: Vec<(u64, u32)> = now.iter().map(gain).filter(|(packets, _)| *packets > 0).collect();
     gains.sort_by_key(|&(packets, reason)| (Reverse(packets), reason));
     let told = gains.into_iter().take(DROP_REASONS_MAX);
-    told.map(|(packets, reason)| Dropped { reason: source.reason(reason), packets_per_s: packets as f64 / elapsed_s })
-        .collect()
+    told.map(|(packets, reason)| Dropped {
+        reason: reasons.get(&reason).cloned().unwrap_or_else(|| reason.to_string()),
+        packets_per_s: packets as f64 / elapsed_s,
+    })
+    .collect()
 }
 
-impl Costed for DropSeries {
+impl Costed for DropStandby {
     fn name(&self) -> &'static str {
         "drops"
     }
 
     fn programs(&self) -> Result<Vec<ProgramCost>, ProbeError> {
-        self.source.as_ref().map_or(Ok(Vec::new()), |source| source.programs())
+        self.0.as_ref().map_or(Ok(Vec::new()), |source| source.programs())
     }
 
     fn can_shed(&self) -> bool {
-        self.source.is_some()
+        self.0.is_some()
     }
 
     fn shed(&mut self) -> Result<(), SourceError> {
-        self.source = None;
+        self.0 = None;
         Ok(())
     }
 
     fn restore(&mut self) -> Result<(), SourceError> {
         // From its next window on: what is watched is told to it at each window's end.
-        self.source = Some(Box::new(DropProbe::load()?));
-        self.closed_ns = None;
+        self.0 = Some(Box::new(DropProbe::load()?));
         Ok(())
     }
 }
@@ -186,61 +204,76 @@ mod tests {
         }
     }
 
-    fn devices(devices: &[(&str, u32)]) -> BTreeMap<String, u32> {
-        devices.iter().map(|&(name, ifindex)| (name.to_owned(), ifindex)).collect()
+    /// A source and what is made of it.
+    struct Bench {
+        script: Script,
+        source: DropStandby,
+        series: DropSeries,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let script = Script::default();
+            Self { source: DropStandby::new(script.clone()), script, series: DropSeries::default() }
+        }
+
+        fn close(&mut self, devices: &[(&str, u32)], taken_ns: u64) -> BTreeMap<String, Vec<Dropped>> {
+            let devices = devices.iter().map(|&(name, ifindex)| (name.to_owned(), ifindex)).collect();
+            self.series.close(self.source.read(devices).ok().as_ref(), taken_ns)
+        }
+
+        fn missed(&mut self) -> Option<u64> {
+            self.source.read(BTreeMap::new()).unwrap().missed
+        }
     }
 
     #[test]
     fn a_windows_drops_are_those_since_the_last_with_most_first() {
-        let script = Script::default();
-        let mut series = DropSeries::new(script.clone());
-        let vnet = devices(&[("vnet0", 4), ("vnet1", 5)]);
-        assert!(series.close(vnet.clone(), S).unwrap().is_empty());
-        script.drop_on(4, 2, 30);
-        script.drop_on(4, 7, 50);
-        let told = series.close(vnet.clone(), 11 * S).unwrap();
+        let mut bench = Bench::new();
+        let vnet = [("vnet0", 4), ("vnet1", 5)];
+        assert!(bench.close(&vnet, S).is_empty());
+        bench.script.drop_on(4, 2, 30);
+        bench.script.drop_on(4, 7, 50);
+        let told = bench.close(&vnet, 11 * S);
         let drop = |reason: &str, packets_per_s| Dropped { reason: reason.to_owned(), packets_per_s };
         assert_eq!(told["vnet0"], [drop("reason 7", 5.0), drop("reason 2", 3.0)]);
         assert_eq!(told["vnet1"], [], "nothing was dropped, which is known");
-        script.drop_on(4, 2, 10);
-        assert_eq!(series.close(vnet, 21 * S).unwrap()["vnet0"], [drop("reason 2", 1.0)]);
+        bench.script.drop_on(4, 2, 10);
+        assert_eq!(bench.close(&vnet, 21 * S)["vnet0"], [drop("reason 2", 1.0)]);
     }
 
     #[test]
     fn a_device_made_anew_or_a_reading_that_failed_gives_no_window() {
-        let script = Script::default();
-        let mut series = DropSeries::new(script.clone());
-        series.close(devices(&[("vnet0", 4)]), S).unwrap();
-        script.drop_on(4, 2, 30);
-        assert!(series.close(devices(&[("vnet0", 9)]), 11 * S).unwrap().is_empty());
-        script.0.lock().unwrap().2 = true;
-        assert!(series.close(devices(&[("vnet0", 9)]), 21 * S).is_err());
-        script.0.lock().unwrap().2 = false;
-        script.drop_on(9, 2, 30);
-        assert!(series.close(devices(&[("vnet0", 9)]), 31 * S).unwrap().is_empty());
-        assert_eq!(series.close(devices(&[("vnet0", 9)]), 41 * S).unwrap()["vnet0"], []);
+        let mut bench = Bench::new();
+        bench.close(&[("vnet0", 4)], S);
+        bench.script.drop_on(4, 2, 30);
+        assert!(bench.close(&[("vnet0", 9)], 11 * S).is_empty());
+        bench.script.0.lock().unwrap().2 = true;
+        assert!(bench.close(&[("vnet0", 9)], 21 * S).is_empty());
+        bench.script.0.lock().unwrap().2 = false;
+        bench.script.drop_on(9, 2, 30);
+        assert!(bench.close(&[("vnet0", 9)], 31 * S).is_empty());
+        assert_eq!(bench.close(&[("vnet0", 9)], 41 * S)["vnet0"], []);
     }
 
     #[test]
     fn what_is_given_up_tells_nothing() {
-        let mut series = DropSeries::new(Script::default());
-        let vnet = devices(&[("vnet0", 4)]);
-        series.close(vnet.clone(), S).unwrap();
-        assert!(series.can_shed());
-        assert_eq!(series.missed().unwrap(), Some(7));
-        series.shed().unwrap();
-        assert!(!series.can_shed() && series.close(vnet.clone(), 11 * S).unwrap().is_empty());
-        assert!(series.close(vnet, 21 * S).unwrap().is_empty());
-        assert_eq!(series.missed().unwrap(), None);
+        let mut bench = Bench::new();
+        bench.close(&[("vnet0", 4)], S);
+        assert!(bench.source.can_shed());
+        assert_eq!(bench.missed(), Some(7));
+        bench.source.shed().unwrap();
+        assert!(!bench.source.can_shed() && bench.close(&[("vnet0", 4)], 11 * S).is_empty());
+        assert!(bench.close(&[("vnet0", 4)], 21 * S).is_empty());
+        assert_eq!(bench.missed(), None);
     }
 
     #[test]
     fn only_so_many_reasons_are_told() {
-        let script = Script::default();
-        let mut series = DropSeries::new(script.clone());
-        series.close(devices(&[("vnet0", 4)]), S).unwrap();
-        (0..20).for_each(|reason| script.drop_on(4, reason, 100 + u64::from(reason)));
-        let told = series.close(devices(&[("vnet0", 4)]), 2 * S).unwrap();
+        let mut bench = Bench::new();
+        bench.close(&[("vnet0", 4)], S);
+        (0..20).for_each(|reason| bench.script.drop_on(4, reason, 100 + u64::from(reason)));
+        let told = bench.close(&[("vnet0", 4)], 2 * S);
         assert_eq!((told["vnet0"].len(), told["vnet0"][0].packets_per_s), (DROP_REASONS_MAX, 119.0));
     }
 }

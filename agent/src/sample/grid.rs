@@ -5,13 +5,14 @@
 //! apart by more than half a second (someone set the clock), the grid is laid anew.
 
 use gnomon_common::time::Timestamp;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// A wall clock that is off by more than this against the monotonic one was set, not slewed (NTP slews both alike).
 const STEP_MAX: Duration = Duration::from_millis(500);
 
 /// An instant on both clocks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Now {
     /// `CLOCK_MONOTONIC`, in nanoseconds.
     pub monotonic_ns: u64,
@@ -77,7 +78,7 @@ impl Grid {
     /// How many ticks lie between two instants at which the sampler ticked, beyond the one that was due.
     pub fn skipped(&self, before_ns: u64, now_ns: u64) -> u64 {
         // Half a sample of lateness is jitter: the tick still is the one that was due.
-        let elapsed = now_ns.saturating_sub(before_ns) + self.sample_ns / 2;
+        let elapsed = now_ns.saturating_sub(before_ns).saturating_add(self.sample_ns / 2);
         (elapsed / self.sample_ns).saturating_sub(1)
     }
 
@@ -89,13 +90,13 @@ impl Grid {
     /// Goes on to the window that the next sample belongs to. Windows that nobody sampled are passed over.
     pub fn advance(&mut self, now_ns: u64) {
         let windows = self.windows_ended(now_ns);
-        self.start_ns += signed(windows * self.window_ns);
+        self.start_ns = self.start_ns.saturating_add(signed(windows * self.window_ns));
         self.start = self.start + Duration::from_nanos(windows * self.window_ns);
     }
 
     /// How many windows have ended when a sample ends at `now_ns`.
     fn windows_ended(&self, now_ns: u64) -> u64 {
-        let into_ns = signed(now_ns + self.sample_ns / 2) - self.start_ns;
+        let into_ns = signed(now_ns.saturating_add(self.sample_ns / 2)).saturating_sub(self.start_ns);
         u64::try_from(into_ns).unwrap_or(0) / self.window_ns
     }
 

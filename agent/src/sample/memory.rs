@@ -11,22 +11,23 @@ use crate::host::process::Footprint;
 use crate::reading::ReclaimCounters;
 use demand::{GuestRates, HostSigns};
 use gnomon_common::wire::{GuestMemory, MemoryWindow, ReclaimStalls};
+use serde::{Deserialize, Serialize};
 
 /// Cumulative counters of a VM's process and control group at one instant, and what it holds then.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct HostMemoryReading {
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct HostMemoryReading {
     /// `CLOCK_MONOTONIC`, in nanoseconds.
-    pub(super) taken_ns: u64,
+    pub(crate) taken_ns: u64,
     /// What the process holds.
-    pub(super) footprint: Footprint,
+    pub(crate) footprint: Footprint,
     /// Page faults of the process that needed no I/O.
-    pub(super) minor_faults: u64,
+    pub(crate) minor_faults: u64,
     /// Page faults of the process that needed I/O.
-    pub(super) major_faults: u64,
+    pub(crate) major_faults: u64,
     /// Time stalled on memory (PSI), in microseconds; `None` where it is not told.
-    pub(super) stalled_us: Option<u64>,
+    pub(crate) stalled_us: Option<u64>,
     /// What its threads reclaimed; `None` where it is not told.
-    pub(super) reclaim: Option<ReclaimCounters>,
+    pub(crate) reclaim: Option<ReclaimCounters>,
 }
 
 /// A VM's memory between two windows.

@@ -79,8 +79,8 @@ impl Interface {
 impl Flow {
     fn add(&mut self, gain: TrafficCounters, elapsed_s: f64) {
         self.bytes_per_s.add(gain.bytes as f64 / elapsed_s, elapsed_s);
-        self.packets += gain.packets;
-        self.dropped += gain.dropped;
+        self.packets = self.packets.saturating_add(gain.packets);
+        self.dropped = self.dropped.saturating_add(gain.dropped);
     }
 
     fn finish(&self) -> Option<Traffic> {

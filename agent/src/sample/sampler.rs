@@ -1,18 +1,21 @@
 //! The sampling thread.
 
-mod tick;
+mod reader;
 
-use super::grid::{Grid, Now};
-use super::{DiskSource, DropSeries, HostReport, LiveLoads, ReclaimSource, SampleMetrics, SchedSource, StoodDownVms};
+use super::grid::Now;
+use super::series::HostSeries;
+use super::{DiskSource, DropStandby, HostReport, LiveLoads, ReclaimSource, SampleMetrics, SchedSource, StoodDownVms};
 use crate::cost::CostControl;
 use crate::host::inventory::Inventory;
 use crate::host::process::Proc;
+use crate::recording::Tape;
+use reader::Reader;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
 use std::thread::JoinHandle;
-use std::time::Duration;
-use tick::Sampler;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 
 /// Shortest sample interval. Below it the cost of reading outgrows the agent's budget and the clock's jitter the differences.
@@ -35,6 +38,8 @@ pub struct SamplerConfig {
     pub live: LiveLoads,
     /// Which VMs to report as stood down for.
     pub stood_down: StoodDownVms,
+    /// Keeps what is read.
+    pub tape: Option<Tape>,
 }
 
 impl Default for SamplerConfig {
@@ -46,6 +51,7 @@ impl Default for SamplerConfig {
             proc: Proc::default(),
             live: LiveLoads::default(),
             stood_down: StoodDownVms::default(),
+            tape: None,
         }
     }
 }
@@ -57,7 +63,7 @@ pub struct Sources {
     /// Of disks, where something tells.
     pub disks: Option<Box<dyn DiskSource + Send>>,
     /// Of what is dropped on network devices, where something tells.
-    pub drops: Option<DropSeries>,
+    pub drops: Option<DropStandby>,
     /// How VMs are held up for want of memory, where something tells.
     pub reclaim: Option<Box<dyn ReclaimSource + Send>>,
     /// Gives them up and takes them back.
@@ -90,14 +96,6 @@ impl SamplerConfig {
         let good = sample_ms >= SAMPLE_MS_MIN && window_ms >= WINDOW_MS_MIN && window_ms % sample_ms == 0;
         if good { Ok(()) } else { Err(SamplerError::Pace { sample_ms, window_ms }) }
     }
-
-    fn grid(&self, now: Now) -> Grid {
-        Grid::align(now, ms(self.sample_ms), ms(self.window_ms))
-    }
-}
-
-fn ms(ms: u32) -> Duration {
-    Duration::from_millis(ms.into())
 }
 
 /// Keeps the sampling thread; dropping it stops the thread and waits for its tick to end.
@@ -119,6 +117,62 @@ impl Drop for SamplerHandle {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+/// Reads, adds up, and hands windows over.
+struct Sampler {
+    reader: Reader,
+    series: HostSeries,
+    tape: Option<Tape>,
+    out: mpsc::Sender<HostReport>,
+    metrics: SampleMetrics,
+}
+
+impl Sampler {
+    fn new(
+        config: SamplerConfig,
+        inventory: watch::Receiver<Arc<Inventory>>,
+        sources: Sources,
+        out: mpsc::Sender<HostReport>,
+        metrics: SampleMetrics,
+        now: Now,
+    ) -> Self {
+        let (live, tape) = (config.live.clone(), config.tape.clone());
+        let reader = Reader::new(config, inventory, sources, metrics.clone());
+        let start = reader.start(now);
+        if let Some(tape) = &tape {
+            tape.begin(&start);
+        }
+        Self { reader, series: HostSeries::new(&start, live, metrics.clone()), tape, out, metrics }
+    }
+
+    fn until_next_tick(&self, now: Now) -> Duration {
+        self.series.until_next_tick(now)
+    }
+
+    /// Takes one sample of everything; `false` means that nobody receives reports any more.
+    fn tick(&mut self, now: Now) -> bool {
+        let began = Instant::now();
+        let tick = self.reader.read(now, self.series.ends_window(now));
+        if let Some(tape) = &self.tape {
+            tape.keep(&tick);
+        }
+        let host_cpu = tick.host_cpu;
+        let report = self.series.apply(tick);
+        if let Some((_, host_ns)) = host_cpu {
+            self.reader.control_cost(host_ns);
+        }
+        let connected = report.is_none_or(|report| match self.out.try_send(report) {
+            Ok(()) => true,
+            Err(TrySendError::Full(_)) => {
+                self.series.lost_report();
+                true
+            }
+            Err(TrySendError::Closed(_)) => false,
+        });
+        self.metrics.tick_seconds.observe(began.elapsed().as_secs_f64());
+        connected
     }
 }
 

@@ -59,6 +59,7 @@ pub struct Request {
 /// Completed requests of one direction.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "wire", derive(serde::Serialize, serde::Deserialize))]
 pub struct Direction {
     /// Requests completed, failed ones included.
     pub operations: u64,
@@ -75,6 +76,7 @@ pub struct Direction {
 /// What one VM did with one disk.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "wire", derive(serde::Serialize, serde::Deserialize))]
 pub struct DiskAccount {
     /// Reads.
     pub read: Direction,

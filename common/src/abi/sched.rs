@@ -75,6 +75,7 @@ pub struct WaitRow(pub [u64; WAIT_COLUMNS]);
 /// The command of a thread group (`comm` of its leader) as two little-endian words, see [`Command::of`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "wire", derive(serde::Serialize, serde::Deserialize))]
 pub struct Command(pub [u64; 2]);
 
 impl Command {

@@ -22,6 +22,9 @@ pub enum FrameError {
         /// What the prefix announced, or what encoding produced.
         announced: usize,
     },
+    /// More than [`WIDE_BYTES_MAX`].
+    #[error("message of {0} bytes is over the limit of {WIDE_BYTES_MAX} bytes")]
+    TooWide(usize),
     /// The payload is not the expected message.
     #[error("frame does not decode: {0}")]
     Malformed(String),
@@ -33,6 +36,26 @@ pub enum FrameError {
 fn config() -> impl bincode::config::Config {
     // The limit bounds what a hostile length inside the payload can make the decoder allocate.
     bincode::config::standard().with_limit::<FRAME_BYTES_MAX>()
+}
+
+/// The largest message of [`encode_wide`]: 8 MiB, room for what an agent reads at once of the 1,024 VMs that it can measure.
+pub const WIDE_BYTES_MAX: usize = 8 << 20;
+
+fn wide_config() -> impl bincode::config::Config {
+    bincode::config::legacy().with_limit::<WIDE_BYTES_MAX>()
+}
+
+/// Encodes a message without a prefix and every number at its full width, so that a message that is much like another has most bytes at the
+/// same places. For what is compressed, and never for the wire.
+pub fn encode_wide<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
+    let bytes =
+        bincode::serde::encode_to_vec(message, wide_config()).map_err(|e| FrameError::Malformed(e.to_string()))?;
+    if bytes.len() > WIDE_BYTES_MAX { Err(FrameError::TooWide(bytes.len())) } else { Ok(bytes) }
+}
+
+/// Decodes what [`encode_wide`] made, which must be exactly one message.
+pub fn decode_wide<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError> {
+    decode_with(bytes, wide_config())
 }
 
 /// Encodes a message with its length prefix.
@@ -57,9 +80,13 @@ pub fn payload_len(prefix: [u8; PREFIX_BYTES]) -> Result<usize, FrameError> {
 
 /// Decodes a payload (without its prefix), which must hold exactly one message.
 pub fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, FrameError> {
+    decode_with(payload, config())
+}
+
+fn decode_with<T: DeserializeOwned>(bytes: &[u8], config: impl bincode::config::Config) -> Result<T, FrameError> {
     let (message, used) =
-        bincode::serde::decode_from_slice(payload, config()).map_err(|e| FrameError::Malformed(e.to_string()))?;
-    if used == payload.len() { Ok(message) } else { Err(FrameError::Trailing(payload.len() - used)) }
+        bincode::serde::decode_from_slice(bytes, config).map_err(|e| FrameError::Malformed(e.to_string()))?;
+    if used == bytes.len() { Ok(message) } else { Err(FrameError::Trailing(bytes.len() - used)) }
 }
 
 #[cfg(test)]
@@ -82,6 +109,16 @@ mod tests {
     fn an_oversized_announcement_is_refused_before_it_is_read() {
         let error = payload_len(u32::MAX.to_le_bytes()).unwrap_err();
         assert_eq!(error, FrameError::TooLarge { announced: u32::MAX as usize });
+    }
+
+    #[test]
+    fn wide_messages_that_differ_in_a_number_differ_in_its_bytes_alone() {
+        let bytes = |sequence| encode_wide(&ReportAck { epoch: AgentEpoch(3), sequence: Sequence(sequence) }).unwrap();
+        let differing = bytes(70_000).iter().zip(bytes(3)).filter(|(one, other)| **one != *other).count();
+        assert_eq!((bytes(3).len(), differing), (16, 3));
+        assert_eq!(decode_wide::<ReportAck>(&bytes(9)).unwrap().sequence, Sequence(9));
+        assert_eq!(decode_wide::<Sequence>(&bytes(9)), Err(FrameError::Trailing(8)));
+        assert!(matches!(encode_wide(&"x".repeat(WIDE_BYTES_MAX)), Err(FrameError::TooWide(_))));
     }
 
     #[test]

@@ -2,11 +2,12 @@
 
 use super::super::kernel_file::{ReadError, keyed_u64, read_text, read_value};
 use super::DomainCgroup;
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::Arc;
 
 /// A domain's counters at one instant.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CgroupReading {
     /// When it was taken: `CLOCK_MONOTONIC`, in nanoseconds.
     pub taken_ns: u64,
@@ -103,7 +104,7 @@ impl Bandwidth {
 }
 
 /// A group's throttling since it was made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ThrottleCounters {
     /// Bandwidth periods in which the group's quota ran out (`nr_throttled`).
     pub throttled_periods: u64,

@@ -11,6 +11,7 @@
 pub(super) mod surveyor;
 
 use crate::host::libvirt::MemoryStats;
+use serde::{Deserialize, Serialize};
 
 /// Statistics are stale when three of them are missing ...
 const PERIODS_MISSED_MAX: u64 = 3;
@@ -20,7 +21,7 @@ const STALE_AFTER_MIN_S: u64 = 15;
 const STALE_AFTER_MAX_S: u64 = 60;
 
 /// What is known of a VM's memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryFacts {
     /// Its balloon.
     pub balloon: Balloon,
@@ -31,7 +32,7 @@ pub struct MemoryFacts {
 }
 
 /// Whether a VM's memory can be changed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Balloon {
     /// Not asked yet, or the VM does not run.
     #[default]
@@ -68,7 +69,7 @@ impl Balloon {
 }
 
 /// What a guest's balloon driver said at one time. Counters are cumulative since the guest booted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestReading {
     /// When it said so, in seconds since the epoch by the host's clock.
     pub updated_unix_s: u64,
@@ -120,7 +121,7 @@ impl GuestReading {
 
 /// How much of its memory a guest used at one time: the balloon's size less what it could give up. It contains what the guest's
 /// kernel keeps for itself before it counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InUse {
     /// When, in seconds since the epoch by the host's clock.
     pub updated_unix_s: u64,

@@ -10,17 +10,19 @@ use super::super::cgroup::Membership;
 use super::super::kernel_file::{ReadError, read_text};
 use super::{Proc, ThreadRole, VmThread};
 use gnomon_common::wire::VmId;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// A VM's QEMU process.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QemuProcess {
     /// Its process id.
     pub pid: u32,
     /// When it started, in clock ticks since boot: distinguishes it from a later process of the same id.
     pub start_ticks: u64,
-    /// Its threads, ascending by id.
+    /// Its threads, ascending by id. No part of a recording: nothing is made of them.
+    #[serde(skip)]
     pub threads: Vec<VmThread>,
     /// vhost workers that are kernel threads of their own (kernels before 6.4), ascending.
     pub vhost_pids: Vec<u32>,

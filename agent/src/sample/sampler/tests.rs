@@ -1,5 +1,6 @@
 //! The sampler over a host made of files, driven tick by tick.
 
+mod replayed;
 mod script;
 
 use super::*;
@@ -39,6 +40,11 @@ fn web() -> VmId {
 
 impl Bench {
     fn new() -> Self {
+        Self::with(|_| None)
+    }
+
+    /// Recording to what `tape` makes in the host's directory.
+    fn with(tape: impl FnOnce(&Path) -> Option<Tape>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "proc/stat", "cpu  0 0 0 0 0 0 0\ncpu0 0\ncpu1 0\n");
         write(dir.path(), "proc/meminfo", "MemTotal: 16777216 kB\nMemAvailable: 8388608 kB\n");
@@ -53,7 +59,8 @@ impl Bench {
             hypervisor: String::new(),
         }));
         let (out, reports) = mpsc::channel(2);
-        let config = SamplerConfig { proc: Proc::at(dir.path().join("proc")), ..SamplerConfig::default() };
+        let (proc, tape) = (Proc::at(dir.path().join("proc")), tape(dir.path()));
+        let config = SamplerConfig { proc, tape, ..SamplerConfig::default() };
         let (metrics, mut registry) = (SampleMetrics::default(), Registry::default());
         metrics.register(&mut registry);
         let sources = Sources {

@@ -1,13 +1,12 @@
 //! What a tick does about the cost of measuring.
 
-use super::Sampler;
+use super::Reader;
 use crate::cost::Costed;
 
-impl Sampler {
-    /// Keeps the sources within the budget. Their order here is the order in which they are given up: CPU at last, without which there is no
-    /// demand.
-    pub(super) fn control_cost(&mut self) {
-        let Some((_, host_ns)) = self.host_cpu else { return };
+impl Reader {
+    /// Keeps the sources within the budget, by what CPU time the host has used. Their order here is the order in which they are given up: CPU
+    /// at last, without which there is no demand.
+    pub(in super::super) fn control_cost(&mut self, host_ns: u64) {
         let drops = self.sources.drops.as_mut().map(|drops| drops as &mut dyn Costed);
         let reclaim = self.sources.reclaim.as_mut().map(|reclaim| reclaim.as_mut() as &mut dyn Costed);
         let disks = self.sources.disks.as_mut().map(|disks| disks.as_mut() as &mut dyn Costed);

@@ -1,14 +1,23 @@
 //! What is read of memory, once a window: the processes' files, and the memory probe.
 
-use super::Sampler;
-use crate::host::inventory::VmFacts;
+use super::Reader;
+use crate::host::inventory::{Inventory, VmFacts};
 use crate::host::process::Proc;
 use crate::reading::{ReclaimCounters, ReclaimReading};
 use crate::sample::memory::HostMemoryReading;
+use gnomon_common::wire::VmId;
+use std::collections::BTreeMap;
 
-impl Sampler {
+impl Reader {
+    /// Reads of all VMs that have a process.
+    pub(super) fn read_memory(&mut self, inventory: &Inventory, taken_ns: u64) -> BTreeMap<VmId, HostMemoryReading> {
+        let reclaim = self.drain_reclaim();
+        let read = |facts: &VmFacts| read(&self.config.proc, facts, reclaim.get(&facts.id).copied(), taken_ns);
+        inventory.vms.iter().filter_map(|facts| Some((facts.id, read(facts)?))).collect()
+    }
+
     /// Drains the memory probe; nothing where there is none, or it is shed.
-    pub(super) fn drain_reclaim(&mut self) -> ReclaimReading {
+    fn drain_reclaim(&mut self) -> ReclaimReading {
         match self.sources.reclaim.as_mut().map(|probe| probe.drain()) {
             Some(Ok(reading)) => reading.unwrap_or_default(),
             Some(Err(error)) => {
@@ -22,12 +31,7 @@ impl Sampler {
 }
 
 /// What a VM's process and control group tell of its memory, if its process is still the one the inventory knows.
-pub(super) fn read(
-    proc: &Proc,
-    facts: &VmFacts,
-    reclaim: Option<ReclaimCounters>,
-    taken_ns: u64,
-) -> Option<HostMemoryReading> {
+fn read(proc: &Proc, facts: &VmFacts, reclaim: Option<ReclaimCounters>, taken_ns: u64) -> Option<HostMemoryReading> {
     let process = facts.process.as_ref()?;
     let footprint = proc.footprint(process.pid).ok()?;
     let stalled_us = facts.cgroup.as_ref().and_then(|cgroup| cgroup.memory_stalled_us().ok()?);

@@ -1,0 +1,262 @@
+//! Reads everything once, and tells the probes which processes are VMs.
+
+mod cost;
+mod memory;
+
+use super::super::SampleMetrics;
+use super::super::drops::DropReading;
+use super::super::grid::Now;
+use super::super::tick::{HostReading, Start, Tick, WindowEnd};
+use super::{SamplerConfig, Sources};
+use crate::host::cgroup::CgroupReading;
+use crate::host::disk;
+use crate::host::inventory::{Inventory, VmFacts};
+use crate::host::machine::Machine;
+use crate::host::network::{self, DeviceCounters};
+use crate::host::process::ProcessIoReading;
+use crate::reading::{BlockReading, DiskId, SchedReading};
+use gnomon_common::wire::{INTERFACES_MAX, VmId, VmState};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::watch;
+
+pub(super) struct Reader {
+    config: SamplerConfig,
+    inventory: watch::Receiver<Arc<Inventory>>,
+    sources: Sources,
+    metrics: SampleMetrics,
+    machine: Machine,
+    /// What the probes were told.
+    tracked: BTreeMap<VmId, Tracked>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Tracked {
+    /// Id and start time.
+    process: (u32, u64),
+    thread_groups: Vec<u32>,
+    block_groups: Vec<u64>,
+}
+
+/// The instant a tick began, from which the instants of its readings are told: with the probe's on one clock, and in a test
+/// on the test's.
+#[derive(Clone, Copy)]
+struct TickClock {
+    monotonic_ns: u64,
+    began: Instant,
+}
+
+impl TickClock {
+    fn now_ns(self) -> u64 {
+        self.monotonic_ns.saturating_add(u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
+impl Reader {
+    pub(super) fn new(
+        config: SamplerConfig,
+        mut inventory: watch::Receiver<Arc<Inventory>>,
+        sources: Sources,
+        metrics: SampleMetrics,
+    ) -> Self {
+        inventory.mark_changed();
+        let machine = Machine::new(config.proc.clone(), config.cgroup_root.clone());
+        Self { config, inventory, sources, metrics, machine, tracked: BTreeMap::new() }
+    }
+
+    pub(super) fn start(&self, now: Now) -> Start {
+        let SamplerConfig { sample_ms, window_ms, .. } = self.config;
+        Start { now, sample_ms, window_ms, host: self.read_host() }
+    }
+
+    pub(super) fn read(&mut self, now: Now, ends_window: bool) -> Tick {
+        let clock = TickClock { monotonic_ns: now.monotonic_ns, began: Instant::now() };
+        let inventory_changed = self.inventory.has_changed().unwrap_or(false);
+        let inventory = self.inventory.borrow_and_update().clone();
+        self.metrics.inventory_age_seconds.set(inventory.taken.elapsed().as_secs_f64());
+        if inventory_changed {
+            self.follow(&inventory);
+        }
+        let sched = self.drain();
+        let cgroups = inventory.vms.iter().filter_map(|facts| Some((facts.id, self.read_cgroup(facts, clock)?)));
+        let cgroups = cgroups.collect();
+        let network = self.read_network(&inventory, clock);
+        let disks = self.drain_disks();
+        let host_cpu = self.read_host_cpu(clock);
+        let used = disks.as_ref().and_then(Option::as_ref);
+        let window_end = ends_window.then(|| self.read_window_end(&inventory, used, now.monotonic_ns));
+        Tick { now, inventory, inventory_changed, host_cpu, cgroups, network, disks, sched, window_end }
+    }
+
+    /// Tells the probes which processes are VMs now, and lets them forget those that are gone.
+    fn follow(&mut self, inventory: &Inventory) {
+        let gone: Vec<VmId> = self.tracked.keys().copied().filter(|&id| inventory.vm(id).is_none()).collect();
+        for id in gone {
+            self.tracked.remove(&id);
+            self.untrack(id);
+        }
+        for facts in &inventory.vms {
+            self.follow_vm(facts);
+        }
+    }
+
+    fn follow_vm(&mut self, facts: &VmFacts) {
+        let wanted = facts.process.as_ref().map(|process| Tracked {
+            process: (process.pid, process.start_ticks),
+            thread_groups: process.thread_groups(),
+            block_groups: facts.cgroup.as_ref().map(|cgroup| cgroup.block_ids().to_vec()).unwrap_or_default(),
+        });
+        if self.tracked.get(&facts.id) == wanted.as_ref() {
+            return;
+        }
+        let before = self.tracked.remove(&facts.id);
+        let same_process = matches!((&before, &wanted), (Some(now), Some(then)) if now.process == then.process);
+        if before.is_some() && !same_process {
+            self.untrack(facts.id);
+        }
+        let Some(wanted) = wanted else { return };
+        if let Some(disks) = &mut self.sources.disks
+            && let Err(error) = disks.track(facts.id, &wanted.thread_groups, &wanted.block_groups)
+        {
+            self.metrics.disk_failures.inc();
+            tracing::warn!(vm = %facts.id, name = facts.name, %error, "the VM's disks are not measured");
+        }
+        if let Some(reclaim) = &mut self.sources.reclaim
+            && let Err(error) = reclaim.track(facts.id, &wanted.thread_groups)
+        {
+            self.metrics.reclaim_failures.inc();
+            tracing::warn!(vm = %facts.id, name = facts.name, %error, "how the VM is held up for memory is not measured");
+        }
+        match self.sources.cpu.track(facts.id, &wanted.thread_groups) {
+            // Not tracked is tried again with the next inventory.
+            Err(error) => {
+                self.metrics.track_failures.inc();
+                tracing::warn!(vm = %facts.id, name = facts.name, %error, "VM is not measured");
+            }
+            Ok(()) => drop(self.tracked.insert(facts.id, wanted)),
+        }
+    }
+
+    fn untrack(&mut self, id: VmId) {
+        if let Err(error) = self.sources.cpu.untrack(id) {
+            tracing::warn!(vm = %id, %error, "the probe could not forget a VM");
+        }
+        if let Some(Err(error)) = self.sources.disks.as_mut().map(|disks| disks.untrack(id)) {
+            tracing::warn!(vm = %id, %error, "the block probe could not forget a VM");
+        }
+        if let Some(Err(error)) = self.sources.reclaim.as_mut().map(|reclaim| reclaim.untrack(id)) {
+            tracing::warn!(vm = %id, %error, "the memory probe could not forget a VM");
+        }
+    }
+
+    fn drain(&mut self) -> Option<SchedReading> {
+        let began = Instant::now();
+        match self.sources.cpu.drain() {
+            Ok(reading) => {
+                self.metrics.drain_seconds.observe(began.elapsed().as_secs_f64());
+                Some(reading)
+            }
+            Err(error) => {
+                self.metrics.drain_failures.inc();
+                tracing::warn!(%error, "no scheduler reading in this interval");
+                None
+            }
+        }
+    }
+
+    fn read_cgroup(&self, facts: &VmFacts, clock: TickClock) -> Option<CgroupReading> {
+        match facts.cgroup.as_ref()?.read(clock.now_ns()) {
+            Ok(reading) => Some(reading),
+            // A VM that ends takes its group with it; the next inventory will know.
+            Err(error) if error.is_gone() => None,
+            Err(error) => {
+                self.metrics.cgroup_failures.inc();
+                tracing::debug!(vm = %facts.id, %error, "control group not read");
+                None
+            }
+        }
+    }
+
+    /// The counters of all network devices at once, if any VM has one.
+    fn read_network(&self, inventory: &Inventory, clock: TickClock) -> Option<(u64, BTreeMap<String, DeviceCounters>)> {
+        if inventory.vms.iter().all(|facts| facts.interfaces.is_empty()) {
+            return None;
+        }
+        match network::devices(&self.config.proc) {
+            Ok(counters) => Some((clock.now_ns(), counters)),
+            Err(error) => {
+                self.metrics.network_failures.inc();
+                tracing::debug!(%error, "network devices not read");
+                None
+            }
+        }
+    }
+
+    fn drain_disks(&mut self) -> Option<Option<BlockReading>> {
+        match self.sources.disks.as_mut()?.drain() {
+            Ok(reading) => Some(reading),
+            Err(error) => {
+                self.metrics.disk_failures.inc();
+                tracing::warn!(%error, "no block reading in this interval");
+                None
+            }
+        }
+    }
+
+    fn read_host_cpu(&self, clock: TickClock) -> Option<(u64, u64)> {
+        let now_ns = clock.now_ns();
+        match self.machine.cpu_ns() {
+            Ok(cpu_ns) => Some((now_ns, cpu_ns)),
+            Err(error) => {
+                tracing::warn!(%error, "the host's CPU time cannot be read");
+                None
+            }
+        }
+    }
+
+    fn read_host(&self) -> HostReading {
+        let cpus = self.machine.cpus().inspect_err(|error| tracing::warn!(%error, "the number of CPUs cannot be read"));
+        let memory = self.machine.memory_available_bytes();
+        let memory = memory.inspect_err(|error| tracing::warn!(%error, "the host's free memory cannot be read"));
+        HostReading { cpus: cpus.ok(), memory_available_bytes: memory.ok() }
+    }
+
+    fn read_window_end(&mut self, inventory: &Inventory, disks: Option<&BlockReading>, taken_ns: u64) -> WindowEnd {
+        let vms = || inventory.vms.iter();
+        WindowEnd {
+            host: self.read_host(),
+            tells_demand: self.sources.cpu.tells_demand(),
+            stood_down: vms().map(|facts| facts.id).filter(|&id| self.config.stood_down.contains(id)).collect(),
+            memory: self.read_memory(inventory, taken_ns),
+            process_io: vms().filter_map(|facts| Some((facts.id, self.read_process_io(facts, taken_ns)?))).collect(),
+            disk_names: disks.map(disk_names).unwrap_or_default(),
+            drops: self.read_drops(inventory),
+        }
+    }
+
+    /// Read only where there are disks to tell it beside.
+    fn read_process_io(&self, facts: &VmFacts, taken_ns: u64) -> Option<ProcessIoReading> {
+        self.sources.disks.as_ref()?;
+        self.config.proc.io(facts.process.as_ref()?.pid, taken_ns).ok()
+    }
+
+    /// What was dropped on the devices of VMs that run. Devices are named anew at each window's end.
+    fn read_drops(&mut self, inventory: &Inventory) -> Option<DropReading> {
+        let running = inventory.vms.iter().filter(|facts| facts.state == VmState::Running);
+        let devices = running.flat_map(|facts| facts.interfaces.iter().take(INTERFACES_MAX));
+        match self.sources.drops.as_mut()?.read(network::ifindexes(devices)) {
+            Ok(reading) => Some(reading),
+            Err(error) => {
+                self.metrics.network_failures.inc();
+                tracing::warn!(%error, "why packets were dropped is not known for this window");
+                None
+            }
+        }
+    }
+}
+
+fn disk_names(reading: &BlockReading) -> BTreeMap<DiskId, String> {
+    let used: BTreeSet<DiskId> = reading.vms.values().flat_map(BTreeMap::keys).copied().collect();
+    used.into_iter().map(|disk| (disk, disk::name(disk))).collect()
+}
