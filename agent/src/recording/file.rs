@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use std::io::{Read, Write};
 
 /// The format that is written and read. It is raised with every change of what is kept of a tick.
-pub const FORMAT: u32 = 1;
+const FORMAT: u32 = 1;
 
 const TITLE: &str = "gnomon-agent recording, format ";
 /// Longest first line that is looked at.
