@@ -18,10 +18,10 @@ use crate::cpu_source::{self, Footing, SignalMetrics, SourceUnavailable};
 use crate::host::inventory::{self, Inventory, InventoryConfig, InventoryMetrics};
 use crate::host::machine::Machine;
 use crate::host::process::Proc;
-use crate::probe::{BlockProbe, DropProbe, MemoryProbe};
+use crate::probe::{BlockProbe, DropProbe, ExitProbe, MemoryProbe};
 use crate::sample::{
-    self, DiskSource, DropSeries, HostReport, LiveLoads, ReclaimSource, SampleMetrics, SamplerConfig, SamplerHandle,
-    Sources, StoodDownVms,
+    self, DiskSource, DropSeries, ExitSource, HostReport, LiveLoads, ReclaimSource, SampleMetrics, SamplerConfig,
+    SamplerHandle, Sources, StoodDownVms,
 };
 use crate::self_test::{self, Requests};
 use crate::telemetry::{self, SelfTestMetrics};
@@ -135,6 +135,7 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
         disks: disks(&config, &self_tests),
         drops: drops(),
         reclaim: reclaim(),
+        exits: exits(),
         cost: CostControl::register(config.cost, config.sample.sample_ms, &mut registry),
     };
 
@@ -307,6 +308,17 @@ fn reclaim() -> Option<Box<dyn ReclaimSource + Send>> {
         Ok(probe) => Some(Box::new(Standby::of(probe))),
         Err(error) => {
             tracing::warn!(%error, "time in reclaim is not measured");
+            None
+        }
+    }
+}
+
+/// The exits probe, where KVM is: without it, why vCPUs leave their guests is not told.
+fn exits() -> Option<Box<dyn ExitSource + Send>> {
+    match ExitProbe::load() {
+        Ok(probe) => Some(Box::new(Standby::of(probe))),
+        Err(error) => {
+            tracing::warn!(%error, "exits of KVM are not measured");
             None
         }
     }

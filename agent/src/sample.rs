@@ -11,6 +11,7 @@
 pub mod culprits;
 mod disk;
 mod drops;
+mod exits;
 pub mod grid;
 pub mod interval;
 mod live;
@@ -25,6 +26,7 @@ pub mod window;
 
 pub use disk::DiskSource;
 pub use drops::{DropSeries, DropSource};
+pub use exits::ExitSource;
 pub use live::{LiveLoad, LiveLoads, StoodDownVms};
 pub use metrics::SampleMetrics;
 pub use reclaim::ReclaimSource;

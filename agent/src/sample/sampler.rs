@@ -3,7 +3,9 @@
 mod tick;
 
 use super::grid::{Grid, Now};
-use super::{DiskSource, DropSeries, HostReport, LiveLoads, ReclaimSource, SampleMetrics, SchedSource, StoodDownVms};
+use super::{
+    DiskSource, DropSeries, ExitSource, HostReport, LiveLoads, ReclaimSource, SampleMetrics, SchedSource, StoodDownVms,
+};
 use crate::cost::CostControl;
 use crate::host::inventory::Inventory;
 use crate::host::process::Proc;
@@ -60,6 +62,8 @@ pub struct Sources {
     pub drops: Option<DropSeries>,
     /// How VMs are held up for want of memory, where something tells.
     pub reclaim: Option<Box<dyn ReclaimSource + Send>>,
+    /// Why vCPUs leave their guests, where something tells.
+    pub exits: Option<Box<dyn ExitSource + Send>>,
     /// Gives them up and takes them back.
     pub cost: CostControl,
 }

@@ -2,9 +2,11 @@
 
 mod cost;
 mod devices;
+mod exits;
 mod memory;
 
 use super::super::disk::{DiskSeries, ProcessIoSeries, RestSeries};
+use super::super::exits::ExitSeries;
 use super::super::grid::{Grid, Now};
 use super::super::interval::{self, Bounds, Rejection};
 use super::super::live::{Moment, Moments};
@@ -59,6 +61,7 @@ struct Vm {
     network: NetworkSeries,
     disk: DiskSeries,
     process_io: ProcessIoSeries,
+    exits: ExitSeries,
 }
 
 /// The instant a tick began, from which the instants of its readings are told: with the probe's on one clock, and in a test
@@ -194,6 +197,7 @@ impl Sampler {
             network: NetworkSeries::default(),
             disk: DiskSeries::default(),
             process_io: ProcessIoSeries::default(),
+            exits: ExitSeries::default(),
         });
         if vm.label != label {
             self.metrics.vm_idle(&vm.label);
@@ -220,6 +224,12 @@ impl Sampler {
             self.metrics.reclaim_failures.inc();
             tracing::warn!(vm = %facts.id, name = facts.name, %error, "how the VM is held up for memory is not measured");
         }
+        if let Some(exits) = &mut self.sources.exits
+            && let Err(error) = exits.track(facts.id, &wanted.thread_groups)
+        {
+            self.metrics.exit_failures.inc();
+            tracing::warn!(vm = %facts.id, name = facts.name, %error, "why the VM's vCPUs leave their guest is not measured");
+        }
         match self.sources.cpu.track(facts.id, &wanted.thread_groups) {
             // Not tracked is tried again with the next inventory.
             Err(error) => {
@@ -243,6 +253,9 @@ impl Sampler {
         }
         if let Some(Err(error)) = self.sources.reclaim.as_mut().map(|reclaim| reclaim.untrack(id)) {
             tracing::warn!(vm = %id, %error, "the memory probe could not forget a VM");
+        }
+        if let Some(Err(error)) = self.sources.exits.as_mut().map(|exits| exits.untrack(id)) {
+            tracing::warn!(vm = %id, %error, "the exits probe could not forget a VM");
         }
     }
 
@@ -349,7 +362,7 @@ impl Sampler {
 
     fn close_window(&mut self, inventory: &Inventory, now: Now) -> bool {
         self.read_slow_facts();
-        let reclaim = self.drain_reclaim();
+        let (reclaim, exits) = (self.drain_reclaim(), self.drain_exits());
         let (window_s, tells_demand) = (self.grid.window_s(), self.sources.cpu.tells_demand());
         let mut report = HostReport {
             start: self.grid.window_start(),
@@ -384,6 +397,12 @@ impl Sampler {
                 self.metrics.vm_disk(&vm.label, disk.as_ref());
                 disk
             });
+            let exits = vm.as_mut().and_then(|vm| {
+                let process = facts.process.as_ref().map(|process| (process.pid, process.start_ticks));
+                let told = vm.exits.close(process, exits.get(&facts.id).copied(), now.monotonic_ns);
+                self.metrics.vm_exits(&vm.label, told.as_deref());
+                told
+            });
             report.vms.push(VmWindow {
                 vm: facts.id,
                 name: facts.name.clone(),
@@ -402,6 +421,7 @@ impl Sampler {
                 memory,
                 interfaces,
                 disk,
+                exits,
                 stood_down: self.config.stood_down.contains(facts.id),
             });
         }
