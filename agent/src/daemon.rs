@@ -18,10 +18,10 @@ use crate::cpu_source::{self, Footing, SignalMetrics, SourceUnavailable};
 use crate::host::inventory::{self, Inventory, InventoryConfig, InventoryMetrics};
 use crate::host::machine::Machine;
 use crate::host::process::Proc;
-use crate::probe::{BlockProbe, DropProbe, MemoryProbe};
+use crate::probe::{BlockProbe, DropProbe, ExitProbe, MemoryProbe};
 use crate::sample::{
-    self, DiskSource, DropStandby, HostReport, LiveLoads, ReclaimSource, SampleMetrics, SamplerConfig, SamplerHandle,
-    Sources, StoodDownVms,
+    self, DiskSource, DropStandby, ExitSource, HostReport, LiveLoads, ReclaimSource, SampleMetrics, SamplerConfig,
+    SamplerHandle, Sources, StoodDownVms,
 };
 use crate::self_test::{self, Requests};
 use crate::telemetry::{self, SelfTestMetrics};
@@ -208,6 +208,7 @@ pub(crate) fn sources(
         disks: disks(config, &self_tests),
         drops: drops(),
         reclaim: reclaim(),
+        exits: exits(),
         cost: CostControl::register(config.cost, config.sample.sample_ms, registry),
     };
     Ok((sources, rung))
@@ -316,6 +317,17 @@ fn reclaim() -> Option<Box<dyn ReclaimSource + Send>> {
         Ok(probe) => Some(Box::new(Standby::of(probe))),
         Err(error) => {
             tracing::warn!(%error, "time in reclaim is not measured");
+            None
+        }
+    }
+}
+
+/// The exits probe, where KVM is: without it, why vCPUs leave their guests is not told.
+fn exits() -> Option<Box<dyn ExitSource + Send>> {
+    match ExitProbe::load() {
+        Ok(probe) => Some(Box::new(Standby::of(probe))),
+        Err(error) => {
+            tracing::warn!(%error, "exits of KVM are not measured");
             None
         }
     }

@@ -8,6 +8,7 @@ mod brain;
 mod cpu;
 mod disks;
 mod drops;
+mod exits;
 mod kernel;
 mod reclaim;
 mod state;
@@ -116,6 +117,7 @@ pub async fn examine(config: Result<Config, ConfigError>) -> Diagnosis {
         checks.push(disks::examine(state_dir.as_deref()));
         checks.push(drops::examine());
         checks.push(reclaim::examine());
+        checks.push(exits::examine());
         checks
     });
     match host.await {
@@ -167,6 +169,7 @@ mod tests {
             "disk I/O",
             "network drops",
             "memory, reclaim",
+            "KVM exits",
             "libvirt",
             "clock",
             "capabilities",

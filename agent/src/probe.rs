@@ -7,8 +7,8 @@
 //! [`SchedReading`](crate::reading::SchedReading), diagnostics of the programs leave through `log`.
 //!
 //! [`BlockProbe`] counts what VMs read and write on the host's disks; it is a probe and an object of its own, and leaves as
-//! [`BlockReading`](crate::reading::BlockReading). [`MemoryProbe`], likewise, times how long VMs are held up for want of memory, and
-//! [`DropProbe`] counts what is dropped on their network devices, and why.
+//! [`BlockReading`](crate::reading::BlockReading). [`MemoryProbe`], likewise, times how long VMs are held up for want of memory,
+//! [`DropProbe`] counts what is dropped on their network devices, and why, and [`ExitProbe`] why their vCPUs leave their guests.
 //!
 //! All user-space code that is unsafe because of eBPF lives here.
 #![allow(unsafe_code)]
@@ -26,6 +26,9 @@ mod culprits;
 mod drops;
 #[cfg(test)]
 mod drops_tests;
+mod exits;
+#[cfg(test)]
+mod exits_tests;
 #[cfg(test)]
 mod kernel_tests;
 mod keys;
@@ -46,6 +49,7 @@ pub use block::BlockProbe;
 pub use btf::BtfError;
 pub use cost::{ProgramCost, StatsEnabled};
 pub use drops::{DropProbe, Drops};
+pub use exits::ExitProbe;
 pub use memory::MemoryProbe;
 pub use scheduler::{Mechanism, Scheduler, SchedulerOptions};
 pub use tracefs::{Tracefs, TracefsError};

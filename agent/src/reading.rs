@@ -2,7 +2,7 @@
 
 use gnomon_common::abi::block::DiskAccount;
 use gnomon_common::abi::sched::{Command, WAIT_BUCKETS};
-use gnomon_common::wire::VmId;
+use gnomon_common::wire::{EXIT_REASONS, VmId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -110,6 +110,20 @@ pub struct ReclaimCounters {
     /// How long that took, in nanoseconds, all threads together; what has not ended yet is not in it.
     pub stalled_ns: u64,
 }
+
+/// Why the vCPUs of one VM left their guest: cumulative.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitCounters {
+    /// vCPUs that have left it ever.
+    pub vcpus: u32,
+    /// Exits, by [`ExitReason`](gnomon_common::wire::ExitReason).
+    pub exits: [u64; EXIT_REASONS],
+    /// Time from them to the next entry, in nanoseconds, what has not ended included.
+    pub away_ns: [u64; EXIT_REASONS],
+}
+
+/// The exits probe's counters, of every tracked VM that runs under KVM.
+pub type ExitReading = BTreeMap<VmId, ExitCounters>;
 
 /// The memory probe's counters, of every tracked VM.
 pub type ReclaimReading = BTreeMap<VmId, ReclaimCounters>;

@@ -11,6 +11,7 @@
 pub mod culprits;
 mod disk;
 mod drops;
+mod exits;
 pub mod grid;
 pub mod interval;
 mod live;
@@ -27,6 +28,7 @@ pub mod window;
 
 pub use disk::DiskSource;
 pub use drops::{DropSource, DropStandby};
+pub use exits::ExitSource;
 pub use live::{LiveLoad, LiveLoads, StoodDownVms};
 pub use metrics::SampleMetrics;
 pub use reclaim::ReclaimSource;

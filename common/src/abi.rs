@@ -2,5 +2,6 @@
 
 pub mod block;
 pub mod drops;
+pub mod exits;
 pub mod memory;
 pub mod sched;

@@ -12,6 +12,7 @@ pub mod command;
 pub mod culprit;
 pub mod disk;
 pub mod enrol;
+pub mod exits;
 pub mod frame;
 pub mod hello;
 pub mod id;
@@ -26,6 +27,7 @@ pub use enrol::{
     CaPin, ENROL_ALPN, ENROL_BYTES_MAX, EnrolRefusal, EnrolReply, EnrolRequest, InvalidToken, InvalidTokenId, Token,
     TokenId, TokenSecret, renewal_due,
 };
+pub use exits::{EXIT_REASONS, ExitReason, ExitShare};
 pub use frame::{FRAME_BYTES_MAX, FrameError};
 pub use hello::{
     AgentMessage, BrainMessage, CpuBounds, CpuSource, Hello, HostFacts, MemoryBounds, RefusalCode, VersionRange,

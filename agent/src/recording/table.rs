@@ -119,6 +119,7 @@ mod tests {
             memory: Some(MemoryWindow { resident_bytes: 3 << 29, ..MemoryWindow::default() }),
             interfaces: Vec::new(),
             disk: None,
+            exits: None,
             allocation: Allocation { quota_cores: Some(1.5), vcpus: 2, ..Allocation::default() },
             stood_down: false,
         };

@@ -2,7 +2,7 @@
 
 use super::interval::{Rejection, WaitSample};
 use crate::reading::Culprit;
-use gnomon_common::wire::{DiskWindow, Dropped, InterfaceWindow, MemoryWindow, Traffic, VmId};
+use gnomon_common::wire::{DiskWindow, Dropped, ExitReason, ExitShare, InterfaceWindow, MemoryWindow, Traffic, VmId};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -58,6 +58,9 @@ pub struct SampleMetrics {
     network_dropped: Family<DirectionLabel, GaugeF64>,
     dropped_by_reason: Family<DropLabel, Counter<f64, AtomicU64>>,
     drops_missed: Gauge,
+    pub(super) exit_failures: Counter,
+    exits: Family<ExitLabel, GaugeF64>,
+    away: Family<ExitLabel, GaugeF64>,
 }
 
 /// Which direction of which VM's traffic.
@@ -80,12 +83,20 @@ pub(super) struct VmLabel {
     name: String,
 }
 
-/// Which VM waited, and for what: few, unlike the pairs of VMs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DropLabel {
     reason: String,
 }
 
+/// Which VM's vCPUs left their guest, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ExitLabel {
+    vm: String,
+    name: String,
+    reason: &'static str,
+}
+
+/// Which VM waited, and for what: few, unlike the pairs of VMs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct WaitLabel {
     vm: String,
@@ -149,6 +160,9 @@ impl Default for SampleMetrics {
             network_dropped: Family::default(),
             dropped_by_reason: Family::default(),
             drops_missed: Gauge::default(),
+            exit_failures: Counter::default(),
+            exits: Family::default(),
+            away: Family::default(),
             disk_failures: Counter::default(),
             disk_read: Family::default(),
             disk_write: Family::default(),
@@ -295,6 +309,21 @@ impl SampleMetrics {
             "Times the block probe could not track a VM or be drained",
             self.disk_failures.clone(),
         );
+        r.register(
+            "gnomon_agent_vm_exits_per_second",
+            "Times that the VM's vCPUs left their guest in the last window, by reason; absent without KVM",
+            self.exits.clone(),
+        );
+        r.register(
+            "gnomon_agent_vm_away_vcpus",
+            "vCPUs that were away from their guest, on average over the last window, by reason; of `halt`, those that had nothing to do",
+            self.away.clone(),
+        );
+        r.register(
+            "gnomon_agent_exits_probe_failures",
+            "Times the exits probe could not track a VM or be drained",
+            self.exit_failures.clone(),
+        );
         for (name, help, family) in [
             (
                 "gnomon_agent_vm_disk_read_bytes_per_second",
@@ -429,10 +458,21 @@ impl SampleMetrics {
         show(&self.disk_queue, vm, disk.map(|disk| disk.queue_depth));
     }
 
+    /// Reasons that did not occur are zero where others are told.
+    pub(super) fn vm_exits(&self, vm: &VmLabel, shares: Option<&[ExitShare]>) {
+        for reason in ExitReason::ALL {
+            let label = ExitLabel { vm: vm.vm.clone(), name: vm.name.clone(), reason: reason.name() };
+            let share = shares.map(|shares| shares.iter().find(|share| share.reason == reason));
+            show(&self.exits, &label, share.map(|share| share.map_or(0.0, |share| share.exits_per_s)));
+            show(&self.away, &label, share.map(|share| share.map_or(0.0, |share| share.away_vcpus)));
+        }
+    }
+
     /// The VM is not measured now: its last values must not stand as if they were current.
     pub(super) fn vm_idle(&self, vm: &VmLabel) {
         self.vm_network(vm, &[]);
         self.vm_disk(vm, None);
+        self.vm_exits(vm, None);
         self.vm_stalls(vm, None);
         for family in [&self.demand_low, &self.demand_high, &self.usage, &self.throttled, &self.quota] {
             family.remove(vm);

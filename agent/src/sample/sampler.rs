@@ -4,7 +4,9 @@ mod reader;
 
 use super::grid::Now;
 use super::series::HostSeries;
-use super::{DiskSource, DropStandby, HostReport, LiveLoads, ReclaimSource, SampleMetrics, SchedSource, StoodDownVms};
+use super::{
+    DiskSource, DropStandby, ExitSource, HostReport, LiveLoads, ReclaimSource, SampleMetrics, SchedSource, StoodDownVms,
+};
 use crate::cost::CostControl;
 use crate::host::inventory::Inventory;
 use crate::host::process::Proc;
@@ -66,6 +68,8 @@ pub struct Sources {
     pub drops: Option<DropStandby>,
     /// How VMs are held up for want of memory, where something tells.
     pub reclaim: Option<Box<dyn ReclaimSource + Send>>,
+    /// Why vCPUs leave their guests, where something tells.
+    pub exits: Option<Box<dyn ExitSource + Send>>,
     /// Gives them up and takes them back.
     pub cost: CostControl,
 }

@@ -4,6 +4,7 @@ mod devices;
 
 use super::disk::{DiskSeries, ProcessIoSeries, RestSeries};
 use super::drops::DropSeries;
+use super::exits::ExitSeries;
 use super::grid::{Grid, Now};
 use super::interval::{self, Bounds, Rejection};
 use super::live::{LiveLoads, Moment, Moments};
@@ -52,6 +53,7 @@ struct Vm {
     network: NetworkSeries,
     disk: DiskSeries,
     process_io: ProcessIoSeries,
+    exits: ExitSeries,
 }
 
 impl HostSeries {
@@ -257,6 +259,12 @@ impl HostSeries {
                 self.metrics.vm_disk(&vm.label, disk.as_ref());
                 disk
             });
+            let exits = vm.as_mut().and_then(|vm| {
+                let process = facts.process.as_ref().map(|process| (process.pid, process.start_ticks));
+                let told = vm.exits.close(process, end.exits.get(&facts.id).copied(), now.monotonic_ns);
+                self.metrics.vm_exits(&vm.label, told.as_deref());
+                told
+            });
             report.vms.push(VmWindow {
                 vm: facts.id,
                 name: facts.name.clone(),
@@ -279,6 +287,7 @@ impl HostSeries {
                 memory,
                 interfaces,
                 disk,
+                exits,
                 stood_down: end.stood_down.contains(&facts.id),
             });
         }
@@ -309,6 +318,7 @@ impl Vm {
             network: NetworkSeries::default(),
             disk: DiskSeries::default(),
             process_io: ProcessIoSeries::default(),
+            exits: ExitSeries::default(),
         }
     }
 }

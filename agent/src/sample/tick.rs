@@ -10,7 +10,7 @@ use crate::host::cgroup::CgroupReading;
 use crate::host::inventory::Inventory;
 use crate::host::network::DeviceCounters;
 use crate::host::process::ProcessIoReading;
-use crate::reading::{BlockReading, DiskId, SchedReading};
+use crate::reading::{BlockReading, DiskId, ExitReading, SchedReading};
 use gnomon_common::wire::VmId;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,6 +74,8 @@ pub(crate) struct WindowEnd {
     pub(crate) memory: BTreeMap<VmId, HostMemoryReading>,
     /// What the VMs' processes were charged with.
     pub(crate) process_io: BTreeMap<VmId, ProcessIoReading>,
+    /// Why the VMs' vCPUs left their guests.
+    pub(crate) exits: ExitReading,
     /// What disks are called.
     pub(crate) disk_names: BTreeMap<DiskId, String>,
     /// The drop probe's; empty while it is shed.

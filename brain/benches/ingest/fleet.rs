@@ -10,9 +10,9 @@ use std::time::Duration;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     AgentEpoch, Allocation, CpuBounds, CpuSource, CpuWindow, CulpritShare, Culprits, DiskFlow, DiskRest, DiskShare,
-    DiskWindow, GuestMemory, Hello, HostFacts, HostId, HostWindow, InterfaceWindow, Losses, MeanMax, Means,
-    MemoryBounds, MemoryDemand, MemoryWindow, ProcessIo, ReclaimStalls, Report, Sequence, Traffic, VERSIONS, VmId,
-    VmState, VmWindow, WaitHistogram, Who,
+    DiskWindow, ExitReason, ExitShare, GuestMemory, Hello, HostFacts, HostId, HostWindow, InterfaceWindow, Losses,
+    MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, ProcessIo, ReclaimStalls, Report, Sequence, Traffic,
+    VERSIONS, VmId, VmState, VmWindow, WaitHistogram, Who,
 };
 use uuid::Uuid;
 
@@ -211,6 +211,7 @@ impl Vm {
                 memory_bytes: 4 << 30,
             },
             stood_down: false,
+            exits: Some(vec![ExitShare { reason: ExitReason::Halt, exits_per_s: 800.0, away_vcpus: 1.5 }]),
             culprits: Some(Culprits {
                 own_quota_cores: Some((wanted - run) as f32),
                 named: vec![CulpritShare { who: Who::Task("kworker".into()), cores: 0.002 }],

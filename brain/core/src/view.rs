@@ -6,8 +6,8 @@ use crate::io::Hold;
 use crate::plan::PlannedAction;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Allocation, CommandId, CpuWindow, DiskWindow, HostFacts, HostId, HostWindow, InterfaceWindow, Losses, MemoryWindow,
-    OutcomeResult, Setting, VmId, VmState,
+    Allocation, CommandId, CpuWindow, DiskWindow, ExitShare, HostFacts, HostId, HostWindow, InterfaceWindow, Losses,
+    MemoryWindow, OutcomeResult, Setting, VmId, VmState,
 };
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +56,9 @@ pub struct VmView {
     pub interfaces: Vec<InterfaceWindow>,
     /// Disks in the latest window.
     pub disk: Option<DiskWindow>,
+    /// Why its vCPUs left their guest in the latest window, by reason; `None` without KVM, or where its host does not tell.
+    #[serde(default)]
+    pub exits: Option<Vec<ExitShare>>,
     /// What it may use.
     pub allocation: Allocation,
     /// Start of its latest window.

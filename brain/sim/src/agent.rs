@@ -207,6 +207,7 @@ impl Agent {
                 allocation: vm.allocation,
                 stood_down: false,
                 culprits: None,
+                exits: None,
             })
             .collect();
         vms.sort_by_key(|window| window.vm);

@@ -1,6 +1,6 @@
 //! What a host measured: windows of one-second samples.
 
-use super::{AgentEpoch, Culprits, DiskRest, DiskWindow, HostId, Sequence, VmId};
+use super::{AgentEpoch, Culprits, DiskRest, DiskWindow, ExitShare, HostId, Sequence, VmId};
 use crate::abi::sched::WAIT_BUCKETS;
 use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -78,6 +78,8 @@ pub struct VmWindow {
     pub interfaces: Vec<InterfaceWindow>,
     /// Disks, where they were measured: only eBPF tells.
     pub disk: Option<DiskWindow>,
+    /// Why its vCPUs left their guest, sorted by reason; `None` where that is not seen, or it does not run under KVM.
+    pub exits: Option<Vec<ExitShare>>,
     /// What it may use, at the window's end.
     pub allocation: Allocation,
     /// The agent keeps its hands off this VM, because someone else changed its limits.

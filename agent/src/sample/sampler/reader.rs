@@ -1,6 +1,7 @@
 //! Reads everything once, and tells the probes which processes are VMs.
 
 mod cost;
+mod exits;
 mod memory;
 
 use super::super::SampleMetrics;
@@ -128,6 +129,12 @@ impl Reader {
             self.metrics.reclaim_failures.inc();
             tracing::warn!(vm = %facts.id, name = facts.name, %error, "how the VM is held up for memory is not measured");
         }
+        if let Some(exits) = &mut self.sources.exits
+            && let Err(error) = exits.track(facts.id, &wanted.thread_groups)
+        {
+            self.metrics.exit_failures.inc();
+            tracing::warn!(vm = %facts.id, name = facts.name, %error, "why the VM's vCPUs leave their guest is not measured");
+        }
         match self.sources.cpu.track(facts.id, &wanted.thread_groups) {
             // Not tracked is tried again with the next inventory.
             Err(error) => {
@@ -147,6 +154,9 @@ impl Reader {
         }
         if let Some(Err(error)) = self.sources.reclaim.as_mut().map(|reclaim| reclaim.untrack(id)) {
             tracing::warn!(vm = %id, %error, "the memory probe could not forget a VM");
+        }
+        if let Some(Err(error)) = self.sources.exits.as_mut().map(|exits| exits.untrack(id)) {
+            tracing::warn!(vm = %id, %error, "the exits probe could not forget a VM");
         }
     }
 
@@ -231,6 +241,7 @@ impl Reader {
             memory: self.read_memory(inventory, taken_ns),
             process_io: vms().filter_map(|facts| Some((facts.id, self.read_process_io(facts, taken_ns)?))).collect(),
             disk_names: disks.map(disk_names).unwrap_or_default(),
+            exits: self.drain_exits(),
             drops: self.read_drops(inventory),
         }
     }

@@ -9,10 +9,10 @@ use crate::host::cgroup::{CgroupMounts, DomainCgroup, Membership};
 use crate::host::inventory::VmFacts;
 use crate::host::inventory::memory::{Balloon, MemoryFacts};
 use crate::host::process::QemuProcess;
-use crate::reading::{DiskId, ReclaimCounters, SchedCounters};
+use crate::reading::{DiskId, ExitCounters, ReclaimCounters, SchedCounters};
 use gnomon_common::abi::block::{Direction, DiskAccount};
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{VmId, VmState, VmWindow};
+use gnomon_common::wire::{ExitReason, ExitShare, VmId, VmState, VmWindow};
 use prometheus_client::registry::Registry;
 use script::Script;
 use std::fs;
@@ -68,6 +68,7 @@ impl Bench {
             disks: Some(Box::new(script.clone())),
             drops: None,
             reclaim: Some(Box::new(script.clone())),
+            exits: Some(Box::new(script.clone())),
             cost: CostControl::register(Budget::default(), 1_000, &mut registry),
         };
         let sampler = Sampler::new(config, inventory, sources, out, metrics, at(100));
@@ -353,6 +354,28 @@ fn an_incomplete_inventory_is_said_so_and_its_vms_are_still_measured() {
 }
 
 #[test]
+fn exits_are_told_from_the_second_window_on_and_shown_until_the_probe_is_given_up() {
+    let mut bench = Bench::new();
+    bench.publish(vec![bench.facts(VmState::Running)], true);
+    bench.seconds(10, 0.5, 0.0);
+    assert_eq!(only(&bench.reports.try_recv().unwrap()).exits, None);
+    let mut counters = ExitCounters { vcpus: 1, ..ExitCounters::default() };
+    (counters.exits[ExitReason::Halt as usize], counters.away_ns[ExitReason::Halt as usize]) = (40, 5 * S);
+    bench.script.0.lock().unwrap().exits.insert(web(), counters);
+    bench.seconds(10, 0.5, 0.0);
+    let told = only(&bench.reports.try_recv().unwrap()).exits.clone().unwrap();
+    assert_eq!(told, [ExitShare { reason: ExitReason::Halt, exits_per_s: 4.0, away_vcpus: 0.5 }]);
+    let shown = |bench: &Bench, reason: &str| {
+        bench.metric(&format!("gnomon_agent_vm_away_vcpus{{vm=\"{}\",name=\"web\",reason=\"{reason}\"}}", web()))
+    };
+    assert_eq!((shown(&bench, "halt"), shown(&bench, "io")), (Some(0.5), Some(0.0)));
+    bench.script.0.lock().unwrap().shed = true;
+    bench.seconds(10, 0.5, 0.0);
+    assert_eq!(only(&bench.reports.try_recv().unwrap()).exits, None);
+    assert_eq!(shown(&bench, "halt"), None, "the last value must not stand as if it were current");
+}
+
+#[test]
 fn time_in_reclaim_is_told_from_the_second_window_on_and_not_where_the_probe_fails() {
     let mut bench = Bench::new();
     bench.publish(vec![bench.facts(VmState::Running)], true);
@@ -401,7 +424,8 @@ fn the_thread_reports_by_itself_and_stops_when_it_is_dropped() {
     let (out, mut reports) = mpsc::channel(4);
     let config = SamplerConfig { sample_ms: 100, window_ms: 1000, ..SamplerConfig::default() };
     let cost = CostControl::register(Budget::default(), 1_000, &mut Registry::default());
-    let sources = Sources { cpu: Box::new(Script::default()), disks: None, drops: None, reclaim: None, cost };
+    let sources =
+        Sources { cpu: Box::new(Script::default()), disks: None, drops: None, reclaim: None, exits: None, cost };
     let handle = spawn(config, receiver, sources, out, SampleMetrics::default()).unwrap();
     let first = reports.blocking_recv().unwrap();
     let second = reports.blocking_recv().unwrap();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use gnomon_common::wire::{InterfaceWindow, Means, VmId, VmState};
+use gnomon_common::wire::{ExitReason, ExitShare, InterfaceWindow, Means, VmId, VmState};
 
 use super::planning::{balloon_sizing, sizing};
 use super::{Core, views};
@@ -38,6 +38,7 @@ impl Core {
         lines.extend(self.memory(vm, host));
         lines.extend(network(vm));
         lines.extend(disk(vm));
+        lines.extend(exits(vm));
         lines.extend(self.restraints(id, vm, host));
         Some(Explanation {
             vm: view,
@@ -280,6 +281,26 @@ fn network(vm: &Vm) -> Option<String> {
         let (received, sent) = (received / 1e6, sent / 1e6);
         format!("Through {} it received {received:.2} MB and sent {sent:.2} MB each second{dropped}.", names.join(", "))
     })
+}
+
+/// Why its vCPUs left their guest: how much of them had nothing to do, and what cost most of the rest.
+fn exits(vm: &Vm) -> Option<String> {
+    let shares = vm.exits.as_ref()?;
+    let exits_per_s: f64 = shares.iter().map(|share| share.exits_per_s).sum();
+    let halted: f64 =
+        shares.iter().filter(|share| share.reason == ExitReason::Halt).map(|share| share.away_vcpus).sum();
+    let mut busy: Vec<&ExitShare> = shares
+        .iter()
+        .filter(|share| share.reason != ExitReason::Halt && share.away_vcpus >= WAITED_CORES_MIN)
+        .collect();
+    busy.sort_by(|one, other| other.away_vcpus.total_cmp(&one.away_vcpus));
+    let told: Vec<String> =
+        busy.iter().take(3).map(|share| format!("{:.2} for {}", share.away_vcpus, share.reason.name())).collect();
+    let rest =
+        if told.is_empty() { String::new() } else { format!(", and were away from it otherwise: {}", told.join(", ")) };
+    Some(format!(
+        "Its vCPUs left their guest {exits_per_s:.0} times a second; {halted:.2} of them had nothing to do{rest}."
+    ))
 }
 
 /// Less than this is not worth a word, in cores.

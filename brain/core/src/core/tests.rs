@@ -2,6 +2,7 @@
 
 mod bench;
 mod culprits;
+mod exits;
 mod invariants;
 mod local;
 mod long_run;

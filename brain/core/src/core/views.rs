@@ -171,6 +171,7 @@ impl Core {
             memory: vm.memory,
             interfaces: vm.interfaces.clone(),
             disk: vm.disk.clone(),
+            exits: vm.exits.clone(),
             allocation: vm.allocation,
             last_window: vm.last_window,
             season_ms: season_ms(vm),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, Allocation, CommandId, CpuWindow, Culprits, DiskWindow, HostId, INTERFACES_MAX, InterfaceWindow,
+    Action, Allocation, CommandId, CpuWindow, Culprits, DiskWindow, ExitShare, HostId, INTERFACES_MAX, InterfaceWindow,
     MemoryWindow, OutcomeResult, Setting, VmState, VmWindow,
 };
 use thiserror::Error;
@@ -91,6 +91,8 @@ pub(crate) struct Vm {
     pub(crate) interfaces: Vec<InterfaceWindow>,
     /// Disks in the latest window, as far as they were measured.
     pub(crate) disk: Option<DiskWindow>,
+    /// Why its vCPUs left their guest in the latest window, where that was seen.
+    pub(crate) exits: Option<Vec<ExitShare>>,
     /// Its host's agent keeps its hands off it.
     pub(crate) stood_down: bool,
     pub(crate) last_window: Option<Timestamp>,
@@ -134,6 +136,7 @@ impl Vm {
             memory: None,
             interfaces: Vec::new(),
             disk: None,
+            exits: None,
             stood_down: false,
             last_window: None,
             window_end: Timestamp::default(),
@@ -250,6 +253,7 @@ impl Vm {
         let believed = window.interfaces.iter().filter(|interface| interface.is_sane()).take(INTERFACES_MAX);
         self.interfaces = believed.cloned().collect();
         self.disk = window.disk.clone().filter(DiskWindow::is_sane);
+        self.exits = window.exits.clone().filter(|shares| ExitShare::are_sane(shares));
         std::mem::replace(&mut self.allocation, allocation) != allocation
     }
 

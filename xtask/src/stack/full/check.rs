@@ -25,6 +25,8 @@ const COMPARED: Duration = Duration::from_secs(24);
 /// How far the probe may be off the cgroup's own count over that time: an edge, and a share for the window's own timing.
 const TOLERANCE_CORES: f64 = 0.05;
 const TOLERANCE_SHARE: f64 = 0.15;
+/// The windows are not those between the looks, and a guest's timers do not tick evenly under emulation.
+const EXITS_TOLERANCE_SHARE: f64 = 0.25;
 /// A dwell, a shrink interval, and what emulation adds.
 const RESIZE_PATIENCE: Duration = Duration::from_secs(120);
 /// From a change to its report.
@@ -47,6 +49,8 @@ pub struct Findings {
     pub cgroup_cores: f64,
     /// Run and wait time, in cores.
     pub demand_high_cores: f64,
+    /// Why its vCPU left the guest.
+    pub exits: Exits,
     /// What the brain commanded and cpu.max then said, in cores.
     pub quota_cores: f64,
     /// What a release brought back, in cores.
@@ -62,12 +66,39 @@ impl fmt::Display for Findings {
             "CPU of the guest: eBPF says {:.3} to {:.3} cores, the cgroup {:.3}",
             self.ebpf_cores, self.demand_high_cores, self.cgroup_cores
         )?;
+        writeln!(
+            f,
+            "exits of its vCPU a second: eBPF says {:.1}, KVM {:.1}; for a halt {:.1} and {:.1}; {:.3} vCPUs were halted\n{}",
+            self.exits.all_per_s,
+            self.exits.kvm_all_per_s,
+            self.exits.halts_per_s,
+            self.exits.kvm_halts_per_s,
+            self.exits.halted_vcpus,
+            self.exits.explained
+        )?;
         write!(
             f,
             "quota: {QUOTA_CORES} cores became {:.3} in cpu.max by a command of the brain, and {:.3} by a release",
             self.quota_cores, self.released_cores
         )
     }
+}
+
+/// A guest's exits, per second: as the brain's API tells them, and by KVM's own count.
+#[derive(Debug)]
+pub struct Exits {
+    /// The probe's.
+    pub all_per_s: f64,
+    /// KVM's.
+    pub kvm_all_per_s: f64,
+    /// The probe's, for a halt.
+    pub halts_per_s: f64,
+    /// KVM's, for a halt.
+    pub kvm_halts_per_s: f64,
+    /// vCPUs that had nothing to do, on average.
+    pub halted_vcpus: f64,
+    /// What `gnomon explain` says of it.
+    pub explained: String,
 }
 
 /// A window as the brain's API tells it.
@@ -117,11 +148,22 @@ fn checked(stack: &FullStack, host: &Machine, guest: &Guest<'_>) -> Result<Findi
     let kvm = kvm(host)?;
     await_vm(stack, host)?;
     let (ebpf_cores, demand_high_cores, cgroup_cores) = compare(stack, guest)?;
+    let exits = compare_exits(stack, guest)?;
     let quota_cores = await_resize(stack, guest)?;
     stack.api().post("/api/v1/release", &json!({ "scope": { "vm": GUEST } }))?;
     let released = || Ok(guest.quota_cores()?.filter(|cores| (cores - QUOTA_CORES).abs() < 0.002));
     let released_cores = wait_for("the release to bring cpu.max back", REPORT_PATIENCE, released)?;
-    Ok(Findings { kernel, controllers, kvm, ebpf_cores, cgroup_cores, demand_high_cores, quota_cores, released_cores })
+    Ok(Findings {
+        kernel,
+        controllers,
+        kvm,
+        ebpf_cores,
+        cgroup_cores,
+        demand_high_cores,
+        exits,
+        quota_cores,
+        released_cores,
+    })
 }
 
 /// The guest runs by the host's /dev/kvm, and the kernel can tell of its exits.
@@ -171,6 +213,56 @@ fn compare(stack: &FullStack, guest: &Guest<'_>) -> Result<(f64, f64, f64)> {
     );
     ensure!(high >= low, "demand is {low:.3} to {high:.3} cores");
     Ok((low, high, cgroup_cores))
+}
+
+/// Mean of the latest windows, seen one by one, between two looks at KVM's statistics; these count from the guest's start and cost nothing.
+fn compare_exits(stack: &FullStack, guest: &Guest<'_>) -> Result<Exits> {
+    let view = || stack.api().get(&format!("/api/v1/vms/{GUEST}"));
+    wait_for("exits in a window", REPORT_PATIENCE, || {
+        Ok(view()?["exits"].as_array().is_some_and(|shares| !shares.is_empty()).then_some(()))
+    })?;
+    let before = guest.kvm_exits()?;
+    let began = Instant::now();
+    let (mut seen, mut last) = (Vec::new(), Value::Null);
+    while began.elapsed() < COMPARED {
+        thread::sleep(POLL / 2);
+        let view = view()?;
+        if view["last_window"] != last && !last.is_null() {
+            seen.push(view["exits"].as_array().context("exits are no longer told")?.clone());
+        }
+        last = view["last_window"].clone();
+    }
+    let (after, elapsed_s) = (guest.kvm_exits()?, began.elapsed().as_secs_f64());
+    ensure!(seen.len() >= 5, "only {} windows in {elapsed_s:.0} s", seen.len());
+    let mean = |field: &str, wanted: &dyn Fn(&Value) -> bool| {
+        let shares = seen.iter().flatten().filter(|share| wanted(&share["reason"]));
+        shares.filter_map(|share| share[field].as_f64()).sum::<f64>() / seen.len() as f64
+    };
+    let is_halt = |reason: &Value| reason == "halt";
+    let explanation = stack.api().get(&format!("/api/v1/vms/{GUEST}/explain"))?;
+    let lines = explanation["lines"].as_array().context("no explanation")?.iter().filter_map(Value::as_str);
+    let explained = lines.filter(|line| line.starts_with("Its vCPUs left")).collect::<String>();
+    let exits = Exits {
+        all_per_s: mean("exits_per_s", &|_| true),
+        kvm_all_per_s: (after.0 - before.0) as f64 / elapsed_s,
+        halts_per_s: mean("exits_per_s", &is_halt),
+        kvm_halts_per_s: (after.1 - before.1) as f64 / elapsed_s,
+        halted_vcpus: mean("away_vcpus", &is_halt),
+        explained,
+    };
+    for (said, counted, what) in
+        [(exits.all_per_s, exits.kvm_all_per_s, "exits"), (exits.halts_per_s, exits.kvm_halts_per_s, "halts")]
+    {
+        ensure!(counted > 5.0, "KVM counts {counted:.1} {what} a second: the guest does not run");
+        ensure!(
+            (said - counted).abs() <= EXITS_TOLERANCE_SHARE * counted,
+            "eBPF says {said:.1} {what} a second, KVM {counted:.1}"
+        );
+    }
+    // It wants a fifth of a core: most of the time there is nothing to do.
+    ensure!((0.2..=1.0).contains(&exits.halted_vcpus), "{:.3} vCPUs are said to be halted", exits.halted_vcpus);
+    ensure!(!exits.explained.is_empty(), "explain does not tell of exits: {explanation}");
+    Ok(exits)
 }
 
 /// A command of the brain is in cpu.max, is what the agent read back, and is what its next windows say.

@@ -7,11 +7,13 @@ impl Reader {
     /// Keeps the sources within the budget, by what CPU time the host has used. Their order here is the order in which they are given up: CPU
     /// at last, without which there is no demand.
     pub(in super::super) fn control_cost(&mut self, host_ns: u64) {
+        let exits = self.sources.exits.as_mut().map(|exits| exits.as_mut() as &mut dyn Costed);
         let drops = self.sources.drops.as_mut().map(|drops| drops as &mut dyn Costed);
         let reclaim = self.sources.reclaim.as_mut().map(|reclaim| reclaim.as_mut() as &mut dyn Costed);
         let disks = self.sources.disks.as_mut().map(|disks| disks.as_mut() as &mut dyn Costed);
         let cpu = self.sources.cpu.as_mut() as &mut dyn Costed;
-        let mut sources: Vec<&mut dyn Costed> = drops.into_iter().chain(reclaim).chain(disks).chain([cpu]).collect();
+        let shed_first = exits.into_iter().chain(drops).chain(reclaim).chain(disks);
+        let mut sources: Vec<&mut dyn Costed> = shed_first.chain([cpu]).collect();
         self.sources.cost.tick(&mut sources, host_ns);
     }
 }

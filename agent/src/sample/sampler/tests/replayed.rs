@@ -5,8 +5,8 @@ use crate::reading::{Culprit, WaitCauses};
 use crate::recording::{FileError, Frames, Replay};
 use crate::sample::{HostSeries, Start, Tick};
 use gnomon_common::abi::sched::Command;
-use gnomon_common::wire::Who;
 use gnomon_common::wire::frame::{decode_wide, encode_wide};
+use gnomon_common::wire::{EXIT_REASONS, Who};
 use proptest::prelude::*;
 
 const TAR: Command = Command([u64::from_le_bytes(*b"tar\0\0\0\0\0"), 0]);
@@ -57,6 +57,8 @@ fn recorded(names: bool) -> (Vec<HostReport>, Vec<u8>) {
             }
             let culprits = vec![(Culprit::Vm(other), second * S / 10), (Culprit::Task(TAR), second * S / 20)];
             state.culprits.insert(web(), WaitCauses { culprits, own_quota_ns: Some(second), ..WaitCauses::default() });
+            let exits = ExitCounters { vcpus: 2, exits: [second * 9; EXIT_REASONS], ..ExitCounters::default() };
+            state.exits.insert(web(), exits);
             state.reclaim.insert(web(), ReclaimCounters { reclaims: second * 4, stalled_ns: second * S / 2 });
         }
         if second == 52 {
@@ -87,7 +89,11 @@ fn a_replay_tells_what_the_sampler_told() {
     assert_eq!((live.len(), live[2].vms.len(), live[1].inventory_complete), (6, 2, true));
     assert!(!vm(0).interfaces.is_empty() && vm(0).cpu.unwrap().throttled.mean > 0.0);
     assert!(vm(0).culprits.as_ref().unwrap().named.iter().any(|share| share.who == Who::Task("tar".into())));
-    assert!(vm(1).memory.unwrap().reclaim.is_some() && vm(4).disk.as_ref().unwrap().process.is_some());
+    assert!(
+        vm(1).exits.is_some()
+            && vm(1).memory.unwrap().reclaim.is_some()
+            && vm(4).disk.as_ref().unwrap().process.is_some()
+    );
 }
 
 #[test]

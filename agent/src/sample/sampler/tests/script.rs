@@ -2,8 +2,10 @@
 
 use super::S;
 use crate::cost::Costed;
-use crate::reading::{BlockReading, DiskCounters, ReclaimReading, SchedCounters, SchedReading, WaitCauses};
-use crate::sample::{DiskSource, ReclaimSource, SchedSource, SourceError};
+use crate::reading::{
+    BlockReading, DiskCounters, ExitReading, ReclaimReading, SchedCounters, SchedReading, WaitCauses,
+};
+use crate::sample::{DiskSource, ExitSource, ReclaimSource, SchedSource, SourceError};
 use gnomon_common::wire::VmId;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -19,6 +21,7 @@ pub(super) struct ScriptState {
     pub(super) culprits: BTreeMap<VmId, WaitCauses>,
     pub(super) disks: BTreeMap<VmId, DiskCounters>,
     pub(super) reclaim: ReclaimReading,
+    pub(super) exits: ExitReading,
     pub(super) calls: Vec<String>,
     pub(super) broken: bool,
     pub(super) shed: bool,
@@ -86,6 +89,23 @@ impl DiskSource for Script {
         let rest = state.disks.values().next().cloned().unwrap_or_default();
         let (taken_ns, vms) = (state.now_ns, state.disks.clone());
         Ok(Some(BlockReading { taken_ns, vms, rest, requests_missed: state.now_ns / S }))
+    }
+}
+
+impl ExitSource for Script {
+    fn track(&mut self, vm: VmId, _tgids: &[u32]) -> Result<(), SourceError> {
+        self.0.lock().unwrap().exits.entry(vm).or_default();
+        Ok(())
+    }
+
+    fn untrack(&mut self, vm: VmId) -> Result<(), SourceError> {
+        self.0.lock().unwrap().exits.remove(&vm);
+        Ok(())
+    }
+
+    fn drain(&mut self) -> Result<Option<ExitReading>, SourceError> {
+        let state = self.0.lock().unwrap();
+        if state.broken { Err("broken".into()) } else { Ok((!state.shed).then(|| state.exits.clone())) }
     }
 }
 

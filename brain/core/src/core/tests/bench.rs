@@ -87,6 +87,7 @@ pub(super) fn report_of(host_name: &str, second: u64, vms: &[(u128, f64, f64)], 
         allocation: Allocation { quota_cores: quota, vcpus: 1, vcpus_max: 1, memory_bytes: 1 << 30 },
         stood_down: false,
         culprits: None,
+        exits: None,
     };
     Report {
         host: host(host_name),

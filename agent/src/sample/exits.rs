@@ -1,0 +1,145 @@
+//! Readings of the exits probe -> why a VM's vCPUs left their guest in a window.
+
+use super::source::SourceError;
+use crate::cost::{Costed, Loadable, Standby};
+use crate::probe::{ExitProbe, ProbeError, ProgramCost};
+use crate::reading::{ExitCounters, ExitReading};
+use gnomon_common::wire::{ExitReason, ExitShare, VmId};
+
+/// A source of exits: the eBPF probe, or a script in a test.
+pub trait ExitSource: Costed {
+    /// Counts what these thread groups do for a VM from now on. Called again when the set changes.
+    fn track(&mut self, vm: VmId, tgids: &[u32]) -> Result<(), SourceError>;
+
+    /// Forgets a VM and its counters.
+    fn untrack(&mut self, vm: VmId) -> Result<(), SourceError>;
+
+    /// The counters of all tracked VMs that run under KVM, now; `None` while the source is shed. Those after that begin anew.
+    fn drain(&mut self) -> Result<Option<ExitReading>, SourceError>;
+}
+
+impl Loadable for ExitProbe {
+    const NAME: &'static str = "exits";
+    type Reading = ExitReading;
+
+    fn load() -> Result<Self, ProbeError> {
+        Self::load()
+    }
+
+    /// Control groups have no part in it: a vCPU is a thread.
+    fn track(&mut self, vm: VmId, tgids: &[u32], _cgroups: &[u64]) -> Result<(), ProbeError> {
+        Self::track(self, vm, tgids)
+    }
+
+    fn untrack(&mut self, vm: VmId) -> Result<(), ProbeError> {
+        Self::untrack(self, vm)
+    }
+
+    fn drain(&mut self) -> Result<ExitReading, ProbeError> {
+        Self::drain(self)
+    }
+
+    fn cost(&self) -> Result<Vec<ProgramCost>, ProbeError> {
+        Self::cost(self)
+    }
+}
+
+impl ExitSource for Standby<ExitProbe> {
+    fn track(&mut self, vm: VmId, tgids: &[u32]) -> Result<(), SourceError> {
+        Ok(Self::track(self, vm, tgids, &[])?)
+    }
+
+    fn untrack(&mut self, vm: VmId) -> Result<(), SourceError> {
+        Ok(Self::untrack(self, vm)?)
+    }
+
+    fn drain(&mut self) -> Result<Option<ExitReading>, SourceError> {
+        Ok(Self::drain(self)?)
+    }
+}
+
+/// A VM's exits between two windows.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ExitSeries {
+    /// The process they are of, when they were read, and the counters then.
+    before: Option<((u32, u64), u64, ExitCounters)>,
+}
+
+impl ExitSeries {
+    /// The window that ends at `taken_ns` of `CLOCK_MONOTONIC`; `None` where the VM has no counters, or had none of this `process` at its begin.
+    pub(super) fn close(
+        &mut self,
+        process: Option<(u32, u64)>,
+        now: Option<ExitCounters>,
+        taken_ns: u64,
+    ) -> Option<Vec<ExitShare>> {
+        let before = self.before.take();
+        let (process, now) = process.zip(now)?;
+        self.before = Some((process, taken_ns, now));
+        let (_, before_ns, before) = before.filter(|(of, ..)| *of == process)?;
+        let elapsed_s = taken_ns.checked_sub(before_ns).filter(|&elapsed_ns| elapsed_ns > 0)? as f64 / 1e9;
+        let share = |reason: ExitReason| {
+            let index = reason as usize;
+            // Less than before: the thread of a vCPU that is gone had its number given to another.
+            let exits = now.exits[index].saturating_sub(before.exits[index]);
+            let away_ns = now.away_ns[index].saturating_sub(before.away_ns[index]);
+            // A time that was read twice may lead out of the window.
+            let away_vcpus = (away_ns as f64 / 1e9 / elapsed_s).min(now.vcpus.into());
+            ExitShare { reason, exits_per_s: exits as f64 / elapsed_s, away_vcpus }
+        };
+        let shares = ExitReason::ALL.into_iter().map(share);
+        Some(shares.filter(|share| share.exits_per_s > 0.0 || share.away_vcpus > 0.0).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: u64 = 1_000_000_000;
+    const PROCESS: Option<(u32, u64)> = Some((40, 7));
+
+    fn counters(halts: u64, halted_ns: u64, exceptions: u64) -> Option<ExitCounters> {
+        let mut counters = ExitCounters { vcpus: 2, ..ExitCounters::default() };
+        counters.exits[ExitReason::Halt as usize] = halts;
+        counters.away_ns[ExitReason::Halt as usize] = halted_ns;
+        counters.exits[ExitReason::Exception as usize] = exceptions;
+        Some(counters)
+    }
+
+    #[test]
+    fn a_window_tells_what_happened_in_it_and_nothing_else() {
+        let mut series = ExitSeries::default();
+        assert_eq!(series.close(PROCESS, counters(5, S, 3), S), None, "there is nothing to compare with");
+        let told = series.close(PROCESS, counters(1_005, 4 * S, 3), 11 * S).unwrap();
+        assert_eq!(told, [ExitShare { reason: ExitReason::Halt, exits_per_s: 100.0, away_vcpus: 0.3 }]);
+        assert_eq!(series.close(PROCESS, counters(1_005, 4 * S, 3), 21 * S), Some(Vec::new()), "a guest that spins");
+    }
+
+    #[test]
+    fn a_reason_is_named_alike_in_a_metric_and_in_json() {
+        for reason in ExitReason::ALL {
+            assert_eq!(serde_json::to_value(reason).unwrap(), reason.name());
+        }
+    }
+
+    #[test]
+    fn another_life_of_the_vm_or_a_source_that_was_gone_is_not_compared_with() {
+        let mut series = ExitSeries::default();
+        series.close(PROCESS, counters(5, S, 0), S);
+        assert_eq!(series.close(Some((41, 9)), counters(500, 2 * S, 0), 11 * S), None);
+        assert_eq!(series.close(Some((41, 9)), None, 21 * S), None);
+        assert_eq!(series.close(Some((41, 9)), counters(900, 3 * S, 0), 31 * S), None);
+        assert!(series.close(Some((41, 9)), counters(900, 3 * S, 0), 41 * S).is_some());
+        assert_eq!(series.close(Some((41, 9)), counters(900, 3 * S, 0), 41 * S), None, "a window without length");
+    }
+
+    #[test]
+    fn counters_that_shrink_or_race_give_nothing_absurd() {
+        let mut series = ExitSeries::default();
+        series.close(PROCESS, counters(500, 5 * S, 9), S);
+        assert_eq!(series.close(PROCESS, counters(400, 4 * S, 9), 2 * S), Some(Vec::new()));
+        let told = series.close(PROCESS, counters(401, 40 * S, 9), 3 * S).unwrap();
+        assert_eq!(told[0].away_vcpus, 2.0, "no more vCPUs can be away than there are");
+    }
+}
