@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use gnomon_common::wire::{DemandSource, MemoryDemand, MemoryWindow};
 use gnomon_e2e::{observing, redefine, skipped};
 use serde_json::Value;
+use xtask::env::bin_dir;
 use xtask::lab::{Guest, GuestOptions, Lab, Options};
 use xtask::stack::{AgentSettings, Stack};
 
@@ -17,6 +18,12 @@ const STEPS: [(u64, u64); 4] = [(45, 0), (20, 48), (25, 128), (25, 16)];
 const LAST: Duration = Duration::from_secs(5);
 /// How far the estimate may be from the working set and what the guest's kernel wants.
 const TOLERANCE: f64 = 0.05;
+/// QEMU looks at 128 pages of such a guest: a standard deviation of 5 pages, 10 MiB, at half its memory.
+const DIRTY_TOLERANCE_MIB: f64 = 16.0;
+/// The guest's seconds are not ours on a busy machine.
+const DIRTY_TOLERANCE: f64 = 0.25;
+/// What a measurement may take.
+const DIRTY_TIME: Duration = Duration::from_secs(4);
 /// What the kernel and the program of such a guest may want for themselves, in MiB.
 const OWN_MAX: u64 = 120;
 
@@ -51,12 +58,14 @@ fn what_a_guest_wants_follows_the_working_set_that_it_was_given() -> Result<()> 
     for (duration_s, working_set) in STEPS {
         end_s += duration_s;
         let [told_end, silent_end] = starts.map(|start| start + Duration::from_secs(end_s));
+        let dirty = dirty_mib_per_s(&stack, &told, told_end)?;
         let of_guest = last_demand(&stack, &told, told_end.min(silent_end))?;
         let window = window(&stack, &silent)?;
         let of_host = window.demand.context("no demand of the silent guest")?;
         let [low, high] = [of_guest.low_bytes, of_guest.high_bytes].map(|bytes| bytes / MIB);
         println!(
-            "working set {working_set} MiB: the guest tells {low} to {high}, the host sees {} to {} of {} resident",
+            "working set {working_set} MiB: the guest tells {low} to {high}, the host sees {} to {} of {} resident; it writes to \
+             {dirty:.0} MiB each second",
             of_host.low_bytes / MIB,
             of_host.high_bytes / MIB,
             window.resident_bytes / MIB
@@ -69,6 +78,12 @@ fn what_a_guest_wants_follows_the_working_set_that_it_was_given() -> Result<()> 
             own = high;
             ensure!((1..OWN_MAX).contains(&own), "a guest that does nothing wants {own} MiB");
         }
+        // All of it is written to once a second, and hardly anything else.
+        let off = (dirty - working_set as f64).abs();
+        ensure!(
+            off <= DIRTY_TOLERANCE_MIB + DIRTY_TOLERANCE * working_set as f64,
+            "{working_set} MiB, {dirty} written to"
+        );
         let truth = (own + working_set) as f64;
         for wanted in [low, high] {
             ensure!((wanted as f64 - truth).abs() <= TOLERANCE * truth, "{truth} MiB are wanted, {wanted} estimated");
@@ -80,6 +95,18 @@ fn what_a_guest_wants_follows_the_working_set_that_it_was_given() -> Result<()> 
         ensure!(window.reclaim.is_some(), "time in reclaim is not told: {window:?}");
     }
     Ok(())
+}
+
+/// Memory that the guest writes to, as an operator asks for it, before the last seconds of a step.
+fn dirty_mib_per_s(stack: &Stack, guest: &Guest, end: SystemTime) -> Result<f64> {
+    thread::sleep(end.duration_since(SystemTime::now()).unwrap_or_default().saturating_sub(LAST + DIRTY_TIME));
+    let host = &stack.lab.hosts()[0];
+    let mut agent = host.command(bin_dir().join("gnomon-agent"));
+    agent.args(["dirty-rate", guest.name(), "--json", "--config"]).arg(host.dir().join("agent.toml"));
+    let told = agent.output().context("starting gnomon-agent")?;
+    ensure!(told.status.success(), "dirty-rate: {}", String::from_utf8_lossy(&told.stderr));
+    let told: Value = serde_json::from_slice(&told.stdout)?;
+    Ok(told["dirty_bytes_per_s"].as_f64().context("no rate")? / MIB as f64)
 }
 
 /// The median of what the VM wants in the last seconds before `end`, by its upper end.

@@ -13,3 +13,36 @@ pub unsafe fn add(count: *mut u64, amount: u64) {
 
 #[cfg(not(target_arch = "bpf"))]
 pub unsafe fn add(_count: *mut u64, _amount: u64) {}
+
+/// The element at an index, of `N` that lie in a row; the first one for an index that is none.
+///
+/// In one piece with its check: the compiler may load an index anew from the stack between a check and its use, and verifiers before 6.4 or so
+/// do not know that it is the same.
+///
+/// # Safety
+/// `first` points to the first of `N` elements.
+#[inline(always)]
+#[cfg(target_arch = "bpf")]
+#[allow(dead_code)] // not in every object
+pub unsafe fn element<const N: usize>(first: *mut u64, index: u32) -> *mut u64 {
+    let mut element = first;
+    // SAFETY: within the row, by the comparison, and by the contract above.
+    unsafe {
+        core::arch::asm!(
+            "if {i} < {n} goto +1",
+            "{i} = 0",
+            "{i} <<= 3",
+            "{p} += {i}",
+            i = inout(reg) u64::from(index) => _,
+            p = inout(reg) element,
+            n = const N,
+        );
+    }
+    element
+}
+
+#[cfg(not(target_arch = "bpf"))]
+#[allow(dead_code)]
+pub unsafe fn element<const N: usize>(first: *mut u64, _index: u32) -> *mut u64 {
+    first
+}

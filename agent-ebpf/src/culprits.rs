@@ -8,7 +8,7 @@
 //!
 //! The agent names commands: an unknown one is counted among the others until it has got a column of its own.
 
-use crate::atomic::add;
+use crate::atomic::{add, element};
 use crate::task::Task;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_NOEXIST};
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray};
@@ -99,5 +99,5 @@ fn charge(row: *mut WaitRow, column: u32, ns: u64) {
         return;
     }
     // SAFETY: within the row, by the check above.
-    unsafe { add(row.cast::<u64>().add(column as usize), ns) };
+    unsafe { add(element::<WAIT_COLUMNS>(row.cast::<u64>(), column), ns) };
 }

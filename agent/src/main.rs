@@ -11,6 +11,7 @@ use gnomon_agent::command::release::{self, Released};
 use gnomon_agent::config::{Config, ConfigError};
 use gnomon_agent::daemon::{self, DaemonError};
 use gnomon_agent::doctor;
+use gnomon_agent::host::libvirt::{DIRTY_RATE_PERIOD_MAX_S, Hypervisor};
 use gnomon_agent::join::{self, Done, JoinError};
 use gnomon_agent::recording::{self, Progress, Replay, Torn};
 use gnomon_agent::uplink::identity::IdentityError;
@@ -155,6 +156,22 @@ enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Measure how fast a VM writes to its memory: what a live migration has to send again
+    ///
+    /// QEMU samples the guest's pages at the begin and the end of the time; a page counts once, however often it is written to. The VM goes on meanwhile. A link that
+    /// is not faster than this will not end a live migration.
+    DirtyRate {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// The VM, by name or UUID
+        vm: String,
+        /// How long to measure, in seconds
+        #[arg(long, value_name = "S", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(DIRTY_RATE_PERIOD_MAX_S)))]
+        seconds: u8,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
     /// Print a shell's completions: gnomon-agent completions bash > /etc/bash_completion.d/gnomon-agent
     Completions {
         /// Which shell
@@ -197,6 +214,7 @@ fn execute(command: Command) -> Result<()> {
         Command::Release { file, vms, dry_run, yes, .. } => {
             runtime()?.block_on(release(&Config::load(&file.config)?, &vms, dry_run, yes))
         }
+        Command::DirtyRate { file, vm, seconds, json } => dirty_rate(&Config::load(&file.config)?, &vm, seconds, json),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "gnomon-agent", &mut script);
@@ -284,6 +302,17 @@ fn replay(recording: &Path, json: bool) -> Result<()> {
         );
     }
     Ok(())
+}
+
+fn dirty_rate(config: &Config, vm: &str, seconds: u8, json: bool) -> Result<()> {
+    let hypervisor = Hypervisor::open(&config.host.libvirt_uri)?;
+    let id = hypervisor.find(vm)?;
+    let bytes_per_s = hypervisor.dirty_bytes_per_s(id, seconds)?;
+    if json {
+        let value = serde_json::json!({ "vm": id, "period_s": seconds, "dirty_bytes_per_s": bytes_per_s });
+        return say(&value.to_string());
+    }
+    say(&format!("{vm} writes to {:.0} MiB of its memory each second", bytes_per_s / f64::from(1u32 << 20)))
 }
 
 /// Restores the baselines of the VMs named, or of all.

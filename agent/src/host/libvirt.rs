@@ -7,6 +7,7 @@
 mod cpu;
 mod daemon;
 mod devices;
+mod dirty_rate;
 mod limits;
 mod memory;
 mod quota;
@@ -14,6 +15,7 @@ mod reconnect;
 
 pub use daemon::daemon_pid;
 pub use devices::{BalloonDevice, Devices, Interface};
+pub use dirty_rate::DIRTY_RATE_PERIOD_MAX_S;
 pub use limits::{Bandwidth, DiskTune, NETWORK_UNIT_BYTES_PER_S, limited_devices};
 pub use memory::MemoryStats;
 pub use quota::QuotaError;
@@ -22,6 +24,7 @@ pub use reconnect::{Backoff, Reconnecting};
 use super::libvirt_raw::LifecycleSubscription;
 use gnomon_common::wire::{VmId, VmState};
 use std::sync::OnceLock;
+use std::time::Duration;
 use virt::connect::Connect;
 use virt::domain::{Domain, DomainState};
 use virt::error::{Error, ErrorNumber};
@@ -57,6 +60,12 @@ pub enum HypervisorError {
     /// No such domain on this host.
     #[error("libvirt knows no domain {0}")]
     NoSuchDomain(VmId),
+    /// No domain of that name or UUID on this host.
+    #[error("libvirt knows no domain {0:?}; `virsh list --all` shows those there are")]
+    NoSuchName(String),
+    /// QEMU still measures.
+    #[error("QEMU has not said how fast memory is written to, {} s after the time that it was to measure", .0.as_secs())]
+    DirtyRateLate(Duration),
     /// A call failed.
     #[error("libvirt cannot {what}: {message}")]
     Call {
@@ -79,8 +88,12 @@ impl HypervisorError {
     /// Whether the same request may succeed later.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::EventLoop(_) | Self::NoSuchDomain(_) | Self::Quota(_) | Self::Unsupported(_) => false,
-            Self::Connect { .. } | Self::BackingOff { .. } => true,
+            Self::EventLoop(_)
+            | Self::NoSuchDomain(_)
+            | Self::NoSuchName(_)
+            | Self::Quota(_)
+            | Self::Unsupported(_) => false,
+            Self::Connect { .. } | Self::BackingOff { .. } | Self::DirtyRateLate(_) => true,
             Self::Call { retryable, .. } => *retryable,
         }
     }
@@ -313,7 +326,7 @@ fn run_event_loop() -> Result<(), HypervisorError> {
                 if let Err(error) = virt::event::event_run_default_impl() {
                     tracing::warn!(%error, "libvirt's event loop stumbled");
                     // A loop that fails at once must not take a CPU from the guests.
-                    std::thread::sleep(std::time::Duration::from_secs(1));
+                    std::thread::sleep(Duration::from_secs(1));
                 }
             }
         };

@@ -1,7 +1,8 @@
 //! The one unsafe edge to libvirt, for what the `virt` crate has no safe calls for: domain lifecycle events, and in [`parameters`]
-//! the limits of disks and network interfaces.
+//! the limits of disks and network interfaces, and in [`dirty_rate`] how fast memory is written to.
 #![allow(unsafe_code)]
 
+pub(super) mod dirty_rate;
 pub(super) mod parameters;
 
 use super::libvirt::{LifecycleEvent, LifecycleKind};
@@ -96,6 +97,10 @@ unsafe extern "C" fn on_lifecycle(
 unsafe extern "C" fn free_listener(opaque: *mut c_void) {
     // SAFETY: `opaque` is the Box<Listener> given to the registration, and libvirt calls this once.
     drop(unsafe { Box::from_raw(opaque.cast::<Listener>()) });
+}
+
+fn check(result: c_int) -> Result<(), Error> {
+    if result < 0 { Err(Error::last_error()) } else { Ok(()) }
 }
 
 fn kind_of(event: c_int) -> LifecycleKind {

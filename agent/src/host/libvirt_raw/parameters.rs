@@ -1,5 +1,6 @@
 //! Typed parameters of a domain's disks and network interfaces, for which the `virt` crate has no safe calls.
 
+use super::check;
 use std::ffi::{CStr, c_char, c_int, c_uint};
 use virt::domain::Domain;
 use virt::error::Error;
@@ -140,8 +141,4 @@ impl Drop for Outgoing {
         // SAFETY: the list is libvirt's own, or null, holds `used` parameters, and is freed once.
         unsafe { sys::virTypedParamsFree(self.list, self.used) };
     }
-}
-
-fn check(result: c_int) -> Result<(), Error> {
-    if result < 0 { Err(Error::last_error()) } else { Ok(()) }
 }

@@ -223,12 +223,17 @@ impl Machine {
 
     /// Defines and boots a guest; returns once its program has started.
     pub fn boot(&self, options: &GuestOptions) -> Result<Guest<'_>> {
+        self.boot_changed(options, |xml| xml)
+    }
+
+    /// The same for a guest whose definition is changed first.
+    pub fn boot_changed(&self, options: &GuestOptions, change: impl FnOnce(String) -> String) -> Result<Guest<'_>> {
         check(options)?;
         let name = options.name.clone();
         let file = |name: &str| -> Result<PathBuf> { Ok(self.run(&format!("cat {LAB_DIR}/{name}"))?.trim().into()) };
         let image = Image { kernel: file("guest-kernel")?, initrd: file("guest-initrd")? };
         let console = format!("/var/log/console/{name}.log");
-        self.write(&format!("/run/{name}.xml"), &domain::xml(options, &image, Path::new(&console)))?;
+        self.write(&format!("/run/{name}.xml"), &change(domain::xml(options, &image, Path::new(&console))))?;
         self.virsh(&format!("define /run/{name}.xml"))?;
         let guest = Guest::of(&name, self);
         for attempt in 1..=GUEST_BOOTS_MAX {
@@ -295,6 +300,15 @@ impl<'a> Guest<'a> {
         let usage_us: u64 = usage.and_then(|text| text.parse().ok()).with_context(|| format!("no usage in {text}"))?;
         let now_ms = text.lines().last().and_then(|text| text.parse().ok()).context("no time")?;
         Ok((usage_us as f64 / 1e6, now_ms))
+    }
+
+    /// How long some thread of its cgroup has waited for memory, in seconds: the kernel's total (PSI).
+    pub fn memory_stalled_s(&self) -> Result<f64> {
+        let text = self.host.run(&format!("cat {}/memory.pressure", self.cgroup()))?;
+        let total = text.lines().find(|line| line.starts_with("some")).and_then(|line| line.split_once("total="));
+        let total_us: f64 =
+            total.and_then(|(_, us)| us.trim().parse().ok()).with_context(|| format!("no total in {text}"))?;
+        Ok(total_us / 1e6)
     }
 
     /// Exits of its vCPUs since its start, and those of them for a halt, by KVM's own statistics.

@@ -27,6 +27,11 @@ const TOLERANCE_CORES: f64 = 0.05;
 const TOLERANCE_SHARE: f64 = 0.15;
 /// The windows are not those between the looks, and a guest's timers do not tick evenly under emulation.
 const EXITS_TOLERANCE_SHARE: f64 = 0.25;
+/// The guest's disk on its host, and what it wants to write there.
+const DISK: &str = "/var/lib/g1.img";
+const WRITTEN_BYTES_PER_S: u64 = 512 << 10;
+/// Write-back comes in bursts, of which the edges of the time cut one.
+const WRITTEN_TOLERANCE_SHARE: f64 = 0.25;
 /// A dwell, a shrink interval, and what emulation adds.
 const RESIZE_PATIENCE: Duration = Duration::from_secs(120);
 /// From a change to its report.
@@ -51,6 +56,8 @@ pub struct Findings {
     pub demand_high_cores: f64,
     /// Why its vCPU left the guest.
     pub exits: Exits,
+    /// What it wrote through the host's cache, and how long it waited for memory.
+    pub written: Written,
     /// What the brain commanded and cpu.max then said, in cores.
     pub quota_cores: f64,
     /// What a release brought back, in cores.
@@ -75,6 +82,15 @@ impl fmt::Display for Findings {
             self.exits.kvm_halts_per_s,
             self.exits.halted_vcpus,
             self.exits.explained
+        )?;
+        writeln!(
+            f,
+            "written through the host's cache: the guest wants {WRITTEN_BYTES_PER_S} bytes a second, eBPF says {:.0} of them are the VM's (QEMU itself {:.0}); \
+             waited for memory: {:.4} of the time, the kernel says {:.4}",
+            self.written.ebpf_bytes_per_s,
+            self.written.process_bytes_per_s,
+            self.written.pressure,
+            self.written.kernel_pressure
         )?;
         write!(
             f,
@@ -101,6 +117,19 @@ pub struct Exits {
     pub explained: String,
 }
 
+/// What a guest wrote through the host's cache, and its group's pressure on memory.
+#[derive(Debug)]
+pub struct Written {
+    /// What eBPF told to be the VM's, in bytes per second.
+    pub ebpf_bytes_per_s: f64,
+    /// What QEMU's process caused, by `/proc/PID/io`, in bytes per second.
+    pub process_bytes_per_s: f64,
+    /// Share of the time that some thread of the VM waited for memory, as reported.
+    pub pressure: f64,
+    /// The same by the kernel's own total.
+    pub kernel_pressure: f64,
+}
+
 /// A window as the brain's API tells it.
 #[derive(Debug, Deserialize)]
 struct Window {
@@ -125,7 +154,7 @@ pub fn check_and_print(name: &str, progress: Progress) -> Result<()> {
 /// Boots a KVM guest on the lab's first host, starts a brain and an agent, and checks that the agent measures and obeys. Takes
 /// the lab down.
 pub fn check(lab: FullLab) -> Result<Findings> {
-    boot(&lab.machines()[0])?;
+    boot_writing(&lab.machines()[0])?;
     let stack = FullStack::start(lab)?;
     let host = &stack.lab.machines()[0];
     let guest = Guest::of(GUEST, host);
@@ -135,9 +164,32 @@ pub fn check(lab: FullLab) -> Result<Findings> {
 }
 
 fn boot(host: &Machine) -> Result<()> {
+    host.boot(&options()?).map(|_| ())
+}
+
+/// As [`boot`], with a disk whose writes go through the host's cache: it is a thread of the kernel's that brings them to the device.
+fn boot_writing(host: &Machine) -> Result<()> {
+    host.run(&format!(
+        "head -c 8M /dev/zero > {DISK}; sync
+        # The kernel charges a file's write-back to the group that wrote to it first since it has known the file.
+        echo 3 > /proc/sys/vm/drop_caches
+        echo 100 > /proc/sys/vm/dirty_writeback_centisecs; echo 100 > /proc/sys/vm/dirty_expire_centisecs"
+    ))?;
+    let disk = format!(
+        "<disk type='file' device='disk'><driver name='qemu' type='raw' cache='writeback'/>\
+         <source file='{DISK}'/><target dev='vda' bus='virtio'/></disk></devices>"
+    );
+    let changed = |xml: String| {
+        let xml = xml.replace("</devices>", &disk);
+        xml.replace("gnomon.load=", &format!("gnomon.disk={WRITTEN_BYTES_PER_S} gnomon.load="))
+    };
+    host.boot_changed(&options()?, changed).map(|_| ())
+}
+
+fn options() -> Result<GuestOptions> {
     let mut options = GuestOptions::new(GUEST, LOAD.parse()?);
     (options.kvm, options.quota_cores) = (true, Some(QUOTA_CORES));
-    host.boot(&options).map(|_| ())
+    Ok(options)
 }
 
 fn checked(stack: &FullStack, host: &Machine, guest: &Guest<'_>) -> Result<Findings> {
@@ -147,8 +199,11 @@ fn checked(stack: &FullStack, host: &Machine, guest: &Guest<'_>) -> Result<Findi
     ensure!(only_v2.trim() == "0", "there are mounts of cgroup version 1 on {}", host.name());
     let kvm = kvm(host)?;
     await_vm(stack, host)?;
+    let source = stack.api().get(&format!("/api/v1/hosts/{}", host.name()))?["facts"]["cpu_source"].clone();
+    ensure!(source == "task_storage", "the best source of CPU readings does not work on {kernel}: {source}");
     let (ebpf_cores, demand_high_cores, cgroup_cores) = compare(stack, guest)?;
     let exits = compare_exits(stack, guest)?;
+    let written = compare_written(stack, guest)?;
     let quota_cores = await_resize(stack, guest)?;
     stack.api().post("/api/v1/release", &json!({ "scope": { "vm": GUEST } }))?;
     let released = || Ok(guest.quota_cores()?.filter(|cores| (cores - QUOTA_CORES).abs() < 0.002));
@@ -161,6 +216,7 @@ fn checked(stack: &FullStack, host: &Machine, guest: &Guest<'_>) -> Result<Findi
         cgroup_cores,
         demand_high_cores,
         exits,
+        written,
         quota_cores,
         released_cores,
     })
@@ -215,28 +271,63 @@ fn compare(stack: &FullStack, guest: &Guest<'_>) -> Result<(f64, f64, f64)> {
     Ok((low, high, cgroup_cores))
 }
 
-/// Mean of the latest windows, seen one by one, between two looks at KVM's statistics; these count from the guest's start and cost nothing.
-fn compare_exits(stack: &FullStack, guest: &Guest<'_>) -> Result<Exits> {
-    let view = || stack.api().get(&format!("/api/v1/vms/{GUEST}"));
-    wait_for("exits in a window", REPORT_PATIENCE, || {
-        Ok(view()?["exits"].as_array().is_some_and(|shares| !shares.is_empty()).then_some(()))
-    })?;
-    let before = guest.kvm_exits()?;
+/// What the kernel's thread brings to the disk is the VM's, by its control group; and the pressure on memory is that of its group.
+fn compare_written(stack: &FullStack, guest: &Guest<'_>) -> Result<Written> {
+    let before_s = guest.memory_stalled_s()?;
+    let (views, elapsed_s) = latest_windows(stack)?;
+    let kernel_pressure = (guest.memory_stalled_s()? - before_s) / elapsed_s;
+    let mean = |path: &str| {
+        let values = views.iter().filter_map(|view| view.pointer(path).and_then(Value::as_f64));
+        let values: Vec<f64> = values.collect();
+        ensure!(values.len() == views.len(), "{path} is told in {} of {} windows", values.len(), views.len());
+        Ok(values.iter().sum::<f64>() / values.len() as f64)
+    };
+    let written = Written {
+        ebpf_bytes_per_s: mean("/disk/write/bytes_per_s/mean")?,
+        process_bytes_per_s: mean("/disk/process/write_bytes_per_s")?,
+        pressure: mean("/memory/pressure")?,
+        kernel_pressure,
+    };
+    let wanted = WRITTEN_BYTES_PER_S as f64;
+    ensure!(
+        (written.ebpf_bytes_per_s - wanted).abs() <= WRITTEN_TOLERANCE_SHARE * wanted,
+        "the guest writes {wanted} bytes a second, {written:?}"
+    );
+    ensure!((written.pressure - kernel_pressure).abs() <= 0.05, "pressure on memory: {written:?}");
+    Ok(written)
+}
+
+/// Views of the guest with the latest windows, each once, over a while, and how long that was.
+fn latest_windows(stack: &FullStack) -> Result<(Vec<Value>, f64)> {
     let began = Instant::now();
-    let (mut seen, mut last) = (Vec::new(), Value::Null);
+    let (mut views, mut last) = (Vec::new(), Value::Null);
     while began.elapsed() < COMPARED {
         thread::sleep(POLL / 2);
-        let view = view()?;
-        if view["last_window"] != last && !last.is_null() {
-            seen.push(view["exits"].as_array().context("exits are no longer told")?.clone());
+        let view = stack.api().get(&format!("/api/v1/vms/{GUEST}"))?;
+        let this = view["last_window"].clone();
+        if this != last && !last.is_null() {
+            views.push(view);
         }
-        last = view["last_window"].clone();
+        last = this;
     }
-    let (after, elapsed_s) = (guest.kvm_exits()?, began.elapsed().as_secs_f64());
-    ensure!(seen.len() >= 5, "only {} windows in {elapsed_s:.0} s", seen.len());
+    let elapsed_s = began.elapsed().as_secs_f64();
+    ensure!(views.len() >= 5, "only {} windows in {elapsed_s:.0} s", views.len());
+    Ok((views, elapsed_s))
+}
+
+/// Mean of the latest windows, seen one by one, between two looks at KVM's statistics; these count from the guest's start and cost nothing.
+fn compare_exits(stack: &FullStack, guest: &Guest<'_>) -> Result<Exits> {
+    wait_for("exits in a window", REPORT_PATIENCE, || {
+        let view = stack.api().get(&format!("/api/v1/vms/{GUEST}"))?;
+        Ok(view["exits"].as_array().is_some_and(|shares| !shares.is_empty()).then_some(()))
+    })?;
+    let before = guest.kvm_exits()?;
+    let (views, elapsed_s) = latest_windows(stack)?;
+    let after = guest.kvm_exits()?;
     let mean = |field: &str, wanted: &dyn Fn(&Value) -> bool| {
-        let shares = seen.iter().flatten().filter(|share| wanted(&share["reason"]));
-        shares.filter_map(|share| share[field].as_f64()).sum::<f64>() / seen.len() as f64
+        let shares = views.iter().filter_map(|view| view["exits"].as_array()).flatten();
+        let values = shares.filter(|share| wanted(&share["reason"])).filter_map(|share| share[field].as_f64());
+        values.sum::<f64>() / views.len() as f64
     };
     let is_halt = |reason: &Value| reason == "halt";
     let explanation = stack.api().get(&format!("/api/v1/vms/{GUEST}/explain"))?;
