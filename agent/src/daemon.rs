@@ -18,7 +18,7 @@ use crate::cpu_source::{self, Footing, SignalMetrics, SourceUnavailable};
 use crate::host::inventory::{self, Inventory, InventoryConfig, InventoryMetrics};
 use crate::host::machine::Machine;
 use crate::host::process::Proc;
-use crate::probe::{BlockProbe, DropProbe, MemoryProbe};
+use crate::probe::{self, BlockProbe, DropProbe, MemoryProbe};
 use crate::sample::{
     self, DiskSource, DropSeries, HostReport, LiveLoads, ReclaimSource, SampleMetrics, SamplerConfig, SamplerHandle,
     Sources, StoodDownVms,
@@ -137,6 +137,7 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
         reclaim: reclaim(),
         cost: CostControl::register(config.cost, config.sample.sample_ms, &mut registry),
     };
+    probe::give_back_memory();
 
     let (mut inventory, _inventory_handle) =
         inventory(&config, !dry_run, &mut registry).map_err(system("the inventory's threads"))?;

@@ -46,6 +46,7 @@ pub use block::BlockProbe;
 pub use btf::BtfError;
 pub use cost::{ProgramCost, StatsEnabled};
 pub use drops::{DropProbe, Drops};
+pub use load::give_back_memory;
 pub use memory::MemoryProbe;
 pub use scheduler::{Mechanism, Scheduler, SchedulerOptions};
 pub use tracefs::{Tracefs, TracefsError};
