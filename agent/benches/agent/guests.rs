@@ -16,6 +16,8 @@ use xtask::stack::{AgentSettings, BrainSettings, Mode, Stack, demo_policy};
 const LOAD: &str = "constant:0.02";
 /// After a start, before it is measured: connections and first looks at all guests are made once.
 const SETTLE: Duration = Duration::from_secs(2);
+/// After guests have booted: what their systems do once, QEMU's own threads do with them.
+const BOOTED: Duration = Duration::from_secs(10);
 /// After an end: libvirtd closes what it held for the monitor.
 const RECOVER: Duration = Duration::from_millis(500);
 /// What may be resident of the agent, in bytes.
@@ -90,7 +92,7 @@ pub(super) fn measure(numbers: &[usize], rounds: usize, turn: Duration) -> Resul
     for &number in numbers {
         stack.lab.boot(&guests[booted..number])?;
         booted = number;
-        sleep(SETTLE);
+        sleep(BOOTED);
         let figures = Host { libvirtd: libvirtd(&stack.lab)?, guests: &guests[..number], turn }
             .turns(&mut stack, &peers, rounds)?;
         print!("\n{}", figures.table());

@@ -11,7 +11,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// How long eBPF programs are timed, after the process itself was measured: the timing costs, too.
-const TIMED: Duration = Duration::from_secs(2);
+const TIMED: Duration = Duration::from_secs(1);
 
 /// What a process used.
 #[derive(Clone, Copy, Debug)]
