@@ -18,7 +18,7 @@ use crate::cpu_source::{self, Footing, SignalMetrics, SourceUnavailable};
 use crate::host::inventory::{self, Inventory, InventoryConfig, InventoryMetrics};
 use crate::host::machine::Machine;
 use crate::host::process::Proc;
-use crate::probe::{BlockProbe, DropProbe, ExitProbe, MemoryProbe};
+use crate::probe::{self, BlockProbe, DropProbe, ExitProbe, MemoryProbe};
 use crate::sample::{
     self, DiskSource, DropStandby, ExitSource, HostReport, LiveLoads, ReclaimSource, SampleMetrics, SamplerConfig,
     SamplerHandle, Sources, StoodDownVms,
@@ -211,6 +211,7 @@ pub(crate) fn sources(
         exits: exits(),
         cost: CostControl::register(config.cost, config.sample.sample_ms, registry),
     };
+    probe::give_back_memory();
     Ok((sources, rung))
 }
 

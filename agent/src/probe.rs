@@ -50,6 +50,7 @@ pub use btf::BtfError;
 pub use cost::{ProgramCost, StatsEnabled};
 pub use drops::{DropProbe, Drops};
 pub use exits::ExitProbe;
+pub use load::give_back_memory;
 pub use memory::MemoryProbe;
 pub use scheduler::{Mechanism, Scheduler, SchedulerOptions};
 pub use tracefs::{Tracefs, TracefsError};

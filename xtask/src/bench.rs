@@ -6,10 +6,11 @@
 use std::fs::File;
 use std::path::{PathBuf, absolute};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::ValueEnum;
 
-use crate::process::cargo;
+use crate::env::BIN_DIR;
+use crate::process::{cargo, target_dir};
 use crate::setup::{self, items::Purpose};
 
 /// Runs a benchmark and prints its table; without a name, lists what there is.
@@ -28,8 +29,10 @@ pub struct Args {
 /// The benchmarks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Name {
-    /// Cost of the scheduler probe per context switch and wake-up, beside an empty program and runqlat
+    /// Cost of the probes per context switch, wake-up, disk request and to a guest, beside runqlat, bpftrace and biolatency
     Probe,
+    /// CPU and memory of the agent, and what it causes in libvirtd and QEMU, beside two exporters on the same guests
+    Agent,
     /// VMs that one brain takes on two cores, with its CPU, memory, and the time from window to command
     Ingest,
     /// Accuracy and CPU time of forecasts, beside statsforecast's models (-- --data DIR with suites)
@@ -46,6 +49,7 @@ impl Name {
         match self {
             // What it measures runs in the kernel, from an eBPF object that is optimised in every profile.
             Self::Probe => ("gnomon-agent", "probe", "dev"),
+            Self::Agent => ("gnomon-agent", "agent", "release"),
             Self::Ingest => ("gnomon-brain", "ingest", "release"),
             Self::Forecast => ("gnomon-backtest", "forecast", "release"),
             Self::Anomaly | Self::Policy => ("gnomon-backtest", "replay", "release"),
@@ -55,7 +59,9 @@ impl Name {
     /// What has to be on the machine.
     fn purposes(self) -> &'static [Purpose] {
         match self {
-            Self::Probe => &[Purpose::Build, Purpose::Bench],
+            Self::Probe => &[Purpose::Build, Purpose::Lab, Purpose::Bench],
+            // Its peers would be services of this machine if they were installed: it unpacks them.
+            Self::Agent => &[Purpose::Build, Purpose::Lab],
             Self::Ingest | Self::Forecast | Self::Anomaly | Self::Policy => &[Purpose::Build],
         }
     }
@@ -75,14 +81,22 @@ pub fn run(args: &Args) -> Result<()> {
     };
     setup::ensure(name.purposes())?;
     let (package, target, profile) = name.target();
+    if name == Name::Agent {
+        let programs = ["build", "--release", "--package", "gnomon-agent", "--package", "gnomon-brain", "--bins"];
+        let status = cargo().args(programs).status().context("cannot run cargo")?;
+        ensure!(status.success(), "agent and brain cannot be built ({status})");
+    }
     let mut command = cargo();
     command.args(["bench", "--profile", profile, "--package", package, "--bench", target, "--"]);
     let backtest = match name {
         Name::Anomaly => Some("anomaly"),
         Name::Policy => Some("policy"),
-        Name::Probe | Name::Ingest | Name::Forecast => None,
+        Name::Probe | Name::Agent | Name::Ingest | Name::Forecast => None,
     };
     command.args(backtest);
+    if name == Name::Agent {
+        command.env(BIN_DIR, target_dir().join("release"));
+    }
     match &args.json {
         // A backtest prints its summary.
         Some(file) if backtest.is_some() => {

@@ -310,6 +310,18 @@ pub fn down(name: &str) -> Result<()> {
     keeper::down(&dir, &patterns)
 }
 
+/// Where the files of a Debian package are, fetched at the first time. They are not installed: what the package would run as a service of this machine
+/// runs nowhere but where it is started.
+pub fn unpacked(package: &str) -> Result<PathBuf> {
+    let dir = home().join("unpacked").join(package);
+    if !dir.exists() {
+        let parent = dir.parent().context("no such package")?;
+        fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
+        image::unpack(package, &dir)?;
+    }
+    Ok(dir)
+}
+
 fn directory(name: &str) -> PathBuf {
     home().join("run").join(name)
 }

@@ -170,6 +170,11 @@ impl Stack {
         Ok(self.brain.as_ref().context("no brain runs")?.id())
     }
 
+    /// The process of a host's agent.
+    pub fn agent_pid(&self, host: &str) -> Result<u32> {
+        Ok(self.agents.get(host).with_context(|| format!("no agent runs on {host}"))?.id())
+    }
+
     /// What the brain logged.
     pub fn brain_log(&self) -> Result<String> {
         let path = self.brain_dir().join("brain.log");

@@ -1,6 +1,6 @@
 //! How long one drain takes on a large host.
 
-use super::median;
+use super::spread::median;
 use anyhow::{Context, Result, ensure};
 use gnomon_agent::probe::{Scheduler, SchedulerOptions};
 use gnomon_common::wire::VmId;

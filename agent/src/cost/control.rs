@@ -3,7 +3,7 @@
 use super::Costed;
 use super::budget::{Budget, Candidate, Governor, Verdict};
 use super::timing::{Timed, Timing};
-use crate::probe::ProgramCost;
+use crate::probe::{ProgramCost, give_back_memory};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -241,6 +241,9 @@ impl CostControl {
         let (probe, shedding) = (source.name(), matches!(verdict, Verdict::Shed(_)));
         let before = programs(&**source);
         let done = if shedding { source.shed() } else { source.restore() };
+        if !shedding {
+            give_back_memory();
+        }
         match done {
             Ok(()) => {
                 self.metrics.forget(&before);

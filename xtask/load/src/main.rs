@@ -14,6 +14,7 @@ mod memory;
 use std::fs;
 use std::hint::black_box;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,8 @@ use gnomon_lab_load::{Line, Report};
 const SLICE_S: f64 = 0.1;
 /// Multiplications between two looks at the clock: about 10 us under emulation, where the look itself is dear.
 const SPIN_BATCH: u32 = 2000;
+/// Batches done by all threads.
+static WORK: AtomicU64 = AtomicU64::new(0);
 
 fn main() -> ExitCode {
     let schedule = match schedule_of_command_line() {
@@ -96,6 +99,7 @@ fn spin() {
     for _ in 0..SPIN_BATCH {
         value = black_box(value.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
     }
+    WORK.fetch_add(1, Ordering::Relaxed);
 }
 
 fn report(schedule: &Schedule, start: Instant) -> ! {
@@ -105,10 +109,10 @@ fn report(schedule: &Schedule, start: Instant) -> ! {
         // The next full second: seconds that the host took away altogether are skipped.
         let due = start + Duration::from_secs_f64(before_s.floor() + 1.0);
         thread::sleep(due.saturating_duration_since(Instant::now()));
-        let (now, t_s) = (idle_ticks(), start.elapsed().as_secs_f64());
+        let (now, t_s, work) = (idle_ticks(), start.elapsed().as_secs_f64(), WORK.load(Ordering::Relaxed));
         let busy = now.busy_since(&before, t_s - before_s);
         let level = mean_level(schedule, before_s, t_s);
-        println!("{}", Line::Report(Report { t_s, level, busy, cpus: now.cpus(), memory_kib: memory_kib() }));
+        println!("{}", Line::Report(Report { t_s, level, busy, cpus: now.cpus(), memory_kib: memory_kib(), work }));
         (before, before_s) = (now, t_s);
         bring_cpus_online();
     }

@@ -27,14 +27,19 @@ pub struct Report {
     pub cpus: u32,
     /// Memory that the guest's kernel manages (`MemTotal`), in KiB: a balloon takes from it.
     pub memory_kib: u64,
+    /// What has been computed since the start line, in rounds of a fixed size: with the same schedule, more of them in the same time is a faster guest.
+    pub work: u64,
 }
 
 impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Line::Start => write!(f, "{PREFIX} start"),
-            Line::Report(Report { t_s, level, busy, cpus, memory_kib }) => {
-                write!(f, "{PREFIX} t_s={t_s:.3} level={level:.3} busy={busy:.3} cpus={cpus} memory_kib={memory_kib}")
+            Line::Report(Report { t_s, level, busy, cpus, memory_kib, work }) => {
+                write!(
+                    f,
+                    "{PREFIX} t_s={t_s:.3} level={level:.3} busy={busy:.3} cpus={cpus} memory_kib={memory_kib} work={work}"
+                )
             }
         }
     }
@@ -64,6 +69,7 @@ impl FromStr for Line {
             busy: value("busy")?.parse().map_err(|_| NotALine)?,
             cpus: value("cpus")?.parse().map_err(|_| NotALine)?,
             memory_kib: value("memory_kib")?.parse().map_err(|_| NotALine)?,
+            work: value("work")?.parse().map_err(|_| NotALine)?,
         };
         Ok(Line::Report(report))
     }
@@ -77,7 +83,7 @@ mod tests {
 
     #[test]
     fn a_report_is_read_back_to_a_thousandth() {
-        let line = Line::Report(Report { t_s: 12.0, level: 0.5, busy: 0.497, cpus: 2, memory_kib: 98_304 });
+        let line = Line::Report(Report { t_s: 12.0, level: 0.5, busy: 0.497, cpus: 2, memory_kib: 98_304, work: 7 });
         assert_eq!(line.to_string().parse(), Ok(line));
         assert_eq!(Line::Start.to_string().parse(), Ok(Line::Start));
     }

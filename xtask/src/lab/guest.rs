@@ -139,15 +139,12 @@ impl Guest {
 
     /// CPU time that the host gave to the guest so far, emulator included, in seconds.
     pub fn cpu_time_s(&self) -> Result<f64> {
-        let dir = self.cgroup_dir("cpuacct")?;
-        let parse = |file: &str, unit_s: f64| -> Result<f64> {
-            let file = dir.join(file);
-            let text = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
-            let count = text.lines().next().and_then(|line| line.trim_start_matches("usage_usec ").trim().parse().ok());
-            let count: u64 = count.with_context(|| format!("{text:?} in {}", file.display()))?;
-            Ok(count as f64 * unit_s)
-        };
-        if dir.join("cpuacct.usage").exists() { parse("cpuacct.usage", 1e-9) } else { parse("cpu.stat", 1e-6) }
+        cpu_time_s(&self.cgroup_dir("cpuacct")?)
+    }
+
+    /// CPU time of QEMU's own threads so far, those that execute the guest's vCPUs left out, in seconds.
+    pub fn emulator_time_s(&self) -> Result<f64> {
+        cpu_time_s(&self.cgroup_dir("cpuacct")?.join("emulator"))
     }
 
     /// The quota that the guest's group enforces, in cores; `None` is unlimited.
@@ -184,6 +181,18 @@ impl Guest {
         let file = if dir.join("cgroup.threads").exists() { "cgroup.threads" } else { "tasks" };
         threads_below(&dir, file)
     }
+}
+
+/// CPU time of a group and those below it, in seconds.
+fn cpu_time_s(dir: &Path) -> Result<f64> {
+    let parse = |file: &str, unit_s: f64| -> Result<f64> {
+        let file = dir.join(file);
+        let text = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+        let count = text.lines().next().and_then(|line| line.trim_start_matches("usage_usec ").trim().parse().ok());
+        let count: u64 = count.with_context(|| format!("{text:?} in {}", file.display()))?;
+        Ok(count as f64 * unit_s)
+    };
+    if dir.join("cpuacct.usage").exists() { parse("cpuacct.usage", 1e-9) } else { parse("cpu.stat", 1e-6) }
 }
 
 fn threads_below(dir: &Path, file: &str) -> Result<Vec<u32>> {

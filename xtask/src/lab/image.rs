@@ -99,14 +99,20 @@ pub(super) fn kernel(progress: &Progress) -> Result<Release> {
     let package =
         depends.lines().find_map(|line| line.trim().strip_prefix("Depends: ")).filter(|name| !name.is_empty());
     let package = package.with_context(|| format!("apt knows no {KERNEL_PACKAGE}; run `apt-get update` (Debian)"))?;
+    unpack(package, &dir)?;
+    Ok(Release(dir))
+}
+
+/// Puts the files of a Debian package below `dir`, which must not be there.
+pub(super) fn unpack(package: &str, dir: &Path) -> Result<()> {
     let scratch = tempfile::tempdir_in(home())?;
     let download = output(Command::new("apt-get").args(["download", package]).current_dir(scratch.path()));
     download.with_context(|| format!("downloading {package}; `apt-get update` may help"))?;
     let archive = only_entry(scratch.path(), package)?;
     let tree = scratch.path().join("tree");
-    output(Command::new("dpkg").arg("--extract").args([&archive, &tree])).context("unpacking the kernel")?;
-    fs::rename(&tree, &dir).with_context(|| format!("keeping {}", dir.display()))?;
-    Ok(Release(dir))
+    let extract = output(Command::new("dpkg").arg("--extract").args([&archive, &tree]));
+    extract.with_context(|| format!("unpacking {package}"))?;
+    fs::rename(&tree, dir).with_context(|| format!("keeping {}", dir.display()))
 }
 
 /// The load program, static, in a target directory of its own so that it never waits for another build of the workspace.

@@ -134,8 +134,14 @@ pub const PACKAGES: &[Package] = &[
     Package {
         name: "libbpf-tools",
         purpose: Purpose::Bench,
-        why: "runqlat, the peer that the scheduler probe is measured against",
+        why: "runqlat and biolatency, the peers of the scheduler and the block probe",
         evidence: &["/usr/sbin/runqlat", "/usr/bin/runqlat", "/usr/bin/bpf-runqlat"],
+    },
+    Package {
+        name: "bpftrace",
+        purpose: Purpose::Bench,
+        why: "the peer that counts in one line what the scheduler probe counts",
+        evidence: &["/usr/bin/bpftrace"],
     },
 ];
 

@@ -50,10 +50,10 @@ mod tests {
 
     #[test]
     fn a_line_that_is_still_being_written_waits() {
-        let text = "[ 1.0] booting\r\ngnomon-load start\r\ngnomon-load t_s=1.000 level=0.500 busy=0.510 cpus=1 memory_kib=98304\r\n";
+        let text = "[ 1.0] booting\r\ngnomon-load start\r\ngnomon-load t_s=1.000 level=0.500 busy=0.510 cpus=1 memory_kib=98304 work=3\r\n";
         let whole = Console::parse(text);
         assert!(whole.started && whole.failure.is_none());
-        assert_eq!(whole.reports, [Report { t_s: 1.0, level: 0.5, busy: 0.51, cpus: 1, memory_kib: 98_304 }]);
+        assert_eq!(whole.reports, [Report { t_s: 1.0, level: 0.5, busy: 0.51, cpus: 1, memory_kib: 98_304, work: 3 }]);
         assert_eq!(Console::parse(&format!("{text}gnomon-load t_s=2.000 level=0.5")), whole);
     }
 

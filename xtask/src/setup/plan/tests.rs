@@ -73,7 +73,10 @@ fn package_lists_are_not_fetched_when_no_package_is_missing() {
 #[test]
 fn only_what_the_purpose_needs_is_asked_for() {
     let plan = plan(&bare_debian(), &[Purpose::Bench]);
-    assert_eq!(plan.findings.iter().map(|finding| finding.item.as_str()).collect::<Vec<_>>(), ["libbpf-tools"]);
+    assert_eq!(
+        plan.findings.iter().map(|finding| finding.item.as_str()).collect::<Vec<_>>(),
+        ["libbpf-tools", "bpftrace"]
+    );
 }
 
 #[test]
