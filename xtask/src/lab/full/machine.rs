@@ -248,6 +248,17 @@ impl Machine {
     }
 }
 
+/// KVM's own statistics of a guest, all vCPUs together.
+#[derive(Debug, Clone, Copy)]
+pub struct KvmCounts {
+    /// Exits.
+    pub exits: u64,
+    /// Those for a halt.
+    pub halts: u64,
+    /// How long vCPUs were halted, in seconds.
+    pub halted_s: f64,
+}
+
 /// A guest that runs on a host of a full lab.
 #[derive(Debug, Clone)]
 pub struct Guest<'a> {
@@ -311,15 +322,16 @@ impl<'a> Guest<'a> {
         Ok(total_us / 1e6)
     }
 
-    /// Exits of its vCPUs since its start, and those of them for a halt, by KVM's own statistics.
-    pub fn kvm_exits(&self) -> Result<(u64, u64)> {
+    /// What KVM itself has counted since the guest's start; it must be the only one on its host.
+    pub fn kvm_counts(&self) -> Result<KvmCounts> {
         let text = self.host.run(
             "mountpoint -q /sys/kernel/debug || mount -t debugfs debugfs /sys/kernel/debug
-            cat /sys/kernel/debug/kvm/[0-9]*/exits /sys/kernel/debug/kvm/[0-9]*/halt_exits",
+            cd /sys/kernel/debug/kvm/[0-9]*/
+            cat exits halt_exits halt_wait_ns halt_poll_success_ns halt_poll_fail_ns",
         )?;
         let counts: Vec<u64> = text.split_whitespace().filter_map(|text| text.parse().ok()).collect();
-        let [exits, halts] = counts[..] else { bail!("{} must be the only guest under KVM: {text}", self.name) };
-        Ok((exits, halts))
+        let [exits, halts, waited_ns, polled_ns, polled_in_vain_ns] = counts[..] else { bail!("KVM counts {text:?}") };
+        Ok(KvmCounts { exits, halts, halted_s: (waited_ns + polled_ns + polled_in_vain_ns) as f64 / 1e9 })
     }
 
     /// The quota in force, in cores; `None` is unlimited.
