@@ -19,9 +19,10 @@ use crate::host::inventory::{self, Inventory, InventoryConfig, InventoryMetrics}
 use crate::host::machine::Machine;
 use crate::host::process::Proc;
 use crate::probe::{self, BlockProbe, DropProbe, ExitProbe, MemoryProbe};
+use crate::reading::{BlockReading, ExitReading, ReclaimReading};
 use crate::sample::{
-    self, DiskSource, DropStandby, ExitSource, HostReport, LiveLoads, ReclaimSource, SampleMetrics, SamplerConfig,
-    SamplerHandle, Sources, StoodDownVms,
+    self, DropStandby, HostReport, LiveLoads, SampleMetrics, SamplerConfig, SamplerHandle, Sources, StoodDownVms,
+    VmReadings,
 };
 use crate::self_test::{self, Requests};
 use crate::telemetry::{self, SelfTestMetrics};
@@ -288,7 +289,7 @@ fn drops() -> Option<DropStandby> {
 }
 
 /// The block probe, where it works: without it, what VMs do on disks is not told.
-fn disks(config: &Config, self_tests: &SelfTestMetrics) -> Option<Box<dyn DiskSource + Send>> {
+fn disks(config: &Config, self_tests: &SelfTestMetrics) -> Option<VmReadings<BlockReading>> {
     let counting = || -> Result<(BlockProbe, Requests), self_test::Uncounted> {
         let mut probe = BlockProbe::load()?;
         let found = self_test::disks(&mut probe, &config.state_dir)?;
@@ -313,7 +314,7 @@ fn disks(config: &Config, self_tests: &SelfTestMetrics) -> Option<Box<dyn DiskSo
 }
 
 /// The memory probe, where it works: without it, how VMs are held up for want of memory is not told.
-fn reclaim() -> Option<Box<dyn ReclaimSource + Send>> {
+fn reclaim() -> Option<VmReadings<ReclaimReading>> {
     match MemoryProbe::load() {
         Ok(probe) => Some(Box::new(Standby::of(probe))),
         Err(error) => {
@@ -324,7 +325,7 @@ fn reclaim() -> Option<Box<dyn ReclaimSource + Send>> {
 }
 
 /// The exits probe, where KVM is: without it, why vCPUs leave their guests is not told.
-fn exits() -> Option<Box<dyn ExitSource + Send>> {
+fn exits() -> Option<VmReadings<ExitReading>> {
     match ExitProbe::load() {
         Ok(probe) => Some(Box::new(Standby::of(probe))),
         Err(error) => {

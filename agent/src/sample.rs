@@ -26,15 +26,12 @@ mod tick;
 mod vm;
 pub mod window;
 
-pub use disk::DiskSource;
 pub use drops::{DropSource, DropStandby};
-pub use exits::ExitSource;
 pub use live::{LiveLoad, LiveLoads, StoodDownVms};
 pub use metrics::SampleMetrics;
-pub use reclaim::ReclaimSource;
 pub use sampler::{SamplerConfig, SamplerError, SamplerHandle, Sources, spawn};
 pub(crate) use series::HostSeries;
-pub use source::{SchedSource, SourceError};
+pub use source::{SchedSource, SourceError, VmReadings, VmSource};
 pub(crate) use tick::{Start, Tick};
 
 use gnomon_common::time::Timestamp;

@@ -8,7 +8,8 @@ use gnomon_agent::host::inventory::memory::MemoryFacts;
 use gnomon_agent::host::inventory::{Inventory, VmFacts};
 use gnomon_agent::host::process::{Proc, ProcStat, QemuProcess, ThreadRole, VmThread};
 use gnomon_agent::probe::{self, BlockProbe, DropProbe, ExitProbe, MemoryProbe, Scheduler, SchedulerOptions};
-use gnomon_agent::sample::{self, DropStandby, ExitSource, SampleMetrics, SamplerConfig, Sources};
+use gnomon_agent::reading::ExitReading;
+use gnomon_agent::sample::{self, DropStandby, SampleMetrics, SamplerConfig, Sources, VmReadings};
 use gnomon_common::wire::{VmId, VmState};
 use prometheus_client::registry::Registry;
 use rustix::process::{Signal, set_parent_process_death_signal};
@@ -92,7 +93,7 @@ pub(super) fn sample() -> Result<()> {
         disks: Some(Box::new(Standby::of(BlockProbe::load()?))),
         drops: Some(DropStandby::new(DropProbe::load()?)),
         reclaim: Some(Box::new(Standby::of(MemoryProbe::load()?))),
-        exits: ExitProbe::load().ok().map(|probe| Box::new(Standby::of(probe)) as Box<dyn ExitSource + Send>),
+        exits: ExitProbe::load().ok().map(|probe| Box::new(Standby::of(probe)) as VmReadings<ExitReading>),
         // Nothing is to be given up while it is measured.
         cost: CostControl::register(Budget { budget_cores: 1.0, ..Budget::default() }, SAMPLE_MS, &mut registry),
     };

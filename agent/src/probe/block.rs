@@ -2,7 +2,7 @@
 
 use super::accounting::{map_error, now_ns};
 use super::btf::Types;
-use super::keys::{remove, replace};
+use super::keys::{Members, remove, replace};
 use super::load::{BTF_PATH, MemberPath, object_error, offset, program, program_error, take_map};
 use super::{ProbeError, ProgramCost, cost};
 use crate::reading::{BlockReading, DiskId};
@@ -58,20 +58,12 @@ unsafe impl aya::Pod for PodAccount {}
 /// The agent must run in the host's PID namespace: process ids are those of the kernel.
 pub struct BlockProbe {
     ebpf: Ebpf,
-    tgid_vm: HashMap<MapData, u32, u32>,
+    members: Members,
     cgroup_vm: HashMap<MapData, u64, u32>,
     accounts: HashMap<MapData, PodKey, PodAccount>,
     missed: Array<MapData, u64>,
-    vms: BTreeMap<VmId, Tracked>,
-    /// The last number given to a VM. None is given twice, so what a request of a VM that is gone still adds goes to nobody.
-    last_number: u32,
-}
-
-#[derive(Clone, Debug)]
-struct Tracked {
-    number: u32,
-    tgids: BTreeSet<u32>,
-    cgroups: BTreeSet<u64>,
+    /// By VM, those in `cgroup_vm`.
+    cgroups: BTreeMap<VmId, BTreeSet<u64>>,
 }
 
 impl BlockProbe {
@@ -97,13 +89,12 @@ impl BlockProbe {
             loader.load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/block"))).map_err(object_error)?;
         drop(loader);
         let mut probe = Self {
-            tgid_vm: take_map(&mut ebpf, "TGID_VM")?,
+            members: Members::of(&mut ebpf, VM_NONE)?,
             cgroup_vm: take_map(&mut ebpf, "CGROUP_VM")?,
             accounts: take_map(&mut ebpf, "DISK_ACCOUNTS")?,
             missed: take_map(&mut ebpf, "REQUESTS_MISSED")?,
             ebpf,
-            vms: BTreeMap::new(),
-            last_number: VM_NONE,
+            cgroups: BTreeMap::new(),
         };
         probe.attach(&btf)?;
         Ok(probe)
@@ -134,13 +125,12 @@ impl BlockProbe {
     /// # Errors
     /// If the kernel refuses: mostly because a map is full. Then the VM is not tracked: what is counted in part is not told.
     pub fn track(&mut self, vm: VmId, tgids: &[u32], cgroups: &[u64]) -> Result<(), ProbeError> {
-        let tracked = self.vms.entry(vm).or_insert_with(|| {
-            self.last_number += 1;
-            Tracked { number: self.last_number, tgids: BTreeSet::new(), cgroups: BTreeSet::new() }
-        });
-        let number = tracked.number;
-        let done = replace(&mut self.tgid_vm, "TGID_VM", &mut tracked.tgids, tgids, number)
-            .and_then(|()| replace(&mut self.cgroup_vm, "CGROUP_VM", &mut tracked.cgroups, cgroups, number));
+        let number = self.members.admit(vm);
+        let present = self.cgroups.entry(vm).or_default();
+        let done = self
+            .members
+            .follow(vm, tgids)
+            .and_then(|()| replace(&mut self.cgroup_vm, "CGROUP_VM", present, cgroups, number));
         if done.is_err() {
             // What of it fails fails on the way to an error that is reported anyway.
             let _ = self.untrack(vm);
@@ -153,10 +143,9 @@ impl BlockProbe {
     /// # Errors
     /// If the kernel refuses; the VM is forgotten all the same.
     pub fn untrack(&mut self, vm: VmId) -> Result<(), ProbeError> {
-        let Some(mut tracked) = self.vms.remove(&vm) else { return Ok(()) };
-        let number = tracked.number;
-        replace(&mut self.tgid_vm, "TGID_VM", &mut tracked.tgids, &[], number)?;
-        replace(&mut self.cgroup_vm, "CGROUP_VM", &mut tracked.cgroups, &[], number)
+        let Some((number, emptied)) = self.members.forget(vm) else { return Ok(()) };
+        let mut present = self.cgroups.remove(&vm).unwrap_or_default();
+        replace(&mut self.cgroup_vm, "CGROUP_VM", &mut present, &[], number).and(emptied)
     }
 
     /// The counters of all tracked VMs and of the rest of the host: two system calls for each pair of VM and disk that was ever used.
@@ -164,10 +153,10 @@ impl BlockProbe {
     /// # Errors
     /// If the kernel refuses.
     pub fn drain(&mut self) -> Result<BlockReading, ProbeError> {
-        let by_number: BTreeMap<u32, VmId> = self.vms.iter().map(|(&vm, tracked)| (tracked.number, vm)).collect();
+        let by_number = self.members.by_number();
         let mut reading = BlockReading {
             taken_ns: now_ns(),
-            vms: self.vms.keys().map(|&vm| (vm, BTreeMap::new())).collect(),
+            vms: self.members.iter().map(|(vm, _)| (vm, BTreeMap::new())).collect(),
             rest: BTreeMap::new(),
             requests_missed: self.missed.get(&0, 0).map_err(map_error("REQUESTS_MISSED"))?,
         };

@@ -1,7 +1,7 @@
 //! The exits probe as the sampler sees it.
 
-use super::accounting::map_error;
-use super::keys::{remove, replace};
+use super::accounting::{map_error, now_ns};
+use super::keys::{Members, remove};
 use super::load::{object_error, program, program_error, take_map};
 use super::{ProbeError, ProgramCost, Tracefs, cost};
 use crate::reading::{ExitCounters, ExitReading};
@@ -10,8 +10,6 @@ use aya::programs::{RawTracePoint, TracePoint};
 use aya::{Ebpf, EbpfLoader};
 use gnomon_common::abi::exits::{EXIT_REASONS, VcpuAccount};
 use gnomon_common::wire::VmId;
-use rustix::time::{ClockId, clock_gettime};
-use std::collections::{BTreeMap, BTreeSet};
 
 /// The tracepoint that tells the reason: its category and name.
 const EXIT: (&str, &str) = ("kvm", "kvm_exit");
@@ -36,17 +34,8 @@ unsafe impl aya::Pod for PodAccount {}
 /// The agent must run in the host's PID namespace: process and thread ids are those of the kernel.
 pub struct ExitProbe {
     ebpf: Ebpf,
-    tgid_vm: HashMap<MapData, u32, u32>,
+    members: Members,
     vcpus: HashMap<MapData, u32, PodAccount>,
-    vms: BTreeMap<VmId, Tracked>,
-    /// The last number given to a VM. None is given twice, so what is left of a VM that is gone is nobody's.
-    last_number: u32,
-}
-
-#[derive(Clone, Debug)]
-struct Tracked {
-    number: u32,
-    tgids: BTreeSet<u32>,
 }
 
 impl ExitProbe {
@@ -74,13 +63,7 @@ impl ExitProbe {
         // The end goes first: what begins is then seen to end.
         program::<RawTracePoint>(&mut ebpf, ENTERED)?.attach(ENTRY).map_err(|e| program_error(ENTERED, e))?;
         program::<TracePoint>(&mut ebpf, LEFT)?.attach(EXIT.0, EXIT.1).map_err(|e| program_error(LEFT, e))?;
-        Ok(Self {
-            tgid_vm: take_map(&mut ebpf, "TGID_VM")?,
-            vcpus: take_map(&mut ebpf, "VCPUS")?,
-            ebpf,
-            vms: BTreeMap::new(),
-            last_number: 0,
-        })
+        Ok(Self { members: Members::of(&mut ebpf, 0)?, vcpus: take_map(&mut ebpf, "VCPUS")?, ebpf })
     }
 
     /// Counts what the threads of these processes do as `vm`'s. To be called again whenever they may have changed; what was counted stays with the VM.
@@ -88,11 +71,7 @@ impl ExitProbe {
     /// # Errors
     /// If the kernel refuses: mostly because a map is full. Then the VM is not tracked: what is counted in part is not told.
     pub fn track(&mut self, vm: VmId, tgids: &[u32]) -> Result<(), ProbeError> {
-        let tracked = self.vms.entry(vm).or_insert_with(|| {
-            self.last_number += 1;
-            Tracked { number: self.last_number, tgids: BTreeSet::new() }
-        });
-        let done = replace(&mut self.tgid_vm, "TGID_VM", &mut tracked.tgids, tgids, tracked.number);
+        let done = self.members.follow(vm, tgids);
         if done.is_err() {
             // What of it fails fails on the way to an error that is reported anyway.
             let _ = self.untrack(vm);
@@ -105,8 +84,7 @@ impl ExitProbe {
     /// # Errors
     /// If the kernel refuses; the VM is forgotten all the same.
     pub fn untrack(&mut self, vm: VmId) -> Result<(), ProbeError> {
-        let Some(mut tracked) = self.vms.remove(&vm) else { return Ok(()) };
-        replace(&mut self.tgid_vm, "TGID_VM", &mut tracked.tgids, &[], tracked.number)
+        self.members.forget(vm).map_or(Ok(()), |(_, emptied)| emptied)
     }
 
     /// The counters of all tracked VMs whose vCPUs have left their guests since: two system calls for each vCPU. Times that have not ended are included.
@@ -114,7 +92,7 @@ impl ExitProbe {
     /// # Errors
     /// If the kernel refuses.
     pub fn drain(&mut self) -> Result<ExitReading, ProbeError> {
-        let by_number: BTreeMap<u32, VmId> = self.vms.iter().map(|(&vm, tracked)| (tracked.number, vm)).collect();
+        let by_number = self.members.by_number();
         let (mut reading, mut orphans) = (ExitReading::new(), Vec::new());
         for entry in self.vcpus.iter() {
             let (tid, PodAccount(account)) = entry.map_err(map_error("VCPUS"))?;
@@ -137,12 +115,6 @@ impl ExitProbe {
     pub fn cost(&self) -> Result<Vec<ProgramCost>, ProbeError> {
         cost::of_programs(&self.ebpf, &[LEFT, ENTERED])
     }
-}
-
-/// On the clock of `bpf_ktime_get_ns`.
-fn now_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
 
 fn add(sum: &mut ExitCounters, account: &VcpuAccount, now_ns: u64) {

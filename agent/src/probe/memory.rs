@@ -1,7 +1,7 @@
 //! The memory probe as the sampler sees it.
 
 use super::accounting::{is_not_found, map_error};
-use super::keys::{remove, replace};
+use super::keys::{Members, remove};
 use super::load::{BTF_PATH, object_error, program, program_error, take_map};
 use super::{ProbeError, ProgramCost, cost};
 use crate::reading::{ReclaimCounters, ReclaimReading};
@@ -10,7 +10,6 @@ use aya::programs::{BtfTracePoint, ProgramError};
 use aya::{Btf, BtfError, Ebpf, EbpfLoader};
 use gnomon_common::abi::memory::MemoryAccount;
 use gnomon_common::wire::VmId;
-use std::collections::{BTreeMap, BTreeSet};
 
 /// A program and its tracepoint.
 type Tracing = (&'static str, &'static str);
@@ -38,18 +37,9 @@ unsafe impl aya::Pod for PodAccount {}
 /// The agent must run in the host's PID namespace: process ids are those of the kernel.
 pub struct MemoryProbe {
     ebpf: Ebpf,
-    tgid_vm: HashMap<MapData, u32, u32>,
+    members: Members,
     accounts: HashMap<MapData, u32, PodAccount>,
-    vms: BTreeMap<VmId, Tracked>,
-    /// The last number given to a VM. None is given twice, so what a reclaim of a VM that is gone still adds goes to nobody.
-    last_number: u32,
     sees_limits: bool,
-}
-
-#[derive(Clone, Debug)]
-struct Tracked {
-    number: u32,
-    tgids: BTreeSet<u32>,
 }
 
 impl MemoryProbe {
@@ -84,11 +74,9 @@ impl MemoryProbe {
             program::<BtfTracePoint>(&mut ebpf, name)?.attach().map_err(|e| program_error(name, e))?;
         }
         Ok(Self {
-            tgid_vm: take_map(&mut ebpf, "TGID_VM")?,
+            members: Members::of(&mut ebpf, 0)?,
             accounts: take_map(&mut ebpf, "MEMORY_ACCOUNTS")?,
             ebpf,
-            vms: BTreeMap::new(),
-            last_number: 0,
             sees_limits,
         })
     }
@@ -104,15 +92,14 @@ impl MemoryProbe {
     /// # Errors
     /// If the kernel refuses: mostly because a map is full. Then the VM is not tracked: what is counted in part is not told.
     pub fn track(&mut self, vm: VmId, tgids: &[u32]) -> Result<(), ProbeError> {
-        if !self.vms.contains_key(&vm) {
-            self.last_number += 1;
-            let number = self.last_number;
+        let is_new = self.members.number(vm).is_none();
+        let number = self.members.admit(vm);
+        let mut done = Ok(());
+        if is_new {
             let empty = PodAccount(MemoryAccount::default());
-            self.accounts.insert(number, empty, 0).map_err(map_error("MEMORY_ACCOUNTS"))?;
-            self.vms.insert(vm, Tracked { number, tgids: BTreeSet::new() });
+            done = self.accounts.insert(number, empty, 0).map_err(map_error("MEMORY_ACCOUNTS"));
         }
-        let Some(tracked) = self.vms.get_mut(&vm) else { return Ok(()) };
-        let done = replace(&mut self.tgid_vm, "TGID_VM", &mut tracked.tgids, tgids, tracked.number);
+        let done = done.and_then(|()| self.members.follow(vm, tgids));
         if done.is_err() {
             // What of it fails fails on the way to an error that is reported anyway.
             let _ = self.untrack(vm);
@@ -125,9 +112,8 @@ impl MemoryProbe {
     /// # Errors
     /// If the kernel refuses; the VM is forgotten all the same.
     pub fn untrack(&mut self, vm: VmId) -> Result<(), ProbeError> {
-        let Some(mut tracked) = self.vms.remove(&vm) else { return Ok(()) };
-        let emptied = replace(&mut self.tgid_vm, "TGID_VM", &mut tracked.tgids, &[], tracked.number);
-        remove(&mut self.accounts, "MEMORY_ACCOUNTS", &tracked.number).and(emptied)
+        let Some((number, emptied)) = self.members.forget(vm) else { return Ok(()) };
+        remove(&mut self.accounts, "MEMORY_ACCOUNTS", &number).and(emptied)
     }
 
     /// The counters of all tracked VMs: a system call for each.
@@ -136,8 +122,8 @@ impl MemoryProbe {
     /// If the kernel refuses.
     pub fn drain(&mut self) -> Result<ReclaimReading, ProbeError> {
         let mut reading = ReclaimReading::new();
-        for (&vm, tracked) in &self.vms {
-            match self.accounts.get(&tracked.number, 0) {
+        for (vm, number) in self.members.iter() {
+            match self.accounts.get(&number, 0) {
                 Ok(PodAccount(MemoryAccount { reclaims, stalled_ns })) => {
                     reading.insert(vm, ReclaimCounters { reclaims, stalled_ns });
                 }

@@ -1,27 +1,13 @@
 //! Readings of the block probe -> a window of one VM's disks. Pure.
 
 use super::interval::{Bounds, Rejection};
-use super::source::SourceError;
 use super::window::Weighted;
-use crate::cost::{Costed, Loadable, Standby};
+use crate::cost::Loadable;
 use crate::host::process::ProcessIoReading;
 use crate::probe::{BlockProbe, ProbeError, ProgramCost};
 use crate::reading::{BlockReading, DiskCounters, DiskId};
 use gnomon_common::abi::block::{Direction, DiskAccount};
 use gnomon_common::wire::{DISKS_MAX, DiskFlow, DiskRest, DiskShare, DiskWindow, LatencyHistogram, ProcessIo, VmId};
-
-/// A source of block readings: the eBPF probe, or a script in a test.
-pub trait DiskSource: Costed {
-    /// Counts what these thread groups, or kernel workers charged to these control groups, do on disks for a VM from now on. Called again when
-    /// the sets change.
-    fn track(&mut self, vm: VmId, tgids: &[u32], cgroups: &[u64]) -> Result<(), SourceError>;
-
-    /// Forgets a VM and its counters.
-    fn untrack(&mut self, vm: VmId) -> Result<(), SourceError>;
-
-    /// The counters of all tracked VMs and of the rest of the host, now; `None` while the source is shed. Those after that begin anew.
-    fn drain(&mut self) -> Result<Option<BlockReading>, SourceError>;
-}
 
 impl Loadable for BlockProbe {
     const NAME: &'static str = "block";
@@ -45,20 +31,6 @@ impl Loadable for BlockProbe {
 
     fn cost(&self) -> Result<Vec<ProgramCost>, ProbeError> {
         Self::cost(self)
-    }
-}
-
-impl DiskSource for Standby<BlockProbe> {
-    fn track(&mut self, vm: VmId, tgids: &[u32], cgroups: &[u64]) -> Result<(), SourceError> {
-        Ok(Self::track(self, vm, tgids, cgroups)?)
-    }
-
-    fn untrack(&mut self, vm: VmId) -> Result<(), SourceError> {
-        Ok(Self::untrack(self, vm)?)
-    }
-
-    fn drain(&mut self) -> Result<Option<BlockReading>, SourceError> {
-        Ok(Self::drain(self)?)
     }
 }
 

@@ -249,6 +249,7 @@ mod tests {
         bench.script.drop_on(4, 2, 30);
         assert!(bench.close(&[("vnet0", 9)], 11 * S).is_empty());
         bench.script.0.lock().unwrap().2 = true;
+        assert!(bench.source.read(BTreeMap::new()).is_err());
         assert!(bench.close(&[("vnet0", 9)], 21 * S).is_empty());
         bench.script.0.lock().unwrap().2 = false;
         bench.script.drop_on(9, 2, 30);

@@ -1,22 +1,9 @@
 //! Readings of the exits probe -> why a VM's vCPUs left their guest in a window.
 
-use super::source::SourceError;
-use crate::cost::{Costed, Loadable, Standby};
+use crate::cost::Loadable;
 use crate::probe::{ExitProbe, ProbeError, ProgramCost};
 use crate::reading::{ExitCounters, ExitReading};
 use gnomon_common::wire::{ExitReason, ExitShare, VmId};
-
-/// A source of exits: the eBPF probe, or a script in a test.
-pub trait ExitSource: Costed {
-    /// Counts what these thread groups do for a VM from now on. Called again when the set changes.
-    fn track(&mut self, vm: VmId, tgids: &[u32]) -> Result<(), SourceError>;
-
-    /// Forgets a VM and its counters.
-    fn untrack(&mut self, vm: VmId) -> Result<(), SourceError>;
-
-    /// The counters of all tracked VMs that run under KVM, now; `None` while the source is shed. Those after that begin anew.
-    fn drain(&mut self) -> Result<Option<ExitReading>, SourceError>;
-}
 
 impl Loadable for ExitProbe {
     const NAME: &'static str = "exits";
@@ -41,20 +28,6 @@ impl Loadable for ExitProbe {
 
     fn cost(&self) -> Result<Vec<ProgramCost>, ProbeError> {
         Self::cost(self)
-    }
-}
-
-impl ExitSource for Standby<ExitProbe> {
-    fn track(&mut self, vm: VmId, tgids: &[u32]) -> Result<(), SourceError> {
-        Ok(Self::track(self, vm, tgids, &[])?)
-    }
-
-    fn untrack(&mut self, vm: VmId) -> Result<(), SourceError> {
-        Ok(Self::untrack(self, vm)?)
-    }
-
-    fn drain(&mut self) -> Result<Option<ExitReading>, SourceError> {
-        Ok(Self::drain(self)?)
     }
 }
 

@@ -1,9 +1,13 @@
 //! What the sampler tells about itself and about the VMs it measures.
 
+mod labels;
+
+pub(super) use labels::VmLabel;
+
 use super::interval::{Rejection, WaitSample};
 use crate::reading::Culprit;
-use gnomon_common::wire::{DiskWindow, Dropped, ExitReason, ExitShare, InterfaceWindow, MemoryWindow, Traffic, VmId};
-use prometheus_client::encoding::EncodeLabelSet;
+use gnomon_common::wire::{DiskWindow, Dropped, ExitReason, ExitShare, InterfaceWindow, MemoryWindow, Traffic};
+use labels::{DirectionLabel, DropLabel, ExitLabel, ReasonLabel, WaitLabel};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -61,62 +65,6 @@ pub struct SampleMetrics {
     pub(super) exit_failures: Counter,
     exits: Family<ExitLabel, GaugeF64>,
     away: Family<ExitLabel, GaugeF64>,
-}
-
-/// Which direction of which VM's traffic.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct DirectionLabel {
-    vm: String,
-    name: String,
-    direction: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabel {
-    reason: &'static str,
-}
-
-/// Which VM a value is of.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct VmLabel {
-    vm: String,
-    name: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct DropLabel {
-    reason: String,
-}
-
-/// Which VM's vCPUs left their guest, and why.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ExitLabel {
-    vm: String,
-    name: String,
-    reason: &'static str,
-}
-
-/// Which VM waited, and for what: few, unlike the pairs of VMs.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct WaitLabel {
-    vm: String,
-    name: String,
-    cause: &'static str,
-}
-
-impl WaitLabel {
-    /// Its own quota, its own other threads, other VMs, tasks of the host.
-    const CAUSES: [&str; 4] = ["quota", "own", "vm", "host"];
-
-    fn new(vm: &VmLabel, cause: &'static str) -> Self {
-        Self { vm: vm.vm.clone(), name: vm.name.clone(), cause }
-    }
-}
-
-impl VmLabel {
-    pub(super) fn new(vm: VmId, name: &str) -> Self {
-        Self { vm: vm.to_string(), name: name.to_owned() }
-    }
 }
 
 impl Default for SampleMetrics {

@@ -4,12 +4,11 @@ mod reader;
 
 use super::grid::Now;
 use super::series::HostSeries;
-use super::{
-    DiskSource, DropStandby, ExitSource, HostReport, LiveLoads, ReclaimSource, SampleMetrics, SchedSource, StoodDownVms,
-};
+use super::{DropStandby, HostReport, LiveLoads, SampleMetrics, SchedSource, StoodDownVms, VmReadings};
 use crate::cost::CostControl;
 use crate::host::inventory::Inventory;
 use crate::host::process::Proc;
+use crate::reading::{BlockReading, ExitReading, ReclaimReading};
 use crate::recording::Tape;
 use reader::Reader;
 use std::path::PathBuf;
@@ -63,13 +62,13 @@ pub struct Sources {
     /// Of CPU.
     pub cpu: Box<dyn SchedSource + Send>,
     /// Of disks, where something tells.
-    pub disks: Option<Box<dyn DiskSource + Send>>,
+    pub disks: Option<VmReadings<BlockReading>>,
     /// Of what is dropped on network devices, where something tells.
     pub drops: Option<DropStandby>,
     /// How VMs are held up for want of memory, where something tells.
-    pub reclaim: Option<Box<dyn ReclaimSource + Send>>,
+    pub reclaim: Option<VmReadings<ReclaimReading>>,
     /// Why vCPUs leave their guests, where something tells.
-    pub exits: Option<Box<dyn ExitSource + Send>>,
+    pub exits: Option<VmReadings<ExitReading>>,
     /// Gives them up and takes them back.
     pub cost: CostControl,
 }

@@ -1,6 +1,6 @@
-//! What the sampler needs of a source of scheduler readings.
+//! What the sampler needs of its sources.
 
-use crate::cost::Costed;
+use crate::cost::{Costed, Loadable, Standby};
 use crate::host::kernel_file::ReadError;
 use crate::probe::{ProbeError, ProgramCost, Scheduler};
 use crate::reading::SchedReading;
@@ -24,6 +24,35 @@ pub trait SchedSource: Costed {
 
     /// The counters of all tracked VMs, now.
     fn drain(&mut self) -> Result<SchedReading, SourceError>;
+}
+
+/// A source that counts by VM and can be given up: an eBPF probe, or a script in a test.
+pub trait VmSource<R>: Costed {
+    /// Counts what these thread groups do, or what is charged to these control groups, for a VM from now on. Called again when the sets change.
+    fn track(&mut self, vm: VmId, tgids: &[u32], cgroups: &[u64]) -> Result<(), SourceError>;
+
+    /// Forgets a VM and its counters.
+    fn untrack(&mut self, vm: VmId) -> Result<(), SourceError>;
+
+    /// The counters of all tracked VMs, now; `None` while the source is shed. Those after that begin anew.
+    fn drain(&mut self) -> Result<Option<R>, SourceError>;
+}
+
+/// One of them, whatever it is.
+pub type VmReadings<R> = Box<dyn VmSource<R> + Send>;
+
+impl<P: Loadable> VmSource<P::Reading> for Standby<P> {
+    fn track(&mut self, vm: VmId, tgids: &[u32], cgroups: &[u64]) -> Result<(), SourceError> {
+        Ok(Self::track(self, vm, tgids, cgroups)?)
+    }
+
+    fn untrack(&mut self, vm: VmId) -> Result<(), SourceError> {
+        Ok(Self::untrack(self, vm)?)
+    }
+
+    fn drain(&mut self) -> Result<Option<P::Reading>, SourceError> {
+        Ok(Self::drain(self)?)
+    }
 }
 
 /// The probe could not do it; it says itself why and what to do.

@@ -124,13 +124,13 @@ impl Reader {
             tracing::warn!(vm = %facts.id, name = facts.name, %error, "the VM's disks are not measured");
         }
         if let Some(reclaim) = &mut self.sources.reclaim
-            && let Err(error) = reclaim.track(facts.id, &wanted.thread_groups)
+            && let Err(error) = reclaim.track(facts.id, &wanted.thread_groups, &wanted.block_groups)
         {
             self.metrics.reclaim_failures.inc();
             tracing::warn!(vm = %facts.id, name = facts.name, %error, "how the VM is held up for memory is not measured");
         }
         if let Some(exits) = &mut self.sources.exits
-            && let Err(error) = exits.track(facts.id, &wanted.thread_groups)
+            && let Err(error) = exits.track(facts.id, &wanted.thread_groups, &wanted.block_groups)
         {
             self.metrics.exit_failures.inc();
             tracing::warn!(vm = %facts.id, name = facts.name, %error, "why the VM's vCPUs leave their guest is not measured");

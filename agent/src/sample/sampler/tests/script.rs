@@ -5,7 +5,7 @@ use crate::cost::Costed;
 use crate::reading::{
     BlockReading, DiskCounters, ExitReading, ReclaimReading, SchedCounters, SchedReading, WaitCauses,
 };
-use crate::sample::{DiskSource, ExitSource, ReclaimSource, SchedSource, SourceError};
+use crate::sample::{SchedSource, SourceError, VmSource};
 use gnomon_common::wire::VmId;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -67,7 +67,7 @@ impl SchedSource for Script {
     }
 }
 
-impl DiskSource for Script {
+impl VmSource<BlockReading> for Script {
     fn track(&mut self, vm: VmId, _tgids: &[u32], _cgroups: &[u64]) -> Result<(), SourceError> {
         self.0.lock().unwrap().disks.entry(vm).or_default();
         Ok(())
@@ -92,8 +92,8 @@ impl DiskSource for Script {
     }
 }
 
-impl ExitSource for Script {
-    fn track(&mut self, vm: VmId, _tgids: &[u32]) -> Result<(), SourceError> {
+impl VmSource<ExitReading> for Script {
+    fn track(&mut self, vm: VmId, _tgids: &[u32], _cgroups: &[u64]) -> Result<(), SourceError> {
         self.0.lock().unwrap().exits.entry(vm).or_default();
         Ok(())
     }
@@ -109,8 +109,8 @@ impl ExitSource for Script {
     }
 }
 
-impl ReclaimSource for Script {
-    fn track(&mut self, vm: VmId, _tgids: &[u32]) -> Result<(), SourceError> {
+impl VmSource<ReclaimReading> for Script {
+    fn track(&mut self, vm: VmId, _tgids: &[u32], _cgroups: &[u64]) -> Result<(), SourceError> {
         self.0.lock().unwrap().reclaim.entry(vm).or_default();
         Ok(())
     }
