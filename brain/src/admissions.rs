@@ -9,7 +9,7 @@ use gnomon_brain::ca::Ca;
 use gnomon_brain::clock;
 use gnomon_brain::config::Config;
 use gnomon_brain::secret;
-use gnomon_brain::store::{AdmissionsOffice, SqliteStore, StoredToken};
+use gnomon_brain::store::{AdmissionsOffice, SqlStore, StoredToken};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{EnrolRefusal, HostId, Token, TokenId, TokenSecret};
 use gnomon_core::Audit;
@@ -176,8 +176,8 @@ fn list_hosts(file: &ConfigFile) -> Result<()> {
 
 /// Opens the brain's database for one piece of work.
 #[tokio::main(flavor = "current_thread")]
-async fn on_store<T>(config: &Config, work: impl AsyncFnOnce(&SqliteStore) -> Result<T>) -> Result<T> {
-    let store = SqliteStore::open(&config.store.path).await?;
+async fn on_store<T>(config: &Config, work: impl AsyncFnOnce(&SqlStore) -> Result<T>) -> Result<T> {
+    let store = SqlStore::open(&config.store.location()).await?;
     work(&store).await
 }
 

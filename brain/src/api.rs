@@ -23,7 +23,8 @@ pub use problem::Problem;
 pub use set::{SetAnswer, SetBody};
 pub use status::Status;
 
-use crate::drive::{AskError, Desk, DriveHandle};
+use crate::drive::{Desk, DriveHandle};
+use crate::role::Role;
 use crate::store::Store;
 use crate::telemetry::Telemetry;
 use axum::Router;
@@ -45,8 +46,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// What handlers share.
 #[derive(Clone)]
 pub struct ApiState {
-    /// The loop of the present lease term; `None` while the brain starts or changes its term.
-    pub drive: watch::Receiver<Option<DriveHandle>>,
+    /// Whether this brain leads, and then by which loop.
+    pub role: watch::Receiver<Role>,
+    /// What this brain is called among those of its database.
+    pub name: Arc<str>,
     /// Audit and commands are read from here.
     pub store: Arc<dyn Store>,
     /// Who may ask.
@@ -59,7 +62,10 @@ pub struct ApiState {
 
 impl ApiState {
     fn drive(&self) -> Result<DriveHandle, Problem> {
-        self.drive.borrow().clone().ok_or_else(|| Problem::from(AskError::Away))
+        match &*self.role.borrow() {
+            Role::Leading(drive) => Ok(drive.clone()),
+            other => Err(Problem::unavailable(other.excuse())),
+        }
     }
 
     /// Asks the loop, within [`ANSWER_TIMEOUT`].

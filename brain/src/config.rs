@@ -5,6 +5,7 @@
 mod unknown;
 
 use crate::ca::Lifetime;
+use crate::store::Location;
 use gnomon_core::Policy;
 use serde::Deserialize;
 use std::fs;
@@ -12,6 +13,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use url::Url;
 
 /// The commented example, which is also what `gnomon-brain init` writes.
 pub const EXAMPLE: &str = include_str!("../../deploy/brain.toml");
@@ -22,6 +24,8 @@ const HEARTBEAT_MS: std::ops::RangeInclusive<u64> = 100..=60_000;
 /// Certificates that live shorter would be renewed more often than connections last; those that live longer outlive what
 /// they are short-lived for.
 const CERTIFICATE_LIFETIME_S: std::ops::RangeInclusive<u64> = 10..=365 * 86_400;
+/// A shorter lease would end at every hiccup of the database, and a longer one would leave a fleet without a leader for minutes.
+const LEASE_MS: std::ops::RangeInclusive<u64> = 3000..=120_000;
 /// A forecast wants to see its season at least twice.
 const SEASONS_KEPT_MIN: u64 = 2;
 
@@ -96,8 +100,15 @@ pub struct Api {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StoreConfig {
-    /// The SQLite file.
-    pub path: PathBuf,
+    /// The SQLite file: this or `url`.
+    pub path: Option<PathBuf>,
+    /// PostgreSQL, as `postgres://USER@HOST/DATABASE`.
+    pub url: Option<Url>,
+    /// The file with the password for it.
+    pub password_file: Option<PathBuf>,
+    /// How long a leader leads that does not renew its lease, in milliseconds; on PostgreSQL.
+    #[serde(default = "lease_ms")]
+    pub lease_ms: u64,
     /// How long reports are kept, in seconds.
     #[serde(default = "report_retention_s")]
     pub report_retention_s: u64,
@@ -120,6 +131,10 @@ fn certificate_lifetime_s() -> u64 {
 
 fn api_listen() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 7480))
+}
+
+fn lease_ms() -> u64 {
+    9000
 }
 
 fn report_retention_s() -> u64 {
@@ -145,6 +160,41 @@ impl CaConfig {
 }
 
 impl StoreConfig {
+    /// Where the database is.
+    pub fn location(&self) -> Location {
+        match (&self.url, &self.path) {
+            (Some(url), _) => Location::Postgres { url: url.clone(), password_file: self.password_file.clone() },
+            (None, path) => Location::Sqlite(path.clone().unwrap_or_default()),
+        }
+    }
+
+    /// How long a lease lasts that is not renewed.
+    pub fn lease(&self) -> Duration {
+        Duration::from_millis(self.lease_ms)
+    }
+
+    fn check(&self) -> Result<(), (String, String)> {
+        let fail = |key: &str, problem: &str| Err((format!("store.{key}"), problem.to_owned()));
+        if !LEASE_MS.contains(&self.lease_ms) {
+            return fail("lease_ms", &format!("{} is not in {LEASE_MS:?}", self.lease_ms));
+        }
+        match (&self.path, &self.url) {
+            (Some(_), None) if self.password_file.is_some() => {
+                fail("password_file", "is for store.url; an SQLite file has no password")
+            }
+            (Some(_), None) => Ok(()),
+            (None, Some(url)) if !["postgres", "postgresql"].contains(&url.scheme()) => {
+                fail("url", "is no address of PostgreSQL: postgres://USER@HOST/DATABASE")
+            }
+            (None, Some(url)) if url.password().is_some() || url.query_pairs().any(|(key, _)| key == "password") => {
+                fail("url", "has a password in it, which everybody sees who sees the address; use store.password_file")
+            }
+            (None, Some(_)) => Ok(()),
+            (Some(_), Some(_)) => fail("url", "and store.path exclude each other; take one of them out"),
+            (None, None) => fail("path", "is missing, and store.url as well; one of them says where the database is"),
+        }
+    }
+
     /// How long reports are kept.
     pub fn report_retention(&self) -> Duration {
         Duration::from_secs(self.report_retention_s)
@@ -204,8 +254,9 @@ impl Config {
         })?;
         let base = path.parent().unwrap_or(Path::new("."));
         let Config { tls, ca, api, store, .. } = &mut config;
-        let files = [&mut tls.ca, &mut tls.certificate, &mut tls.key, &mut api.token_file, &mut store.path];
-        for file in files.into_iter().chain(ca.as_mut().map(|ca| &mut ca.key)) {
+        let files = [&mut tls.ca, &mut tls.certificate, &mut tls.key, &mut api.token_file];
+        let optional = [ca.as_mut().map(|ca| &mut ca.key), store.path.as_mut(), store.password_file.as_mut()];
+        for file in files.into_iter().chain(optional.into_iter().flatten()) {
             *file = base.join(&*file);
         }
         config.validate().map_err(|(key, problem)| ConfigError::Value { path: path.to_owned(), key, problem })?;
@@ -226,6 +277,7 @@ impl Config {
             let problem = format!("{} is not in {CERTIFICATE_LIFETIME_S:?}", ca.certificate_lifetime_s);
             return fail("ca.certificate_lifetime_s", problem);
         }
+        self.store.check()?;
         self.policy.validate().map_err(|error| (format!("policy.{}", error.setting), error.problem))?;
         let forecast = &self.policy.forecast;
         let season_s = (forecast.season_steps_max as u64).saturating_mul(forecast.resolution_ms).div_ceil(1000);
@@ -263,6 +315,8 @@ mod tests {
         assert_eq!(ca.key, Path::new("/etc/gnomon/ca.key"));
         assert_eq!(ca.certificate_lifetime_s, certificate_lifetime_s());
         assert_eq!(config.api.listen, api_listen());
+        assert_eq!(config.store.location(), Location::Sqlite("/etc/gnomon/brain.db".into()));
+        assert_eq!(config.store.lease_ms, lease_ms());
         assert_eq!(config.store.report_retention_s, report_retention_s());
         assert_eq!(config.store.affairs_retention_s, affairs_retention_s());
     }
@@ -289,11 +343,31 @@ mod tests {
             ("certificate_lifetime_s = 604800", "certificate_lifetime_s = 1", "ca.certificate_lifetime_s"),
             ("quantile = 0.95", "quantile = 0.8", "policy.cpu.quantile"),
             ("report_retention_s = 86400", "report_retention_s = 3600", "store.report_retention_s"),
+            ("lease_ms = 9000", "lease_ms = 900", "store.lease_ms"),
+            ("path = \"brain.db\"", "", "store.path"),
+            ("path = \"brain.db\"", "url = \"mysql://gnomon@db/gnomon\"", "store.url"),
+            ("path = \"brain.db\"", "path = \"brain.db\"\nurl = \"postgres://gnomon@db/gnomon\"", "store.url"),
+            ("path = \"brain.db\"", "path = \"brain.db\"\npassword_file = \"password\"", "store.password_file"),
         ] {
             assert!(EXAMPLE.contains(from), "{from}");
             let message = parse(&EXAMPLE.replace(from, to)).unwrap_err().to_string();
             assert!(message.contains(key), "{message}");
         }
+    }
+
+    #[test]
+    fn a_password_in_an_address_is_refused_without_being_shown() {
+        for url in ["postgres://gnomon:hunter2@db/gnomon", "postgres://gnomon@db/gnomon?password=hunter2"] {
+            let text = EXAMPLE.replace("path = \"brain.db\"", &format!("url = \"{url}\""));
+            let message = parse(&text).unwrap_err().to_string();
+            assert!(message.contains("store.password_file") && !message.contains("hunter2"), "{message}");
+        }
+        let good =
+            EXAMPLE.replace("path = \"brain.db\"", "url = \"postgres://gnomon@db/gnomon\"\npassword_file = \"p\"");
+        let Location::Postgres { url, password_file } = parse(&good).unwrap().store.location() else {
+            panic!("SQLite")
+        };
+        assert_eq!((url.as_str(), password_file), ("postgres://gnomon@db/gnomon", Some("/etc/gnomon/p".into())));
     }
 
     #[test]

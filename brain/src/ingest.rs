@@ -20,6 +20,7 @@ mod registry;
 mod renew;
 mod reports;
 mod session;
+mod standby;
 mod standing;
 mod tls;
 
@@ -27,6 +28,7 @@ pub use close::CloseCode;
 pub use enrol::{Authority, Enrolment};
 pub use metrics::IngestMetrics;
 pub use registry::Registry;
+pub use standby::stand_by;
 pub use standing::{Revocations, watch_revocations};
 pub use tls::{OwnCertificate, TlsError, TlsFiles, server_config};
 

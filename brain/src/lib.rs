@@ -16,6 +16,7 @@ pub mod clock;
 pub mod config;
 pub mod drive;
 pub mod ingest;
+pub mod role;
 pub mod secret;
 pub mod service;
 pub mod store;

@@ -10,7 +10,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use gnomon_brain::config::{Config, EXAMPLE};
 use gnomon_brain::service::Service;
-use gnomon_brain::store::SqliteStore;
+use gnomon_brain::store::SqlStore;
 use gnomon_brain::{api, ca, secret, telemetry};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -105,7 +105,7 @@ async fn run(path: &Path) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let store = Arc::new(SqliteStore::open(&config.store.path).await?);
+    let store = Arc::new(SqlStore::open(&config.store.location()).await?);
     let mut service = Service::start(config, store).await?;
     let ended = loop {
         tokio::select! {

@@ -7,31 +7,43 @@
 //! used. So the life ends: every connection is closed, the term goes above the fence and is persisted, it is said in
 //! the audit log, and a new life begins from the store. Agents come back within a second.
 //!
+//! Of several brains on one database one leads, by a lease ([`crate::store::Candidate`]); the others stand by, and send agents and people
+//! to it. A leader that loses its lease is a part that ended: its process ends, and the next one stands by.
+//!
 //! A part that ends although nobody stopped it (a panic, a listener that broke) leaves a brain that looks alive and
 //! decides nothing. So it is never lived with: [`Service::failed`] says which part it was, and the process ends.
+
+mod tenure;
+
+pub(crate) use tenure::register as register_leading;
 
 use crate::api::{self, ApiState, Tokens, TokensError};
 use crate::ca::Ca;
 use crate::clock;
 use crate::config::{CaConfig, Config, StoreConfig};
-use crate::drive::{Drive, DriveHandle, Event, Issued};
+use crate::drive::{Dispatch, Drive, DriveHandle, Event, Issued};
 use crate::ingest::{
     self, Authority, Enrolment, Ingest, IngestMetrics, OwnCertificate, Registry, Revocations, Served, TlsError,
     TlsFiles,
 };
-use crate::store::{Journal, Store, StoreError};
+use crate::role::Role;
+use crate::secret::{self, SecretError};
+use crate::store::{Candidate, Journal, Lead, Store, StoreError};
 use crate::telemetry::Telemetry;
+use gnomon_common::wire::{Command, HostId};
 use gnomon_core::archive::Tier;
 use gnomon_core::{Audit, Input, Policy, Record};
 use quinn::Endpoint;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+use tenure::Tenure;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// Least time between two new terms for agents' sake: an agent that lies about its fence cannot keep the others
@@ -39,6 +51,10 @@ use tokio_util::sync::CancellationToken;
 const RAISE_INTERVAL: Duration = Duration::from_secs(30);
 /// Pause before a store that failed at the begin of a life is tried again.
 const STORE_RETRY: Duration = Duration::from_secs(2);
+/// How often a brain that stands by looks whether the leader's lease has ended.
+const STANDBY_INTERVAL: Duration = Duration::from_secs(1);
+/// How long giving up the lease may take at the end; without it the next leader waits for the lease to end.
+const RESIGN_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often old rows are looked for.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 /// How long stopping waits for what was already decided to be synced and sent.
@@ -62,6 +78,12 @@ pub enum ServiceError {
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The operating system gave no entropy for this process's name.
+    #[error(transparent)]
+    Name(#[from] SecretError),
+    /// Another brain leads, or may.
+    #[error("this brain leads no more: {0}")]
+    LeaseLost(String),
     /// An address cannot be listened on.
     #[error(
         "cannot listen on {key} = \"{address}\": {source}; is another brain running, or the address not this machine's?"
@@ -123,11 +145,19 @@ impl Service {
 
         let telemetry = Telemetry::new();
         let stop = CancellationToken::new();
-        let (drive_out, drive) = watch::channel(None);
+        let (role_out, role) = watch::channel(Role::Between);
+        let candidate = Candidate { name: name(agents_address)?, lease: config.store.lease() };
+        let tenure = Tenure::new(candidate.lease, telemetry.leading.clone());
         let (policy, policy_seen) = watch::channel(config.policy.clone());
         let journal = Journal::start(store.clone(), telemetry.journal.clone());
-        let state =
-            ApiState { drive, store: store.clone(), tokens, telemetry: telemetry.clone(), started: clock::now() };
+        let state = ApiState {
+            role,
+            name: candidate.name.as_str().into(),
+            store: store.clone(),
+            tokens,
+            telemetry: telemetry.clone(),
+            started: clock::now(),
+        };
         let authority = authority.map(Arc::new);
         let enrolment = Enrolment::new(authority.clone(), store.clone(), journal.clone(), telemetry.ingest.clone());
         let (revoked, revocations) = watch::channel(Revocations::default());
@@ -141,13 +171,17 @@ impl Service {
             enrolment: Arc::new(enrolment),
             revocations,
             telemetry,
-            drive: drive_out,
+            role: role_out,
+            candidate: candidate.clone(),
+            tenure: tenure.clone(),
             stop: stop.clone(),
         };
         let api_stop = stop.clone();
         let mut parts = JoinSet::new();
         start_part(&mut parts, "serving agents", lives.run());
-        start_part(&mut parts, "pruning the store", prune(store.clone(), config.store, stop.clone()));
+        let pruning = prune(store.clone(), config.store, tenure.clone());
+        start_part(&mut parts, "pruning the store", until(stop.clone(), pruning));
+        start_part(&mut parts, "the lease", keep_lease(tenure, store.clone(), candidate, stop.clone()));
         start_part(&mut parts, "watching revocations", until(stop.clone(), ingest::watch_revocations(store, revoked)));
         let keep = keep_certificate(own, authority, ingest_metrics);
         start_part(&mut parts, "the brain's certificate", until(stop.clone(), keep));
@@ -219,7 +253,9 @@ struct Lives {
     enrolment: Arc<Enrolment>,
     revocations: watch::Receiver<Revocations>,
     telemetry: Telemetry,
-    drive: watch::Sender<Option<DriveHandle>>,
+    role: watch::Sender<Role>,
+    candidate: Candidate,
+    tenure: Tenure,
     stop: CancellationToken,
 }
 
@@ -259,20 +295,24 @@ impl Lives {
             }
         };
         self.endpoint.close(ingest::CloseCode::Stopping.var_int(), b"the brain is shutting down");
-        if tokio::time::timeout(DRAIN_TIMEOUT, self.journal.drained()).await.is_err() {
+        if timeout(DRAIN_TIMEOUT, self.journal.drained()).await.is_err() {
             tracing::warn!("stopping although the store does not take what is left; nothing of it was acknowledged");
         }
+        if self.tenure.is_held() && !matches!(timeout(RESIGN_TIMEOUT, self.store.resign()).await, Ok(Ok(()))) {
+            tracing::warn!("the lease was not given up; the next leader waits until it ends");
+        }
+        self.tenure.end();
         self.endpoint.wait_idle().await;
         ended
     }
 
-    /// Takes a term and restores a core; a store that fails is tried again until it works.
+    /// Leads as soon as nobody else does, and restores a core; a store that fails is tried again until it works.
     async fn begin(&mut self, term_floor: u64) -> Drive {
         loop {
-            let policy = self.policy.borrow_and_update().clone();
-            let retention = self.config.store.report_retention();
             let begun = async {
-                let term = self.store.raise_term(term_floor).await?;
+                let term = self.lead(term_floor).await?;
+                let policy = self.policy.borrow_and_update().clone();
+                let retention = self.config.store.report_retention();
                 Drive::restore(policy, term, retention, &self.store, self.telemetry.drive.clone()).await
             };
             match begun.await {
@@ -285,13 +325,44 @@ impl Lives {
         }
     }
 
+    /// Stands by until the lease is this brain's; returns its term.
+    async fn lead(&self, term_floor: u64) -> Result<u64, StoreError> {
+        let mut standing_by =
+            pin!(ingest::stand_by(&self.endpoint, self.role.subscribe(), self.telemetry.ingest.clone()));
+        loop {
+            let asked = tenure::since_boot();
+            match self.store.lead(&self.candidate, term_floor).await? {
+                Lead::Ours { term, ends } => {
+                    self.tenure.begin(asked, ends);
+                    self.role.send_replace(Role::Between);
+                    tracing::info!(term, name = self.candidate.name, "this brain leads");
+                    return Ok(term);
+                }
+                Lead::Theirs { leader } => {
+                    let news = self.role.send_if_modified(|role| {
+                        let known = matches!(role, Role::StandingBy { leader: known } if *known == leader);
+                        if !known {
+                            *role = Role::StandingBy { leader: leader.clone() };
+                        }
+                        !known
+                    });
+                    if news {
+                        tracing::info!(leader, "another brain leads: standing by");
+                    }
+                    let _ = timeout(STANDBY_INTERVAL, &mut standing_by).await;
+                }
+            }
+        }
+    }
+
     async fn live(&mut self, drive: Drive, may_raise_from: Instant) -> Result<Served, ServiceError> {
         let handle = drive.handle();
         let registry = Arc::new(Registry::new(self.config.listen.agents_max, self.telemetry.ingest.clone()));
+        let dispatch = Arc::new(WhileLeading { registry: registry.clone(), tenure: self.tenure.clone() });
         let issued = Arc::new(Issued::default());
         let ending = CancellationToken::new();
-        let mut driven = drive.run(self.journal.clone(), registry.clone(), issued.clone(), ending.clone());
-        self.drive.send_replace(Some(handle.clone()));
+        let mut driven = drive.run(self.journal.clone(), dispatch, issued.clone(), ending.clone());
+        self.role.send_replace(Role::Leading(handle.clone()));
         let ingest = Ingest {
             endpoint: self.endpoint.clone(),
             drive: handle.clone(),
@@ -311,7 +382,7 @@ impl Lives {
             // Neither ends before it is told to, unless something broke.
             () = self.journal.stopped() => Err(ServiceError::ended(JOURNAL, "it takes no more records")),
             ended = &mut driven => {
-                self.drive.send_replace(None);
+                self.role.send_replace(Role::Between);
                 let how = match ended {
                     Err(panicked) => panicked.to_string(),
                     Ok(Err(stopped)) => stopped.to_string(),
@@ -322,9 +393,9 @@ impl Lives {
         };
         // First nobody can ask any more, then the loop ends with what it has decided, then all of it is on disk: only
         // so does a next life restore everything that was acknowledged.
-        self.drive.send_replace(None);
+        self.role.send_replace(Role::Between);
         ending.cancel();
-        if tokio::time::timeout(DRAIN_TIMEOUT, &mut driven).await.is_err() {
+        if timeout(DRAIN_TIMEOUT, &mut driven).await.is_err() {
             tracing::warn!("the store is too slow for what was left to do; it was neither acknowledged nor sent");
             driven.abort();
         }
@@ -332,6 +403,38 @@ impl Lives {
             let _ = self.journal.drained().await;
         }
         served
+    }
+}
+
+/// The way out for commands, open only while this brain leads: the last look before one leaves.
+struct WhileLeading {
+    registry: Arc<Registry>,
+    tenure: Tenure,
+}
+
+impl Dispatch for WhileLeading {
+    fn dispatch(&self, host: &HostId, command: Command) -> bool {
+        self.tenure.is_held() && self.registry.dispatch(host, command)
+    }
+}
+
+/// What this process is called: where it is, and a mark that no other process has.
+fn name(agents: SocketAddr) -> Result<String, SecretError> {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let mark = u32::from_be_bytes(secret::random()?);
+    Ok(format!("{host}:{}/{mark:08x}", agents.port()))
+}
+
+/// Keeps the lease; ends without fault when it is told to stop.
+async fn keep_lease(
+    tenure: Tenure,
+    store: Arc<dyn Store>,
+    candidate: Candidate,
+    stop: CancellationToken,
+) -> Result<(), ServiceError> {
+    match stop.run_until_cancelled(tenure.keep(store.as_ref(), &candidate)).await {
+        None => Ok(()),
+        Some(lost) => Err(ServiceError::LeaseLost(lost.to_string())),
     }
 }
 
@@ -392,8 +495,13 @@ async fn keep_certificate(own: Arc<OwnCertificate>, authority: Option<Arc<Author
     }
 }
 
-async fn prune(store: Arc<dyn Store>, config: StoreConfig, stop: CancellationToken) -> Result<(), ServiceError> {
-    while stop.run_until_cancelled(sleep(PRUNE_INTERVAL)).await.is_some() {
+/// Forgets what is old, while this brain leads.
+async fn prune(store: Arc<dyn Store>, config: StoreConfig, tenure: Tenure) {
+    loop {
+        sleep(PRUNE_INTERVAL).await;
+        if !tenure.is_held() {
+            continue;
+        }
         let now = clock::now();
         let (reports, affairs) = (now - config.report_retention(), now - config.affairs_retention());
         // An archive tells itself what it no longer wants; what is left is of VMs that are gone.
@@ -403,5 +511,4 @@ async fn prune(store: Arc<dyn Store>, config: StoreConfig, stop: CancellationTok
             Err(error) => tracing::warn!(%error, "old rows could not be pruned; trying again in {PRUNE_INTERVAL:?}"),
         }
     }
-    Ok(())
 }

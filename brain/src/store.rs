@@ -1,22 +1,25 @@
 //! The host information database: what the brain must not forget.
 //!
-//! [`Store`] is the contract, [`SqliteStore`] the embedded implementation, [`Journal`] the one writer in front of it:
+//! [`Store`] is the contract, [`SqlStore`] the implementation, in SQLite or PostgreSQL, [`Journal`] the one writer in front of it:
 //! it gathers what is waiting into one transaction and one sync, and answers only then. Everything acknowledged to an
 //! agent, and every command sent to one, went through the journal before.
 
 mod admissions;
 mod journal;
-mod sqlite;
+mod lease;
+mod location;
+mod sql;
 
 pub use admissions::{Admissions, AdmissionsOffice, Renewal, Revoked, Standing, StoredCertificate, StoredToken};
 pub use journal::{Journal, JournalMetrics, Receipt, Stopped};
-pub use sqlite::SqliteStore;
+pub use lease::{Candidate, Lead};
+pub use location::Location;
+pub use sql::SqlStore;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{AgentEpoch, CommandId, HostId, Outcome, Sequence, VmId};
 use gnomon_core::archive::{BlockKey, SealedBlock};
 use gnomon_core::{Audit, CommandRecord, Record, Restored};
-use std::path::PathBuf;
 use std::pin::Pin;
 
 /// The largest integer the database can hold; ids from the network above it are refused before they get here.
@@ -31,8 +34,20 @@ pub trait Store: Admissions {
     /// answer tells, entry by entry, whether it is new: `false` for a report or outcome that was there already.
     fn commit<'a>(&'a self, entries: &'a [Entry]) -> Pending<'a, Vec<bool>>;
 
-    /// Takes and persists a lease term above `at_least` and above every term taken before.
-    fn raise_term(&self, at_least: u64) -> Pending<'_, u64>;
+    /// Has `candidate` lead, unless another brain does, and persists its lease term: above `at_least` and above every term
+    /// taken before. Whoever leads already takes a higher term.
+    fn lead<'a>(&'a self, candidate: &'a Candidate, at_least: u64) -> Pending<'a, Lead>;
+
+    /// Has the lease of a leader last for its whole length from now on. A lease that does not end need not be renewed.
+    fn renew_lease<'a>(&'a self, candidate: &'a Candidate) -> Pending<'a, ()> {
+        let _ = candidate;
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Has another brain lead as soon as it wants to: the last thing that a leader does.
+    fn resign(&self) -> Pending<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
 
     /// The highest sequence stored of a host's epoch; 0 if none.
     fn acknowledged<'a>(&'a self, host: &'a HostId, epoch: AgentEpoch) -> Pending<'a, Sequence>;
@@ -102,19 +117,21 @@ pub struct StoredReport {
 /// Why the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// It cannot be opened: wrong path, wrong file, wrong rights. Trying again will not help.
-    #[error("cannot open the store {path}: {source}; check the path, its rights and that no other program made it")]
+    /// It cannot be opened: a wrong place, wrong rights, nobody there.
+    #[error(
+        "cannot open the store {location}: {source}; check the place, its rights and that no other program made it"
+    )]
     Open {
         /// Where.
-        path: PathBuf,
+        location: Location,
         /// What the database said.
         source: sqlx::Error,
     },
     /// Its schema is not one this release knows how to bring up to date.
-    #[error("cannot bring the store {path} up to date: {source}; was it written by a newer release?")]
+    #[error("cannot bring the store {location} up to date: {source}; was it written by a newer release?")]
     Migrate {
         /// Where.
-        path: PathBuf,
+        location: Location,
         /// What the database said.
         source: sqlx::migrate::MigrateError,
     },
@@ -124,6 +141,12 @@ pub enum StoreError {
     /// A value cannot be written as text.
     #[error("a record does not encode: {0}")]
     Encode(#[from] serde_json::Error),
+    /// Another brain has taken the lease over: this one writes nothing any more. Trying again will not help.
+    #[error("{leader} leads now; this brain's lease is over, and it writes nothing any more")]
+    Deposed {
+        /// Who leads.
+        leader: String,
+    },
     /// The highest possible term was reached.
     #[error("lease terms are used up at {0}")]
     TermsUsedUp(u64),

@@ -4,8 +4,10 @@
 use crate::api::ApiMetrics;
 use crate::drive::DriveMetrics;
 use crate::ingest::IngestMetrics;
+use crate::service;
 use crate::store::JournalMetrics;
 use prometheus_client::encoding::text;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use std::fmt;
@@ -28,6 +30,8 @@ pub struct Telemetry {
     pub journal: JournalMetrics,
     /// The loop.
     pub drive: DriveMetrics,
+    /// Whether this brain leads.
+    pub leading: Gauge,
     /// HTTP.
     pub api: ApiMetrics,
 }
@@ -42,6 +46,7 @@ impl Telemetry {
             ingest: IngestMetrics::register(&mut registry),
             journal: JournalMetrics::register(&mut registry),
             drive: DriveMetrics::register(&mut registry),
+            leading: service::register_leading(&mut registry),
             api: ApiMetrics::register(&mut registry),
             registry: Arc::new(registry),
         }

@@ -31,6 +31,7 @@ pub(super) async fn audit(
     State(state): State<ApiState>,
     query: Result<Query<Limit>, QueryRejection>,
 ) -> Result<Json<Vec<Audit>>, Problem> {
+    state.drive()?;
     Ok(Json(within(state.store.audit(query?.limit.min(LIMIT_MAX))).await??))
 }
 
@@ -42,5 +43,6 @@ pub(super) async fn commands(
     State(state): State<ApiState>,
     query: Result<Query<Limit>, QueryRejection>,
 ) -> Result<Json<Vec<CommandRecord>>, Problem> {
+    state.drive()?;
     Ok(Json(within(state.store.commands(query?.limit.min(LIMIT_MAX))).await??))
 }

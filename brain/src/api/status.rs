@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 pub struct Status {
     /// Its release.
     pub version: String,
+    /// What this brain, which leads, is called: host, agents' port and a mark of this process.
+    pub leader: String,
     /// Its lease term.
     pub term: u64,
     /// What it does with plans: `observe`, `recommend` or `auto`.
@@ -43,6 +45,7 @@ pub(super) async fn status(State(state): State<ApiState>) -> Result<Json<Status>
     let (mode, hosts, vms) = state.ask(|desk| (desk.core.policy().mode, desk.core.hosts(), desk.core.vms())).await?;
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        leader: state.name.to_string(),
         term,
         mode,
         started_ms: state.started.unix_ms(),
@@ -56,7 +59,7 @@ pub(super) async fn status(State(state): State<ApiState>) -> Result<Json<Status>
     }))
 }
 
-/// 200 while the loop answers and the store accepts writes, else 503 with the reason. Needs no token.
+/// 200 while this brain leads, its loop answers and the store accepts writes, else 503 with the reason. Needs no token.
 #[utoipa::path(get, path = "/healthz", tag = "brain",
     responses((status = 200, body = String), (status = 503, body = Problem)))]
 pub(super) async fn healthz(State(state): State<ApiState>) -> Result<&'static str, Problem> {

@@ -20,6 +20,7 @@ pub(super) fn status(client: &Client, json: bool) -> Result<(), Failure> {
     let status: Status = typed(value)?;
     let mode = serde_json::to_value(status.mode).map_err(|error| Failure::Refused(error.to_string()))?;
     println!("gnomon-brain {}, term {}, mode {}", status.version, status.term, mode.as_str().unwrap_or("?"));
+    println!("leader    {}", status.leader);
     println!("hosts     {} of {} connected", status.hosts_connected, status.hosts);
     println!(
         "vms       {}, {} held by an operator, {} stood down for",

@@ -107,13 +107,17 @@ pub(super) async fn run(
         Err(Refused { control, ending }) => {
             tracing::warn!(%peer, kind = ending.code.kind(), reason = ending.reason, "connection refused");
             context.metrics.refused(ending.code.kind());
-            let control = control.map(|stream| {
-                let (queue, messages) = mpsc::channel(1);
-                Control::start(stream, queue, messages)
-            });
-            say_and_close(&connection, control, &ending).await;
+            say_and_close(&connection, control.map(Control::with_last_words), &ending).await;
         }
     }
+}
+
+/// Turns away whoever connects as an agent, in the words of the control stream.
+pub(super) async fn refuse(connection: &Connection, ending: &Ending) {
+    // The stream comes with the hello; whatever that says, the answer is the same.
+    let opened = timeout(HELLO_TIMEOUT, connection.accept_bi()).await;
+    let control = opened.ok().and_then(Result::ok).map(|(stream, _)| Control::with_last_words(stream));
+    say_and_close(connection, control, ending).await;
 }
 
 async fn introduce(connection: &Connection, shown: Identity, context: &SessionContext) -> Result<Admitted, Refused> {
@@ -309,6 +313,12 @@ struct Control {
 }
 
 impl Control {
+    /// For one message.
+    fn with_last_words(stream: SendStream) -> Self {
+        let (queue, messages) = mpsc::channel(1);
+        Self::start(stream, queue, messages)
+    }
+
     fn start(
         mut stream: SendStream,
         queue: mpsc::Sender<BrainMessage>,

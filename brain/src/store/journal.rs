@@ -5,7 +5,8 @@
 //! thousand agents share one.
 //!
 //! A failing store is retried for ever with a growing pause: nothing is answered meanwhile, so nothing is acknowledged
-//! and no command leaves, and the bounded queue pushes back on the agents, whose spools hold what was not acknowledged.
+//! and no command leaves, and the bounded queue pushes back on the agents, whose spools hold what was not acknowledged. Only
+//! another brain's leadership ends the writer: what it has not written then is that brain's business.
 
 use super::{Entry, Store, StoreError, StoredReport};
 use crate::drive::Event;
@@ -161,7 +162,7 @@ impl Journal {
         self.records(Vec::new()).await?.await.map_err(|_| Stopped)
     }
 
-    /// Resolves when the writer has ended, which it does not while a `Journal` lives, unless it panicked.
+    /// Resolves when the writer has ended, which it does not while a `Journal` lives, unless it panicked or another brain leads.
     pub async fn stopped(&self) {
         self.queue.closed().await;
     }
@@ -203,7 +204,7 @@ async fn write(store: Arc<dyn Store>, mut submissions: mpsc::Receiver<Submission
     }
 }
 
-/// Commits, however often it takes; `None` when everybody who could have waited for it is gone.
+/// Commits, however often it takes; `None` when everybody who could have waited for it is gone, or another brain leads.
 async fn commit_until_done(
     store: &dyn Store,
     entries: &[Entry],
@@ -224,6 +225,12 @@ async fn commit_until_done(
                     tracing::info!("the store accepts writes again");
                 }
                 return Some(fresh);
+            }
+            Err(error @ StoreError::Deposed { .. }) => {
+                tracing::error!(%error, entries = entries.len(), "nothing of what waits is acknowledged or sent");
+                metrics.failures.inc();
+                metrics.failing.set(1);
+                return None;
             }
             Err(error) => {
                 metrics.failures.inc();

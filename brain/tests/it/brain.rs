@@ -5,7 +5,7 @@ use gnomon_brain::api::Tokens;
 use gnomon_brain::ca::{BRAIN_NAME, Ca, Issued, Lifetime};
 use gnomon_brain::config::{Config, EXAMPLE};
 use gnomon_brain::service::Service;
-use gnomon_brain::store::{SqliteStore, Store};
+use gnomon_brain::store::{SqlStore, Store};
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -76,7 +76,7 @@ pub(crate) struct Brain {
 impl Brain {
     /// Starts on the home's database.
     pub(crate) async fn start(home: &Home) -> Self {
-        let store = SqliteStore::open(&home.database()).await.unwrap();
+        let store = SqlStore::open_sqlite(home.database()).await.unwrap();
         Self::start_on(home, Arc::new(store)).await
     }
 

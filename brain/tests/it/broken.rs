@@ -5,7 +5,7 @@ use crate::brain::{Brain, Home};
 use crate::uninvited::nobody_joins;
 use gnomon_brain::clock::now;
 use gnomon_brain::drive::{Dispatch, Drive, Event, Issued};
-use gnomon_brain::store::{Entry, Journal, Pending, SqliteStore, Stopped, Store};
+use gnomon_brain::store::{Candidate, Entry, Journal, Lead, Pending, SqlStore, Stopped, Store};
 use gnomon_brain::telemetry::Telemetry;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{AgentEpoch, Command, HostId, Outcome, Sequence, VmId};
@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 /// A store whose driver panics when it is written to.
-struct Panicking(SqliteStore);
+struct Panicking(SqlStore);
 
 nobody_joins!(Panicking);
 
@@ -27,8 +27,8 @@ impl Store for Panicking {
         Box::pin(async { panic!("a defect in the store's driver") })
     }
 
-    fn raise_term(&self, at_least: u64) -> Pending<'_, u64> {
-        self.0.raise_term(at_least)
+    fn lead<'a>(&'a self, candidate: &'a Candidate, at_least: u64) -> Pending<'a, Lead> {
+        self.0.lead(candidate, at_least)
     }
 
     fn acknowledged<'a>(&'a self, host: &'a HostId, epoch: AgentEpoch) -> Pending<'a, Sequence> {
@@ -68,7 +68,7 @@ impl Store for Panicking {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_brain_whose_journal_died_says_so_and_ends() {
     let home = Home::new();
-    let store = SqliteStore::open(&home.database()).await.unwrap();
+    let store = SqlStore::open_sqlite(home.database()).await.unwrap();
     let mut brain = Brain::start_on(&home, Arc::new(Panicking(store))).await;
     assert!(timeout(Duration::from_millis(200), brain.service.failed()).await.is_err(), "nothing has happened yet");
     // Its arrival is the first thing to be written.
@@ -89,7 +89,7 @@ impl Dispatch for NoWayOut {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_loop_ends_with_the_task_that_carries_its_effects_out() {
     let home = Home::new();
-    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&home.database()).await.unwrap());
+    let store: Arc<dyn Store> = Arc::new(SqlStore::open_sqlite(home.database()).await.unwrap());
     let telemetry = Telemetry::new();
     let retention = Duration::from_secs(3600);
     let drive = Drive::restore(Policy::default(), 1, retention, &store, telemetry.drive.clone()).await.unwrap();

@@ -6,7 +6,7 @@ use gnomon_brain::ca::{Ca, Issued, Lifetime};
 use gnomon_brain::clock::now;
 use gnomon_brain::ingest::CloseCode;
 use gnomon_brain::secret;
-use gnomon_brain::store::{Admissions, AdmissionsOffice, Renewal, SqliteStore, StoredCertificate, StoredToken};
+use gnomon_brain::store::{Admissions, AdmissionsOffice, Renewal, SqlStore, StoredCertificate, StoredToken};
 use gnomon_common::wire::{
     AgentMessage, BrainMessage, CaPin, ENROL_ALPN, ENROL_BYTES_MAX, EnrolRefusal, EnrolReply, EnrolRequest,
     RefusalCode, Token, TokenId, TokenSecret, frame,
@@ -23,7 +23,7 @@ fn line(verb: &str) -> Audit {
 
 /// What `gnomon-brain token create` does.
 async fn token(home: &Home, name: &str, ttl: Duration) -> Token {
-    let store = SqliteStore::open(&home.database()).await.unwrap();
+    let store = SqlStore::open_sqlite(home.database()).await.unwrap();
     let (id, secret) = (TokenId(secret::random().unwrap()), TokenSecret(secret::random().unwrap()));
     let token = Token { id, ca: CaPin([0; 32]), secret, host: host(name) };
     let stored = StoredToken {
@@ -41,7 +41,7 @@ async fn token(home: &Home, name: &str, ttl: Duration) -> Token {
 
 /// What `gnomon-brain host revoke` does.
 async fn revoke(home: &Home, name: &str) {
-    let store = SqliteStore::open(&home.database()).await.unwrap();
+    let store = SqlStore::open_sqlite(home.database()).await.unwrap();
     store.revoke_host(&host(name), now(), &line("revoke_host")).await.unwrap();
 }
 
@@ -285,7 +285,7 @@ async fn a_running_brain_renews_its_own_certificate_and_goes_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn audit_lines_of_the_brain_and_of_the_operators_commands_do_not_get_in_each_others_way() {
     let home = Home::new();
-    let store = SqliteStore::open(&home.database()).await.unwrap();
+    let store = SqlStore::open_sqlite(home.database()).await.unwrap();
     let tokens = async |name: &'static str| {
         for _ in 0..30 {
             token(&home, name, Duration::from_secs(60)).await;

@@ -1,7 +1,7 @@
 //! A store with a page cache and a power switch: what is not synced is gone when it crashes.
 
 use crate::uninvited::nobody_joins;
-use gnomon_brain::store::{Entry, Pending, Store, StoreError};
+use gnomon_brain::store::{Candidate, Entry, Lead, Pending, Store, StoreError};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{AgentEpoch, CommandId, HostId, Outcome, Sequence, VmId, frame};
 use gnomon_core::archive::{BlockKey, Change, SealedBlock};
@@ -138,11 +138,11 @@ impl Store for Forgetful {
         Box::pin(self.write(entries))
     }
 
-    fn raise_term(&self, at_least: u64) -> Pending<'_, u64> {
+    fn lead<'a>(&'a self, _candidate: &'a Candidate, at_least: u64) -> Pending<'a, Lead> {
         Box::pin(async move {
             let mut disk = self.disk.lock().unwrap();
             disk.term = disk.term.max(at_least) + 1;
-            Ok(disk.term)
+            Ok(Lead::Ours { term: disk.term, ends: false })
         })
     }
 

@@ -1,17 +1,15 @@
 //! Long histories of VMs in the real store: what archives hand out comes back, whole, after a restart and after a kill.
 
 use crate::agent::vm;
-use crate::brain::count;
+use crate::database::{Database, on_every_database};
 use crate::process::Process;
 use gnomon_brain::clock::now;
-use gnomon_brain::store::{Entry, Journal, SqliteStore, Store};
+use gnomon_brain::store::{Entry, Journal, SqlStore, Store};
 use gnomon_brain::telemetry::Telemetry;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::VmId;
 use gnomon_core::archive::{Archive, BlockKey, Change, Kpi, Measurement, SealedBlock, Steps, Tier};
 use gnomon_core::{Corrections, Lesson, Record, Restored};
-use sqlx::Connection;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -20,6 +18,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const DAY_S: u64 = 86_400;
+
+on_every_database!(
+    a_restart_gives_back_what_archives_handed_out_each_vms_blocks_together,
+    a_block_replaces_the_one_of_its_key_and_a_forgotten_one_is_gone,
+    pruning_takes_blocks_whose_time_is_long_over_whatever_vm_they_are_of,
+    the_latest_lesson_about_a_vm_is_given_back_and_one_that_makes_no_sense_is_skipped,
+    rows_that_are_no_blocks_are_skipped_and_the_others_restored,
+);
 
 fn record(vm: VmId, change: Change) -> Record {
     Record::History { vm, change }
@@ -33,13 +39,13 @@ fn key(number: u64) -> BlockKey {
     BlockKey { kpi: Kpi::Cpu, tier: Tier::Hour1, number }
 }
 
-async fn commit(store: &SqliteStore, records: impl IntoIterator<Item = Record>) {
+async fn commit(store: &SqlStore, records: impl IntoIterator<Item = Record>) {
     let entries: Vec<_> = records.into_iter().map(|record| Entry::Record(Box::new(record))).collect();
     store.commit(&entries).await.unwrap();
 }
 
 /// What a restart is told of histories, in order.
-async fn restored(store: &SqliteStore) -> Vec<(VmId, SealedBlock)> {
+async fn restored(store: &SqlStore) -> Vec<(VmId, SealedBlock)> {
     let mut blocks = Vec::new();
     store
         .restore(now(), &mut |restored| {
@@ -67,13 +73,10 @@ fn read(archive: &Archive, kpi: Kpi, days: u64) -> Vec<Steps> {
     Tier::ALL.map(|tier| archive.read(kpi, Timestamp::default(), end, tier.step()).unwrap()).into()
 }
 
-#[tokio::test]
-async fn a_restart_gives_back_what_archives_handed_out_each_vms_blocks_together() {
+async fn a_restart_gives_back_what_archives_handed_out_each_vms_blocks_together(database: Database) {
     const DAYS: u64 = 60;
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("db");
     let mut archives: BTreeMap<VmId, Archive> = (1..=3).map(|number| (vm(number), Archive::default())).collect();
-    let journal = Journal::start(Arc::new(SqliteStore::open(&path).await.unwrap()), Telemetry::new().journal);
+    let journal = Journal::start(Arc::new(database.open().await), Telemetry::new().journal);
     // Four times, the VMs in turns: open blocks are replaced by fuller ones, and those of the finest ring are forgotten.
     for days in (0..DAYS).step_by(15) {
         for (number, (&vm, archive)) in (1u32..).zip(&mut archives) {
@@ -85,7 +88,7 @@ async fn a_restart_gives_back_what_archives_handed_out_each_vms_blocks_together(
     }
     drop(journal);
 
-    let store = SqliteStore::open(&path).await.unwrap();
+    let store = database.open().await;
     let blocks = restored(&store).await;
     assert!(blocks.is_sorted_by_key(|(vm, block)| (*vm, block.key)));
     let mut anew: BTreeMap<VmId, Archive> = BTreeMap::new();
@@ -110,10 +113,8 @@ async fn a_restart_gives_back_what_archives_handed_out_each_vms_blocks_together(
     }
 }
 
-#[tokio::test]
-async fn a_block_replaces_the_one_of_its_key_and_a_forgotten_one_is_gone() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
+async fn a_block_replaces_the_one_of_its_key_and_a_forgotten_one_is_gone(database: Database) {
+    let store = database.open().await;
     let other = BlockKey { tier: Tier::Minutes5, ..key(7) };
     commit(&store, [keep(vm(1), key(7), b"open"), keep(vm(1), other, b"other"), keep(vm(2), key(7), b"theirs")]).await;
     commit(&store, [keep(vm(1), key(7), b"fuller")]).await;
@@ -127,11 +128,8 @@ async fn a_block_replaces_the_one_of_its_key_and_a_forgotten_one_is_gone() {
     assert_eq!(bytes(vm(2), vec![key(7)]).await, ["theirs"]);
 }
 
-#[tokio::test]
-async fn pruning_takes_blocks_whose_time_is_long_over_whatever_vm_they_are_of() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("db");
-    let store = SqliteStore::open(&path).await.unwrap();
+async fn pruning_takes_blocks_whose_time_is_long_over_whatever_vm_they_are_of(database: Database) {
+    let store = database.open().await;
     let never = Timestamp::default();
     // Ends at the limit: it stays. One millisecond later it goes, and with it two hundred older ones.
     let limit = key(300).end();
@@ -139,14 +137,11 @@ async fn pruning_takes_blocks_whose_time_is_long_over_whatever_vm_they_are_of() 
     assert_eq!(store.prune(never, never, limit).await.unwrap(), 200);
     assert_eq!(restored(&store).await.iter().map(|(_, block)| block.key.number).collect::<Vec<_>>(), [300, 301]);
     assert_eq!(store.prune(never, never, limit + Duration::from_millis(1)).await.unwrap(), 1);
-    assert_eq!(count(&path, "SELECT number FROM block").await, 301);
+    assert_eq!(database.count("SELECT number FROM block").await, 301);
 }
 
-#[tokio::test]
-async fn the_latest_lesson_about_a_vm_is_given_back_and_one_that_makes_no_sense_is_skipped() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("db");
-    let store = SqliteStore::open(&path).await.unwrap();
+async fn the_latest_lesson_about_a_vm_is_given_back_and_one_that_makes_no_sense_is_skipped(database: Database) {
+    let store = database.open().await;
     let lesson = |number: u128, corrections: Corrections| {
         let lesson = Lesson::Corrections { vm: vm(number), corrections };
         Record::Lesson { lesson, at: Timestamp::from_unix_ms(1000) }
@@ -155,11 +150,8 @@ async fn the_latest_lesson_about_a_vm_is_given_back_and_one_that_makes_no_sense_
         serde_json::from_value(serde_json::json!({"near": [0.5, 0.91, 0.96, 0.99], "far": [0.5, 0.9, 0.94, 0.99]}))
             .unwrap();
     commit(&store, [lesson(1, Corrections::default()), lesson(1, corrected), lesson(2, corrected)]).await;
-    let mut db = SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(&path)).await.unwrap();
-    sqlx::query("UPDATE lesson SET lesson = '{\"lesson\":\"astrology\"}' WHERE subject LIKE '%2'")
-        .execute(&mut db)
-        .await
-        .unwrap();
+    let spoilt = "UPDATE lesson SET lesson = '{\"lesson\":\"astrology\"}' WHERE subject LIKE '%2'";
+    assert_eq!(database.execute(spoilt).await, 1);
     let mut lessons = Vec::new();
     let mut sink = |restored| {
         if let Restored::Lesson(lesson) = restored {
@@ -172,23 +164,26 @@ async fn the_latest_lesson_about_a_vm_is_given_back_and_one_that_makes_no_sense_
     assert_eq!(store.prune(never, never, Timestamp::from_unix_ms(1001)).await.unwrap(), 2);
 }
 
-#[tokio::test]
-async fn rows_that_are_no_blocks_are_skipped_and_the_others_restored() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("db");
-    let store = SqliteStore::open(&path).await.unwrap();
+async fn rows_that_are_no_blocks_are_skipped_and_the_others_restored(database: Database) {
+    let store = database.open().await;
     commit(&store, (1..=8).map(|number| keep(vm(1), key(number), b"block"))).await;
-    let mut db = SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(&path)).await.unwrap();
     for damage in [
         "UPDATE block SET kpi = 200 WHERE number = 1",
         "UPDATE block SET kpi = -1 WHERE number = 2",
         "UPDATE block SET tier = 3 WHERE number = 3",
-        "UPDATE block SET tier = 'x' WHERE number = 4",
         "UPDATE block SET vm = 'nobody' WHERE number = 5",
-        "UPDATE block SET bytes = 1.5 WHERE number = 6",
         "UPDATE block SET number = -7 WHERE number = 7",
     ] {
-        assert_eq!(sqlx::query(damage).execute(&mut db).await.unwrap().rows_affected(), 1, "{damage}");
+        assert_eq!(database.execute(damage).await, 1, "{damage}");
+    }
+    // Only SQLite keeps a value that is not of its column's type.
+    for damage in ["UPDATE block SET tier = 'x' WHERE number = 4", "UPDATE block SET bytes = 1.5 WHERE number = 6"] {
+        let damage = if database.is_sqlite() {
+            damage
+        } else {
+            "DELETE FROM block WHERE number = (SELECT MIN(number) FROM block WHERE number IN (4, 6))"
+        };
+        assert_eq!(database.execute(damage).await, 1, "{damage}");
     }
     assert_eq!(restored(&store).await, [(vm(1), SealedBlock { key: key(8), bytes: b"block".as_slice().into() })]);
 }
@@ -200,7 +195,7 @@ const SUBMITTED: u64 = 40;
 
 /// Writes the blocks of VM 0, 1, … and says which are acknowledged, until it is killed.
 async fn write_until_killed(path: &Path, life: u8) -> ! {
-    let journal = Journal::start(Arc::new(SqliteStore::open(path).await.unwrap()), Telemetry::new().journal);
+    let journal = Journal::start(Arc::new(SqlStore::open_sqlite(path).await.unwrap()), Telemetry::new().journal);
     let mut waiting = VecDeque::new();
     for number in 0.. {
         let records = (0..SUBMITTED).map(|block| keep(vm(number), key(block), &[life; 1000])).collect();
@@ -243,7 +238,7 @@ async fn kill_9_amid_transactions_loses_no_acknowledged_block_and_leaves_no_half
         acknowledged = said.filter_map(number).max().unwrap_or(0).max(acknowledged);
 
         let mut lives: BTreeMap<VmId, Vec<u8>> = BTreeMap::new();
-        for (vm, block) in restored(&SqliteStore::open(&path).await.unwrap()).await {
+        for (vm, block) in restored(&SqlStore::open_sqlite(&path).await.unwrap()).await {
             assert_eq!((block.bytes.len(), block.bytes.iter().min()), (1000, block.bytes.iter().max()));
             lives.entry(vm).or_default().push(block.bytes[0]);
         }

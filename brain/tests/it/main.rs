@@ -7,6 +7,7 @@ mod broken;
 mod cli;
 mod crash;
 mod crowd;
+mod database;
 mod enrol;
 mod forgetful;
 mod history;

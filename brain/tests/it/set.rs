@@ -3,7 +3,7 @@
 use crate::agent::{Agent, hello, host, report, vm};
 use crate::brain::{Brain, Home, count};
 use gnomon_brain::clock::now;
-use gnomon_brain::store::{Entry, SqliteStore, Store};
+use gnomon_brain::store::{Entry, SqlStore, Store};
 use gnomon_common::wire::{
     Action, AgentEpoch, AgentMessage, BrainMessage, CommandId, LocalCause, Origin, Outcome, OutcomeResult,
     RefusedCommand, Setting,
@@ -161,7 +161,7 @@ async fn an_act_that_a_crash_kept_from_the_core_is_audited_at_the_next_start() {
     brain.stop().await;
     {
         // Synced, and then the process died before the core had it.
-        let store = SqliteStore::open(&home.database()).await.unwrap();
+        let store = SqlStore::open_sqlite(home.database()).await.unwrap();
         let entry = Entry::Outcome { host: host("a"), outcome: Box::new(reflex(2)) };
         assert_eq!(store.commit(&[entry]).await.unwrap(), [true]);
     }

@@ -1,9 +1,10 @@
-//! The SQLite store: what it keeps, and what happens when it cannot.
+//! The store on every database: what it keeps, and what happens when it cannot.
 
 use crate::agent::{Agent, PATIENCE, hello, host, report, vm};
 use crate::brain::{Brain, Home, count};
+use crate::database::{Database, on_every_database};
 use gnomon_brain::clock::now;
-use gnomon_brain::store::{Entry, SqliteStore, Store, StoreError, StoredReport};
+use gnomon_brain::store::{Candidate, Entry, Lead, SqlStore, Store, StoreError, StoredReport};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{AgentEpoch, Report, Sequence, frame};
 use gnomon_core::{Audit, Record, Restored};
@@ -30,24 +31,87 @@ fn audit(detail: &str, at: Timestamp) -> Entry {
     Entry::Record(Box::new(Record::Audit(line)))
 }
 
-#[tokio::test]
-async fn terms_only_rise_even_above_a_foreign_one_and_across_reopening() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("db");
-    let store = SqliteStore::open(&path).await.unwrap();
-    assert_eq!(store.raise_term(0).await.unwrap(), 1);
-    assert_eq!(store.raise_term(0).await.unwrap(), 2);
-    assert_eq!(store.raise_term(70).await.unwrap(), 71);
-    drop(store);
-    let store = SqliteStore::open(&path).await.unwrap();
-    assert_eq!(store.raise_term(0).await.unwrap(), 72);
-    assert!(matches!(store.raise_term(u64::MAX).await, Err(StoreError::TermsUsedUp(_))));
+on_every_database!(
+    terms_only_rise_even_above_a_foreign_one_and_across_reopening,
+    a_batch_is_written_as_a_whole_and_tells_what_was_new,
+    reports_are_restored_oldest_first_and_one_that_no_longer_decodes_is_skipped,
+    reports_of_a_clock_that_was_far_ahead_are_not_restored_however_late_it_is_by_now,
+    text_with_a_zero_character_is_no_reason_to_fail,
+    pruning_takes_what_is_old_and_leaves_the_rest,
+    a_commit_gets_its_turn_while_much_is_pruned,
+    nobody_leads_beside_a_leader_and_one_that_was_deposed_writes_nothing,
+);
+
+fn candidate(name: &str) -> Candidate {
+    Candidate { name: name.into(), lease: Duration::from_millis(400) }
 }
 
-#[tokio::test]
-async fn a_batch_is_written_as_a_whole_and_tells_what_was_new() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
+/// Leads; the term.
+async fn term(store: &SqlStore, at_least: u64) -> u64 {
+    match store.lead(&candidate("a"), at_least).await.unwrap() {
+        Lead::Ours { term, .. } => term,
+        Lead::Theirs { leader } => panic!("{leader} leads"),
+    }
+}
+
+async fn nobody_leads_beside_a_leader_and_one_that_was_deposed_writes_nothing(database: Database) {
+    let (first, second) = (database.open().await, database.open().await);
+    let (a, b) = (candidate("a"), candidate("b"));
+    assert_eq!(first.lead(&a, 6).await.unwrap(), Lead::Ours { term: 7, ends: !database.is_sqlite() });
+    assert_eq!(second.lead(&b, 0).await.unwrap(), Lead::Theirs { leader: "a".into() });
+    first.commit(&[entry(1, now())]).await.unwrap();
+    // A renewal moves the end; without another, the lease ends. A lock of SQLite's does not, so it is given up.
+    tokio::time::sleep(a.lease / 2).await;
+    first.renew_lease(&a).await.unwrap();
+    tokio::time::sleep(a.lease * 3 / 4).await;
+    assert_eq!(second.lead(&b, 0).await.unwrap(), Lead::Theirs { leader: "a".into() });
+    if database.is_sqlite() {
+        first.resign().await.unwrap();
+    } else {
+        tokio::time::sleep(a.lease / 2).await;
+    }
+    assert_eq!(second.lead(&b, 0).await.unwrap(), Lead::Ours { term: 8, ends: !database.is_sqlite() });
+
+    let deposed = |error| matches!(error, StoreError::Deposed { leader } if leader == "b");
+    assert!(deposed(first.commit(&[entry(2, now())]).await.unwrap_err()));
+    assert!(deposed(first.prune(now(), now(), now()).await.unwrap_err()), "there is something old to find");
+    if !database.is_sqlite() {
+        assert!(deposed(first.renew_lease(&a).await.unwrap_err()));
+        assert!(deposed(first.resign().await.unwrap_err()));
+        let lines = second.audit(10).await.unwrap();
+        let said: Vec<_> = lines.iter().map(|line| (line.verb.as_str(), line.detail.as_str())).collect();
+        assert_eq!(said, [("take_lease", "term 8; a leads no more"), ("take_lease", "term 7; nobody has led before")]);
+    }
+    second.commit(&[entry(3, now())]).await.unwrap();
+    assert_eq!(database.count("SELECT COUNT(*) FROM report WHERE sequence = 2").await, 0);
+    assert_eq!(database.count("SELECT COUNT(*) FROM report").await, 2);
+    second.resign().await.unwrap();
+    let third = database.open().await;
+    assert!(matches!(third.lead(&candidate("c"), 0).await.unwrap(), Lead::Ours { term: 9, .. }), "at once");
+}
+
+async fn text_with_a_zero_character_is_no_reason_to_fail(database: Database) {
+    let store = database.open().await;
+    let state = gnomon_common::wire::VmState::Running;
+    let named = Record::Vm { vm: vm(1), name: "a\0b".into(), host: None, state, at: now() };
+    store.commit(&[Entry::Record(Box::new(named)), audit("a\0b", now())]).await.unwrap();
+    assert_eq!(store.audit(1).await.unwrap()[0].detail, "a\u{fffd}b");
+    assert_eq!(database.count("SELECT COUNT(*) FROM vm WHERE name = 'a\u{fffd}b'").await, 1);
+}
+
+async fn terms_only_rise_even_above_a_foreign_one_and_across_reopening(database: Database) {
+    let store = database.open().await;
+    assert_eq!(term(&store, 0).await, 1);
+    assert_eq!(term(&store, 0).await, 2);
+    assert_eq!(term(&store, 70).await, 71);
+    drop(store);
+    let store = database.open().await;
+    assert_eq!(term(&store, 0).await, 72);
+    assert!(matches!(store.lead(&candidate("a"), u64::MAX).await, Err(StoreError::TermsUsedUp(_))));
+}
+
+async fn a_batch_is_written_as_a_whole_and_tells_what_was_new(database: Database) {
+    let store = database.open().await;
     let batch = [entry(1, now()), entry(2, now()), entry(1, now())];
     assert_eq!(store.commit(&batch).await.unwrap(), [true, true, false]);
     assert_eq!(store.acknowledged(&host("a"), AgentEpoch(1)).await.unwrap(), Sequence(2));
@@ -55,10 +119,8 @@ async fn a_batch_is_written_as_a_whole_and_tells_what_was_new() {
     assert_eq!(store.acknowledged(&host("b"), AgentEpoch(1)).await.unwrap(), Sequence(0));
 }
 
-#[tokio::test]
-async fn reports_are_restored_oldest_first_and_one_that_no_longer_decodes_is_skipped() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
+async fn reports_are_restored_oldest_first_and_one_that_no_longer_decodes_is_skipped(database: Database) {
+    let store = database.open().await;
     let garbled = Entry::Report(StoredReport { payload: vec![0xff; 7], ..stored(9, now()) });
     let old = entry(1, now() - Duration::from_secs(3600));
     store.commit(&[entry(4, now()), garbled, entry(2, now()), old]).await.unwrap();
@@ -75,10 +137,8 @@ async fn reports_are_restored_oldest_first_and_one_that_no_longer_decodes_is_ski
     assert_eq!(sequences, [2, 4]);
 }
 
-#[tokio::test]
-async fn reports_of_a_clock_that_was_far_ahead_are_not_restored_however_late_it_is_by_now() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
+async fn reports_of_a_clock_that_was_far_ahead_are_not_restored_however_late_it_is_by_now(database: Database) {
+    let store = database.open().await;
     // The window of a second that begins at `sequence` seconds, received when that was 299 or 300 seconds ahead.
     let received = |sequence: u64, ahead_s| Timestamp::from_unix_ms((sequence - ahead_s) * 1000);
     store.commit(&[entry(1000, received(1000, 299)), entry(1001, received(1001, 300))]).await.unwrap();
@@ -94,39 +154,32 @@ async fn reports_of_a_clock_that_was_far_ahead_are_not_restored_however_late_it_
     assert_eq!(sequences, [1000]);
 }
 
-#[tokio::test]
-async fn pruning_takes_what_is_old_and_leaves_the_rest() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("db");
-    let store = SqliteStore::open(&path).await.unwrap();
+async fn pruning_takes_what_is_old_and_leaves_the_rest(database: Database) {
+    let store = database.open().await;
     let ago = |hours: u64| now() - Duration::from_secs(hours * 3600);
-    store.raise_term(0).await.unwrap();
     let old = (1..=200).map(|sequence| entry(sequence, ago(20 + sequence)));
     let entries: Vec<_> = old.chain([entry(201, ago(1)), audit("old", ago(50)), audit("new", ago(1))]).collect();
     store.commit(&entries).await.unwrap();
     assert_eq!(store.prune(ago(10), ago(40), ago(1)).await.unwrap(), 201, "200 reports and one line");
     assert_eq!(store.prune(ago(10), ago(40), ago(1)).await.unwrap(), 0);
-    assert_eq!(count(&path, "SELECT sequence FROM report").await, 201);
+    assert_eq!(database.count("SELECT sequence FROM report").await, 201);
     let lines = store.audit(10).await.unwrap();
     assert_eq!(lines.iter().map(|line| line.detail.as_str()).collect::<Vec<_>>(), ["new"]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_commit_gets_its_turn_while_much_is_pruned() {
+async fn a_commit_gets_its_turn_while_much_is_pruned(database: Database) {
     const OLD: i64 = 12_000;
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("db");
-    let store = Arc::new(SqliteStore::open(&path).await.unwrap());
+    let store = Arc::new(database.open().await);
     let old = now() - Duration::from_secs(7200);
     store.commit(&(1..=OLD as u64).map(|sequence| entry(sequence, old)).collect::<Vec<_>>()).await.unwrap();
     let pruning = store.clone();
     let (before, never) = (now() - Duration::from_secs(3600), Timestamp::default());
     let pruned = tokio::spawn(async move { pruning.prune(before, never, never).await });
-    while count(&path, "SELECT COUNT(*) FROM report").await == OLD {
+    while database.count("SELECT COUNT(*) FROM report").await == OLD {
         tokio::task::yield_now().await;
     }
     assert_eq!(store.commit(&[entry(OLD as u64 + 1, now())]).await.unwrap(), [true]);
-    let left = count(&path, "SELECT COUNT(*) FROM report").await;
+    let left = database.count("SELECT COUNT(*) FROM report").await;
     assert!(left > 1, "all that was old went first");
     assert_eq!(pruned.await.unwrap().unwrap(), OLD as u64);
 }
@@ -136,7 +189,7 @@ async fn a_file_that_is_no_database_is_refused_with_its_path() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("brain.db");
     std::fs::write(&path, "this is no database, but a text of sufficient length to be looked at".repeat(20)).unwrap();
-    let message = SqliteStore::open(&path).await.err().unwrap().to_string();
+    let message = SqlStore::open_sqlite(&path).await.err().unwrap().to_string();
     assert!(message.contains("brain.db"), "{message}");
 }
 

@@ -1,10 +1,9 @@
 //! Statements that forget. Old rows go a few at a time, in transactions of their own: an acknowledgement that waits for the
 //! writer waits for one of these at most.
 
-use super::ms;
+use super::{SqlStore, ms};
 use crate::store::StoreError;
 use gnomon_common::time::Timestamp;
-use sqlx::sqlite::SqlitePool;
 use sqlx::{AssertSqlSafe, query, query_scalar};
 
 /// Rows in one transaction: of the largest ones, reports of a hundred VMs, some two megabytes.
@@ -46,23 +45,22 @@ const AFFAIRS: [Aging; 7] = [
 
 /// Forgets reports, affairs, and histories with their lessons from before these instants, a bounded number of each; returns how many rows went.
 pub(super) async fn prune(
-    readers: &SqlitePool,
-    writer: &SqlitePool,
+    store: &SqlStore,
     reports_before: Timestamp,
     affairs_before: Timestamp,
     history_before: Timestamp,
 ) -> Result<u64, StoreError> {
-    let mut rows = REPORTS.forget(readers, writer, reports_before).await?;
-    rows += BLOCKS.forget(readers, writer, history_before).await?;
-    rows += LESSONS.forget(readers, writer, history_before).await?;
+    let mut rows = REPORTS.forget(store, reports_before).await?;
+    rows += BLOCKS.forget(store, history_before).await?;
+    rows += LESSONS.forget(store, history_before).await?;
     for aging in &AFFAIRS {
-        rows += aging.forget(readers, writer, affairs_before).await?;
+        rows += aging.forget(store, affairs_before).await?;
     }
     Ok(rows)
 }
 
 impl Aging {
-    async fn forget(&self, readers: &SqlitePool, writer: &SqlitePool, before: Timestamp) -> Result<u64, StoreError> {
+    async fn forget(&self, store: &SqlStore, before: Timestamp) -> Result<u64, StoreError> {
         let Self { table, key, at, condition } = self;
         // All parts are constants above: nothing from outside gets into the statements.
         let old = format!("FROM {table} WHERE {at} < $1{condition}");
@@ -73,11 +71,14 @@ impl Aging {
         for _ in 0..TRANSACTIONS_MAX {
             // Looked for by a reader: the writer is not held up for nothing.
             let found: Option<i64> =
-                query_scalar(AssertSqlSafe(any.clone())).bind(ms(before)).fetch_optional(readers).await?;
+                query_scalar(AssertSqlSafe(any.clone())).bind(ms(before)).fetch_optional(&store.readers).await?;
             if found.is_none() {
                 break;
             }
-            rows += query(AssertSqlSafe(delete.clone())).bind(ms(before)).execute(writer).await?.rows_affected();
+            let mut transaction = store.begin().await?;
+            let deleted = query(AssertSqlSafe(delete.clone())).bind(ms(before)).execute(&mut *transaction).await?;
+            transaction.commit().await?;
+            rows += deleted.rows_affected();
         }
         Ok(rows)
     }

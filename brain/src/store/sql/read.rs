@@ -7,11 +7,11 @@ use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{AgentEpoch, HostId, Outcome, Report, Sequence, frame};
 use gnomon_core::{Audit, CommandRecord, Core, Restored};
 use serde::de::DeserializeOwned;
-use sqlx::sqlite::{SqlitePool, SqliteRow};
-use sqlx::{Row, query, query_scalar};
+use sqlx::any::AnyRow;
+use sqlx::{AnyPool, Row, query, query_scalar};
 use std::pin::pin;
 
-pub(super) async fn acknowledged(db: &SqlitePool, host: &HostId, epoch: AgentEpoch) -> Result<Sequence, StoreError> {
+pub(super) async fn acknowledged(db: &AnyPool, host: &HostId, epoch: AgentEpoch) -> Result<Sequence, StoreError> {
     let highest: Option<i64> = query_scalar("SELECT MAX(sequence) FROM report WHERE host = $1 AND epoch = $2")
         .bind(host.as_str())
         .bind(integer(epoch.0))
@@ -21,7 +21,7 @@ pub(super) async fn acknowledged(db: &SqlitePool, host: &HostId, epoch: AgentEpo
 }
 
 pub(super) async fn restore(
-    db: &SqlitePool,
+    db: &AnyPool,
     reports_since: Timestamp,
     sink: &mut (dyn FnMut(Restored) + Send),
 ) -> Result<Vec<(HostId, Outcome)>, StoreError> {
@@ -93,12 +93,12 @@ pub(super) async fn restore(
     Ok(answered)
 }
 
-pub(super) async fn audit(db: &SqlitePool, limit: u32) -> Result<Vec<Audit>, StoreError> {
+pub(super) async fn audit(db: &AnyPool, limit: u32) -> Result<Vec<Audit>, StoreError> {
     let rows = query("SELECT at_ms, actor, verb, object, detail FROM audit ORDER BY term DESC, line DESC LIMIT $1")
         .bind(i64::from(limit))
         .fetch_all(db)
         .await?;
-    let line = |row: SqliteRow| -> Result<Audit, StoreError> {
+    let line = |row: AnyRow| -> Result<Audit, StoreError> {
         Ok(Audit {
             at: Timestamp::from_unix_ms(row.try_get::<i64, _>(0)?.unsigned_abs()),
             actor: row.try_get(1)?,
@@ -110,7 +110,7 @@ pub(super) async fn audit(db: &SqlitePool, limit: u32) -> Result<Vec<Audit>, Sto
     rows.into_iter().map(line).collect()
 }
 
-pub(super) async fn commands(db: &SqlitePool, limit: u32) -> Result<Vec<CommandRecord>, StoreError> {
+pub(super) async fn commands(db: &AnyPool, limit: u32) -> Result<Vec<CommandRecord>, StoreError> {
     let rows = query("SELECT command FROM command ORDER BY term DESC, number DESC LIMIT $1")
         .bind(i64::from(limit))
         .fetch_all(db)
@@ -118,11 +118,11 @@ pub(super) async fn commands(db: &SqlitePool, limit: u32) -> Result<Vec<CommandR
     rows.iter().filter_map(|row| json(row, 0).transpose()).collect()
 }
 
-fn received(row: &SqliteRow) -> Result<Timestamp, StoreError> {
+fn received(row: &AnyRow) -> Result<Timestamp, StoreError> {
     Ok(Timestamp::from_unix_ms(row.try_get::<i64, _>("received_ms")?.unsigned_abs()))
 }
 
-fn host_id(row: &SqliteRow, column: usize) -> Result<Option<HostId>, StoreError> {
+fn host_id(row: &AnyRow, column: usize) -> Result<Option<HostId>, StoreError> {
     let name: &str = row.try_get(column)?;
     HostId::new(name).map(Some).or_else(|error| {
         tracing::warn!(%error, "a stored host is skipped");
@@ -130,7 +130,7 @@ fn host_id(row: &SqliteRow, column: usize) -> Result<Option<HostId>, StoreError>
     })
 }
 
-fn json<T: DeserializeOwned>(row: &SqliteRow, column: usize) -> Result<Option<T>, StoreError> {
+fn json<T: DeserializeOwned>(row: &AnyRow, column: usize) -> Result<Option<T>, StoreError> {
     let text: &str = row.try_get(column)?;
     serde_json::from_str(text).map(Some).or_else(|error| {
         tracing::warn!(%error, text, "a stored value does not decode and is skipped");

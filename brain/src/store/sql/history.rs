@@ -7,12 +7,12 @@ use futures_util::TryStreamExt;
 use gnomon_common::wire::VmId;
 use gnomon_core::Restored;
 use gnomon_core::archive::{BlockKey, Change, Kpi, SealedBlock, Tier};
-use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
-use sqlx::{Row, query, query_scalar};
+use sqlx::any::AnyRow;
+use sqlx::{AnyConnection, AnyPool, Row, query, query_scalar};
 use std::pin::pin;
 
 /// Keeps or forgets a block.
-pub(super) async fn change(db: &mut SqliteConnection, vm: VmId, change: &Change) -> Result<(), StoreError> {
+pub(super) async fn change(db: &mut AnyConnection, vm: VmId, change: &Change) -> Result<(), StoreError> {
     let (statement, key) = match change {
         Change::Persist(SealedBlock { key, .. }) => (
             "INSERT INTO block (vm, kpi, tier, number, end_ms, bytes) VALUES ($1, $2, $3, $4, $5, $6) \
@@ -35,7 +35,7 @@ pub(super) async fn change(db: &mut SqliteConnection, vm: VmId, change: &Change)
 }
 
 /// Hands out all blocks, each VM's together. Rows that are no block's are skipped and counted.
-pub(super) async fn restore(db: &SqlitePool, sink: &mut (dyn FnMut(Restored) + Send)) -> Result<(), StoreError> {
+pub(super) async fn restore(db: &AnyPool, sink: &mut (dyn FnMut(Restored) + Send)) -> Result<(), StoreError> {
     // Streamed, in the order of the primary key: the histories of a fleet are gigabytes.
     let mut rows =
         pin!(query("SELECT vm, kpi, tier, number, bytes FROM block ORDER BY vm, kpi, tier, number").fetch(db));
@@ -56,7 +56,7 @@ pub(super) async fn restore(db: &SqlitePool, sink: &mut (dyn FnMut(Restored) + S
 }
 
 /// Reads these blocks of a VM; those that are not there are left out.
-pub(super) async fn blocks(db: &SqlitePool, vm: VmId, keys: Vec<BlockKey>) -> Result<Vec<SealedBlock>, StoreError> {
+pub(super) async fn blocks(db: &AnyPool, vm: VmId, keys: Vec<BlockKey>) -> Result<Vec<SealedBlock>, StoreError> {
     let mut connection = db.acquire().await?;
     let vm = vm.to_string();
     let mut blocks = Vec::with_capacity(keys.len());
@@ -75,7 +75,7 @@ pub(super) async fn blocks(db: &SqlitePool, vm: VmId, keys: Vec<BlockKey>) -> Re
 }
 
 /// `None` for a row that this release cannot have written.
-fn block(row: &SqliteRow) -> Option<(VmId, SealedBlock)> {
+fn block(row: &AnyRow) -> Option<(VmId, SealedBlock)> {
     let number = |column: usize| u64::try_from(row.try_get::<i64, _>(column).ok()?).ok();
     let place = |column| number(column).and_then(|number| usize::try_from(number).ok());
     let vm = row.try_get::<&str, _>(0).ok()?.parse().ok()?;

@@ -1,10 +1,9 @@
 //! Statements about tokens, certificates and revocations.
 //!
-//! Two processes write here: the brain and the operator's commands. Every transaction therefore takes the writer's lock
-//! when it begins ([`super::WRITE`]): one that read first and wanted to write later would fail at once if the other had
-//! written in between, however long it was willing to wait.
+//! Two processes write here: the brain and the operator's commands. What a transaction here has read is true until it ends, because
+//! each of them takes the writer's lock when it begins ([`super::Dialect`]).
 
-use super::{SqliteStore, WRITE, ms, write};
+use super::{SqlStore, ms, write};
 use crate::ca::Serial;
 use crate::store::admissions::{Revoked, corrupt};
 use crate::store::{
@@ -13,15 +12,15 @@ use crate::store::{
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{HostId, TokenId};
 use gnomon_core::Audit;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{Row, query, query_scalar};
+use sqlx::any::AnyRow;
+use sqlx::{AnyConnection, Row, query, query_scalar};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 const TOKEN: &str =
     "SELECT id, host, secret_sha256, created_ms, expires_ms, spent_ms, revoked_ms FROM token WHERE id = $1";
 
-impl Admissions for SqliteStore {
+impl Admissions for SqlStore {
     fn token(&self, id: TokenId) -> Pending<'_, Option<StoredToken>> {
         Box::pin(async move {
             let row = query(TOKEN).bind(id.to_string()).fetch_optional(&self.readers).await?;
@@ -31,7 +30,7 @@ impl Admissions for SqliteStore {
 
     fn enrol<'a>(&'a self, token: TokenId, certificate: &'a StoredCertificate, line: &'a Audit) -> Pending<'a, bool> {
         Box::pin(async move {
-            let mut transaction = self.writer.begin_with(WRITE).await?;
+            let mut transaction = self.begin().await?;
             let spent = query(
                 "UPDATE token SET spent_ms = $2 WHERE id = $1 AND spent_ms IS NULL AND revoked_ms IS NULL AND expires_ms > $2",
             )
@@ -57,7 +56,7 @@ impl Admissions for SqliteStore {
         line: &'a Audit,
     ) -> Pending<'a, Renewal> {
         Box::pin(async move {
-            let mut transaction = self.writer.begin_with(WRITE).await?;
+            let mut transaction = self.begin().await?;
             if let Some(since) = standing(&mut transaction, &certificate.host, shown).await?.void_since() {
                 return Ok(Renewal::Void(since));
             }
@@ -94,7 +93,7 @@ impl Admissions for SqliteStore {
 
     fn turn_away<'a>(&'a self, host: &'a HostId, line: &'a Audit) -> Pending<'a, bool> {
         Box::pin(async move {
-            let mut transaction = self.writer.begin_with(WRITE).await?;
+            let mut transaction = self.begin().await?;
             let first = query("UPDATE revocation SET turned_away_ms = $2 WHERE host = $1 AND turned_away_ms IS NULL")
                 .bind(host.as_str())
                 .bind(ms(line.at))
@@ -110,10 +109,10 @@ impl Admissions for SqliteStore {
     }
 }
 
-impl AdmissionsOffice for SqliteStore {
+impl AdmissionsOffice for SqlStore {
     fn create_token<'a>(&'a self, token: &'a StoredToken, line: &'a Audit) -> Pending<'a, ()> {
         Box::pin(async move {
-            let mut transaction = self.writer.begin_with(WRITE).await?;
+            let mut transaction = self.begin().await?;
             query("INSERT INTO token (id, host, secret_sha256, created_ms, expires_ms) VALUES ($1, $2, $3, $4, $5)")
                 .bind(token.id.to_string())
                 .bind(token.host.as_str())
@@ -141,7 +140,7 @@ impl AdmissionsOffice for SqliteStore {
 
     fn revoke_token<'a>(&'a self, id: TokenId, at: Timestamp, line: &'a Audit) -> Pending<'a, Option<StoredToken>> {
         Box::pin(async move {
-            let mut transaction = self.writer.begin_with(WRITE).await?;
+            let mut transaction = self.begin().await?;
             let row = query(TOKEN).bind(id.to_string()).fetch_optional(&mut *transaction).await?;
             let Some(before) = row.as_ref().map(token).transpose()? else { return Ok(None) };
             if before.admits(&before.host, at).is_ok() {
@@ -159,13 +158,13 @@ impl AdmissionsOffice for SqliteStore {
 
     fn revoke_host<'a>(&'a self, host: &'a HostId, at: Timestamp, line: &'a Audit) -> Pending<'a, Revoked> {
         Box::pin(async move {
-            let mut transaction = self.writer.begin_with(WRITE).await?;
-            let known: bool = query_scalar(
-                "SELECT EXISTS (SELECT 1 FROM host WHERE host = $1) OR EXISTS (SELECT 1 FROM certificate WHERE host = $1)",
-            )
-            .bind(host.as_str())
-            .fetch_one(&mut *transaction)
-            .await?;
+            let mut transaction = self.begin().await?;
+            let known =
+                query("SELECT host FROM host WHERE host = $1 UNION SELECT host FROM certificate WHERE host = $1")
+                    .bind(host.as_str())
+                    .fetch_optional(&mut *transaction)
+                    .await?
+                    .is_some();
             let tokens = query(
                 "UPDATE token SET revoked_ms = $2 WHERE host = $1 AND spent_ms IS NULL AND revoked_ms IS NULL AND expires_ms > $2",
             )
@@ -197,7 +196,7 @@ impl AdmissionsOffice for SqliteStore {
             )
             .fetch_all(&self.readers)
             .await?;
-            let read = |row: &SqliteRow| -> Result<_, StoreError> {
+            let read = |row: &AnyRow| -> Result<_, StoreError> {
                 let certificate = StoredCertificate {
                     serial: Serial::from_store(row.try_get("serial")?),
                     host: host(row, "host")?,
@@ -211,7 +210,7 @@ impl AdmissionsOffice for SqliteStore {
     }
 }
 
-async fn list(db: &mut SqliteConnection, certificate: &StoredCertificate) -> Result<(), StoreError> {
+async fn list(db: &mut AnyConnection, certificate: &StoredCertificate) -> Result<(), StoreError> {
     query("INSERT INTO certificate (serial, host, issued_ms, expires_ms) VALUES ($1, $2, $3, $4)")
         .bind(certificate.serial.as_str())
         .bind(certificate.host.as_str())
@@ -222,7 +221,7 @@ async fn list(db: &mut SqliteConnection, certificate: &StoredCertificate) -> Res
     Ok(())
 }
 
-async fn standing(db: &mut SqliteConnection, host: &HostId, shown: &Serial) -> Result<Standing, StoreError> {
+async fn standing(db: &mut AnyConnection, host: &HostId, shown: &Serial) -> Result<Standing, StoreError> {
     let row = query(
         "SELECT (SELECT issued_ms FROM certificate WHERE serial = $1 AND host = $2), \
          (SELECT at_ms FROM revocation WHERE host = $2)",
@@ -236,7 +235,7 @@ async fn standing(db: &mut SqliteConnection, host: &HostId, shown: &Serial) -> R
     Ok(Standing { issued: instant(0)?, revoked: instant(1)? })
 }
 
-fn token(row: &SqliteRow) -> Result<StoredToken, StoreError> {
+fn token(row: &AnyRow) -> Result<StoredToken, StoreError> {
     let instant = |column: &str| -> Result<_, StoreError> { Ok(row.try_get::<Option<i64>, _>(column)?.map(timestamp)) };
     let secret: &[u8] = row.try_get("secret_sha256")?;
     Ok(StoredToken {
@@ -250,7 +249,7 @@ fn token(row: &SqliteRow) -> Result<StoredToken, StoreError> {
     })
 }
 
-fn host(row: &SqliteRow, column: &str) -> Result<HostId, StoreError> {
+fn host(row: &AnyRow, column: &str) -> Result<HostId, StoreError> {
     HostId::new(row.try_get::<&str, _>(column)?).map_err(|_| corrupt("a stored host has no valid name"))
 }
 

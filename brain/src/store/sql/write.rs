@@ -4,10 +4,10 @@ use super::{history, integer, ms};
 use crate::store::{StoreError, StoredReport};
 use gnomon_common::wire::{HostId, Outcome};
 use gnomon_core::{Audit, CommandRecord, Record};
-use sqlx::SqliteConnection;
+use sqlx::AnyConnection;
 
 /// Stores a report; `false` if it was there.
-pub(super) async fn report(db: &mut SqliteConnection, report: &StoredReport) -> Result<bool, StoreError> {
+pub(super) async fn report(db: &mut AnyConnection, report: &StoredReport) -> Result<bool, StoreError> {
     let inserted = sqlx::query(
         "INSERT INTO report (host, epoch, sequence, start_ms, received_ms, payload) VALUES ($1, $2, $3, $4, $5, $6) \
          ON CONFLICT (host, epoch, sequence) DO NOTHING",
@@ -24,7 +24,7 @@ pub(super) async fn report(db: &mut SqliteConnection, report: &StoredReport) -> 
 }
 
 /// Stores an outcome; `false` if this host had answered this command before.
-pub(super) async fn outcome(db: &mut SqliteConnection, host: &HostId, outcome: &Outcome) -> Result<bool, StoreError> {
+pub(super) async fn outcome(db: &mut AnyConnection, host: &HostId, outcome: &Outcome) -> Result<bool, StoreError> {
     let inserted = sqlx::query(
         "INSERT INTO outcome (host, term, number, at_ms, outcome) VALUES ($1, $2, $3, $4, $5) \
          ON CONFLICT (host, term, number) DO NOTHING",
@@ -40,7 +40,7 @@ pub(super) async fn outcome(db: &mut SqliteConnection, host: &HostId, outcome: &
 }
 
 /// Stores a record of the core.
-pub(super) async fn record(db: &mut SqliteConnection, record: &Record) -> Result<(), StoreError> {
+pub(super) async fn record(db: &mut AnyConnection, record: &Record) -> Result<(), StoreError> {
     let statement = match record {
         Record::Host { host, facts, connected, at } => sqlx::query(
             "INSERT INTO host (host, facts, connected, at_ms) VALUES ($1, $2, $3, $4) ON CONFLICT (host) DO UPDATE SET \
@@ -55,7 +55,7 @@ pub(super) async fn record(db: &mut SqliteConnection, record: &Record) -> Result
              name = excluded.name, host = excluded.host, state = excluded.state, at_ms = excluded.at_ms",
         )
         .bind(vm.to_string())
-        .bind(name)
+        .bind(text(name))
         .bind(host.as_ref().map(|host| host.as_str()))
         .bind(serde_json::to_string(state)?)
         .bind(ms(*at)),
@@ -113,7 +113,7 @@ pub(super) async fn record(db: &mut SqliteConnection, record: &Record) -> Result
     Ok(())
 }
 
-async fn command(db: &mut SqliteConnection, record: &CommandRecord) -> Result<(), StoreError> {
+async fn command(db: &mut AnyConnection, record: &CommandRecord) -> Result<(), StoreError> {
     let settled = record.outcome.is_some() || record.unanswered;
     sqlx::query(
         "INSERT INTO command (term, number, host, vm, issued_ms, settled, command) VALUES ($1, $2, $3, $4, $5, $6, $7) \
@@ -133,18 +133,24 @@ async fn command(db: &mut SqliteConnection, record: &CommandRecord) -> Result<()
 
 /// Appends a line to the audit log. It is numbered by the database, within the present term: the brain and the
 /// operator's commands write lines side by side.
-pub(super) async fn audit(db: &mut SqliteConnection, line: &Audit) -> Result<(), StoreError> {
+pub(super) async fn audit(db: &mut AnyConnection, line: &Audit) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO audit (term, line, at_ms, actor, verb, object, detail) \
-         SELECT present.term, 1 + COALESCE((SELECT MAX(audit.line) FROM audit WHERE audit.term = present.term), 0), \
-         $1, $2, $3, $4, $5 FROM (SELECT COALESCE((SELECT value FROM meta WHERE key = 'term'), 0) AS term) AS present",
+         SELECT lease.term, 1 + COALESCE((SELECT MAX(audit.line) FROM audit WHERE audit.term = lease.term), 0), \
+         $1, $2, $3, $4, $5 FROM lease",
     )
     .bind(ms(line.at))
-    .bind(&line.actor)
-    .bind(&line.verb)
-    .bind(&line.object)
-    .bind(&line.detail)
+    .bind(text(&line.actor))
+    .bind(text(&line.verb))
+    .bind(text(&line.object))
+    .bind(text(&line.detail))
     .execute(db)
     .await?;
     Ok(())
+}
+
+/// Text as every database takes it: PostgreSQL's has no zero character, and a name from a host must not be what a transaction fails
+/// for, again and again. JSON writes such a character in another way.
+fn text(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
 }

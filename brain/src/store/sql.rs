@@ -1,69 +1,101 @@
-//! The embedded store: SQLite by sqlx.
+//! The store in a database, by sqlx: embedded in SQLite, or in PostgreSQL.
 //!
-//! Write-ahead log with `synchronous=FULL`: a commit returns after the log is synced, so `kill -9` and power loss take
-//! nothing that was answered (<https://www.sqlite.org/pragma.html#pragma_synchronous>). One connection writes, a few
-//! read; in WAL mode readers never wait for the writer. The SQL is the part that SQLite and PostgreSQL share.
+//! One set of statements serves both, through sqlx's `Any` driver: it is the SQL that the two share, and where they differ,
+//! [`dialect`](Dialect) says so. A commit returns after the log is synced, so `kill -9` and power loss take nothing that was answered.
+//! Those who write take turns, a few read, and readers never wait for a writer.
 
 mod admissions;
+mod dialect;
 mod history;
+mod lease;
 mod prune;
 mod read;
 mod write;
 
-use super::{Entry, INTEGER_MAX, Pending, Store, StoreError};
+use super::{Candidate, Entry, Lead, Location, Pending, Store, StoreError};
+use dialect::Dialect;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{AgentEpoch, HostId, Outcome, Sequence, VmId};
 use gnomon_core::archive::{BlockKey, SealedBlock};
 use gnomon_core::{Audit, CommandRecord, Restored};
+use sqlx::any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers};
 use sqlx::migrate::Migrator;
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
-};
-use sqlx::{Connection, Row};
-use std::path::Path;
+use sqlx::{Any, AnyConnection, AnyPool, ConnectOptions, Connection, Transaction};
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
 /// Readers at a time: the API's queries and a session's hello are short.
 const READERS_MAX: u32 = 4;
-/// How long a write waits for a lock that somebody else (a backup, a curious sqlite3) holds before it counts as failed.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a database may take to answer before it counts as one that does not.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How a transaction begins that will write: with the writer's lock. The operator's commands write to the same file; a
-/// transaction that read before it wants to write would fail at once, without waiting for [`BUSY_TIMEOUT`], if the other
-/// process had written meanwhile (<https://www.sqlite.org/rescode.html#busy_snapshot>).
-const WRITE: &str = "BEGIN IMMEDIATE";
-
-/// The store in one SQLite file (with its `-wal` and `-shm` beside it).
-pub struct SqliteStore {
-    writer: SqlitePool,
-    readers: SqlitePool,
+/// The store in one database. SQLite's is one file, with its `-wal`, `-shm` and `-leader` beside it.
+pub struct SqlStore {
+    location: Location,
+    dialect: Dialect,
+    writer: AnyPool,
+    readers: AnyPool,
+    /// Who this store's owner is, once it has led: from then on it writes nothing unless it still leads.
+    leads_as: OnceLock<String>,
+    /// Of an SQLite file whose leader this is.
+    lock: Mutex<Option<File>>,
 }
 
-impl SqliteStore {
-    /// Opens or makes the file, and brings its schema up to date.
-    pub async fn open(path: &Path) -> Result<Self, StoreError> {
-        let open = |source| StoreError::Open { path: path.to_owned(), source };
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(BUSY_TIMEOUT);
-        let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await.map_err(open)?;
-        MIGRATIONS.run(&writer).await.map_err(|source| StoreError::Migrate { path: path.to_owned(), source })?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(READERS_MAX)
-            .connect_with(options.read_only(true))
-            .await
-            .map_err(open)?;
-        Ok(Self { writer, readers })
+impl SqlStore {
+    /// Opens the database, and brings its schema up to date. An SQLite file is made where there is none.
+    pub async fn open(location: &Location) -> Result<Self, StoreError> {
+        install_default_drivers();
+        let dialect = Dialect::of(location);
+        let address = location.address()?;
+        let connect = async |most: u32, reads_only: bool| {
+            let mut address = address.clone();
+            if let Some(access) = dialect.access(reads_only) {
+                address.set_query(Some(access));
+            }
+            let options = AnyConnectOptions::from_url(&address)?;
+            let pool = AnyPoolOptions::new().max_connections(most).acquire_timeout(CONNECT_TIMEOUT);
+            let settings = dialect.settings();
+            let pool = pool.after_connect(move |connection, _| {
+                Box::pin(async move { sqlx::raw_sql(settings).execute(connection).await.map(drop) })
+            });
+            pool.connect_with(options).await
+        };
+        let writer = connect(dialect.writers_max(), false).await.map_err(|error| location.cannot_open(error))?;
+        let migrated = MIGRATIONS.run(&writer).await;
+        migrated.map_err(|source| StoreError::Migrate { location: location.clone(), source })?;
+        let readers = connect(READERS_MAX, true).await.map_err(|error| location.cannot_open(error))?;
+        let (location, leads_as, lock) = (location.clone(), OnceLock::new(), Mutex::default());
+        Ok(Self { location, dialect, writer, readers, leads_as, lock })
+    }
+
+    /// Opens an SQLite file.
+    pub async fn open_sqlite(path: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        Self::open(&Location::Sqlite(path.into())).await
+    }
+
+    /// Begins a transaction that will write: nobody else writes until it ends, and nobody takes the lease.
+    async fn begin(&self) -> Result<Transaction<'static, Any>, StoreError> {
+        let mut transaction = self.writer.begin_with(self.dialect.begin()).await?;
+        self.fence(&mut transaction).await?;
+        Ok(transaction)
+    }
+
+    /// Fails a transaction of a brain that has led and leads no more.
+    async fn fence(&self, db: &mut AnyConnection) -> Result<(), StoreError> {
+        let holder = lease::locked(db, self.dialect).await?.holder;
+        match self.leads_as.get() {
+            Some(name) if *name != holder => Err(StoreError::Deposed { leader: holder }),
+            _ => Ok(()),
+        }
     }
 
     async fn commit_all(&self, entries: &[Entry]) -> Result<Vec<bool>, StoreError> {
         let mut connection = self.writer.acquire().await?;
-        let written = Self::write_all(&mut connection, entries).await;
+        let written = self.write_all(&mut connection, entries).await;
         if written.is_err() {
             // On a full disk SQLite ends the transaction by itself, and sqlx goes on to believe in it: every later one would fail, also
             // with room again. The pool opens another connection in place of this one.
@@ -72,8 +104,9 @@ impl SqliteStore {
         written
     }
 
-    async fn write_all(connection: &mut SqliteConnection, entries: &[Entry]) -> Result<Vec<bool>, StoreError> {
-        let mut transaction = connection.begin_with(WRITE).await?;
+    async fn write_all(&self, connection: &mut AnyConnection, entries: &[Entry]) -> Result<Vec<bool>, StoreError> {
+        let mut transaction = connection.begin_with(self.dialect.begin()).await?;
+        self.fence(&mut transaction).await?;
         let mut fresh = Vec::with_capacity(entries.len());
         for entry in entries {
             fresh.push(match entry {
@@ -88,33 +121,23 @@ impl SqliteStore {
         transaction.commit().await?;
         Ok(fresh)
     }
-
-    async fn raise(&self, at_least: u64) -> Result<u64, StoreError> {
-        let mut transaction = self.writer.begin_with(WRITE).await?;
-        let stored = sqlx::query("SELECT value FROM meta WHERE key = 'term'").fetch_optional(&mut *transaction).await?;
-        let stored = stored.map_or(Ok(0), |row| row.try_get::<i64, _>(0))?.unsigned_abs();
-        let term = stored.max(at_least).saturating_add(1);
-        if term > INTEGER_MAX {
-            return Err(StoreError::TermsUsedUp(term));
-        }
-        sqlx::query(
-            "INSERT INTO meta (key, value) VALUES ('term', $1) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-        )
-        .bind(integer(term))
-        .execute(&mut *transaction)
-        .await?;
-        transaction.commit().await?;
-        Ok(term)
-    }
 }
 
-impl Store for SqliteStore {
+impl Store for SqlStore {
     fn commit<'a>(&'a self, entries: &'a [Entry]) -> Pending<'a, Vec<bool>> {
         Box::pin(self.commit_all(entries))
     }
 
-    fn raise_term(&self, at_least: u64) -> Pending<'_, u64> {
-        Box::pin(self.raise(at_least))
+    fn lead<'a>(&'a self, candidate: &'a Candidate, at_least: u64) -> Pending<'a, Lead> {
+        Box::pin(lease::lead(self, candidate, at_least))
+    }
+
+    fn renew_lease<'a>(&'a self, candidate: &'a Candidate) -> Pending<'a, ()> {
+        Box::pin(lease::renew(self, candidate))
+    }
+
+    fn resign(&self) -> Pending<'_, ()> {
+        Box::pin(lease::resign(self))
     }
 
     fn acknowledged<'a>(&'a self, host: &'a HostId, epoch: AgentEpoch) -> Pending<'a, Sequence> {
@@ -147,7 +170,7 @@ impl Store for SqliteStore {
         affairs_before: Timestamp,
         history_before: Timestamp,
     ) -> Pending<'_, u64> {
-        Box::pin(prune::prune(&self.readers, &self.writer, reports_before, affairs_before, history_before))
+        Box::pin(prune::prune(self, reports_before, affairs_before, history_before))
     }
 }
 
@@ -171,7 +194,7 @@ mod tests {
     #[tokio::test]
     async fn the_writing_connection_syncs_every_commit() {
         let dir = tempfile::tempdir().unwrap();
-        let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
+        let store = SqlStore::open_sqlite(dir.path().join("db")).await.unwrap();
         let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(&store.writer).await.unwrap();
         let journal: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&store.writer).await.unwrap();
         assert_eq!((synchronous, journal.as_str()), (2, "wal"), "2 is FULL");
@@ -180,7 +203,7 @@ mod tests {
     #[tokio::test]
     async fn a_disk_that_was_full_is_written_to_again_once_there_is_room() {
         let dir = tempfile::tempdir().unwrap();
-        let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
+        let store = SqlStore::open_sqlite(dir.path().join("db")).await.unwrap();
         let pages = async |most: u32| {
             sqlx::raw_sql(sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {most}")))
                 .execute(&store.writer)

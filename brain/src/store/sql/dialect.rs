@@ -1,0 +1,94 @@
+//! Where SQLite and PostgreSQL differ. Everything else is the SQL that they share.
+
+use crate::store::Location;
+
+/// Which database it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dialect {
+    /// One process leads, for as long as it lives; commands of the operator write beside it.
+    Sqlite,
+    /// Several brains, of which one leads.
+    Postgres,
+}
+
+/// Reads the lease's row: holder, term, when it ends, and what time it is.
+const LEASE_SQLITE: &str = "SELECT holder, term, expires_ms, expires_ms AS now_ms FROM lease";
+
+macro_rules! lease_postgres {
+    ($lock:literal) => {
+        concat!(
+            "SELECT holder, term, expires_ms, CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT) AS now_ms FROM lease",
+            $lock
+        )
+    };
+}
+
+impl Dialect {
+    pub(super) fn of(location: &Location) -> Self {
+        match location {
+            Location::Sqlite(_) => Self::Sqlite,
+            Location::Postgres { .. } => Self::Postgres,
+        }
+    }
+
+    /// What is said to a new connection.
+    ///
+    /// SQLite: a write-ahead log, synced at every commit (<https://www.sqlite.org/pragma.html#pragma_synchronous>), and two seconds of
+    /// patience with whoever else holds a lock: a back-up, a curious sqlite3.
+    ///
+    /// PostgreSQL: a commit returns when it is on disk, whatever the server's or the role's default is. A brain that stops amid a
+    /// transaction holds the lease's row; the server ends such a session sooner than a lease, and whoever waits for the row waits longer
+    /// than that.
+    pub(super) fn settings(self) -> &'static str {
+        match self {
+            Self::Sqlite => "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 2000",
+            Self::Postgres => {
+                "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') IN ('off', 'local'); \
+                 SET idle_in_transaction_session_timeout = '2s'; SET lock_timeout = '3s'"
+            }
+        }
+    }
+
+    /// The query of an address by which a reader, or else a writer, opens it.
+    pub(super) fn access(self, reads_only: bool) -> Option<&'static str> {
+        match (self, reads_only) {
+            (Self::Sqlite, true) => Some("mode=ro"),
+            (Self::Sqlite, false) => Some("mode=rwc"),
+            (Self::Postgres, _) => None,
+        }
+    }
+
+    /// How a transaction begins that will write; [`Self::lease_locked`] follows. In both, that takes the writer's lock. A transaction of SQLite
+    /// that read before it wants to write would fail at once, without any patience, if another process had written meanwhile
+    /// (<https://www.sqlite.org/rescode.html#busy_snapshot>).
+    pub(super) fn begin(self) -> &'static str {
+        match self {
+            Self::Sqlite => "BEGIN IMMEDIATE",
+            Self::Postgres => "BEGIN",
+        }
+    }
+
+    /// Reads the lease, without waiting for a writer.
+    pub(super) fn lease(self) -> &'static str {
+        match self {
+            Self::Sqlite => LEASE_SQLITE,
+            Self::Postgres => lease_postgres!(""),
+        }
+    }
+
+    /// Reads the lease within a transaction that will write.
+    pub(super) fn lease_locked(self) -> &'static str {
+        match self {
+            Self::Sqlite => LEASE_SQLITE,
+            Self::Postgres => lease_postgres!(" FOR UPDATE"),
+        }
+    }
+
+    /// Connections that write. PostgreSQL's take turns at the lease's row; a renewal need not wait for a connection as well.
+    pub(super) fn writers_max(self) -> u32 {
+        match self {
+            Self::Sqlite => 1,
+            Self::Postgres => 4,
+        }
+    }
+}
