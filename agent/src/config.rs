@@ -89,8 +89,8 @@ pub struct Host {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Brain {
-    /// `HOST:PORT` (UDP); the name is resolved anew at every attempt.
-    pub address: String,
+    /// Where it is.
+    pub address: Addresses,
     /// The name in the brain's certificate.
     #[serde(default = "default_server_name")]
     pub server_name: String,
@@ -100,6 +100,28 @@ pub struct Brain {
     pub certificate: Option<PathBuf>,
     /// PEM: its private key; refused when others than owner and group can read it.
     pub key: Option<PathBuf>,
+}
+
+/// `HOST:PORT` (UDP) of the brain, or of all the brains of a fleet: one of them leads, and is found by trying them in turn. Names are
+/// resolved anew at every attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(from = "OneOrMore")]
+pub struct Addresses(pub Vec<String>);
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected \"HOST:PORT\" or a list of them")]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+impl From<OneOrMore> for Addresses {
+    fn from(addresses: OneOrMore) -> Self {
+        Self(match addresses {
+            OneOrMore::One(address) => vec![address],
+            OneOrMore::More(addresses) => addresses,
+        })
+    }
 }
 
 /// `[probe]`
@@ -293,9 +315,14 @@ impl Config {
             return Err((key, format!("{value} is not a number of cores from 0 on")));
         }
         let Sample { sample_ms, window_ms } = self.sample;
-        let (_, port) = self.brain.address.rsplit_once(':').unwrap_or_default();
-        if port.parse::<u16>().is_err() {
-            return Err(("brain.address", format!("{:?} is not HOST:PORT", self.brain.address)));
+        let Addresses(addresses) = &self.brain.address;
+        if addresses.is_empty() {
+            return Err(("brain.address", "is an empty list; it needs the HOST:PORT of a brain".to_owned()));
+        }
+        let is_host_and_port =
+            |address: &&String| address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        if let Some(address) = addresses.iter().find(|address| !is_host_and_port(address)) {
+            return Err(("brain.address", format!("{address:?} is not HOST:PORT")));
         }
         if !SAMPLE_MS.contains(&sample_ms) {
             return Err(("sample.sample_ms", format!("{sample_ms} is not within {SAMPLE_MS:?}")));
@@ -392,6 +419,13 @@ mod tests {
     }
 
     #[test]
+    fn a_brain_has_one_address_and_several_have_a_list() {
+        assert_eq!(parse(MINIMAL).unwrap().brain.address.0, ["brain:9470"]);
+        let several = MINIMAL.replace("\"brain:9470\"", "[\"a:9470\", \"[::1]:9470\"]");
+        assert_eq!(parse(&several).unwrap().brain.address.0, ["a:9470", "[::1]:9470"]);
+    }
+
+    #[test]
     fn a_missing_key_and_a_wrong_type_are_named() {
         assert!(message(&MINIMAL.replace("name = \"h1\"\n", "")).contains("missing field `name`"));
         assert!(message(&MINIMAL.replace("\"h1\"", "7")).contains(":2: invalid type"));
@@ -426,7 +460,11 @@ mod tests {
             let message = message(&format!("{MINIMAL}{section}\n"));
             assert!(message.contains(expected), "{section:?} gave {message:?}");
         }
-        assert!(message(&MINIMAL.replace("brain:9470", "brain")).contains("brain.address"));
+        for address in ["\"brain\"", "[\"a:1\", \"b\"]", "[]"] {
+            let message = message(&MINIMAL.replace("\"brain:9470\"", address));
+            assert!(message.contains("brain.address"), "{address} gave {message:?}");
+        }
+        assert!(message(&MINIMAL.replace("\"brain:9470\"", "7")).contains("expected \"HOST:PORT\" or a list of them"));
         assert!(message(&MINIMAL.replace("[brain]", "capacity_cores = 0\n[brain]")).contains("host.capacity_cores"));
     }
 

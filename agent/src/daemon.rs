@@ -159,7 +159,7 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
         SpoolConfig { dir: config.spool_path(), bounds: config.spool.bounds(), host: config.host.name.clone(), epoch };
     let spool = Arc::new(Spool::start(spool, uplink_metrics.clone()).map_err(system("the spool's thread"))?);
     let uplink = Uplink {
-        address: config.brain.address,
+        addresses: config.brain.address.0,
         server_name: config.brain.server_name,
         identity,
         host: config.host.name,

@@ -79,7 +79,8 @@ pub async fn join(brain: &str, token: &Token, path: &Path, state_dir: &Path) -> 
         write_new(path, &text)
             .map_err(|source| JoinError::Io { what: format!("writing {}", path.display()), source })?;
     }
-    let to_set = (config.brain.address != brain).then(|| format!("brain.address = {brain:?}"));
+    let to_set =
+        (!config.brain.address.0.iter().any(|known| known == brain)).then(|| format!("brain.address = {brain:?}"));
     Ok(Done { files, identity, config_written, to_set })
 }
 
@@ -125,7 +126,7 @@ mod tests {
         let text = minimal("brain.example:7443", &token, Path::new("/var/lib/\"odd\" dir"));
         let config = Config::parse(&text, Path::new("/etc/gnomon/agent.toml")).unwrap();
         assert_eq!(config.host.name, token.host);
-        assert_eq!(config.brain.address, "brain.example:7443");
+        assert_eq!(config.brain.address.0, ["brain.example:7443"]);
         assert_eq!(config.identity().key, Path::new("/var/lib/\"odd\" dir/identity/agent.key"));
     }
 }

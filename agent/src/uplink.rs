@@ -5,7 +5,8 @@
 //!            |                                                      no| yes     |
 //!            +---------------- why, logged and counted <--------------+   serve until it ends
 //! ```
-//! It is kept for ever: whatever ends a connection, the next one is tried after a pause. Reports are stamped and kept, in memory by the
+//! It is kept for ever: whatever ends a connection, the next one is tried, with the next brain where there are several, and after a pause
+//! once all of them have been tried. Reports are stamped and kept, in memory by the
 //! [`outbox`] and on disk by the [`spool`], from the moment they are made until the brain acknowledges them, connected or not.
 //!
 //! Architecture Invariant: nothing that measures or actuates waits for this module; the sampler and the executor go on without a brain.
@@ -33,14 +34,15 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use session::End;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 /// Everything the uplink needs.
 pub struct Uplink {
-    /// `HOST:PORT`, resolved anew at every attempt.
-    pub address: String,
+    /// `HOST:PORT` of every brain, resolved anew at every attempt. They are tried in turn: one of them leads.
+    pub addresses: Vec<String>,
     /// The name the brain's certificate must have.
     pub server_name: String,
     /// Where this host's identity is: read at every attempt, replaced when it is renewed.
@@ -84,9 +86,13 @@ impl Uplink {
     async fn keep_connected(&self, seed: u64, stop: &CancellationToken) {
         let mut random = StdRng::seed_from_u64(seed);
         let mut backoff = Backoff::default();
+        let mut brains = self.addresses.iter().cycle();
+        let Some(mut brain) = brains.next() else { return };
+        // Since the last pause or welcome.
+        let mut failures = 0;
         while !stop.is_cancelled() {
             let mut welcomed_at = None;
-            let ended = session::run(self, stop, || {
+            let ended = session::run(self, brain, stop, || {
                 welcomed_at = Some(Instant::now());
                 self.metrics.count_connected();
                 self.commands.presence().here();
@@ -105,10 +111,16 @@ impl Uplink {
             if failure.needs_a_person() {
                 backoff.give_time();
             }
-            let pause = backoff.pause(random.random());
+            failures = if welcomed_at.is_some() { 1 } else { failures + 1 };
+            let pause = if failures < self.addresses.len() {
+                Duration::ZERO
+            } else {
+                failures = 0;
+                backoff.pause(random.random())
+            };
             self.metrics.count_failure(failure.kind());
             tracing::warn!(
-                brain = self.address,
+                brain,
                 kind = failure.kind(),
                 reason = %failure,
                 retry_in_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
@@ -118,6 +130,7 @@ impl Uplink {
                 () = sleep(pause) => {}
                 () = stop.cancelled() => return,
             }
+            brain = brains.next().unwrap_or(brain);
         }
     }
 

@@ -24,23 +24,26 @@ const ICMP_MAX: Duration = Duration::from_millis(300);
 const ENDING_WITHIN: Duration = Duration::from_hours(1);
 
 pub(super) async fn examine(config: &Config) -> Vec<Check> {
-    let address = &config.brain.address;
-    let resolved = resolve(address).await;
-    let mut checks = vec![
-        match &resolved {
-            Ok(target) => Check::ok("brain's address", address, target.to_string()),
+    let mut checks = Vec::new();
+    let mut targets = Vec::new();
+    for address in &config.brain.address.0 {
+        let check = match resolve(address).await {
+            Ok(target) => {
+                targets.push(target);
+                Check::ok("brain's address", address, target.to_string())
+            }
             Err(why) => Check::unavailable("brain's address", address, why)
                 .enable("correct brain.address, or have the name resolve (DNS, /etc/hosts)"),
-        }
-        .needed(),
-    ];
+        };
+        checks.push(check.needed());
+    }
     let files = config.identity();
     let source = files.certificate.display().to_string();
     match files.load() {
         Ok(identity) => {
             checks.push(certificate(&identity, source));
-            if let Ok(target) = resolved {
-                checks.push(handshake(identity, target, config).await);
+            for target in targets {
+                checks.push(handshake(identity.clone(), target, config).await);
             }
         }
         Err(error) => checks.push(

@@ -54,14 +54,19 @@ pub(super) enum End {
     Renewed,
 }
 
-/// Connects, introduces the agent and serves the connection until it ends. `welcomed` is called once the brain has
+/// Connects to `brain`, introduces the agent and serves the connection until it ends. `welcomed` is called once the brain has
 /// accepted the hello.
-pub(super) async fn run(uplink: &Uplink, stop: &CancellationToken, welcomed: impl FnOnce()) -> Result<End, Failure> {
+pub(super) async fn run(
+    uplink: &Uplink,
+    brain: &str,
+    stop: &CancellationToken,
+    welcomed: impl FnOnce(),
+) -> Result<End, Failure> {
     let identity = uplink.identity.load()?;
     let (endpoint, connection) =
-        within(CONNECT_TIMEOUT, "connecting", connect(&uplink.address, &uplink.server_name, &identity.tls)).await?;
+        within(CONNECT_TIMEOUT, "connecting", connect(brain, &uplink.server_name, &identity.tls)).await?;
     let ended = tokio::select! {
-        ended = serve(uplink, &identity, &connection, welcomed) => ended,
+        ended = serve(uplink, brain, &identity, &connection, welcomed) => ended,
         () = stop.cancelled() => Ok(End::Stopped),
     };
     match &ended {
@@ -99,6 +104,7 @@ pub(super) async fn connect(
 
 async fn serve(
     uplink: &Uplink,
+    brain: &str,
     identity: &Identity,
     connection: &Connection,
     welcomed: impl FnOnce(),
@@ -120,7 +126,7 @@ async fn serve(
         BrainMessage::Refused { code, reason } => return Err(Failure::Refused { code, reason }),
         _ => return Err(Failure::Protocol("the answer to the hello is neither welcome nor refusal")),
     };
-    let heartbeat = accept(uplink, &welcome)?;
+    let heartbeat = accept(uplink, brain, &welcome)?;
     welcomed();
     let _connected = uplink.spool.connect();
     let (live_out, live_in) = connection.open_bi().await?;
@@ -152,14 +158,14 @@ async fn serve(
 }
 
 /// Takes the welcome's terms in and returns the heart-beat's interval.
-fn accept(uplink: &Uplink, welcome: &Welcome) -> Result<Duration, Failure> {
+fn accept(uplink: &Uplink, brain: &str, welcome: &Welcome) -> Result<Duration, Failure> {
     if !(VERSIONS.min..=VERSIONS.max).contains(&welcome.version) {
         return Err(Failure::Version(welcome.version));
     }
     // Before the first command: those of lower terms are stale from now on.
     uplink.commands.see_term(welcome.term)?;
     tracing::info!(
-        brain = uplink.address,
+        brain,
         version = welcome.version,
         term = welcome.term,
         heartbeat_ms = welcome.heartbeat_ms,

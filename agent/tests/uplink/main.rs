@@ -65,6 +65,15 @@ impl Agent {
     }
 
     fn start_in(folder: tempfile::TempDir, address: String, identity_of: &Authority, trusted: &Authority) -> Self {
+        Self::start_with(folder, vec![address], identity_of, trusted)
+    }
+
+    fn start_with(
+        folder: tempfile::TempDir,
+        addresses: Vec<String>,
+        identity_of: &Authority,
+        trusted: &Authority,
+    ) -> Self {
         let [ca, certificate, key] = identity_of.write_agent(folder.path(), trusted);
         let mut registry = Registry::default();
         let clock = Clock::new().unwrap();
@@ -79,7 +88,7 @@ impl Agent {
         };
         let spool = Arc::new(Spool::start(spool, metrics.clone()).unwrap());
         let uplink = Uplink {
-            address,
+            addresses,
             server_name: "gnomon-brain".to_owned(),
             identity: identity::Files { ca, certificate, key },
             host: HostId::new("host-1").unwrap(),
@@ -376,6 +385,25 @@ async fn refusals_are_counted_by_their_code() {
     assert_eq!(code, 0);
     assert!(reason.contains("update the agent"), "{reason}");
     agent.shows("gnomon_agent_uplink_failures_total{kind=\"refused_version\"} 1").await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_several_brains_the_one_that_welcomes_is_found_and_left_when_it_is_lost() {
+    let (authority, first) = pair();
+    let second = Brain::listen(&authority);
+    let folder = tempfile::tempdir().unwrap();
+    let agent = Agent::start_with(folder, vec![first.address(), second.address()], &authority, &authority);
+    // In turn, from the first on.
+    for round in 0..2 {
+        let mut refused = first.greeted().await;
+        refused.say(BrainMessage::Refused { code: RefusalCode::Busy, reason: "another brain leads".to_owned() }).await;
+        let mut session = second.greeted().await;
+        session.welcome(5, 0).await;
+        agent.shows("gnomon_agent_uplink_connected 1").await;
+        session.connection.close(7_u32.into(), b"stopping");
+        agent.shows(&format!("gnomon_agent_uplink_failures_total{{kind=\"refused_busy\"}} {}", round + 1)).await;
+    }
     agent.stop().await;
 }
 

@@ -144,7 +144,7 @@ impl Brain {
     }
 }
 
-fn request(method: &str, url: &str, token: Option<&str>, body: Option<String>) -> (u16, String) {
+pub(crate) fn request(method: &str, url: &str, token: Option<&str>, body: Option<String>) -> (u16, String) {
     let agent = ureq::Agent::config_builder().http_status_as_error(false).build().new_agent();
     let mut request = ureq::http::Request::builder().method(method).uri(url);
     if let Some(token) = token {

@@ -42,13 +42,14 @@ pub(crate) struct Database {
     location: Location,
     /// Ends before its directory goes.
     _server: Option<Process>,
-    pub(crate) dir: TempDir,
+    /// Gone last.
+    _dir: TempDir,
 }
 
 impl Database {
     pub(crate) fn sqlite() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        Self { location: Location::Sqlite(dir.path().join("db")), _server: None, dir }
+        Self { location: Location::Sqlite(dir.path().join("db")), _server: None, _dir: dir }
     }
 
     /// `None`, and a word about it, where there is no PostgreSQL.
@@ -103,7 +104,7 @@ impl Database {
         }
         let mut url = Url::parse("postgres://gnomon@localhost/postgres").unwrap();
         url.query_pairs_mut().append_pair("host", dir.path().to_str().unwrap());
-        Some(Self { location: Location::Postgres { url, password_file: None }, _server: Some(server), dir })
+        Some(Self { location: Location::Postgres { url, password_file: None }, _server: Some(server), _dir: dir })
     }
 
     /// Opens it as a brain does.

@@ -9,6 +9,7 @@ mod crash;
 mod crowd;
 mod database;
 mod enrol;
+mod failover;
 mod forgetful;
 mod history;
 mod ingest;

@@ -20,6 +20,12 @@ impl Drop for Process {
 
 /// Starts the daemon and reads from its log where agents connect.
 pub(crate) fn start(home: &Home) -> (Process, SocketAddr) {
+    let (process, agents, _) = start_served(home);
+    (process, agents)
+}
+
+/// Starts the daemon and reads from its log where agents connect, and where the API is.
+pub(crate) fn start_served(home: &Home) -> (Process, SocketAddr, SocketAddr) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_gnomon-brain"))
         .args(["run", "--config"])
         .arg(home.config_path())
@@ -29,14 +35,15 @@ pub(crate) fn start(home: &Home) -> (Process, SocketAddr) {
         .unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
     let process = Process(child);
-    let address = log
+    let field = |line: &str, name: &str| Some(line.split_once(name)?.1.split_whitespace().next()?.parse().unwrap());
+    let (agents, api) = log
         .by_ref()
         .map(Result::unwrap)
-        .find_map(|line| Some(line.split_once("agents=")?.1.split_whitespace().next()?.parse().unwrap()))
+        .find_map(|line| field(&line, "agents=").zip(field(&line, "api=")))
         .expect("the brain did not start");
     // Somebody has to read on, or the daemon would block on a full pipe.
-    std::thread::spawn(move || log.for_each(drop));
-    (process, address)
+    std::thread::spawn(move || log.map_while(Result::ok).for_each(|line| eprintln!("{line}")));
+    (process, agents, api)
 }
 
 #[tokio::test(flavor = "multi_thread")]
