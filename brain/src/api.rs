@@ -8,6 +8,7 @@ mod affairs;
 mod auth;
 mod fleet;
 mod metrics;
+mod moves;
 mod openapi;
 mod operate;
 mod problem;
@@ -18,6 +19,7 @@ pub use affairs::LIMIT_DEFAULT;
 pub use auth::{Tokens, TokensError};
 pub use fleet::ArchivedStep;
 pub use metrics::ApiMetrics;
+pub use moves::{MigrateAnswer, MigrateBody};
 pub use operate::{OperateBody, Operated, ScopeBody, TouchedVm};
 pub use problem::Problem;
 pub use set::{SetAnswer, SetBody};
@@ -95,6 +97,8 @@ pub fn router(state: ApiState) -> Router {
         .route("/vms/{vm}/archive", get(fleet::archive))
         .route("/alerts", get(fleet::alerts))
         .route("/vms/{vm}/set", post(set::set))
+        .route("/vms/{vm}/migrate", post(moves::migrate))
+        .route("/hosts/{host}/drain", post(moves::drain).delete(moves::undrain))
         .route("/audit", get(affairs::audit))
         .route("/commands", get(affairs::commands))
         .route("/pause", post(operate::pause))

@@ -3,6 +3,7 @@
 mod client;
 mod commands;
 mod failure;
+mod moves;
 mod plot;
 mod quantity;
 mod set;
@@ -15,6 +16,7 @@ pub use plot::plot;
 use crate::api::{LIMIT_DEFAULT, ScopeBody};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use moves::{DrainArguments, MigrateArguments};
 use set::SetArguments;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -65,6 +67,15 @@ pub enum Command {
     },
     /// Set a limit of a VM now; Gnomon leaves that limit alone until the VM is resumed or released
     Set(SetArguments),
+    /// Move a running VM to another host now
+    Migrate(MigrateArguments),
+    /// Empty a host: its VMs go elsewhere one after the other, and none comes until `undrain`
+    Drain(DrainArguments),
+    /// A host may have VMs again; what has left stays where it went
+    Undrain {
+        /// Name
+        host: String,
+    },
     /// Plan nothing until resumed; observing and forecasting go on
     Pause(ScopeArguments),
     /// Take VMs up again after a pause, a release, a limit set by hand, or one that someone else changed
@@ -148,6 +159,9 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Alerts => commands::alerts(&client, json),
         Command::Explain { vm } => commands::explain(&client, json, &vm),
         Command::Set(arguments) => set::set(&client, json, &arguments),
+        Command::Migrate(arguments) => moves::migrate(&client, json, &arguments),
+        Command::Drain(arguments) => moves::drain(&client, json, &arguments),
+        Command::Undrain { host } => moves::undrain(&client, json, &host),
         Command::Pause(ScopeArguments { vm, host, .. }) => commands::operate(&client, json, "pause", scope(vm, host)),
         Command::Resume(ScopeArguments { vm, host, .. }) => commands::operate(&client, json, "resume", scope(vm, host)),
         Command::Release(ReleaseArguments { vm, host, dry_run, yes, .. }) => {

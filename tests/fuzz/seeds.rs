@@ -70,6 +70,8 @@ fn facts() -> HostFacts {
         memory_bounds: MemoryBounds::default(),
         means: Means::ALL.to_vec(),
         cpu_source: CpuSource::TaskStorage,
+        migration: None,
+        zone: None,
         dry_run: false,
     }
 }
@@ -160,6 +162,8 @@ fn report(vms: u8) -> Report {
         }),
         allocation: Allocation { quota_cores: Some(0.5), vcpus: 2, vcpus_max: 4, memory_bytes: 2 << 30 },
         stood_down: false,
+        terms: gnomon_common::wire::VmTerms::default(),
+        migration: None,
         culprits: None,
         exits: Some(vec![ExitShare { reason: ExitReason::Halt, exits_per_s: 800.0, away_vcpus: 1.5 }]),
     };

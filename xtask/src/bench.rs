@@ -39,6 +39,10 @@ enum Name {
     Forecast,
     /// Anomaly detection by the Numenta Anomaly Benchmark (-- --nab DIRECTORY)
     Anomaly,
+    /// Planning for 10,000 hosts of 50 VMs: time and memory (-- --hosts N --vms N)
+    Plan,
+    /// 10,000 drawn worlds: no rule is broken, and every guard that is taken away is missed (-- --seeds N)
+    Sim,
     /// Sizing beside rules that an operator would pick (-- --demand CSV --warmup ROWS --out CSV --curve)
     Policy,
 }
@@ -52,6 +56,8 @@ impl Name {
             Self::Agent => ("gnomon-agent", "agent", "release"),
             Self::Ingest => ("gnomon-brain", "ingest", "release"),
             Self::Forecast => ("gnomon-backtest", "forecast", "release"),
+            Self::Plan => ("gnomon-core", "plan", "release"),
+            Self::Sim => ("gnomon-sim", "sim", "release"),
             Self::Anomaly | Self::Policy => ("gnomon-backtest", "replay", "release"),
         }
     }
@@ -62,7 +68,7 @@ impl Name {
             Self::Probe => &[Purpose::Build, Purpose::Lab, Purpose::Bench],
             // Its peers would be services of this machine if they were installed: it unpacks them.
             Self::Agent => &[Purpose::Build, Purpose::Lab],
-            Self::Ingest | Self::Forecast | Self::Anomaly | Self::Policy => &[Purpose::Build],
+            Self::Ingest | Self::Forecast | Self::Anomaly | Self::Policy | Self::Plan | Self::Sim => &[Purpose::Build],
         }
     }
 }
@@ -91,7 +97,7 @@ pub fn run(args: &Args) -> Result<()> {
     let backtest = match name {
         Name::Anomaly => Some("anomaly"),
         Name::Policy => Some("policy"),
-        Name::Probe | Name::Agent | Name::Ingest | Name::Forecast => None,
+        Name::Probe | Name::Agent | Name::Ingest | Name::Forecast | Name::Plan | Name::Sim => None,
     };
     command.args(backtest);
     if name == Name::Agent {

@@ -79,6 +79,8 @@ impl Host {
                 cpu_bounds: CpuBounds { floor_cores: 0.05, ceiling_cores: f64::from(VCPUS) },
                 memory_bounds: MemoryBounds::default(),
                 means: vec![Means::CpuQuota],
+                migration: None,
+                zone: None,
                 dry_run: false,
                 cpu_source: CpuSource::TaskStorage,
             },
@@ -211,6 +213,8 @@ impl Vm {
                 memory_bytes: 4 << 30,
             },
             stood_down: false,
+            terms: gnomon_common::wire::VmTerms::default(),
+            migration: None,
             exits: Some(vec![ExitShare { reason: ExitReason::Halt, exits_per_s: 800.0, away_vcpus: 1.5 }]),
             culprits: Some(Culprits {
                 own_quota_cores: Some((wanted - run) as f32),

@@ -39,6 +39,8 @@ fn report(number: u64) -> Report {
             disk: None,
             allocation: Allocation { quota_cores: Some(1.0), vcpus: 1, vcpus_max: 1, memory_bytes: 1 << 30 },
             stood_down: false,
+            terms: gnomon_common::wire::VmTerms::default(),
+            migration: None,
             culprits: None,
             exits: None,
         }
@@ -67,6 +69,8 @@ fn warm(reports: u64) -> (Core, Option<FitJob>) {
         cpu_bounds: CpuBounds { floor_cores: 0.05, ceiling_cores: 64.0 },
         memory_bounds: MemoryBounds::default(),
         means: vec![Means::CpuQuota],
+        migration: None,
+        zone: None,
         dry_run: false,
         cpu_source: CpuSource::TaskStorage,
     };

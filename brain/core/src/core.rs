@@ -1,5 +1,6 @@
 //! The one state machine: inputs in, outputs out.
 
+mod balance;
 mod command;
 mod explain;
 mod fit;
@@ -31,6 +32,7 @@ use crate::policy::{Mode, Policy};
 use hold::Holds;
 use incidents::Incidents;
 
+pub use balance::{MovePace, MoveRefusal};
 pub use set::SetRefusal;
 use sizes::Sizes;
 pub(crate) use sizes::{Learnt, Lecture};
@@ -56,6 +58,7 @@ pub struct Core {
     calendar: Arc<Calendar>,
     incidents: Incidents,
     sizes: Sizes,
+    moves: balance::Moves,
     /// What the store gave back of VMs that were not seen yet.
     stored: BTreeMap<VmId, Pattern>,
     outputs: VecDeque<Output>,
@@ -80,6 +83,7 @@ impl Core {
             calendar: Arc::new(Calendar::utc()),
             incidents: Incidents::default(),
             sizes: Sizes::new(Policy::default().cpu.violation_rate, seed),
+            moves: balance::Moves::default(),
             stored: BTreeMap::new(),
             outputs: VecDeque::new(),
         };
@@ -135,6 +139,7 @@ impl Core {
         let entry = self.fleet.hosts.entry(host.clone()).or_insert_with(|| Host::new(facts.clone()));
         entry.facts = facts.clone();
         entry.connected = true;
+        entry.up_since = now;
         self.persist(Record::Host { host: host.clone(), facts, connected: true, at: now });
         self.bound_stored();
         self.restore_baselines_on(now, &host);

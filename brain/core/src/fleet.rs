@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{AgentEpoch, HostFacts, HostId, HostWindow, Losses, Sequence, VmId};
 
+use crate::plan::balance::Prospect;
+
 pub(crate) use vm::{Flight, Taught, Vm};
 
 /// Vanished VMs whose history is kept, in case they come back: a migration that takes its time, a redefined domain.
@@ -20,11 +22,15 @@ const VANISHED_VMS_MAX: usize = 1000;
 pub(crate) struct Host {
     pub(crate) facts: HostFacts,
     pub(crate) connected: bool,
+    /// When it was connected last.
+    pub(crate) up_since: Timestamp,
     pub(crate) latest: Option<(AgentEpoch, Sequence)>,
     pub(crate) last_window: Option<Timestamp>,
     pub(crate) window: Option<HostWindow>,
     pub(crate) losses: Losses,
     pub(crate) vms: BTreeSet<VmId>,
+    /// What its VMs will take together, as of its latest report.
+    pub(crate) prospect: Option<Prospect>,
 }
 
 impl Host {
@@ -32,11 +38,13 @@ impl Host {
         Self {
             facts,
             connected: false,
+            up_since: Timestamp::default(),
             latest: None,
             last_window: None,
             window: None,
             losses: Losses::default(),
             vms: BTreeSet::new(),
+            prospect: None,
         }
     }
 }

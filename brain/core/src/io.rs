@@ -1,5 +1,6 @@
 //! What goes into the core and what comes out of it.
 
+use crate::MovePace;
 use crate::archive::{Change, SealedBlock};
 use crate::job::{FitJob, FitResult};
 use crate::pattern::Corrections;
@@ -73,6 +74,23 @@ pub enum OperatorRequest {
         vm: VmId,
         /// To what.
         setting: Setting,
+    },
+    /// Move a VM to another host now, in any mode. See [`Core::may_migrate`](crate::Core::may_migrate) for when it is possible.
+    Migrate {
+        /// Which VM.
+        vm: VmId,
+        /// Where to.
+        to: HostId,
+    },
+    /// Empty a host, one VM after the other, as far as others have room, and send none there until [`OperatorRequest::Undrain`].
+    Drain {
+        /// Which host.
+        host: HostId,
+    },
+    /// The host may have VMs again.
+    Undrain {
+        /// Which host.
+        host: HostId,
     },
 }
 
@@ -165,6 +183,13 @@ pub enum Record {
         /// Where it was brought to; `None` when Gnomon may change it again.
         setting: Option<Setting>,
     },
+    /// A host is being emptied, or no longer.
+    Drain {
+        /// Which host.
+        host: HostId,
+        /// Since when; `None` when it may have VMs again.
+        since: Option<Timestamp>,
+    },
     /// The consequences of what an agent did of its own accord were drawn: a restart need not bring it in again.
     LocalAct {
         /// Whose agent.
@@ -201,6 +226,13 @@ pub enum Lesson {
     },
     /// What being too small is worth to the fleet, and how its promise was kept.
     Promise(Promise),
+    /// What moves have cost, and when which VMs were last sent on their way.
+    Moves {
+        /// What they cost.
+        pace: MovePace,
+        /// When, and which, oldest first.
+        begun: Vec<(Timestamp, VmId)>,
+    },
 }
 
 impl Lesson {
@@ -209,6 +241,7 @@ impl Lesson {
         match self {
             Self::Corrections { vm, .. } => format!("vm {vm}"),
             Self::Promise(_) => "fleet".to_owned(),
+            Self::Moves { .. } => "moves".to_owned(),
         }
     }
 }
@@ -266,7 +299,7 @@ pub struct Notice {
 }
 
 /// What a restarted brain tells a new core, in this order, before any input: hosts, VMs' histories (a VM's blocks together, in the order
-/// of their keys), lessons, VMs' past reports (oldest first), scopes, operators' settings, unanswered commands.
+/// of their keys), lessons, VMs' past reports (oldest first), scopes, hosts that are emptied, operators' settings, unanswered commands.
 #[derive(Clone, Debug)]
 pub enum Restored {
     /// A host that was known, and when it was last heard of. It counts as not connected.
@@ -293,6 +326,13 @@ pub enum Restored {
         scope: Scope,
         /// What.
         hold: Hold,
+    },
+    /// A host that was being emptied, and since when.
+    Drain {
+        /// Which host.
+        host: HostId,
+        /// Since when.
+        since: Timestamp,
     },
     /// A means of a VM that an operator held.
     Setting {

@@ -23,7 +23,7 @@ pub mod season;
 pub mod sizing;
 pub mod view;
 
-pub use crate::core::{Core, SetRefusal};
+pub use crate::core::{Core, MovePace, MoveRefusal, SetRefusal};
 pub use io::{Audit, CommandRecord, Hold, Input, Lesson, Notice, OperatorRequest, Output, Record, Restored, Scope};
 pub use job::{FitJob, FitResult};
 pub use pattern::Corrections;

@@ -14,12 +14,17 @@
 //! Memory is sized beside it, by the same habits and never added up with it: see [`memory`]. A VM gets one command at a time, and
 //! growth goes before shrinking, CPU before memory: a memory command delays the quota's growth by one report at most.
 //!
+//! **Moves** are the last means: a host that is emptied, or that will be too full, sends one VM at a time elsewhere: see [`balance`], and
+//! [`guard`] for the rules that keep that safe.
+//!
 //! What an operator has set by hand, and what an agent stands down for, is left alone.
 //!
 //! [`lint`] checks every plan by other means before it leaves.
 
 pub(crate) mod backoff;
+pub(crate) mod balance;
 pub(crate) mod dwell;
+pub mod guard;
 pub(crate) mod lint;
 pub(crate) mod memory;
 pub(crate) mod pace;
@@ -56,6 +61,24 @@ pub struct PlannedAction {
     pub before: Option<Setting>,
     /// Why.
     pub reason: Reason,
+}
+
+/// What a move is expected to bring, as shares of what hosts have for VMs, the fuller of CPU and memory each: above 1 is too full.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Relief {
+    /// Of the host that it leaves, with it.
+    pub from_before: f64,
+    /// Of the host that it leaves, without it.
+    pub from_after: f64,
+    /// Of the host that it goes to, with it.
+    pub to_after: f64,
+}
+
+impl fmt::Display for Relief {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [before, after, there] = [self.from_before, self.from_after, self.to_after].map(|share| share * 100.0);
+        write!(f, "it will be {after:.0} % full in place of {before:.0} %, and the other host {there:.0} %")
+    }
 }
 
 /// Why a resize is planned. `Display` tells a person.
@@ -99,6 +122,26 @@ pub enum Reason {
         /// The most that was wanted, in bytes.
         demand_bytes: u64,
     },
+    /// Its host's VMs will want more CPU than the host has for them, before a move would be done.
+    HostFull {
+        /// What they will hardly exceed together, in cores.
+        demand_cores: f64,
+        /// What the host has for VMs, its reserve left out, in cores.
+        room_cores: f64,
+        /// What is expected of the move.
+        expected: Relief,
+    },
+    /// Its host's VMs have more memory than the host has for them.
+    HostMemoryFull {
+        /// What they have, in bytes.
+        bytes: u64,
+        /// What the host has for VMs, its reserve left out, in bytes.
+        room_bytes: u64,
+        /// What is expected of the move.
+        expected: Relief,
+    },
+    /// Its host is being emptied.
+    Drained,
     /// An operator asked for it.
     Operator,
     /// The host's agent did it of its own accord.
@@ -111,12 +154,14 @@ pub enum Reason {
 impl PlannedAction {
     /// What it does, for a person: `CPU quota 0.22 cores -> 0.88 cores`.
     pub fn summary(&self) -> String {
-        match self.action {
+        match &self.action {
             Action::Set(target) => match self.before {
                 Some(before) => format!("{} {before} -> {target}", target.means()),
                 None => format!("{} -> {target}", target.means()),
             },
             Action::Release => "restore the baseline".to_owned(),
+            Action::Migrate(migration) => format!("migrate from host {} {migration}", self.host),
+            Action::AbortMigration => "give up its migration".to_owned(),
         }
     }
 }
@@ -160,6 +205,19 @@ impl fmt::Display for Reason {
             Self::MemorySlack { demand_bytes } => {
                 write!(f, "at most {} were wanted during the dwell time", mib(*demand_bytes))
             }
+            Self::HostFull { demand_cores, room_cores, expected } => write!(
+                f,
+                "its host's VMs will want {demand_cores:.2} cores together, more than the {room_cores:.2} that it has for them; {expected}"
+            ),
+            Self::HostMemoryFull { bytes, room_bytes, expected } => {
+                write!(
+                    f,
+                    "its host's VMs have {} together, more than its {} for them; {expected}",
+                    mib(*bytes),
+                    mib(*room_bytes)
+                )
+            }
+            Self::Drained => f.write_str("its host is being emptied"),
             Self::Operator => f.write_str("an operator asked for it"),
             Self::Local { cause } => write!(f, "the host's agent did it of its own accord ({})", local_cause(*cause)),
         }

@@ -30,10 +30,12 @@ pub struct Policy {
     pub cpu: CpuPolicy,
     /// How a VM's memory is sized.
     pub memory: MemoryPolicy,
+    /// When and how VMs are moved to other hosts.
+    pub migrate: MigratePolicy,
 }
 
 /// What Gnomon does with a plan.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// Measure and forecast; make no plan.
@@ -123,6 +125,52 @@ pub struct MemoryPolicy {
     pub hysteresis: f64,
 }
 
+/// When and how VMs are moved to other hosts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MigratePolicy {
+    /// What to do with plans to move VMs; never more than the mode of all plans allows.
+    pub mode: Mode,
+    /// Share of each host's CPU and memory that is kept free: a host is too full beyond it, and takes no VM in beyond it.
+    pub reserve_share: f64,
+    /// How far ahead a host must have room, in milliseconds; the time that a move takes is added.
+    pub lead_ms: u64,
+    /// A host must be too full in so many reports in a row.
+    pub rounds: u32,
+    /// How much fuller a host must be than its VM's new one would be with it, as a share of the room: less is not worth a move.
+    pub gain_min: f64,
+    /// VMs on their way at once in the whole fleet. To and from each host it is one.
+    pub at_once_max: usize,
+    /// Moves begun in an hour.
+    pub per_hour_max: usize,
+    /// A VM that was moved stays for so long, in milliseconds, unless its host is emptied.
+    pub cool_down_ms: u64,
+    /// A move is given up after this, in milliseconds: the VM stays where it is.
+    pub timeout_ms: u64,
+    /// What a move may take of the link, in bytes per second; not set: what libvirt has as its default.
+    pub bandwidth_bytes_per_s: Option<u64>,
+    /// Whether a guest may be slowed down where it writes to its memory faster than the link carries that away.
+    pub auto_converge: bool,
+}
+
+impl Default for MigratePolicy {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Observe,
+            reserve_share: 0.1,
+            lead_ms: 300_000,
+            rounds: 3,
+            gain_min: 0.1,
+            at_once_max: 2,
+            per_hour_max: 20,
+            cool_down_ms: 3_600_000,
+            timeout_ms: 600_000,
+            bandwidth_bytes_per_s: None,
+            auto_converge: false,
+        }
+    }
+}
+
 impl Default for ForecastPolicy {
     fn default() -> Self {
         // One-minute steps, an hour ahead, seasons from an hour to a quarter of a day: longer ones are found in the long history.
@@ -178,9 +226,14 @@ pub struct PolicyError {
 }
 
 impl Policy {
+    /// What is done with plans to move VMs: what their own mode says, as far as the mode of all plans allows.
+    pub fn migrate_mode(&self) -> Mode {
+        self.mode.min(self.migrate.mode)
+    }
+
     /// Whether every value makes sense, alone and together. The core refuses a policy that does not pass.
     pub fn validate(&self) -> Result<(), PolicyError> {
-        let Self { mode: _, forecast, cpu, memory } = self;
+        let Self { mode: _, forecast, cpu, memory, migrate } = self;
         let check =
             |good: bool, setting, problem: String| if good { Ok(()) } else { Err(PolicyError { setting, problem }) };
         check(
@@ -261,6 +314,38 @@ impl Policy {
             (0.0..=0.5).contains(&memory.hysteresis),
             "memory.hysteresis",
             format!("{} is not a share within 0..=0.5", memory.hysteresis),
+        )?;
+        let share = |of: f64| (0.0..=0.9).contains(&of);
+        check(
+            share(migrate.reserve_share),
+            "migrate.reserve_share",
+            format!("{} is not a share within 0..=0.9", migrate.reserve_share),
+        )?;
+        check(
+            share(migrate.gain_min),
+            "migrate.gain_min",
+            format!("{} is not a share within 0..=0.9", migrate.gain_min),
+        )?;
+        check(
+            migrate.lead_ms <= forecast.resolution_ms * forecast.horizon_steps as u64,
+            "migrate.lead_ms",
+            format!(
+                "{} is beyond {}, the forecast's horizon",
+                migrate.lead_ms,
+                forecast.resolution_ms * forecast.horizon_steps as u64
+            ),
+        )?;
+        check(migrate.rounds > 0, "migrate.rounds", "0 reports cannot be too full in a row".to_owned())?;
+        check(migrate.at_once_max > 0, "migrate.at_once_max", "0 would let no VM go: use mode".to_owned())?;
+        check(
+            (1_000..=86_400_000).contains(&migrate.timeout_ms),
+            "migrate.timeout_ms",
+            format!("{} is not within 1000..=86400000 (1 s to a day)", migrate.timeout_ms),
+        )?;
+        check(
+            migrate.bandwidth_bytes_per_s.is_none_or(|bandwidth| bandwidth >= 1 << 20),
+            "migrate.bandwidth_bytes_per_s",
+            "less than a MiB a second moves nothing".to_owned(),
         )
     }
 }

@@ -32,6 +32,27 @@ pub struct HostView {
     pub hold: Option<Hold>,
     /// What its agent lost.
     pub losses: Losses,
+    /// What its VMs will want together; `None` until it reports.
+    #[serde(default)]
+    pub outlook: Option<HostOutlook>,
+    /// Since when it is being emptied; `None` when it is not.
+    #[serde(default)]
+    pub draining_since: Option<Timestamp>,
+}
+
+/// What a host's VMs will want within the time that a move takes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostOutlook {
+    /// What they will hardly exceed together, in cores.
+    pub demand_cores: f64,
+    /// What the host has for them, its reserve left out, in cores.
+    pub room_cores: f64,
+    /// The memory that they have together, in bytes.
+    pub memory_bytes: u64,
+    /// What the host has for them, its reserve left out, in bytes.
+    pub room_bytes: u64,
+    /// Reports in a row in which that was more than there is room for.
+    pub full_rounds: u32,
 }
 
 /// A VM as the brain knows it.

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, VecDeque};
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, AgentEpoch, Allocation, Command, CpuBounds, CpuSource, CpuWindow, Fence, GuestMemory, HostFacts, HostId,
-    HostWindow, Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, Origin, Outcome, OutcomeResult,
-    RefusedCommand, Report, Sequence, Setting, VmId, VmState, VmWindow,
+    Action, AgentEpoch, Allocation, Command, CommandId, CpuBounds, CpuSource, CpuWindow, Fence, GuestMemory, HostFacts,
+    HostId, HostWindow, Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, MigrationFacts,
+    MigrationProgress, Origin, Outcome, OutcomeResult, RefusedCommand, Report, Sequence, Setting, VmId, VmState,
+    VmTerms, VmWindow,
 };
 
 use crate::guest::{Guest, Want};
@@ -23,6 +24,9 @@ pub(crate) struct SimVm {
     pub(crate) allocation: Allocation,
     guest: Guest,
     memory: Option<SimMemory>,
+    pub(crate) terms: VmTerms,
+    /// The command that it is on its way by.
+    pub(crate) leaving: Option<CommandId>,
     /// The latest second.
     pub(crate) demand_cores: f64,
     pub(crate) ran_cores: f64,
@@ -73,7 +77,7 @@ impl SimVm {
             quota_cores: spec.quota_cores,
             vcpus: spec.vcpus,
             vcpus_max: spec.vcpus,
-            memory_bytes: spec.memory.as_ref().map_or(1 << 30, |memory| memory.max_mib << 20),
+            memory_bytes: spec.memory.as_ref().map_or(spec.memory_mib, |memory| memory.max_mib) << 20,
         };
         let memory = spec.memory.clone().map(|spec| SimMemory {
             balloon_bytes: spec.balloon_mib << 20,
@@ -81,7 +85,13 @@ impl SimVm {
             spec,
         });
         let (name, samples) = (spec.name.clone(), Vec::new());
-        Self { id, name, allocation, guest, memory, demand_cores: 0.0, ran_cores: 0.0, samples }
+        let (terms, leaving) = (spec.terms.clone(), None);
+        Self { id, name, allocation, guest, memory, terms, leaving, demand_cores: 0.0, ran_cores: 0.0, samples }
+    }
+
+    /// The memory that it has, in bytes.
+    pub(crate) fn has_bytes(&self) -> u64 {
+        self.memory.as_ref().map_or(self.allocation.memory_bytes, |memory| memory.balloon_bytes)
     }
 
     /// The state of the target's means.
@@ -123,6 +133,8 @@ pub(crate) struct Agent {
     spool: VecDeque<Report>,
     /// Outcomes that were not acknowledged: they survive a restart.
     pub(crate) outcomes: Vec<Outcome>,
+    /// VMs on their way here.
+    pub(crate) arriving: BTreeMap<VmId, String>,
     answered: BTreeMap<VmId, Outcome>,
     fences: BTreeMap<VmId, Fence>,
     baselines: BTreeMap<(VmId, Means), Setting>,
@@ -134,12 +146,14 @@ impl Agent {
         let host = HostId::new(spec.name.clone()).unwrap_or_else(|error| panic!("scenario: {error}"));
         let facts = HostFacts {
             capacity_cores: spec.capacity_cores,
-            memory_bytes: 8 << 30,
+            memory_bytes: spec.memory_mib << 20,
             kernel: "simulated".to_owned(),
             hypervisor: "simulated".to_owned(),
             cpu_bounds: CpuBounds { floor_cores: spec.floor_cores, ceiling_cores: spec.ceiling_cores },
             memory_bounds: MemoryBounds::default(),
             means: vec![Means::CpuQuota, Means::Memory],
+            migration: Some(MigrationFacts { uri: format!("simulated://{}/system", spec.name) }),
+            zone: None,
             dry_run: spec.dry_run,
             cpu_source: CpuSource::TaskStorage,
         };
@@ -154,6 +168,7 @@ impl Agent {
             window_start: start,
             spool: VecDeque::new(),
             outcomes: Vec::new(),
+            arriving: BTreeMap::new(),
             answered: BTreeMap::new(),
             fences: BTreeMap::new(),
             baselines: BTreeMap::new(),
@@ -206,10 +221,13 @@ impl Agent {
                 disk: None,
                 allocation: vm.allocation,
                 stood_down: false,
+                terms: vm.terms.clone(),
+                migration: vm.leaving.map(|_| MigrationProgress::default()),
                 culprits: None,
                 exits: None,
             })
             .collect();
+        vms.extend(self.arriving.iter().map(|(&vm, name)| arriving(vm, name)));
         vms.sort_by_key(|window| window.vm);
         self.sequence.0 += 1;
         let used = vms.iter().filter_map(|vm| vm.cpu).map(|cpu| cpu.demand_low.mean).sum();
@@ -271,6 +289,9 @@ impl Agent {
 
     fn judge(&self, command: &Command, waited_ms: u64) -> Result<(), RefusedCommand> {
         let vm = self.vms.iter().find(|vm| vm.id == command.vm).ok_or(RefusedCommand::UnknownVm)?;
+        if vm.leaving.is_some() {
+            return Err(RefusedCommand::Migrating);
+        }
         if let Some(&seen) = self.fences.get(&command.vm).filter(|seen| **seen >= command.fence) {
             return Err(RefusedCommand::StaleFence { seen });
         }
@@ -281,8 +302,32 @@ impl Agent {
             Action::Set(Setting::CpuQuota { cores: Some(cores) }) => self.judge_quota(vm, cores),
             Action::Set(Setting::Memory { bytes }) => self.judge_memory(vm, bytes),
             Action::Set(target) => Err(RefusedCommand::NotAllowed { means: target.means() }),
-            Action::Release => Ok(()),
+            Action::Release | Action::Migrate(_) | Action::AbortMigration => Ok(()),
         }
+    }
+
+    /// Judges a command to move a VM; a good one makes it leave.
+    pub(crate) fn let_go(&mut self, command: &Command, waited_ms: u64) -> Result<u64, OutcomeResult> {
+        self.judge(command, waited_ms).map_err(OutcomeResult::Refused)?;
+        if self.facts.dry_run {
+            return Err(OutcomeResult::DryRun);
+        }
+        self.fences.insert(command.vm, command.fence);
+        let vm = self.vms.iter_mut().find(|vm| vm.id == command.vm);
+        let vm = vm.ok_or(OutcomeResult::Refused(RefusedCommand::UnknownVm))?;
+        vm.leaving = Some(command.id);
+        Ok(vm.allocation.memory_bytes)
+    }
+
+    /// What it answered to a command that comes again.
+    pub(crate) fn answered(&self, command: &Command) -> Option<Outcome> {
+        self.answered.get(&command.vm).filter(|outcome| outcome.id == command.id).cloned()
+    }
+
+    /// Keeps an answer.
+    pub(crate) fn answer(&mut self, outcome: Outcome) {
+        self.answered.insert(outcome.vm, outcome.clone());
+        self.outcomes.push(outcome);
     }
 
     fn judge_quota(&self, vm: &SimVm, cores: f64) -> Result<(), RefusedCommand> {
@@ -330,6 +375,7 @@ impl Agent {
                 self.baselines.entry(key).or_insert(vm.in_force(target));
                 vec![target]
             }
+            Action::Migrate(_) | Action::AbortMigration => Vec::new(),
             Action::Release => {
                 Means::ALL.into_iter().filter_map(|means| self.baselines.remove(&(command.vm, means))).collect()
             }
@@ -337,6 +383,25 @@ impl Agent {
         let before = targets.iter().map(|&target| vm.in_force(target)).collect();
         targets.iter().for_each(|&target| vm.set(target));
         OutcomeResult::Applied { before, after: targets, took_us: waited_ms * 1000 }
+    }
+}
+
+/// What a host tells of a VM that is on its way to it.
+fn arriving(vm: VmId, name: &str) -> VmWindow {
+    VmWindow {
+        vm,
+        name: name.to_owned(),
+        state: VmState::Arriving,
+        cpu: None,
+        culprits: None,
+        memory: None,
+        interfaces: Vec::new(),
+        disk: None,
+        exits: None,
+        allocation: Allocation::default(),
+        stood_down: false,
+        terms: VmTerms::default(),
+        migration: None,
     }
 }
 

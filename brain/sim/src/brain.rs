@@ -19,6 +19,7 @@ pub(crate) struct Store {
     holds: BTreeMap<Scope, Hold>,
     settings: BTreeMap<(VmId, Means), Setting>,
     lessons: BTreeMap<String, Lesson>,
+    draining: BTreeMap<HostId, Timestamp>,
     commands: BTreeMap<CommandId, CommandRecord>,
 }
 
@@ -41,6 +42,9 @@ impl Store {
         }
         for (scope, &hold) in &self.holds {
             core.restore(Restored::Hold { scope: scope.clone(), hold });
+        }
+        for (host, &since) in &self.draining {
+            core.restore(Restored::Drain { host: host.clone(), since });
         }
         for (&(vm, _), &setting) in &self.settings {
             core.restore(Restored::Setting { vm, setting });
@@ -87,6 +91,12 @@ impl Store {
             }
             Record::Lesson { lesson, .. } => {
                 self.lessons.insert(lesson.subject(), lesson);
+            }
+            Record::Drain { host, since: Some(since) } => {
+                self.draining.insert(host, since);
+            }
+            Record::Drain { host, since: None } => {
+                self.draining.remove(&host);
             }
             // Agents of this world do nothing of their own accord.
             Record::LocalAct { .. } => {}

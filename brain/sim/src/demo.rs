@@ -1,11 +1,12 @@
 //! The fleet of the demo: three hosts with a guest that has a day, one that is flat, and one that wanders.
 
-use gnomon_core::policy::{CpuPolicy, ForecastPolicy, MemoryPolicy};
+use gnomon_common::wire::VmTerms;
+use gnomon_core::policy::{CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy};
 use gnomon_core::{Mode, Policy};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
-use crate::scenario::{HostSpec, Load, Scenario, VmSpec};
+use crate::scenario::{HostSpec, Load, MoveSpec, Scenario, VmSpec};
 use crate::world::World;
 
 /// Names of the demo's VMs: with a day, flat, wandering.
@@ -42,6 +43,7 @@ pub fn demo_scenario(seed: u64, duration_s: u64) -> Scenario {
         link_ms: 2,
         actuation_ms: 30,
         fit_ms: 20,
+        moves: MoveSpec::default(),
         hosts: hosts.into_iter().map(host).collect(),
         vms: VMS
             .into_iter()
@@ -56,6 +58,8 @@ pub fn demo_scenario(seed: u64, duration_s: u64) -> Scenario {
                 noise_cores: rng.random_range(0.02..0.05),
                 wait_cores: 0.01,
                 memory: None,
+                memory_mib: 1024,
+                terms: VmTerms::default(),
             })
             .collect(),
         events: Vec::new(),
@@ -81,9 +85,11 @@ pub fn demo_policy() -> Policy {
             ..CpuPolicy::default()
         },
         memory: MemoryPolicy::default(),
+        migrate: MigratePolicy { lead_ms: 8000, ..MigratePolicy::default() },
     }
 }
 
 fn host(name: &str) -> HostSpec {
-    HostSpec { name: name.to_owned(), capacity_cores: 2.0, floor_cores: 0.05, ceiling_cores: 2.0, dry_run: false }
+    let name = name.to_owned();
+    HostSpec { name, capacity_cores: 2.0, floor_cores: 0.05, ceiling_cores: 2.0, dry_run: false, memory_mib: 8192 }
 }

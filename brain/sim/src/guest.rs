@@ -97,11 +97,22 @@ fn normal(rng: &mut ChaCha8Rng) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gnomon_common::wire::VmTerms;
 
     fn guest(load: Load) -> Guest {
         let (name, host) = (String::new(), String::new());
-        let spec =
-            VmSpec { name, host, vcpus: 1, quota_cores: None, load, noise_cores: 0.0, wait_cores: 0.0, memory: None };
+        let spec = VmSpec {
+            name,
+            host,
+            vcpus: 1,
+            quota_cores: None,
+            load,
+            noise_cores: 0.0,
+            wait_cores: 0.0,
+            memory: None,
+            memory_mib: 0,
+            terms: VmTerms::default(),
+        };
         Guest::new(&spec, 1, 0)
     }
 

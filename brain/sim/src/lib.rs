@@ -8,6 +8,8 @@
 
 mod agent;
 mod brain;
+pub mod chaos;
+pub mod check;
 pub mod demo;
 mod guest;
 pub mod run;
@@ -17,5 +19,5 @@ pub mod world;
 
 pub use demo::demo_fleet;
 pub use run::{Run, run};
-pub use scenario::{Event, HostSpec, Load, MemorySpec, Scenario, Timed, VmSpec};
+pub use scenario::{Event, HostSpec, Load, MemorySpec, MoveSpec, Scenario, Timed, VmSpec};
 pub use world::{Snapshot, VmSnapshot, World};

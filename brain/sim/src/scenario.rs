@@ -1,5 +1,6 @@
 //! What a world consists of and what befalls it.
 
+use gnomon_common::wire::VmTerms;
 use gnomon_core::{OperatorRequest, Policy};
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,9 @@ pub struct Scenario {
     pub actuation_ms: u64,
     /// What a fit takes on the brain's workers, in milliseconds.
     pub fit_ms: u64,
+    /// What moves take, and how often they fail.
+    #[serde(default)]
+    pub moves: MoveSpec,
     /// Who is there.
     pub hosts: Vec<HostSpec>,
     /// What lives there.
@@ -45,6 +49,9 @@ pub struct HostSpec {
     pub ceiling_cores: f64,
     /// The agent changes nothing.
     pub dry_run: bool,
+    /// Memory that its VMs share.
+    #[serde(default = "host_memory_mib")]
+    pub memory_mib: u64,
 }
 
 /// A VM.
@@ -68,6 +75,36 @@ pub struct VmSpec {
     /// Its memory; a VM without has no balloon and tells nothing of it.
     #[serde(default)]
     pub memory: Option<MemorySpec>,
+    /// What one without a balloon is defined with, in MiB.
+    #[serde(default = "vm_memory_mib")]
+    pub memory_mib: u64,
+    /// What its owner and its definition allow.
+    #[serde(default)]
+    pub terms: VmTerms,
+}
+
+fn host_memory_mib() -> u64 {
+    8192
+}
+
+fn vm_memory_mib() -> u64 {
+    1024
+}
+
+/// How VMs move between hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MoveSpec {
+    /// What each move brings over in a second, in MiB of a VM's memory.
+    pub mib_per_s: u64,
+    /// Share of moves that fail on their way.
+    pub failing_share: f64,
+}
+
+impl Default for MoveSpec {
+    fn default() -> Self {
+        Self { mib_per_s: 100, failing_share: 0.0 }
+    }
 }
 
 /// A VM's memory.

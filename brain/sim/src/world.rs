@@ -4,13 +4,20 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Command, HostId, Outcome, Report, VmId};
+use gnomon_common::wire::{
+    Action, Command, HostId, Immovable, Migration, Moved, Origin, Outcome, OutcomeResult, RefusedCommand, Report, VmId,
+    Whereabouts,
+};
+use gnomon_core::plan::guard::Guard;
 use gnomon_core::view::{Forecast, VmView};
 use gnomon_core::{Core, FitJob, Input, OperatorRequest, Output, Record};
+use rand::{RngExt as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
 use uuid::Uuid;
 
 use crate::agent::{Agent, SimVm};
 use crate::brain::Store;
+use crate::check::{Broken, Checker, Scene};
 use crate::guest::Guest;
 use crate::scenario::{Event, Scenario};
 
@@ -38,6 +45,8 @@ enum Message {
     /// A command that was received at this time is done.
     Done(HostId, Command, Timestamp),
     Outcome(HostId, Outcome),
+    /// A VM's move is over.
+    Arrives(HostId, Command, Timestamp),
     Fit(Box<FitJob>, u64),
 }
 
@@ -55,6 +64,10 @@ pub struct World {
     sent: u64,
     second: u64,
     log: Vec<String>,
+    rng: ChaCha8Rng,
+    /// Rules that the planner and its linter lack, in every life of the brain.
+    lacks: [Option<Guard>; 2],
+    checker: Option<Checker>,
 }
 
 /// The world at one instant.
@@ -96,6 +109,16 @@ pub struct VmSnapshot {
 impl World {
     /// A world at its start. Panics on a scenario that contradicts itself (a VM on no host, a name that is no host id).
     pub fn new(scenario: Scenario) -> Self {
+        Self::with(scenario, [None, None], false)
+    }
+
+    /// The same, checked at every step; its planner and its linter lack a guard.
+    pub(crate) fn checked(scenario: Scenario, lacks: [Option<Guard>; 2]) -> Self {
+        Self::with(scenario, lacks, true)
+    }
+
+    fn with(scenario: Scenario, lacks: [Option<Guard>; 2], checked: bool) -> Self {
+        let scenario_seed = scenario.seed;
         let mut agents: BTreeMap<HostId, Agent> = scenario
             .hosts
             .iter()
@@ -117,6 +140,9 @@ impl World {
             sent: 0,
             second: 0,
             log: Vec::new(),
+            rng: ChaCha8Rng::seed_from_u64(!scenario_seed),
+            lacks,
+            checker: checked.then(Checker::default),
         };
         for timed in world.scenario.events.clone() {
             world.post(START + SECOND * u32::try_from(timed.at_s).unwrap_or(u32::MAX), Message::Happens(timed.event));
@@ -236,10 +262,14 @@ impl World {
                     if let Record::Audit(audit) = &record {
                         self.note(now, &format!("{} {} {}: {}", audit.actor, audit.verb, audit.object, audit.detail));
                     }
+                    if let Some(checker) = &mut self.checker {
+                        checker.record(&record);
+                    }
                     self.store.persist(record);
                 }
                 Output::Command { host, command } => {
                     assert!(self.store.has(&command), "command {} was sent before it was written", command.id);
+                    self.check(now, |checker, scene| checker.command(scene, &host, &command));
                     self.send(now, host, command);
                 }
                 Output::Notice(notice) => self.note(now, &format!("notice {}: {}", notice.kind, notice.text)),
@@ -249,6 +279,20 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Lets the checker look, where there is one.
+    fn check(&mut self, now: Timestamp, look: impl FnOnce(&mut Checker, &Scene<'_>)) {
+        let Some(mut checker) = self.checker.take() else { return };
+        if let Some(core) = &self.core {
+            look(&mut checker, &Scene { now, policy: &self.scenario.policy, core, agents: &self.agents });
+        }
+        self.checker = Some(checker);
+    }
+
+    /// The first rule that was broken, and when.
+    pub(crate) fn broken(&self) -> Option<&Broken> {
+        self.checker.as_ref()?.broken()
     }
 
     fn send(&mut self, now: Timestamp, host: HostId, command: Command) {
@@ -280,15 +324,21 @@ impl World {
                     return self.post(now + SECOND, Message::Report(report));
                 }
                 self.store.keep_report(&report);
+                self.check(now, |checker, _| checker.report(&report));
                 self.feed(now, Input::Report(Box::new(report)));
             }
             Message::Command(host, command) => {
                 let done = now + Duration::from_millis(self.scenario.actuation_ms);
                 self.post(done, Message::Done(host, command, now));
             }
-            Message::Done(host, command, received) => self.done(now, &host, &command, received),
+            Message::Done(host, command, received) => match &command.action {
+                Action::Migrate(migration) => self.depart(now, &host, &command, migration, received),
+                _ => self.done(now, &host, &command, received),
+            },
+            Message::Arrives(host, command, received) => self.arrive(now, &host, &command, received),
             Message::Outcome(host, outcome) => {
                 if self.core.is_some() {
+                    self.check(now, |checker, _| checker.outcome(&outcome));
                     self.with_agent(&host, |agent| agent.outcomes.retain(|waiting| waiting.id != outcome.id));
                     self.feed(now, Input::Outcome { host, outcome });
                 }
@@ -305,6 +355,74 @@ impl World {
         agent.outcomes.push(outcome.clone());
         if agent.linked {
             self.post(now + Duration::from_millis(self.scenario.link_ms), Message::Outcome(host.clone(), outcome));
+        }
+    }
+
+    /// A VM sets out, unless its agent has something against it. From then on the two hosts' libvirt does it, whatever becomes of the agent.
+    fn depart(&mut self, now: Timestamp, host: &HostId, command: &Command, migration: &Migration, received: Timestamp) {
+        let there = self.agents.get(&migration.to).map(|agent| agent.facts.memory_bytes);
+        let Some(agent) = self.agents.get_mut(host).filter(|agent| agent.running) else { return };
+        if let Some(outcome) = agent.answered(command) {
+            agent.answer(outcome);
+            return self.send_outcomes(now, host);
+        }
+        let Some(name) = agent.vms.iter().find(|vm| vm.id == command.vm).map(|vm| vm.name.clone()) else {
+            return self.conclude(now, host, command, OutcomeResult::Refused(RefusedCommand::UnknownVm));
+        };
+        if agent.vms.iter().any(|vm| vm.leaving == Some(command.id)) {
+            return;
+        }
+        if there.is_none() {
+            let why = Immovable::Unreachable(format!("no host {}", migration.to));
+            return self.conclude(now, host, command, OutcomeResult::Immovable(why));
+        }
+        match agent.let_go(command, now.since(received).as_millis() as u64) {
+            Err(result) => self.conclude(now, host, command, result),
+            Ok(bytes) => {
+                let per_s = (self.scenario.moves.mib_per_s << 20).max(1);
+                self.with_agent(&migration.to, |agent| drop(agent.arriving.insert(command.vm, name)));
+                let takes = Duration::from_millis(bytes.saturating_mul(1000) / per_s);
+                self.post(now + takes, Message::Arrives(host.clone(), command.clone(), received));
+            }
+        }
+    }
+
+    fn arrive(&mut self, now: Timestamp, host: &HostId, command: &Command, received: Timestamp) {
+        let Action::Migrate(migration) = &command.action else { return };
+        self.with_agent(&migration.to, |agent| drop(agent.arriving.remove(&command.vm)));
+        let fails = self.rng.random_bool(self.scenario.moves.failing_share.clamp(0.0, 1.0));
+        let Some(agent) = self.agents.get_mut(host) else { return };
+        let Some(place) = agent.vms.iter().position(|vm| vm.leaving == Some(command.id)) else { return };
+        agent.vms[place].leaving = None;
+        if fails {
+            let error = "the link failed".to_owned();
+            return self.conclude(
+                now,
+                host,
+                command,
+                OutcomeResult::NotMoved { error, whereabouts: Whereabouts::Here },
+            );
+        }
+        let vm = agent.vms.remove(place);
+        self.note(now, &format!("{} runs on {} now", vm.name, migration.to));
+        self.with_agent(&migration.to, |agent| agent.vms.push(vm));
+        let moved =
+            Moved { took_us: now.since(received).as_micros() as u64, downtime_us: Some(100_000), sent_bytes: None };
+        self.conclude(now, host, command, OutcomeResult::Moved(moved));
+    }
+
+    /// An agent answers; one that is dead does so when it lives again.
+    fn conclude(&mut self, now: Timestamp, host: &HostId, command: &Command, result: OutcomeResult) {
+        let outcome = Outcome { id: command.id, vm: command.vm, at: now, origin: Origin::Command, result };
+        self.with_agent(host, |agent| agent.answer(outcome));
+        self.send_outcomes(now, host);
+    }
+
+    fn send_outcomes(&mut self, now: Timestamp, host: &HostId) {
+        let Some(agent) = self.agents.get(host).filter(|agent| agent.running && agent.linked) else { return };
+        let arrives = now + Duration::from_millis(self.scenario.link_ms);
+        for outcome in agent.outcomes.clone() {
+            self.post(arrives, Message::Outcome(host.clone(), outcome));
         }
     }
 
@@ -333,6 +451,9 @@ impl World {
                 self.post(now + Duration::from_secs(for_s), Message::BrainUp);
             }
             Event::Operator { request } => {
+                if self.core.is_some() {
+                    self.check(now, |checker, _| checker.operator(&request));
+                }
                 self.feed(now, Input::Operator { actor: "operator".to_owned(), request });
             }
             Event::Move { vm, host } => self.move_vm(now, &vm, &host),
@@ -357,7 +478,13 @@ impl World {
 
     fn start_brain(&mut self, now: Timestamp) {
         self.life += 1;
-        self.core = Some(self.store.start(&self.scenario.policy, self.scenario.seed));
+        let mut core = self.store.start(&self.scenario.policy, self.scenario.seed);
+        let [planner, linter] = self.lacks;
+        core.without_guard(planner, linter);
+        self.core = Some(core);
+        if let Some(checker) = &mut self.checker {
+            checker.brain_starts();
+        }
         for host in self.agents.keys().cloned().collect::<Vec<_>>() {
             self.connect(now, &host);
         }

@@ -135,7 +135,7 @@ pub(super) async fn carry_out(
         .map_err(|_| Problem::unavailable(pending))
 }
 
-fn resolve(desk: &Desk, scope: &ScopeBody) -> Result<(Scope, Vec<TouchedVm>), Problem> {
+pub(super) fn resolve(desk: &Desk, scope: &ScopeBody) -> Result<(Scope, Vec<TouchedVm>), Problem> {
     let scope = match scope {
         ScopeBody::Fleet => Scope::Fleet,
         ScopeBody::Host(name) => {

@@ -55,6 +55,12 @@ impl Client {
         self.answer(request.send_json(body))
     }
 
+    /// DELETEs below `/api/v1`.
+    pub fn delete(&self, path: &str) -> Result<Value, Failure> {
+        let request = self.agent.delete(self.at(path)).header("authorization", &self.authorization);
+        self.answer(request.call())
+    }
+
     fn at(&self, path: &str) -> String {
         format!("{}/api/v1/{path}", self.url)
     }

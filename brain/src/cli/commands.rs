@@ -39,8 +39,9 @@ pub(super) fn hosts(client: &Client, json: bool) -> Result<(), Failure> {
         return print_json(&value);
     }
     let hosts: Vec<HostView> = typed(value)?;
-    let columns = ["HOST", "AGENT", "VMS", "CPU", "ALLOCATED", "CAPACITY", "MEM FREE", "CPU FROM", "HOLD", "LOST"];
-    let mut table = table(&columns, &[2, 3, 4, 5, 6, 9]);
+    let columns =
+        ["HOST", "AGENT", "VMS", "CPU", "AHEAD", "ALLOCATED", "CAPACITY", "MEM FREE", "CPU FROM", "HOLD", "LOST"];
+    let mut table = table(&columns, &[2, 3, 4, 5, 6, 7, 10]);
     for host in &hosts {
         let agent = match (host.connected, host.facts.dry_run) {
             (true, false) => "connected",
@@ -54,11 +55,12 @@ pub(super) fn hosts(client: &Client, json: bool) -> Result<(), Failure> {
             agent.into(),
             host.vms.to_string(),
             cores(host.window.map(|window| window.cpu_cores.mean)),
+            cores(host.outlook.map(|outlook| outlook.demand_cores)),
             cores(Some(host.allocated_cores)),
             cores(Some(host.facts.capacity_cores)),
             host.window.map_or_else(|| "-".into(), |window| bytes(window.memory_available_bytes)),
             host.facts.cpu_source.to_string(),
-            host.hold.map_or_else(|| "-".into(), |hold| hold.to_string()),
+            host_hold(host),
             lost.to_string(),
         ]);
     }
@@ -93,6 +95,13 @@ pub(super) fn vms(client: &Client, json: bool) -> Result<(), Failure> {
     }
     println!("{table}");
     Ok(())
+}
+
+/// What is out of the ordinary with a host.
+fn host_hold(host: &HostView) -> String {
+    let draining = host.draining_since.map(|_| "draining".to_owned());
+    let holds: Vec<String> = host.hold.map(|hold| hold.to_string()).into_iter().chain(draining).collect();
+    if holds.is_empty() { "-".into() } else { holds.join(", ") }
 }
 
 /// What keeps Gnomon's hands off a VM, or off a means of it.
@@ -281,6 +290,13 @@ pub(super) fn in_words(result: &OutcomeResult) -> String {
             let after = after.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             format!("applied: {after}, after {:.1} ms", *took_us as f64 / 1000.0)
         }
+        OutcomeResult::Moved(moved) => {
+            let still =
+                moved.downtime_us.map_or_else(String::new, |us| format!(", {:.3} s of it at a stand", us as f64 / 1e6));
+            format!("moved in {:.1} s{still}", moved.took_us as f64 / 1e6)
+        }
+        OutcomeResult::NotMoved { error, whereabouts } => format!("not moved: {error}; {whereabouts}"),
+        OutcomeResult::Immovable(why) => format!("not moved: {why}"),
         OutcomeResult::DryRun => "dry run".into(),
         OutcomeResult::Refused(why) => format!("refused: {why}"),
         OutcomeResult::Failed { error, .. } => format!("failed: {error}"),

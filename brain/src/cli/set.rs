@@ -6,7 +6,7 @@ use super::commands::{in_words, print_json};
 use super::quantity::{self, Limit};
 use crate::api::{SetAnswer, SetBody};
 use clap::Args;
-use gnomon_common::wire::{CommandId, OutcomeResult, Setting};
+use gnomon_common::wire::{CommandId, OutcomeResult, Setting, VmId};
 use gnomon_core::view::Explanation;
 use serde_json::json;
 use std::thread;
@@ -105,7 +105,7 @@ pub(super) fn set(client: &Client, json: bool, arguments: &SetArguments) -> Resu
         println!("would set the {} of {vm} on {host}: {before} -> {target}", target.means());
         return Ok(());
     };
-    let result = if *wait == 0 { None } else { wait_for(client, &answer, command, deadline)? };
+    let result = if *wait == 0 { None } else { wait_for(client, answer.vm, command, deadline)? };
     if json {
         let mut value = json!(answer);
         value["result"] = json!(result);
@@ -125,6 +125,9 @@ pub(super) fn set(client: &Client, json: bool, arguments: &SetArguments) -> Resu
         None => Err(Failure::Refused(format!(
             "command {command} was sent, but not answered within {wait} s; it may still be: gnomon explain {vm}"
         ))),
+        Some(result @ (OutcomeResult::Moved(_) | OutcomeResult::NotMoved { .. } | OutcomeResult::Immovable(_))) => {
+            Err(Failure::Refused(format!("the agent of host {host} answered something else: {}", in_words(&result))))
+        }
         Some(OutcomeResult::DryRun) => Err(Failure::Refused(format!(
             "the agent of host {host} runs dry: it judged the command and changed nothing"
         ))),
@@ -151,14 +154,14 @@ fn ask(client: &Client, vm: &str, body: SetBody, dry_run: bool, deadline: Instan
 }
 
 /// What became of a command, or `None` once the time is over.
-fn wait_for(
+pub(super) fn wait_for(
     client: &Client,
-    answer: &SetAnswer,
+    vm: VmId,
     command: CommandId,
     deadline: Instant,
 ) -> Result<Option<OutcomeResult>, Failure> {
     loop {
-        let explanation: Explanation = typed(client.get(&format!("vms/{}/explain", answer.vm))?)?;
+        let explanation: Explanation = typed(client.get(&format!("vms/{vm}/explain"))?)?;
         let action = explanation.recent.into_iter().find(|action| action.id == Some(command));
         if let Some(result) = action.and_then(|action| action.result) {
             return Ok(Some(result));

@@ -115,10 +115,10 @@ fn send(
     }
     command.time_to_live_ms = left_ms;
     issued.note(host, command.fence);
-    let action = command.action;
+    let action = command.action.clone();
     let id = command.id;
     if dispatch.dispatch(host, command) {
-        metrics.sent(action);
+        metrics.sent(&action);
         tracing::info!(%host, %id, ?action, "command sent");
     } else {
         // It stays unanswered: it is sent again if the host comes back in time, and expires otherwise.

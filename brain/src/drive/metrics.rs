@@ -1,6 +1,6 @@
 //! What the loop measures.
 
-use gnomon_common::wire::{Action, Origin, Outcome, OutcomeResult, Setting};
+use gnomon_common::wire::{Action, Origin, Outcome, OutcomeResult, Setting, Whereabouts};
 use gnomon_core::CommandRecord;
 use gnomon_core::plan::local_cause;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -51,6 +51,7 @@ pub struct DriveMetrics {
     settled: Family<Settled, Counter>,
     local_acts: Family<LocalAct, Counter>,
     actuation: Histogram,
+    moves: Histogram,
 }
 
 impl DriveMetrics {
@@ -67,6 +68,7 @@ impl DriveMetrics {
             settled: Family::default(),
             local_acts: Family::default(),
             actuation: Histogram::new(exponential_buckets(0.000_5, 2.0, 16)),
+            moves: Histogram::new(exponential_buckets(0.5, 2.0, 13)),
         };
         registry.register_with_unit(
             "gnomon_brain_core_handle",
@@ -108,6 +110,12 @@ impl DriveMetrics {
             Unit::Seconds,
             metrics.actuation.clone(),
         );
+        registry.register_with_unit(
+            "gnomon_brain_migration",
+            "From an agent's receipt of a command to move a VM until that ran elsewhere, as the agent tells",
+            Unit::Seconds,
+            metrics.moves.clone(),
+        );
         metrics
     }
 
@@ -128,7 +136,7 @@ impl DriveMetrics {
         self.notices.get_or_create(&Kind { kind }).inc();
     }
 
-    pub(super) fn sent(&self, action: Action) {
+    pub(super) fn sent(&self, action: &Action) {
         self.sent.get_or_create(&Sent { action: action_name(action) }).inc();
     }
 
@@ -138,11 +146,15 @@ impl DriveMetrics {
 
     pub(super) fn settled(&self, record: &CommandRecord) {
         let result = record.outcome.as_ref().map(|outcome| &outcome.result);
-        if let Some(OutcomeResult::Applied { took_us, .. }) = result {
-            self.actuation.observe(Duration::from_micros(*took_us).as_secs_f64());
+        match result {
+            Some(OutcomeResult::Applied { took_us, .. }) => {
+                self.actuation.observe(Duration::from_micros(*took_us).as_secs_f64());
+            }
+            Some(OutcomeResult::Moved(moved)) => self.moves.observe(Duration::from_micros(moved.took_us).as_secs_f64()),
+            _ => {}
         }
         let outcome = result.map_or("unanswered", result_name);
-        self.settled.get_or_create(&Settled { action: action_name(record.command.action), outcome }).inc();
+        self.settled.get_or_create(&Settled { action: action_name(&record.command.action), outcome }).inc();
     }
 
     pub(super) fn acted(&self, act: &Outcome) {
@@ -156,13 +168,17 @@ impl DriveMetrics {
 fn result_name(result: &OutcomeResult) -> &'static str {
     match result {
         OutcomeResult::Applied { .. } => "applied",
+        OutcomeResult::Moved(_) => "moved",
+        OutcomeResult::NotMoved { whereabouts: Whereabouts::Here, .. } => "not_moved",
+        OutcomeResult::NotMoved { whereabouts: Whereabouts::Parked, .. } => "parked",
+        OutcomeResult::Immovable(_) => "immovable",
         OutcomeResult::DryRun => "dry_run",
         OutcomeResult::Refused(_) => "refused",
         OutcomeResult::Failed { .. } => "failed",
     }
 }
 
-fn action_name(action: Action) -> &'static str {
+fn action_name(action: &Action) -> &'static str {
     match action {
         Action::Set(Setting::CpuQuota { .. }) => "set_cpu_quota",
         Action::Set(Setting::CpuWeight { .. }) => "set_cpu_weight",
@@ -171,5 +187,7 @@ fn action_name(action: Action) -> &'static str {
         Action::Set(Setting::DiskLimit { .. }) => "set_disk_limit",
         Action::Set(Setting::NetworkLimit { .. }) => "set_network_limit",
         Action::Release => "release",
+        Action::Migrate(_) => "migrate",
+        Action::AbortMigration => "abort_migration",
     }
 }

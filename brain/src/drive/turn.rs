@@ -59,6 +59,7 @@ impl Turn {
             | Restored::History { .. }
             | Restored::Lesson(_)
             | Restored::Hold { .. }
+            | Restored::Drain { .. }
             | Restored::Setting { .. } => {}
         }
         self.desk.core.restore(restored);
@@ -247,6 +248,8 @@ mod tests {
             cpu_bounds: CpuBounds { floor_cores: 0.1, ceiling_cores: 1.0 },
             memory_bounds: MemoryBounds::default(),
             means: vec![Means::CpuQuota],
+            migration: None,
+            zone: None,
             dry_run: false,
             cpu_source: CpuSource::TaskStorage,
         };

@@ -86,6 +86,8 @@ mod tests {
                 cpu_bounds: CpuBounds { floor_cores: 0.1, ceiling_cores: 2.0 },
                 memory_bounds: MemoryBounds::default(),
                 means: vec![Means::CpuQuota],
+                migration: None,
+                zone: None,
                 dry_run: false,
                 cpu_source: CpuSource::TaskStorage,
             },

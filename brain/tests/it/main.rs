@@ -13,6 +13,7 @@ mod failover;
 mod forgetful;
 mod history;
 mod ingest;
+mod moves;
 mod process;
 mod regression;
 mod set;

@@ -28,7 +28,12 @@ async fn brain_with_a_vm(home: &Home) -> (Brain, Agent) {
 }
 
 /// Runs `gnomon` while the agent answers the command that comes of it.
-async fn gnomon(home: &Home, url: &str, arguments: &[&str], answer: Option<(&mut Agent, OutcomeResult)>) -> Output {
+pub(crate) async fn gnomon(
+    home: &Home,
+    url: &str,
+    arguments: &[&str],
+    answer: Option<(&mut Agent, OutcomeResult)>,
+) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gnomon"));
     command.args(arguments).env("GNOMON_URL", url).env("GNOMON_TOKEN_FILE", home.token_file()).stdin(Stdio::null());
     let ran = tokio::task::spawn_blocking(move || command.output().unwrap());

@@ -34,6 +34,8 @@ pub fn facts() -> HostFacts {
         memory_bounds: MemoryBounds::default(),
         means: Means::ALL.to_vec(),
         cpu_source: CpuSource::TaskStorage,
+        migration: None,
+        zone: None,
         dry_run: false,
     }
 }

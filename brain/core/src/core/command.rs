@@ -19,13 +19,15 @@ const ANSWER_GRACE: Duration = Duration::from_secs(30);
 impl Core {
     /// Issues a command for an action of a checked plan: written first, then sent.
     pub(super) fn command(&mut self, now: Timestamp, action: PlannedAction, fence: Fence) {
-        let Some(vm) = self.fleet.vms.get_mut(&action.vm) else { return };
+        if !self.fleet.vms.contains_key(&action.vm) {
+            return;
+        }
         self.commands += 1;
         let id = CommandId { term: fence.term, number: self.commands };
         let command = Command {
             id,
             vm: action.vm,
-            action: action.action,
+            action: action.action.clone(),
             fence,
             time_to_live_ms: self.policy.cpu.command_ttl_ms,
             reason: action.reason.in_words(now),
@@ -40,8 +42,14 @@ impl Core {
             by_operator: action.reason == Reason::Operator,
         };
         let deadline = deadline(&record);
-        vm.flight = Some(Flight { record: record.clone(), deadline });
+        if let Some(vm) = self.fleet.vms.get_mut(&action.vm) {
+            vm.flight = Some(Flight { record: record.clone(), deadline });
+        }
+        if let Action::Migrate(migration) = &action.action {
+            self.set_out(now, action.vm, &host, &migration.to);
+        }
         self.deadlines.insert((deadline, action.vm));
+        let Some(vm) = self.fleet.vms.get_mut(&action.vm) else { return };
         match action.reason {
             Reason::Slack { .. } => vm.pace.dwell.shrinks(now),
             Reason::MemorySlack { .. } => vm.balloon_pace.dwell.shrinks(now),
@@ -60,7 +68,8 @@ impl Core {
     pub fn may_send_again(&self, record: &CommandRecord) -> bool {
         let (vm, hold) = (record.command.vm, self.holds.on_vm(record.command.vm, Some(&record.host)));
         match record.command.action {
-            Action::Release => true,
+            Action::Release | Action::AbortMigration => true,
+            Action::Migrate(_) => hold.is_none() && (record.by_operator || self.policy.migrate_mode() == Mode::Auto),
             Action::Set(_) if record.by_operator => hold != Some(Hold::Released),
             Action::Set(target) => {
                 let stood_down = self.fleet.vms.get(&vm).is_some_and(|vm| vm.stood_down);
@@ -103,6 +112,7 @@ impl Core {
                 }
             },
         };
+        self.set_down(vm_id);
         self.settle(now, host, &outcome, &record);
         self.persist(Record::Command(CommandRecord { outcome: Some(outcome), unanswered: false, ..record }));
         // A release may have waited for this one.
@@ -111,17 +121,17 @@ impl Core {
 
     /// Draws the consequences of an answer.
     fn settle(&mut self, now: Timestamp, host: &HostId, outcome: &Outcome, record: &CommandRecord) {
-        let (id, vm_id, action) = (outcome.id, outcome.vm, record.command.action);
+        let (id, vm_id, action) = (outcome.id, outcome.vm, &record.command.action);
         let Some(vm) = self.fleet.vms.get_mut(&vm_id) else { return };
         vm.note_result(id, &outcome.result);
         let detail = match &outcome.result {
             OutcomeResult::Applied { before, after, took_us } => {
                 vm.backoff(action).succeed();
                 let released = self.holds.on_vm(vm_id, vm.host.as_ref()) == Some(Hold::Released);
-                vm.restored |= action == Action::Release && released;
+                vm.restored |= *action == Action::Release && released;
                 self.take_read_back(vm_id, after, outcome.at, now);
                 // Released meanwhile: it is restored next, and not held.
-                if let Action::Set(asked) = action
+                if let Action::Set(asked) = *action
                     && record.by_operator
                     && !released
                 {
@@ -129,6 +139,9 @@ impl Core {
                 }
                 format!("applied: {} in {took_us} us", changes(before, after))
             }
+            OutcomeResult::Moved(moved) => self.moved(now, record, moved, outcome.at),
+            OutcomeResult::NotMoved { error, whereabouts } => self.not_moved(now, record, error, *whereabouts),
+            OutcomeResult::Immovable(why) => self.immovable(now, record, why),
             OutcomeResult::DryRun => {
                 self.back_off(now, record);
                 "dry run: nothing was changed".to_owned()
@@ -149,9 +162,9 @@ impl Core {
 
     /// Waits before the next command of this kind, unless an operator asked for this one: that says nothing of what the planner may do.
     /// A release is repeated until it is done, and must not be so without pause.
-    fn back_off(&mut self, now: Timestamp, record: &CommandRecord) {
-        let action = record.command.action;
-        if record.by_operator && action != Action::Release {
+    pub(super) fn back_off(&mut self, now: Timestamp, record: &CommandRecord) {
+        let action = &record.command.action;
+        if record.by_operator && *action != Action::Release {
             return;
         }
         if let Some(vm) = self.fleet.vms.get_mut(&record.command.vm) {
@@ -190,6 +203,7 @@ impl Core {
             let Some(flight) = vm.flight.take() else { continue };
             let record = CommandRecord { unanswered: true, ..flight.record };
             vm.given_up = Some(record.clone());
+            self.set_down(vm_id);
             self.back_off(now, &record);
             let text = format!("host {}, VM {vm_id}: no answer to command {}", record.host, record.command.id);
             self.notice("command_unanswered", text);
@@ -203,6 +217,11 @@ impl Core {
             return;
         }
         let vm_id = record.command.vm;
+        if let Action::Migrate(migration) = &record.command.action
+            && self.fleet.vms.contains_key(&vm_id)
+        {
+            self.resume_move(vm_id, &record.host, &migration.to);
+        }
         let Some(vm) = self.fleet.vms.get_mut(&vm_id) else { return };
         let deadline = deadline(&record);
         if let Some(earlier) = vm.flight.replace(Flight { record, deadline }) {
@@ -215,12 +234,12 @@ impl Core {
     pub(super) fn clock_set_back(&mut self, now: Timestamp) {
         for (_, vm_id) in std::mem::take(&mut self.deadlines) {
             let Some(flight) = self.fleet.vms.get_mut(&vm_id).and_then(|vm| vm.flight.as_mut()) else { continue };
-            let ttl = Duration::from_millis(flight.record.command.time_to_live_ms);
-            flight.deadline = flight.deadline.min(now + ttl + ANSWER_GRACE);
+            flight.deadline = flight.deadline.min(deadline(&CommandRecord { issued: now, ..flight.record.clone() }));
             self.deadlines.insert((flight.deadline, vm_id));
         }
         for vm in self.fleet.vms.values_mut() {
             vm.pace.backoff.clock_set_back(now);
+            vm.travel.clock_set_back(now);
             vm.balloon_pace.backoff.clock_set_back(now);
         }
         self.fits.clear();
@@ -228,5 +247,9 @@ impl Core {
 }
 
 fn deadline(record: &CommandRecord) -> Timestamp {
-    record.issued + Duration::from_millis(record.command.time_to_live_ms) + ANSWER_GRACE
+    let may_take_ms = match &record.command.action {
+        Action::Migrate(migration) => migration.timeout_ms,
+        _ => 0,
+    };
+    record.issued + Duration::from_millis(record.command.time_to_live_ms.saturating_add(may_take_ms)) + ANSWER_GRACE
 }

@@ -32,6 +32,9 @@ impl Core {
                     changes(before, after)
                 }
                 OutcomeResult::DryRun => "dry run: nothing was changed".to_owned(),
+                OutcomeResult::Moved(_) => "it runs on another host now".to_owned(),
+                OutcomeResult::NotMoved { error, whereabouts } => format!("{whereabouts}: {error}"),
+                OutcomeResult::Immovable(why) => format!("not done: {why}"),
                 OutcomeResult::Refused(why) => format!("not done: {why}"),
                 OutcomeResult::Failed { error, .. } => format!("failed: {error}"),
             };

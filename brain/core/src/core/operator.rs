@@ -18,6 +18,9 @@ impl Core {
             OperatorRequest::Release { scope } => self.hold(now, actor, "release", scope, Hold::Released),
             OperatorRequest::Resume { scope } => self.resume(now, actor, &scope),
             OperatorRequest::Set { vm, setting } => self.set(now, actor, vm, setting),
+            OperatorRequest::Migrate { vm, to } => self.migrate(now, actor, vm, &to),
+            OperatorRequest::Drain { host } => self.drain(now, actor, host, true),
+            OperatorRequest::Undrain { host } => self.drain(now, actor, host, false),
         }
     }
 

@@ -9,6 +9,7 @@ use gnomon_common::wire::{Action, Fence, HostId, Means, Report, Setting, VmId, V
 use super::Core;
 use crate::fleet::{Host, Vm};
 use crate::io::Record;
+use crate::plan::guard::Guard;
 use crate::plan::lint::{self, VmFacts};
 use crate::plan::memory::{BalloonSizing, Unsizable};
 use crate::plan::size::{Bounds, Sizing, live_cores};
@@ -53,7 +54,7 @@ impl Core {
         // Both are judged at every report: each has a dwell time to keep.
         let wishes = [self.judge_cpu(now, host, id, end, length), self.judge_memory(now, host, id, length)];
         let vm = self.fleet.vms.get(&id)?;
-        if self.holds.on_vm(id, Some(host)).is_some() || vm.stood_down || vm.flight.is_some() {
+        if self.holds.on_vm(id, Some(host)).is_some() || vm.stood_down || vm.terms.hands_off() || vm.flight.is_some() {
             return None;
         }
         let free = wishes.into_iter().flatten().filter(|wish| !self.holds.on_means(id, wish.target.means()));
@@ -111,7 +112,7 @@ impl Core {
     }
 
     /// Makes a plan of actions and shows it.
-    fn recommend(&mut self, now: Timestamp, actions: Vec<PlannedAction>) {
+    pub(super) fn recommend(&mut self, now: Timestamp, actions: Vec<PlannedAction>) {
         let Some(plan) = self.checked(now, actions) else { return };
         self.persist(Record::Plan(plan.clone()));
         for action in plan.actions {
@@ -119,7 +120,8 @@ impl Core {
             match action.action {
                 Action::Set(Setting::CpuQuota { cores }) => vm.recommended = cores,
                 Action::Set(Setting::Memory { bytes }) => vm.recommended_bytes = Some(bytes),
-                Action::Set(_) | Action::Release => {}
+                Action::Migrate(_) => vm.travel.recommended = Some(now),
+                Action::Set(_) | Action::Release | Action::AbortMigration => {}
             }
             vm.remember(RecentAction { at: now, id: None, action, result: None, remark: None });
         }
@@ -133,7 +135,15 @@ impl Core {
         let last = self.fence;
         self.fence.generation += 1;
         let plan = Plan { at: now, fence: self.fence, actions };
-        match self.lint(&plan, last) {
+        let checked = self.lint(&plan, last).map_err(|violation| violation.to_string());
+        let checked = checked.and_then(|()| {
+            let moves = plan.actions.iter().filter_map(|action| match &action.action {
+                Action::Migrate(migration) => Some(self.lint_move(action, migration)),
+                _ => None,
+            });
+            moves.collect::<Result<(), _>>().map_err(|bad| bad.to_string())
+        });
+        match checked {
             Ok(()) => Some(plan),
             Err(violation) => {
                 self.notice("plan_refused_by_linter", format!("plan {} was dropped: {violation}", plan.fence));
@@ -146,10 +156,11 @@ impl Core {
         lint::check(plan, last, |action| {
             let vm = self.fleet.vms.get(&action.vm)?;
             let host = self.fleet.hosts.get(vm.host.as_ref()?)?;
-            let held = match action.action {
+            let set_by_hand = match action.action {
                 Action::Set(target) => self.holds.on_means(action.vm, target.means()),
-                Action::Release => false,
+                Action::Release | Action::Migrate(_) | Action::AbortMigration => false,
             };
+            let is_held = set_by_hand || vm.stood_down || self.holds.on_vm(action.vm, vm.host.as_ref()).is_some();
             Some(VmFacts {
                 host: vm.host.clone(),
                 bounds: Bounds::new(&self.policy.cpu, &host.facts.cpu_bounds, vm.allocation.vcpus),
@@ -157,7 +168,8 @@ impl Core {
                 live_cores: vm.cpu.map_or(0.0, |cpu| live_cores(&cpu, &vm.allocation)),
                 balloon: balloon_sizing(vm, host, &self.policy).and_then(Result::ok),
                 command_in_flight: vm.flight.is_some(),
-                hands_off: held || vm.stood_down || self.holds.on_vm(action.vm, vm.host.as_ref()).is_some(),
+                hands_off: (self.moves.guards.lints(Guard::Terms) && vm.terms.hands_off())
+                    || (self.moves.guards.lints(Guard::Hold) && is_held),
             })
         })
     }

@@ -35,6 +35,9 @@ impl Core {
         self.order_looks(now, &report.vms);
         self.restore_baselines_on(now, &report.host);
         self.plan(now, report, end);
+        if Self::is_fresh(now, end, window_of(report)) && self.is_connected(&report.host) {
+            self.balance(now, &report.host, end, window_of(report));
+        }
     }
 
     /// Whether a report that was received at `received`, on the brain's clock, is of a host whose clock is too far ahead to be

@@ -22,6 +22,10 @@ impl Core {
             Restored::Lesson(Lesson::Corrections { vm, corrections }) => {
                 self.stored.entry(vm).or_insert_with(Pattern::stored).correct(corrections);
             }
+            Restored::Lesson(Lesson::Moves { pace, begun }) => self.restore_moves(pace, begun),
+            Restored::Drain { host, since } => {
+                self.moves.draining.insert(host, since);
+            }
             Restored::Lesson(Lesson::Promise(promise)) => self.sizes.resume(promise),
             Restored::Report(report) => {
                 self.observe(&report, None);

@@ -1,5 +1,6 @@
 //! The state machine, input by input.
 
+mod balance;
 mod bench;
 mod culprits;
 mod exits;

@@ -13,8 +13,10 @@ use crate::fleet::{Host, Vm};
 use crate::forecast::Forecaster;
 use crate::forecast::engine::{LEVELS, Share};
 use crate::pattern::Ahead;
+use crate::plan::balance::{Prospect, Room};
 use crate::view::{
-    Alert, AlertMember, CulpritView, Forecast, HistoryStep, HostView, ModelShare, Quantiles, VmView, WaitView,
+    Alert, AlertMember, CulpritView, Forecast, HistoryStep, HostOutlook, HostView, ModelShare, Quantiles, VmView,
+    WaitView,
 };
 
 impl Core {
@@ -157,6 +159,19 @@ impl Core {
             allocated_cores: limits.sum(),
             hold: self.holds.on_host(id),
             losses: host.losses,
+            outlook: host.prospect.map(|prospect| self.outlook_view(host, &prospect)),
+            draining_since: self.moves.draining.get(id).copied(),
+        }
+    }
+
+    fn outlook_view(&self, host: &Host, prospect: &Prospect) -> HostOutlook {
+        let room = Room::of(&host.facts, &self.policy.migrate);
+        HostOutlook {
+            demand_cores: prospect.load.high_cores(),
+            room_cores: room.cores,
+            memory_bytes: prospect.load.memory_bytes,
+            room_bytes: room.memory_bytes as u64,
+            full_rounds: prospect.full_rounds,
         }
     }
 

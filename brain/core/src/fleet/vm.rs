@@ -6,7 +6,7 @@ use std::time::Duration;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     Action, Allocation, CommandId, CpuWindow, Culprits, DiskWindow, ExitShare, HostId, INTERFACES_MAX, InterfaceWindow,
-    MemoryWindow, OutcomeResult, Setting, VmState, VmWindow,
+    MemoryWindow, MigrationProgress, OutcomeResult, Setting, VmState, VmTerms, VmWindow,
 };
 use thiserror::Error;
 
@@ -16,6 +16,7 @@ use crate::history::{Accepted, History, Interval, Window};
 use crate::io::CommandRecord;
 use crate::pattern::{Ahead, Pattern};
 use crate::plan::backoff::Backoff;
+use crate::plan::balance::Travel;
 use crate::plan::memory::{BalloonPace, BalloonVerdict};
 use crate::plan::pace::{Pace, Verdict};
 use crate::plan::size::{Outlook, live_cores};
@@ -95,6 +96,12 @@ pub(crate) struct Vm {
     pub(crate) exits: Option<Vec<ExitShare>>,
     /// Its host's agent keeps its hands off it.
     pub(crate) stood_down: bool,
+    /// What its owner and its definition allow.
+    pub(crate) terms: VmTerms,
+    /// How far its migration has come, as its host told last.
+    pub(crate) migration: Option<MigrationProgress>,
+    /// When it was moved, and may be again.
+    pub(crate) travel: Travel,
     pub(crate) last_window: Option<Timestamp>,
     pub(crate) window_end: Timestamp,
     pub(crate) history: History,
@@ -138,6 +145,9 @@ impl Vm {
             disk: None,
             exits: None,
             stood_down: false,
+            terms: VmTerms::default(),
+            migration: None,
+            travel: Travel::default(),
             last_window: None,
             window_end: Timestamp::default(),
             history: History::new(policy.forecast.resolution_ms, policy.forecast.season_steps_max),
@@ -249,6 +259,8 @@ impl Vm {
         } else {
             self.stood_down = window.stood_down;
         }
+        self.terms = window.terms.clone();
+        self.migration = window.migration;
         self.memory = memory;
         let believed = window.interfaces.iter().filter(|interface| interface.is_sane()).take(INTERFACES_MAX);
         self.interfaces = believed.cloned().collect();
@@ -288,10 +300,11 @@ impl Vm {
     }
 
     /// The pauses after commands of this kind that were not carried out.
-    pub(crate) fn backoff(&mut self, action: Action) -> &mut Backoff {
+    pub(crate) fn backoff(&mut self, action: &Action) -> &mut Backoff {
         match action {
             Action::Set(Setting::Memory { .. }) => &mut self.balloon_pace.backoff,
             Action::Set(_) | Action::Release => &mut self.pace.backoff,
+            Action::Migrate(_) | Action::AbortMigration => &mut self.travel.backoff,
         }
     }
 
@@ -322,6 +335,27 @@ impl Vm {
             }
         }
         Some(outlook)
+    }
+
+    /// Its demand within the time from `at` on that is looked ahead for moves, in cores: median and 95 % quantile, each where it is largest.
+    /// Never below what it wants now. A running VM that tells nothing may want all that it is allowed.
+    pub(crate) fn demand_ahead(&self, at: Timestamp, ahead: Duration, policy: &Policy) -> (f64, f64) {
+        let limit = self.allocation.cpu_limit_cores();
+        let Some(live) = self.cpu.map(|cpu| live_cores(&cpu, &self.allocation)) else { return (limit, limit) };
+        let cores_max = f64::from(self.allocation.vcpus);
+        let (mut median, mut high) = (live, live);
+        if let Some(forecaster) = self.ready() {
+            let resolution_ms = self.history.resolution_ms();
+            let since_ms = at.since(self.history.closed_until()).as_millis() as u64;
+            let reach = policy.forecast.horizon_steps as u64;
+            let last = reach.min(1 + (since_ms + ahead.as_millis() as u64) / resolution_ms);
+            for step in (1 + since_ms / resolution_ms)..=last {
+                let step = step as usize;
+                median = median.max(forecaster.quantile(step, 0.5, cores_max));
+                high = high.max(forecaster.quantile(step, 0.95, cores_max));
+            }
+        }
+        (median.min(cores_max), high.max(median).min(cores_max))
     }
 
     /// The near forecast's steps within the lead time: when each begins, and its quantile.

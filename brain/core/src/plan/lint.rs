@@ -79,7 +79,9 @@ pub(crate) fn check(
         match action.action {
             Action::Set(Setting::CpuQuota { cores: Some(cores) }) => quota(vm, cores, action.reason, &facts)?,
             Action::Set(Setting::Memory { bytes }) => memory(vm, bytes, action.reason, &facts)?,
-            Action::Set(_) | Action::Release => return Err(Violation::Means(vm)),
+            // Of moves there is more to know: see [`super::balance`].
+            Action::Migrate(_) => {}
+            Action::Set(_) | Action::Release | Action::AbortMigration => return Err(Violation::Means(vm)),
         }
     }
     Ok(())

@@ -62,6 +62,12 @@ pub(super) async fn restore(
             sink(Restored::Hold { scope, hold });
         }
     }
+    for row in query("SELECT host, since_ms FROM drain ORDER BY host").fetch_all(db).await? {
+        if let Some(host) = host_id(&row, 0)? {
+            let since = Timestamp::from_unix_ms(row.try_get::<i64, _>(1)?.unsigned_abs());
+            sink(Restored::Drain { host, since });
+        }
+    }
     for row in query("SELECT vm, setting FROM setting ORDER BY vm, means").fetch_all(db).await? {
         match (row.try_get::<&str, _>(0)?.parse(), json(&row, 1)?) {
             (Ok(vm), Some(setting)) => sink(Restored::Setting { vm, setting }),

@@ -102,6 +102,12 @@ pub(super) async fn record(db: &mut AnyConnection, record: &Record) -> Result<()
         .bind(serde_json::to_string(lesson)?)
         .bind(ms(*at)),
         Record::History { vm, change } => return history::change(db, *vm, change).await,
+        Record::Drain { host, since: Some(since) } => sqlx::query(
+            "INSERT INTO drain (host, since_ms) VALUES ($1, $2) ON CONFLICT (host) DO UPDATE SET since_ms = excluded.since_ms",
+        )
+        .bind(host.as_str())
+        .bind(ms(*since)),
+        Record::Drain { host, since: None } => sqlx::query("DELETE FROM drain WHERE host = $1").bind(host.as_str()),
         Record::LocalAct { host, outcome } => {
             sqlx::query("UPDATE outcome SET taken_in = 1 WHERE host = $1 AND term = $2 AND number = $3")
                 .bind(host.as_str())

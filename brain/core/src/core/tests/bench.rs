@@ -5,14 +5,14 @@ use std::time::Duration;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     AgentEpoch, Allocation, Command, CommandId, CpuBounds, CpuSource, CpuWindow, HostFacts, HostId, HostWindow, Losses,
-    MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, Origin, Outcome, OutcomeResult, Report, Sequence,
-    Setting, VmId, VmState, VmWindow,
+    MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, MigrationFacts, Origin, Outcome, OutcomeResult, Report,
+    Sequence, Setting, VmId, VmState, VmTerms, VmWindow,
 };
 use uuid::Uuid;
 
 use crate::Core;
 use crate::io::{Input, OperatorRequest, Output, Record};
-use crate::policy::{CpuPolicy, ForecastPolicy, MemoryPolicy, Mode, Policy};
+use crate::policy::{CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy, Mode, Policy};
 
 /// Windows of ten seconds, steps of ten seconds.
 pub(super) fn policy(mode: Mode) -> Policy {
@@ -32,6 +32,7 @@ pub(super) fn policy(mode: Mode) -> Policy {
             shrink_interval_ms: 10_000,
             ..MemoryPolicy::default()
         },
+        migrate: MigratePolicy { lead_ms: 60_000, ..MigratePolicy::default() },
     }
 }
 
@@ -56,6 +57,8 @@ pub(super) fn facts() -> HostFacts {
         cpu_bounds: CpuBounds { floor_cores: 0.05, ceiling_cores: 4.0 },
         memory_bounds: MemoryBounds::default(),
         means: vec![Means::CpuQuota, Means::Memory],
+        migration: Some(MigrationFacts { uri: "test:///default".to_owned() }),
+        zone: None,
         dry_run: false,
         cpu_source: CpuSource::TaskStorage,
     }
@@ -88,6 +91,8 @@ pub(super) fn report_of(host_name: &str, second: u64, vms: &[(u128, f64, f64)], 
         stood_down: false,
         culprits: None,
         exits: None,
+        terms: VmTerms::default(),
+        migration: None,
     };
     Report {
         host: host(host_name),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     Action, AgentEpoch, Command, CommandId, Fence, GuestMemory, HostId, LocalCause, MeanMax, MemoryDemand,
-    MemoryWindow, Origin, Outcome, OutcomeResult, RefusedCommand, Sequence, Setting, VmId, VmState,
+    MemoryWindow, Moved, Origin, Outcome, OutcomeResult, RefusedCommand, Sequence, Setting, VmId, VmState,
 };
 use proptest::prelude::*;
 
@@ -167,12 +167,12 @@ impl Driver {
         assert!(before.is_none_or(|before| before < command.fence), "a fence did not rise");
         // What an operator asks for is judged by the agent.
         let planned = command.reason != Reason::Operator.to_string();
-        if let (true, Action::Set(Setting::CpuQuota { cores: Some(cores) })) = (planned, command.action) {
+        if let (true, Action::Set(Setting::CpuQuota { cores: Some(cores) })) = (planned, command.action.clone()) {
             assert!((0.1..=1.0).contains(&cores), "{cores} cores are out of bounds");
             let steps = cores / QUOTA_STEP_CORES;
             assert!((steps - steps.round()).abs() < 1e-6, "{cores} is no multiple");
         }
-        if let (true, Action::Set(Setting::Memory { bytes })) = (planned, command.action) {
+        if let (true, Action::Set(Setting::Memory { bytes })) = (planned, command.action.clone()) {
             assert!(
                 (256..=1024).contains(&(bytes >> 20)) && bytes.is_multiple_of(1 << 20),
                 "{bytes} bytes are out of bounds"
@@ -220,6 +220,10 @@ fn play(happenings: &[(i64, Happening)]) -> String {
                         after: vec![Setting::CpuQuota { cores: None }],
                         took_us: 1,
                     },
+                    (true, Action::Migrate(_)) => OutcomeResult::Moved(Moved { took_us: 1, ..Moved::default() }),
+                    (true, Action::AbortMigration) => {
+                        OutcomeResult::Applied { before: vec![], after: vec![], took_us: 1 }
+                    }
                     (false, _) => OutcomeResult::Refused(RefusedCommand::UnknownVm),
                 };
                 let outcome = Outcome { id: command.id, vm: command.vm, at: now_at, origin: Origin::Command, result };

@@ -1,0 +1,526 @@
+//! Moves: when a host is emptied or will be too full, one of its VMs goes elsewhere.
+//!
+//! A host is looked at when it reports: what its VMs will want is summed up then, and kept. Only a host that something has to be done about
+//! makes the core look at the others, so that a report of a calm host costs nothing beyond its own VMs.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{
+    Action, CommandId, HostFacts, HostId, Immovable, Migration, Moved, VmId, VmState, Whereabouts,
+};
+use thiserror::Error;
+
+use super::Core;
+use crate::fleet::{Host, Vm};
+use crate::io::{CommandRecord, Lesson, Record};
+use crate::plan::balance::{Candidate, Claim, Load, Prospect, Room, order};
+use crate::plan::guard::{Guard, Guards};
+use crate::plan::{PlannedAction, Reason, Relief};
+use crate::policy::Mode;
+
+/// A host's load is believed for so many windows after the one that told it…
+const WINDOWS_FRESH: u32 = 3;
+/// …and this much for its way.
+const FRESH_GRACE: Duration = Duration::from_secs(5);
+
+/// Candidates tried for one host at one report: the others are not cheaper, and there is a next report.
+const CANDIDATES_MAX: usize = 16;
+
+/// So long at most the first report of a host that has just connected is waited for before anything is moved.
+const SETTLING: Duration = Duration::from_mins(1);
+
+/// Moves remembered at most: with them the budget and the cool-down would run out.
+const BEGUN_MAX: usize = 1000;
+
+const HOUR: Duration = Duration::from_hours(1);
+
+/// What the core keeps about moves.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Moves {
+    /// On their way: from where, to where.
+    under_way: BTreeMap<VmId, (HostId, HostId)>,
+    /// Those that began lately, oldest first.
+    begun: VecDeque<(Timestamp, VmId)>,
+    /// Hosts that are being emptied.
+    pub(super) draining: BTreeMap<HostId, Timestamp>,
+    pub(super) guards: Guards,
+    pub(super) pace: MovePace,
+}
+
+impl Moves {
+    fn begun_within(&self, now: Timestamp, time: Duration) -> usize {
+        self.begun.iter().filter(|(at, _)| now.since(*at) < time).count()
+    }
+}
+
+/// What moves have cost so far: learnt, and kept across restarts.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct MovePace {
+    /// How many were measured.
+    pub moves: u64,
+    /// Memory that a move brings over, in bytes per second of its whole length; a mean in which the latest counts a quarter.
+    pub bytes_per_s: f64,
+    /// How long a VM stands still, in seconds; the same mean.
+    pub downtime_s: f64,
+}
+
+impl Default for MovePace {
+    fn default() -> Self {
+        // A gigabit, as long as nothing was measured.
+        Self { moves: 0, bytes_per_s: 100e6, downtime_s: 0.3 }
+    }
+}
+
+impl MovePace {
+    fn learn(&mut self, memory_bytes: u64, moved: &Moved) {
+        let took_s = moved.took_us as f64 / 1e6;
+        if took_s <= 0.0 {
+            return;
+        }
+        let weight = if self.moves == 0 { 1.0 } else { 0.25 };
+        let toward = |before: f64, now: f64| before + weight * (now - before);
+        self.bytes_per_s = toward(self.bytes_per_s, memory_bytes as f64 / took_s).max(1.0);
+        if let Some(downtime_us) = moved.downtime_us {
+            self.downtime_s = toward(self.downtime_s, downtime_us as f64 / 1e6);
+        }
+        self.moves += 1;
+    }
+
+    /// How long a VM with so much memory is on its way.
+    pub(crate) fn takes(&self, memory_bytes: u64) -> Duration {
+        Duration::try_from_secs_f64(memory_bytes as f64 / self.bytes_per_s.max(1.0)).unwrap_or(HOUR).min(HOUR)
+    }
+}
+
+/// Why an operator's move cannot be sent now.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum MoveRefusal {
+    /// It is on no host.
+    #[error("there is no such VM on any host")]
+    UnknownVm,
+    /// No such host.
+    #[error("no host is named {0}")]
+    UnknownHost(HostId),
+    /// It is there.
+    #[error("it is on host {0} already")]
+    AlreadyThere(HostId),
+    /// Only a running VM can be moved alive.
+    #[error("the VM is {0:?}: only one that runs can be moved")]
+    NotRunning(VmState),
+    /// One of the two agents takes no part in migrations.
+    #[error("the agent of host {0} is not configured for migrations; see the section [migration] of its configuration")]
+    NotConfigured(HostId),
+    /// The agent is away.
+    #[error("the agent of host {0} is not connected; try again once it is")]
+    Away(HostId),
+    /// One command at a time.
+    #[error("command {0} is on its way to this VM; try again once it is answered")]
+    InFlight(CommandId),
+    /// A rule is against it.
+    #[error("{0}")]
+    Rule(String),
+}
+
+/// Why a plan's move must not leave.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub(super) enum BadMove {
+    #[error("it would go to host {0}, which cannot receive now")]
+    Target(HostId),
+    #[error("it has to stay: {0}")]
+    Stays(String),
+    #[error("{0} VMs are on their way already, or one to or from the same host")]
+    Crowd(usize),
+    #[error("host {0} would have too little CPU")]
+    Cpu(HostId),
+    #[error("host {0} would have too little memory")]
+    Memory(HostId),
+    #[error("it would meet a VM that it belongs apart from, or leave one that it belongs with")]
+    Group,
+}
+
+impl Core {
+    /// Takes a guard away from the planner, or from the linter: what then goes wrong shows what the guard is for.
+    #[doc(hidden)]
+    pub fn without_guard(&mut self, planner: Option<Guard>, linter: Option<Guard>) {
+        self.moves.guards = Guards { planner_lacks: planner, linter_lacks: linter };
+    }
+
+    /// Sums up what a host's VMs will want, and plans a move where something has to be done about it.
+    pub(super) fn balance(&mut self, now: Timestamp, host: &HostId, end: Timestamp, length: Duration) {
+        let Some(entry) = self.fleet.hosts.get(host) else { return };
+        let load = Load::of(entry.vms.iter().filter_map(|vm| self.fleet.vms.get(vm)).map(|vm| self.claim(vm, end)));
+        let room = Room::of(&entry.facts, &self.policy.migrate);
+        let before = entry.prospect;
+        let is_full = !room.holds(&load);
+        let full_rounds = if is_full { before.map_or(0, |before| before.full_rounds).saturating_add(1) } else { 0 };
+        let is_told = is_full && before.is_some_and(|before| before.is_told);
+        let fresh_until = now + length * WINDOWS_FRESH + FRESH_GRACE;
+        if let Some(entry) = self.fleet.hosts.get_mut(host) {
+            entry.prospect = Some(Prospect { load, fresh_until, full_rounds, is_told });
+        }
+        let is_drained = self.moves.draining.contains_key(host);
+        let rounds = if self.moves.guards.plans(Guard::Rounds) { self.policy.migrate.rounds } else { 1 };
+        if self.policy.migrate_mode() == Mode::Observe || !(is_drained || full_rounds >= rounds) {
+            return;
+        }
+        if self.has_to_wait(now, host) {
+            return;
+        }
+        match self.find_move(now, host, &load, &room, is_drained) {
+            Some(action) if self.policy.migrate_mode() == Mode::Auto => self.send(now, vec![action]),
+            Some(action) => self.recommend(now, vec![action]),
+            None => self.tell_stuck(host, &load, &room, is_drained),
+        }
+    }
+
+    /// What a VM will take within the time that looking ahead for a move covers.
+    fn claim(&self, vm: &Vm, at: Timestamp) -> Claim {
+        let memory_bytes = match vm.state {
+            VmState::ShutOff | VmState::Crashed | VmState::Arriving => return Claim::default(),
+            _ => vm.memory.and_then(|memory| memory.balloon_bytes).unwrap_or(vm.allocation.memory_bytes),
+        };
+        if vm.state != VmState::Running {
+            return Claim { memory_bytes, ..Claim::default() };
+        }
+        let ahead = Duration::from_millis(self.policy.migrate.lead_ms) + self.moves.pace.takes(memory_bytes);
+        let (median_cores, high_cores) = vm.demand_ahead(at, ahead, &self.policy);
+        Claim { median_cores, high_cores, memory_bytes }
+    }
+
+    /// Whether moves are at their limits now.
+    fn has_to_wait(&self, now: Timestamp, host: &HostId) -> bool {
+        let guards = self.moves.guards;
+        let policy = &self.policy.migrate;
+        let leaving = self.moves.under_way.values().any(|(from, _)| from == host);
+        // Who is where is not known before everyone has told.
+        let is_silent = |host: &Host| host.connected && host.prospect.is_none() && now.since(host.up_since) < SETTLING;
+        (guards.plans(Guard::Fresh) && self.fleet.hosts.values().any(is_silent))
+            || (guards.plans(Guard::Inflow) && leaving)
+            || (guards.plans(Guard::AtOnce) && self.moves.under_way.len() >= policy.at_once_max)
+            || (guards.plans(Guard::Budget) && self.moves.begun_within(now, HOUR) >= policy.per_hour_max)
+    }
+
+    fn find_move(
+        &self,
+        now: Timestamp,
+        host: &HostId,
+        load: &Load,
+        room: &Room,
+        is_drained: bool,
+    ) -> Option<PlannedAction> {
+        let source = self.fleet.hosts.get(host)?;
+        source.facts.migration.as_ref()?;
+        let free = source.vms.iter().filter(|id| self.may_leave(now, host, **id, is_drained));
+        let candidates = free.filter_map(|&id| {
+            let vm = self.fleet.vms.get(&id)?;
+            Some(Candidate { vm: id, claim: self.claim(vm, vm.window_end) })
+        });
+        let ordered = order(candidates.collect(), load, room);
+        ordered.into_iter().take(CANDIDATES_MAX).find_map(|candidate| {
+            let (to_after, to, facts) = self.find_target(now, host, &candidate, room.share(load), is_drained)?;
+            let from_after = room.share(&load.minus(candidate.claim));
+            let expected = Relief { from_before: room.share(load), from_after, to_after };
+            let reason = if is_drained {
+                Reason::Drained
+            } else if room.holds_cpu(load) {
+                Reason::HostMemoryFull { bytes: load.memory_bytes, room_bytes: room.memory_bytes as u64, expected }
+            } else {
+                Reason::HostFull { demand_cores: load.high_cores(), room_cores: room.cores, expected }
+            };
+            let migration = self.migration(to.clone(), facts.migration.as_ref()?.uri.clone());
+            let (vm, host) = (candidate.vm, host.clone());
+            Some(PlannedAction { host, vm, action: Action::Migrate(migration), before: None, reason })
+        })
+    }
+
+    fn may_leave(&self, now: Timestamp, host: &HostId, id: VmId, is_drained: bool) -> bool {
+        let Some(vm) = self.fleet.vms.get(&id) else { return false };
+        let guards = self.moves.guards;
+        let rests = guards.plans(Guard::CoolDown) && !is_drained && self.rests(now, id, vm);
+        let held = guards.plans(Guard::Hold) && (vm.stood_down || self.holds.on_vm(id, Some(host)).is_some());
+        let stays = guards.plans(Guard::Terms) && vm.terms.stays_because().is_some();
+        let backs_off = vm.travel.backoff.until(now).is_some();
+        vm.state == VmState::Running && vm.flight.is_none() && !rests && !held && !stays && !backs_off
+    }
+
+    /// The host that is left with the most after taking a VM in.
+    fn find_target(
+        &self,
+        now: Timestamp,
+        from: &HostId,
+        candidate: &Candidate<VmId>,
+        share_before: f64,
+        is_drained: bool,
+    ) -> Option<(f64, &HostId, &HostFacts)> {
+        let guards = self.moves.guards;
+        let vm = self.fleet.vms.get(&candidate.vm)?;
+        let possible = self.fleet.hosts.iter().filter_map(|(id, host)| {
+            let prospect = host.prospect?;
+            let room = Room::of(&host.facts, &self.policy.migrate);
+            let after = prospect.load.plus(candidate.claim);
+            let is_open = id != from && host.facts.migration.is_some() && !host.facts.dry_run;
+            let is_fresh = !guards.plans(Guard::Fresh) || (host.connected && now <= prospect.fresh_until);
+            let is_drained_too = guards.plans(Guard::Draining) && self.moves.draining.contains_key(id);
+            let is_held = guards.plans(Guard::Hold) && self.holds.on_host(id).is_some();
+            let has_cpu = !guards.plans(Guard::Cpu) || room.holds_cpu(&after);
+            let has_memory = !guards.plans(Guard::Memory) || room.holds_memory(&after);
+            let is_good = is_open && is_fresh && !is_drained_too && !is_held && has_cpu && has_memory;
+            (is_good && !vm.travel.avoids(id, now)).then(|| (room.share(&after), id, host))
+        });
+        let crowded = |id: &HostId| guards.plans(Guard::Inflow) && self.is_on_its_way_to(id);
+        let worthwhile = |share: f64| {
+            is_drained || !guards.plans(Guard::Gain) || share_before - share >= self.policy.migrate.gain_min
+        };
+        let of_groups = |id: &HostId| {
+            (!guards.plans(Guard::Apart) || !self.meets(candidate.vm, vm, id))
+                && (!guards.plans(Guard::Together) || !self.parts(candidate.vm, vm, from, id, is_drained))
+        };
+        possible
+            .filter(|(share, id, _)| worthwhile(*share) && !crowded(id) && of_groups(id))
+            .min_by(|one, other| one.0.total_cmp(&other.0).then(one.1.cmp(other.1)))
+            .map(|(share, id, host)| (share, id, &host.facts))
+    }
+
+    fn is_on_its_way_to(&self, host: &HostId) -> bool {
+        self.moves.under_way.values().any(|(_, to)| to == host)
+    }
+
+    /// Whether a VM would meet one that it belongs apart from.
+    fn meets(&self, id: VmId, vm: &Vm, on: &HostId) -> bool {
+        let Some(group) = &vm.terms.apart else { return false };
+        let there = self.fleet.hosts.get(on).into_iter().flat_map(|host| &host.vms);
+        let coming = self.moves.under_way.iter().filter(|(_, (_, to))| to == on).map(|(vm, _)| vm);
+        there.chain(coming).any(|&other| {
+            other != id && self.fleet.vms.get(&other).is_some_and(|other| other.terms.apart.as_ref() == Some(group))
+        })
+    }
+
+    /// Whether a VM would leave one that it belongs with. From a host that is emptied they may follow each other.
+    fn parts(&self, id: VmId, vm: &Vm, from: &HostId, to: &HostId, is_drained: bool) -> bool {
+        let Some(group) = &vm.terms.together else { return false };
+        self.fleet.present().any(|(other, member, at)| {
+            let stays_with_it = at == to || (is_drained && at == from);
+            other != id && member.terms.together.as_ref() == Some(group) && !stays_with_it
+        })
+    }
+
+    fn tell_stuck(&mut self, host: &HostId, load: &Load, room: &Room, is_drained: bool) {
+        let Some(entry) = self.fleet.hosts.get_mut(host) else { return };
+        let has_running = !entry.vms.is_empty();
+        let Some(prospect) = &mut entry.prospect else { return };
+        if std::mem::replace(&mut prospect.is_told, true) || !has_running {
+            return;
+        }
+        let text = if is_drained {
+            format!("host {host} is to be emptied, but none of its VMs may go, or there is no room for them elsewhere")
+        } else {
+            format!(
+                "host {host}: {:.2} cores and {} MiB will be wanted, of {:.2} and {:.0} MiB that it has for VMs, and none of them may go, \
+                 or there is no room for them elsewhere",
+                load.high_cores(),
+                load.memory_bytes >> 20,
+                room.cores,
+                room.memory_bytes / f64::from(1 << 20)
+            )
+        };
+        self.notice("no_room", text);
+    }
+
+    /// Notes a move that is about to be commanded.
+    pub(super) fn set_out(&mut self, now: Timestamp, vm: VmId, from: &HostId, to: &HostId) {
+        self.moves.under_way.insert(vm, (from.clone(), to.clone()));
+        let remembered = HOUR.max(Duration::from_millis(self.policy.migrate.cool_down_ms));
+        let begun = &mut self.moves.begun;
+        begun.push_back((now, vm));
+        while begun.len() > BEGUN_MAX || begun.front().is_some_and(|(begun, _)| now.since(*begun) >= remembered) {
+            begun.pop_front();
+        }
+        self.keep_moves(now);
+    }
+
+    /// A restart brings back one that is on its way.
+    pub(super) fn resume_move(&mut self, vm: VmId, from: &HostId, to: &HostId) {
+        self.moves.under_way.insert(vm, (from.clone(), to.clone()));
+    }
+
+    /// Keeps what a restart has to know.
+    fn keep_moves(&mut self, now: Timestamp) {
+        let begun = self.moves.begun.iter().copied().collect();
+        self.persist(Record::Lesson { lesson: Lesson::Moves { pace: self.moves.pace, begun }, at: now });
+    }
+
+    pub(super) fn restore_moves(&mut self, pace: MovePace, begun: Vec<(Timestamp, VmId)>) {
+        self.moves.pace = pace;
+        self.moves.begun = begun.into();
+    }
+
+    /// Whether a VM was moved, or recommended to be, not long ago.
+    fn rests(&self, now: Timestamp, id: VmId, vm: &Vm) -> bool {
+        let cool_down = Duration::from_millis(self.policy.migrate.cool_down_ms);
+        let lately = |at: Timestamp| now.since(at) < cool_down;
+        vm.travel.recommended.is_some_and(lately) || self.moves.begun.iter().any(|&(at, of)| of == id && lately(at))
+    }
+
+    /// A move is over, one way or another.
+    pub(super) fn set_down(&mut self, vm: VmId) {
+        self.moves.under_way.remove(&vm);
+    }
+
+    /// Checks a plan's move by the facts, not by what the planner made of them.
+    pub(super) fn lint_move(&self, action: &PlannedAction, migration: &Migration) -> Result<(), BadMove> {
+        let (id, to, guards) = (action.vm, &migration.to, self.moves.guards);
+        let target = || BadMove::Target(to.clone());
+        let vm = self.fleet.vms.get(&id).ok_or_else(target)?;
+        let host: &Host = self.fleet.hosts.get(to).filter(|_| *to != action.host).ok_or_else(target)?;
+        let is_closed = (guards.lints(Guard::Draining) && self.moves.draining.contains_key(to))
+            || (guards.lints(Guard::Hold) && self.holds.on_host(to).is_some())
+            || (guards.lints(Guard::Fresh) && !host.connected);
+        if is_closed || host.facts.dry_run || host.facts.migration.as_ref().is_none_or(|to| to.uri != migration.uri) {
+            return Err(target());
+        }
+        if guards.lints(Guard::Terms)
+            && let Some(why) = vm.terms.stays_because()
+        {
+            return Err(BadMove::Stays(why.to_owned()));
+        }
+        let under_way = self.moves.under_way.len();
+        let shares_a_host = |(from, other): &(HostId, HostId)| *from == action.host || other == to;
+        let is_crowded = guards.lints(Guard::Inflow) && self.moves.under_way.values().any(shares_a_host);
+        if is_crowded || (guards.lints(Guard::AtOnce) && under_way >= self.policy.migrate.at_once_max) {
+            return Err(BadMove::Crowd(under_way));
+        }
+        // Summed up anew: what the planner kept may have been wrong.
+        let there = host.vms.iter().filter_map(|vm| self.fleet.vms.get(vm));
+        let load = Load::of(there.chain([vm]).map(|vm| self.claim(vm, vm.window_end)));
+        let room = Room::of(&host.facts, &self.policy.migrate);
+        if guards.lints(Guard::Cpu) && !room.holds_cpu(&load) {
+            return Err(BadMove::Cpu(to.clone()));
+        }
+        if guards.lints(Guard::Memory) && !room.holds_memory(&load) {
+            return Err(BadMove::Memory(to.clone()));
+        }
+        let is_drained = self.moves.draining.contains_key(&action.host);
+        let meets = guards.lints(Guard::Apart) && self.meets(id, vm, to);
+        let parts = guards.lints(Guard::Together) && self.parts(id, vm, &action.host, to, is_drained);
+        if meets || parts { Err(BadMove::Group) } else { Ok(()) }
+    }
+
+    /// Whether an operator's move can be sent now, and what would be sent. It keeps the rules that keep a plan safe, but neither waits
+    /// nor asks whether it is worth while.
+    pub fn may_migrate(&self, vm: VmId, to: &HostId) -> Result<PlannedAction, MoveRefusal> {
+        let known = self.fleet.vms.get(&vm).ok_or(MoveRefusal::UnknownVm)?;
+        let host = known.host.clone().ok_or(MoveRefusal::UnknownVm)?;
+        let source = self.fleet.hosts.get(&host).ok_or(MoveRefusal::UnknownVm)?;
+        let target = self.fleet.hosts.get(to).ok_or_else(|| MoveRefusal::UnknownHost(to.clone()))?;
+        if host == *to {
+            return Err(MoveRefusal::AlreadyThere(host));
+        }
+        if known.state != VmState::Running {
+            return Err(MoveRefusal::NotRunning(known.state));
+        }
+        for (id, of) in [(&host, source), (to, target)] {
+            if of.facts.migration.is_none() {
+                return Err(MoveRefusal::NotConfigured(id.clone()));
+            }
+            if !of.connected {
+                return Err(MoveRefusal::Away(id.clone()));
+            }
+        }
+        if let Some(flight) = &known.flight {
+            return Err(MoveRefusal::InFlight(flight.record.command.id));
+        }
+        let uri = target.facts.migration.as_ref().map(|facts| facts.uri.clone()).unwrap_or_default();
+        let migration = self.migration(to.clone(), uri);
+        let action = Action::Migrate(migration.clone());
+        let action = PlannedAction { host, vm, action, before: None, reason: Reason::Operator };
+        self.lint_move(&action, &migration).map_err(|bad| MoveRefusal::Rule(bad.to_string()))?;
+        Ok(action)
+    }
+
+    pub(super) fn migrate(&mut self, now: Timestamp, actor: &str, vm: VmId, to: &HostId) {
+        let object = format!("vm {vm}");
+        match self.may_migrate(vm, to) {
+            Ok(action) => {
+                self.audit(now, actor, "migrate", object, action.summary());
+                self.send(now, vec![action]);
+            }
+            Err(refusal) => self.audit(now, actor, "refused", object, format!("migrate to host {to}: {refusal}")),
+        }
+    }
+
+    /// A move as policy has it.
+    fn migration(&self, to: HostId, uri: String) -> Migration {
+        let policy = &self.policy.migrate;
+        Migration {
+            to,
+            uri,
+            timeout_ms: policy.timeout_ms,
+            bandwidth_bytes_per_s: policy.bandwidth_bytes_per_s,
+            auto_converge: policy.auto_converge,
+        }
+    }
+
+    pub(super) fn moved(&mut self, now: Timestamp, record: &CommandRecord, moved: &Moved, at: Timestamp) -> String {
+        let id = record.command.vm;
+        let Action::Migrate(migration) = &record.command.action else { return "moved".to_owned() };
+        let to = migration.to.clone();
+        let Some(vm) = self.fleet.vms.get_mut(&id) else { return format!("moved to host {to}") };
+        vm.travel.backoff.succeed();
+        // Windows that its old host made before this tell of the time before.
+        vm.window_end = vm.window_end.max(at);
+        let memory_bytes = vm.allocation.memory_bytes;
+        let (name, state) = (vm.name.clone(), vm.state);
+        self.fleet.place(id, &to);
+        self.persist(Record::Vm { vm: id, name, host: Some(to.clone()), state, at });
+        self.moves.pace.learn(memory_bytes, moved);
+        self.keep_moves(now);
+        let still =
+            moved.downtime_us.map_or_else(String::new, |us| format!(", {:.3} s of it at a stand", us as f64 / 1e6));
+        format!("moved to host {to} in {:.1} s{still}", moved.took_us as f64 / 1e6)
+    }
+
+    pub(super) fn not_moved(&mut self, now: Timestamp, record: &CommandRecord, error: &str, at: Whereabouts) -> String {
+        self.back_off(now, record);
+        let id = record.command.vm;
+        if let (Some(vm), Action::Migrate(migration)) = (self.fleet.vms.get_mut(&id), &record.command.action) {
+            vm.travel.avoid(migration.to.clone(), now);
+        }
+        let kind = if at == Whereabouts::Parked { "vm_parked" } else { "migration_failed" };
+        self.notice(kind, format!("host {}, VM {id}: {error}; {at}", record.host));
+        format!("not moved: {error}; {at}")
+    }
+
+    pub(super) fn immovable(&mut self, now: Timestamp, record: &CommandRecord, why: &Immovable) -> String {
+        self.back_off(now, record);
+        let id = record.command.vm;
+        if let (Some(vm), Action::Migrate(migration)) = (self.fleet.vms.get_mut(&id), &record.command.action) {
+            vm.travel.avoid(migration.to.clone(), now);
+        }
+        self.notice("vm_immovable", format!("host {}, VM {id}: {why}", record.host));
+        format!("not moved: {why}")
+    }
+
+    /// Whether a host is being emptied.
+    pub fn is_draining(&self, host: &HostId) -> bool {
+        self.moves.draining.contains_key(host)
+    }
+
+    /// Empties a host, or ends that.
+    pub(super) fn drain(&mut self, now: Timestamp, actor: &str, host: HostId, on: bool) {
+        let (verb, was) = (if on { "drain" } else { "undrain" }, self.moves.draining.contains_key(&host));
+        if on {
+            self.moves.draining.entry(host.clone()).or_insert(now);
+        } else {
+            self.moves.draining.remove(&host);
+        }
+        let detail = match (on, was) {
+            (true, true) => "it was being emptied already",
+            (false, false) => "it was not being emptied",
+            _ => "",
+        };
+        self.audit(now, actor, verb, format!("host {host}"), detail.to_owned());
+        self.persist(Record::Drain { host, since: on.then_some(now) });
+    }
+}

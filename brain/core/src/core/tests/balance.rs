@@ -1,0 +1,195 @@
+//! Moves: when, which, where, and what comes of them.
+
+use gnomon_common::wire::{Action, Command, Immovable, Moved, OutcomeResult, VmState, VmTerms, Whereabouts};
+
+use super::bench::{Bench, facts, host, policy, report_of, vm};
+use super::{Input, at};
+use crate::io::{OperatorRequest, Output, Record, Scope};
+use crate::policy::{MigratePolicy, Mode, Policy};
+
+fn moving() -> Policy {
+    let migrate = MigratePolicy { mode: Mode::Auto, lead_ms: 60_000, rounds: 2, ..MigratePolicy::default() };
+    Policy { migrate, ..policy(Mode::Auto) }
+}
+
+/// Four VMs of nearly a core each on `a`, which has 4.0, and `b` empty.
+const FULL: [(u128, f64, f64); 4] = [(1, 0.95, 0.95), (2, 0.95, 0.95), (3, 0.95, 0.95), (4, 0.95, 0.95)];
+
+/// Windows of both hosts; the moves that were commanded.
+fn windows(bench: &mut Bench, second: u64, of_a: &[(u128, f64, f64)], of_b: &[(u128, f64, f64)]) -> Vec<Command> {
+    bench.report_on("b", second, of_b, Some(1.0));
+    bench.report_on("a", second, of_a, Some(1.0));
+    let is_move = |command: &Command| matches!(command.action, Action::Migrate(_));
+    bench.commands().into_iter().filter(is_move).collect()
+}
+
+fn target(command: &Command) -> &str {
+    let Action::Migrate(migration) = &command.action else { panic!("{command:?}") };
+    migration.to.as_str()
+}
+
+#[test]
+fn a_host_that_is_full_for_a_while_sends_one_vm_away() {
+    let mut bench = Bench::new(moving());
+    assert_eq!(windows(&mut bench, 0, &FULL, &[]), []);
+    let moves = windows(&mut bench, 10, &FULL, &[]);
+    assert_eq!((moves.len(), target(&moves[0]), moves[0].vm), (1, "b", vm(1)));
+    assert!(moves[0].reason.contains("will want 3.80 cores together, more than the 3.60"), "{}", moves[0].reason);
+    assert_eq!(windows(&mut bench, 20, &FULL, &[]), [], "one at a time");
+
+    bench.outcome_of(vm(1), 25, moves[0].id, OutcomeResult::Moved(Moved { took_us: 2_000_000, ..Moved::default() }));
+    bench.take();
+    assert_eq!(bench.core.vm(vm(1)).unwrap().host, host("b"));
+    // The window in which it went is told by the host that it left, and says nothing of now.
+    assert_eq!(windows(&mut bench, 30, &FULL[1..], &FULL[..1]), []);
+    assert_eq!(bench.core.vm(vm(1)).unwrap().host, host("b"));
+}
+
+#[test]
+fn neither_a_moment_nor_another_mode_moves_anything() {
+    let mut bench = Bench::new(moving());
+    for second in [0, 20, 40, 60] {
+        assert_eq!(windows(&mut bench, second, &FULL, &[]), []);
+        assert_eq!(windows(&mut bench, second + 10, &FULL[1..], &[]), []);
+    }
+    for mode in [Mode::Observe, Mode::Recommend] {
+        let mut policy = moving();
+        policy.migrate.mode = mode;
+        let mut bench = Bench::new(policy);
+        let mut recommended = 0;
+        for second in [0, 10, 20, 30] {
+            bench.report_on("b", second, &[], Some(1.0));
+            bench.report_on("a", second, &FULL, Some(1.0));
+            for output in bench.take() {
+                let Output::Persist(Record::Plan(plan)) = output else { continue };
+                recommended += plan.actions.iter().filter(|action| matches!(action.action, Action::Migrate(_))).count();
+            }
+        }
+        // Each VM once, until its cool-down is over.
+        assert_eq!(recommended, if mode == Mode::Observe { 0 } else { 3 });
+    }
+}
+
+#[test]
+fn a_host_without_a_way_out_says_so_once() {
+    let mut bench = Bench::new(moving());
+    let mut told = 0;
+    for second in [0, 10, 20, 30, 40] {
+        bench.report_on("b", second, &[(5, 0.9, 0.9), (6, 0.9, 0.9), (7, 0.9, 0.9)], Some(1.0));
+        bench.report_on("a", second, &FULL, Some(1.0));
+        told += bench.notices().iter().filter(|kind| **kind == "no_room").count();
+    }
+    assert_eq!(told, 1);
+}
+
+#[test]
+fn what_did_not_come_about_is_not_tried_with_the_same_host_again() {
+    let results = [
+        (OutcomeResult::Immovable(Immovable::Cpu("no AVX".to_owned())), "vm_immovable"),
+        (OutcomeResult::NotMoved { error: "link".to_owned(), whereabouts: Whereabouts::Here }, "migration_failed"),
+        (OutcomeResult::NotMoved { error: "link".to_owned(), whereabouts: Whereabouts::Parked }, "vm_parked"),
+    ];
+    for (result, kind) in results {
+        let mut bench = Bench::new(moving());
+        windows(&mut bench, 0, &FULL, &[]);
+        let first = windows(&mut bench, 10, &FULL, &[]);
+        bench.outcome_of(vm(1), 15, first[0].id, result);
+        assert!(bench.notices().contains(&kind));
+        let second = windows(&mut bench, 20, &FULL, &[]);
+        assert_eq!((second.len(), second[0].vm), (1, vm(2)), "the next VM is tried, the first one left alone");
+    }
+}
+
+#[test]
+fn a_host_that_is_emptied_sends_its_vms_away_and_gets_none() {
+    let mut bench = Bench::new(moving());
+    windows(&mut bench, 0, &FULL[..2], &[]);
+    bench.operate(5, OperatorRequest::Drain { host: host("a") });
+    let moves = windows(&mut bench, 10, &FULL[..2], &[]);
+    assert_eq!((moves.len(), target(&moves[0])), (1, "b"));
+    bench.outcome_of(vm(1), 15, moves[0].id, OutcomeResult::Moved(Moved { took_us: 1_000_000, ..Moved::default() }));
+    let moves = windows(&mut bench, 20, &FULL[1..2], &FULL[..1]);
+    assert_eq!((moves.len(), moves[0].vm), (1, vm(2)));
+
+    let mut bench = Bench::new(moving());
+    bench.operate(0, OperatorRequest::Drain { host: host("b") });
+    windows(&mut bench, 0, &FULL, &[]);
+    assert_eq!(windows(&mut bench, 10, &FULL, &[]), []);
+    bench.operate(15, OperatorRequest::Undrain { host: host("b") });
+    assert_eq!(windows(&mut bench, 20, &FULL, &[]).len(), 1);
+}
+
+#[test]
+fn a_pause_holds_at_once_and_an_owners_word_always() {
+    let mut bench = Bench::new(moving());
+    windows(&mut bench, 0, &FULL, &[]);
+    bench.operate(5, OperatorRequest::Pause { scope: Scope::Fleet });
+    assert_eq!(windows(&mut bench, 10, &FULL, &[]), []);
+
+    let mut bench = Bench::new(moving());
+    let mut moves = Vec::new();
+    for second in [0, 10, 20] {
+        let mut report = report_of("a", second, &FULL, Some(1.0));
+        let terms = [
+            VmTerms { stays: true, ..VmTerms::default() },
+            VmTerms { observe_only: true, ..VmTerms::default() },
+            VmTerms { bound: Some("a GPU".to_owned()), ..VmTerms::default() },
+            VmTerms { misunderstood: Some("mode=x".to_owned()), ..VmTerms::default() },
+        ];
+        report.vms.iter_mut().zip(terms).for_each(|(window, terms)| window.terms = terms);
+        bench.report_on("b", second, &[], Some(1.0));
+        bench.core.handle(at(second + 10), Input::Report(Box::new(report)));
+        moves.extend(bench.commands().into_iter().filter(|command| matches!(command.action, Action::Migrate(_))));
+    }
+    assert_eq!(moves, []);
+}
+
+#[test]
+fn an_owner_who_wants_it_observed_is_obeyed_in_sizes_too() {
+    let mut bench = Bench::new(policy(Mode::Auto));
+    for (second, observe_only, commands) in [(0, true, 0), (10, false, 1)] {
+        let mut report = report_of("a", second, &[(1, 0.5, 0.9)], Some(0.5));
+        report.vms[0].terms.observe_only = observe_only;
+        bench.core.handle(at(second + 10), Input::Report(Box::new(report)));
+        assert_eq!(bench.commands().len(), commands);
+    }
+}
+
+#[test]
+fn an_operators_own_move_keeps_the_rules_and_needs_no_mode() {
+    let mut bench = Bench::new(policy(Mode::Observe));
+    windows(&mut bench, 0, &FULL[..1], &[]);
+    assert!(bench.core.may_migrate(vm(1), &host("a")).is_err());
+    assert!(bench.core.may_migrate(vm(1), &host("c")).is_err());
+    assert!(bench.core.may_migrate(vm(9), &host("b")).is_err());
+    bench.operate(11, OperatorRequest::Migrate { vm: vm(1), to: host("b") });
+    let commands = bench.commands();
+    assert_eq!((commands.len(), target(&commands[0])), (1, "b"));
+    assert!(bench.core.may_migrate(vm(1), &host("b")).is_err(), "it is on its way");
+
+    // There is no room for it beside what is there.
+    let crowd: Vec<(u128, f64, f64)> = (10..14).map(|number| (number, 0.85, 0.85)).collect();
+    let mut bench = Bench::new(policy(Mode::Observe));
+    windows(&mut bench, 0, &FULL[..1], &crowd);
+    let refusal = bench.core.may_migrate(vm(1), &host("b")).unwrap_err();
+    assert!(refusal.to_string().contains("too little CPU"), "{refusal}");
+}
+
+#[test]
+fn a_vm_that_arrives_is_where_it_runs() {
+    let mut bench = Bench::new(moving());
+    windows(&mut bench, 0, &FULL[..1], &[]);
+    bench.report_state_on("b", 10, 1, VmState::Arriving);
+    assert_eq!(bench.core.vm(vm(1)).unwrap().host, host("a"));
+    assert_eq!(bench.notices(), [] as [&str; 0]);
+}
+
+#[test]
+fn a_host_that_has_not_told_yet_is_waited_for() {
+    let mut bench = Bench::new(moving());
+    windows(&mut bench, 0, &FULL, &[]);
+    bench.core.handle(at(9), Input::HostUp { host: host("c"), facts: facts() });
+    assert_eq!(windows(&mut bench, 10, &FULL, &[]), []);
+    bench.report_on("c", 10, &[], None);
+    assert_eq!(windows(&mut bench, 20, &FULL, &[]).len(), 1);
+}

@@ -1,0 +1,240 @@
+//! When a host will be too full, which VM leaves it, and where that goes. Pure arithmetic over forecasts.
+//!
+//! In prose:
+//! - **Too full** is a host whose VMs will want more than its room within the time that a move takes: the sum of their medians, and of their
+//!   spreads above it as if they were independent (their variances add up). Memory is summed as it is handed out. CPU and memory are two
+//!   questions, never added up: the fuller of the two counts.
+//! - **Room** is capacity less a reserve, the same for leaving a host as for coming to it.
+//! - **Which**: the cheapest VM whose going is enough; if none is, the one that frees most. Cost is what its memory takes of the link.
+//! - **Where**: of the hosts that have room, the one that is left with the most.
+
+use std::collections::BTreeMap;
+
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{HostFacts, HostId};
+
+use super::backoff::Backoff;
+use crate::policy::MigratePolicy;
+
+/// How many standard deviations above the median the 95 % quantile of a normal distribution is.
+const P95_DEVIATIONS: f64 = 1.645;
+
+/// How long a target that could not take a VM is left alone by that VM.
+const AVOID_MS: u64 = 3_600_000;
+
+/// Targets that a VM avoids at most: beyond that the longest avoided is tried again.
+const AVOIDED_MAX: usize = 16;
+
+/// What one VM will take of its host.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Claim {
+    /// Median of its demand where that is largest, in cores.
+    pub(crate) median_cores: f64,
+    /// 95 % quantile where that is largest, in cores.
+    pub(crate) high_cores: f64,
+    /// Memory that it has, in bytes.
+    pub(crate) memory_bytes: u64,
+}
+
+/// What all VMs of a host will take together.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Load {
+    median_cores: f64,
+    variance: f64,
+    pub(crate) memory_bytes: u64,
+}
+
+impl Load {
+    pub(crate) fn of(claims: impl Iterator<Item = Claim>) -> Self {
+        claims.fold(Self::default(), Self::plus)
+    }
+
+    pub(crate) fn plus(self, claim: Claim) -> Self {
+        Self {
+            median_cores: self.median_cores + claim.median_cores,
+            variance: self.variance + variance(claim),
+            memory_bytes: self.memory_bytes.saturating_add(claim.memory_bytes),
+        }
+    }
+
+    pub(crate) fn minus(self, claim: Claim) -> Self {
+        Self {
+            median_cores: (self.median_cores - claim.median_cores).max(0.0),
+            variance: (self.variance - variance(claim)).max(0.0),
+            memory_bytes: self.memory_bytes.saturating_sub(claim.memory_bytes),
+        }
+    }
+
+    /// What they will hardly exceed together, in cores.
+    pub(crate) fn high_cores(&self) -> f64 {
+        self.median_cores + P95_DEVIATIONS * self.variance.sqrt()
+    }
+}
+
+fn variance(claim: Claim) -> f64 {
+    ((claim.high_cores - claim.median_cores).max(0.0) / P95_DEVIATIONS).powi(2)
+}
+
+/// What of a host VMs may take.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Room {
+    pub(crate) cores: f64,
+    pub(crate) memory_bytes: f64,
+}
+
+impl Room {
+    pub(crate) fn of(facts: &HostFacts, policy: &MigratePolicy) -> Self {
+        let usable = 1.0 - policy.reserve_share;
+        Self { cores: facts.capacity_cores * usable, memory_bytes: facts.memory_bytes as f64 * usable }
+    }
+
+    pub(crate) fn holds_cpu(&self, load: &Load) -> bool {
+        load.high_cores() <= self.cores
+    }
+
+    pub(crate) fn holds_memory(&self, load: &Load) -> bool {
+        load.memory_bytes as f64 <= self.memory_bytes
+    }
+
+    pub(crate) fn holds(&self, load: &Load) -> bool {
+        self.holds_cpu(load) && self.holds_memory(load)
+    }
+
+    /// The fuller of CPU and memory, as a share of the room; above 1 it is too full.
+    pub(crate) fn share(&self, load: &Load) -> f64 {
+        let share = |of: f64, all: f64| if all > 0.0 { of / all } else { f64::INFINITY };
+        share(load.high_cores(), self.cores).max(share(load.memory_bytes as f64, self.memory_bytes))
+    }
+}
+
+/// What is known of a host's future.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Prospect {
+    pub(crate) load: Load,
+    /// Until when that is fresh enough to send VMs there.
+    pub(crate) fresh_until: Timestamp,
+    /// Reports in a row in which it was too full.
+    pub(crate) full_rounds: u32,
+    /// It was said that nothing can be done about it.
+    pub(crate) is_told: bool,
+}
+
+/// A VM that might leave.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Candidate<T> {
+    pub(crate) vm: T,
+    pub(crate) claim: Claim,
+}
+
+/// Candidates in the order in which they are to be tried: first those whose going is enough, the cheapest first; then those that free
+/// the most.
+pub(crate) fn order<T: Copy + Ord>(mut candidates: Vec<Candidate<T>>, load: &Load, room: &Room) -> Vec<Candidate<T>> {
+    let is_enough = |candidate: &Candidate<T>| room.holds(&load.minus(candidate.claim));
+    candidates.sort_by(|one, other| {
+        let by_cost = one.claim.memory_bytes.cmp(&other.claim.memory_bytes);
+        let by_relief = room.share(&load.minus(one.claim)).total_cmp(&room.share(&load.minus(other.claim)));
+        let within = if is_enough(one) { by_cost } else { by_relief };
+        is_enough(other).cmp(&is_enough(one)).then(within).then(one.vm.cmp(&other.vm))
+    });
+    candidates
+}
+
+/// What is remembered of a VM's moves.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Travel {
+    pub(crate) backoff: Backoff,
+    /// When it was last recommended to be moved.
+    pub(crate) recommended: Option<Timestamp>,
+    /// Hosts that could not take it, and until when they are not asked again.
+    avoids: BTreeMap<HostId, Timestamp>,
+}
+
+impl Travel {
+    pub(crate) fn avoid(&mut self, host: HostId, now: Timestamp) {
+        self.avoids.retain(|_, until| *until > now);
+        if self.avoids.len() >= AVOIDED_MAX
+            && let Some(soonest) = self.avoids.iter().min_by_key(|(_, until)| **until).map(|(host, _)| host.clone())
+        {
+            self.avoids.remove(&soonest);
+        }
+        self.avoids.insert(host, now + std::time::Duration::from_millis(AVOID_MS));
+    }
+
+    pub(crate) fn avoids(&self, host: &HostId, now: Timestamp) -> bool {
+        self.avoids.get(host).is_some_and(|until| *until > now)
+    }
+
+    /// Bounds what a clock that was set back can do.
+    pub(crate) fn clock_set_back(&mut self, now: Timestamp) {
+        self.backoff.clock_set_back(now);
+        self.recommended = self.recommended.map(|at| at.min(now));
+        let latest = now + std::time::Duration::from_millis(AVOID_MS);
+        self.avoids.values_mut().for_each(|until| *until = (*until).min(latest));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn claim(median_cores: f64, high_cores: f64, gib: u64) -> Claim {
+        Claim { median_cores, high_cores, memory_bytes: gib * GIB }
+    }
+
+    const ROOM: Room = Room { cores: 4.0, memory_bytes: 8.0 * GIB as f64 };
+
+    #[test]
+    fn spreads_add_up_as_those_of_independent_vms() {
+        let load = Load::of([claim(1.0, 1.3, 1), claim(1.0, 1.4, 1)].into_iter());
+        assert!((load.high_cores() - 2.5).abs() < 1e-9, "{}", load.high_cores());
+    }
+
+    #[test]
+    fn the_fuller_of_cpu_and_memory_counts() {
+        assert!((ROOM.share(&Load::of([claim(1.0, 1.0, 6)].into_iter())) - 0.75).abs() < 1e-9);
+        assert!((ROOM.share(&Load::of([claim(3.0, 3.0, 1)].into_iter())) - 0.75).abs() < 1e-9);
+        assert!(!ROOM.holds(&Load::of([claim(0.0, 0.0, 9)].into_iter())));
+        assert!(!ROOM.holds(&Load::of([claim(4.1, 4.1, 1)].into_iter())));
+    }
+
+    #[test]
+    fn the_cheapest_vm_that_is_enough_goes_first_and_else_the_one_that_frees_most() {
+        let vms = [claim(2.0, 2.0, 4), claim(1.5, 1.5, 1), claim(1.0, 1.0, 2)];
+        let load = Load::of(vms.into_iter());
+        let candidates = || vms.iter().enumerate().map(|(vm, &claim)| Candidate { vm, claim }).collect::<Vec<_>>();
+        let tried: Vec<usize> = order(candidates(), &load, &ROOM).iter().map(|candidate| candidate.vm).collect();
+        assert_eq!(tried, [1, 2, 0]);
+        let tight = Room { cores: 2.0, ..ROOM };
+        let tried: Vec<usize> = order(candidates(), &load, &tight).iter().map(|candidate| candidate.vm).collect();
+        assert_eq!(tried, [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_host_that_could_not_take_a_vm_is_left_alone_for_an_hour() {
+        let at = |hours: u64| Timestamp::from_unix_ms(1_000_000 + hours * AVOID_MS);
+        let host = |number: usize| HostId::new(format!("h{number}")).unwrap();
+        let mut travel = Travel::default();
+        travel.avoid(host(0), at(0));
+        assert!(travel.avoids(&host(0), at(0)) && !travel.avoids(&host(0), at(1)) && !travel.avoids(&host(1), at(0)));
+        (0..100).for_each(|number| travel.avoid(host(number), at(2)));
+        assert_eq!(travel.avoids.len(), AVOIDED_MAX);
+    }
+
+    proptest! {
+        #[test]
+        fn what_came_and_went_leaves_the_load_as_it_was(
+            claims in prop::collection::vec((0.0..8.0f64, 0.0..4.0f64, 0..64u64), 1..20), index in 0..20usize,
+        ) {
+            let claims: Vec<Claim> = claims.iter().map(|&(low, more, gib)| claim(low, low + more, gib)).collect();
+            let gone = claims[index % claims.len()];
+            let load = Load::of(claims.iter().copied());
+            let others = load.minus(gone).plus(gone);
+            prop_assert!((load.high_cores() - others.high_cores()).abs() < 1e-6);
+            prop_assert_eq!(load.memory_bytes, others.memory_bytes);
+            prop_assert!(load.minus(gone).high_cores() <= load.high_cores() + 1e-6);
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! The rules that keep moves safe, by name, so that a test can take one away and see what then goes wrong.
+
+/// A rule that the planner of moves keeps. Those that a single plan can break the linter keeps as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Guard {
+    /// What a VM's owner and its definition say.
+    Terms,
+    /// What an operator paused or released, and what an agent stands down for.
+    Hold,
+    /// No VM goes to a host that is being emptied.
+    Draining,
+    /// One VM at a time on its way to a host, and one from it.
+    Inflow,
+    /// So many on their way at once in the whole fleet.
+    AtOnce,
+    /// So many in an hour.
+    Budget,
+    /// A VM that was moved stays for a while.
+    CoolDown,
+    /// A host is full in several reports in a row before anything is done about it.
+    Rounds,
+    /// A move has to be worth it.
+    Gain,
+    /// The target's CPU has room for the forecast of the VM beside those of its own.
+    Cpu,
+    /// The target's memory has room.
+    Memory,
+    /// VMs that belong apart do not meet.
+    Apart,
+    /// VMs that belong together are not parted.
+    Together,
+    /// The target is connected and told of its load a moment ago.
+    Fresh,
+}
+
+impl Guard {
+    /// All of them.
+    pub const ALL: [Self; 14] = [
+        Self::Terms,
+        Self::Hold,
+        Self::Draining,
+        Self::Inflow,
+        Self::AtOnce,
+        Self::Budget,
+        Self::CoolDown,
+        Self::Rounds,
+        Self::Gain,
+        Self::Cpu,
+        Self::Memory,
+        Self::Apart,
+        Self::Together,
+        Self::Fresh,
+    ];
+
+    /// Whether the linter sees a plan that breaks it. The others are about more than one plan, or about what is worth while.
+    pub fn is_linted(self) -> bool {
+        !matches!(self, Self::Budget | Self::CoolDown | Self::Rounds | Self::Gain)
+    }
+}
+
+/// Which guards are on: all, outside tests.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Guards {
+    pub(crate) planner_lacks: Option<Guard>,
+    pub(crate) linter_lacks: Option<Guard>,
+}
+
+impl Guards {
+    /// Whether the planner keeps a rule.
+    pub(crate) fn plans(self, guard: Guard) -> bool {
+        self.planner_lacks != Some(guard)
+    }
+
+    /// Whether the linter does.
+    pub(crate) fn lints(self, guard: Guard) -> bool {
+        self.linter_lacks != Some(guard)
+    }
+}

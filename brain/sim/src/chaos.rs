@@ -1,0 +1,193 @@
+//! Worlds drawn from a seed: crowded hosts, owners with wishes, failing links, dying agents and brains, operators who interfere.
+
+use gnomon_common::wire::{HostId, VmTerms};
+use gnomon_core::plan::guard::Guard;
+use gnomon_core::policy::{CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy};
+use gnomon_core::{Mode, OperatorRequest, Policy, Scope};
+use rand::{RngExt as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+
+use crate::check::Broken;
+use crate::scenario::{Event, HostSpec, Load, MemorySpec, MoveSpec, Scenario, Timed, VmSpec};
+use crate::world::{World, vm_id};
+
+/// How long a drawn world lasts.
+const DURATION_S: u64 = 1200;
+
+/// What became of a drawn world.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// The first rule that was broken.
+    pub broken: Option<Broken>,
+    /// Moves that came about.
+    pub moves: usize,
+    /// Commands that were sent.
+    pub commands: usize,
+    /// Plans that the linter refused.
+    pub dropped: usize,
+}
+
+/// Lives through the world of a seed and checks every command in it. The planner of its brain may lack a guard, the linter another.
+pub fn check(seed: u64, planner_lacks: Option<Guard>, linter_lacks: Option<Guard>) -> Checked {
+    let mut world = World::checked(scenario(seed), [planner_lacks, linter_lacks]);
+    let (mut moves, mut commands, mut dropped) = (0, 0, 0);
+    for _ in 0..DURATION_S {
+        world.advance();
+        for line in world.take_log() {
+            moves += usize::from(line.contains(": ") && line.contains(" moved to host "));
+            commands += usize::from(line.contains("gnomon command "));
+            dropped += usize::from(line.contains("notice plan_refused_by_linter"));
+        }
+        if world.broken().is_some() {
+            break;
+        }
+    }
+    Checked { broken: world.broken().cloned(), moves, commands, dropped }
+}
+
+/// The world of a seed.
+pub fn scenario(seed: u64) -> Scenario {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let hosts: Vec<HostSpec> = (0..rng.random_range(3..7)).map(|number| host(&mut rng, number)).collect();
+    let per_host = rng.random_range(2..6);
+    let vms: Vec<VmSpec> = (0..hosts.len() * per_host).map(|number| vm(&mut rng, number, &hosts)).collect();
+    let events = (0..rng.random_range(2..9)).map(|_| event(&mut rng, &hosts, vms.len())).collect();
+    Scenario {
+        name: format!("chaos {seed}"),
+        seed,
+        duration_s: DURATION_S,
+        policy: policy(&mut rng),
+        window_s: 10,
+        link_ms: rng.random_range(1..300),
+        actuation_ms: rng.random_range(10..2000),
+        fit_ms: 20,
+        moves: MoveSpec { mib_per_s: rng.random_range(20..200), failing_share: rng.random_range(0.0..0.3) },
+        hosts,
+        vms,
+        events,
+    }
+}
+
+fn policy(rng: &mut ChaCha8Rng) -> Policy {
+    Policy {
+        mode: Mode::Auto,
+        forecast: ForecastPolicy {
+            resolution_ms: 10_000,
+            horizon_steps: 20,
+            season_steps_min: 10,
+            season_steps_max: 60,
+            ..ForecastPolicy::default()
+        },
+        cpu: CpuPolicy {
+            lead_ms: 30_000,
+            shrink_dwell_ms: 60_000,
+            shrink_interval_ms: 60_000,
+            command_ttl_ms: 10_000,
+            ..CpuPolicy::default()
+        },
+        memory: MemoryPolicy { manage: rng.random_bool(0.5), ..MemoryPolicy::default() },
+        migrate: MigratePolicy {
+            mode: Mode::Auto,
+            lead_ms: 60_000,
+            rounds: rng.random_range(1..5),
+            at_once_max: rng.random_range(1..4),
+            per_hour_max: rng.random_range(2..9),
+            cool_down_ms: 600_000,
+            timeout_ms: 120_000,
+            ..MigratePolicy::default()
+        },
+    }
+}
+
+fn host(rng: &mut ChaCha8Rng, number: usize) -> HostSpec {
+    let capacity_cores = f64::from(rng.random_range(2..7_u32));
+    HostSpec {
+        name: format!("host-{number}"),
+        capacity_cores,
+        floor_cores: 0.05,
+        ceiling_cores: capacity_cores,
+        dry_run: rng.random_bool(0.05),
+        memory_mib: rng.random_range(3..9) * 1024,
+    }
+}
+
+fn vm(rng: &mut ChaCha8Rng, number: usize, hosts: &[HostSpec]) -> VmSpec {
+    let vcpus = rng.random_range(1..4);
+    let most = f64::from(vcpus);
+    let level = |rng: &mut ChaCha8Rng| rng.random_range(0.05..0.7) * most;
+    let load = match rng.random_range(0..4) {
+        0 => Load::Flat { cores: level(rng) },
+        1 => Load::Walk { step_s: 10.0, step: 0.2 * most, low: 0.05, high: 0.9 * most },
+        2 => Load::Day {
+            period_s: rng.random_range(150.0..500.0),
+            phase_s: rng.random_range(0.0..300.0),
+            base: 0.1,
+            peak: rng.random_range(0.4..1.0) * most,
+            width_s: rng.random_range(40.0..120.0),
+            shoulder_s: 10.0,
+        },
+        _ => Load::Shift {
+            at_s: rng.random_range(100.0..900.0),
+            before: Box::new(Load::Flat { cores: level(rng) }),
+            after: Box::new(Load::Flat { cores: level(rng) }),
+        },
+    };
+    let memory_mib = rng.random_range(1..5) * 512;
+    let wants = rng.random_range(64..memory_mib);
+    let memory = rng.random_bool(0.3).then(|| MemorySpec {
+        max_mib: memory_mib,
+        balloon_mib: memory_mib,
+        wants_mib: vec![(0, wants / 2), (rng.random_range(100..900), wants)],
+    });
+    let quota_cores = rng.random_bool(0.5).then(|| rng.random_range(0.3..=1.0) * most);
+    VmSpec {
+        name: format!("vm-{number}"),
+        host: hosts[rng.random_range(0..hosts.len())].name.clone(),
+        vcpus,
+        quota_cores,
+        load,
+        noise_cores: 0.03,
+        wait_cores: 0.01,
+        memory,
+        memory_mib,
+        terms: terms(rng),
+    }
+}
+
+fn terms(rng: &mut ChaCha8Rng) -> VmTerms {
+    let group = |rng: &mut ChaCha8Rng| ["red", "blue"][rng.random_range(0..2)].to_owned();
+    VmTerms {
+        observe_only: rng.random_bool(0.08),
+        stays: rng.random_bool(0.08),
+        apart: rng.random_bool(0.25).then(|| group(rng)),
+        together: rng.random_bool(0.15).then(|| group(rng)),
+        bound: rng.random_bool(0.05).then(|| "a device of the host".to_owned()),
+        misunderstood: rng.random_bool(0.03).then(|| "mode=\"sometimes\"".to_owned()),
+    }
+}
+
+fn event(rng: &mut ChaCha8Rng, hosts: &[HostSpec], vms: usize) -> Timed {
+    let name = hosts[rng.random_range(0..hosts.len())].name.clone();
+    let host = HostId::new(name.clone()).unwrap_or_else(|error| panic!("chaos: {error}"));
+    let for_s = rng.random_range(5..90);
+    let event = match rng.random_range(0..9) {
+        0 => Event::LinkDown { host: name, for_s, spool_lost: rng.random_bool(0.3) },
+        1 => Event::AgentRestart { host: name, for_s },
+        2 => Event::BrainRestart { for_s },
+        3 => {
+            let scope = match rng.random_range(0..3) {
+                0 => Scope::Fleet,
+                1 => Scope::Host(host),
+                _ => Scope::Vm(vm_id(rng.random_range(0..vms))),
+            };
+            Event::Operator { request: OperatorRequest::Pause { scope } }
+        }
+        4 => {
+            Event::Operator { request: OperatorRequest::Release { scope: Scope::Vm(vm_id(rng.random_range(0..vms))) } }
+        }
+        5 => Event::Operator { request: OperatorRequest::Resume { scope: Scope::Fleet } },
+        6 | 7 => Event::Operator { request: OperatorRequest::Drain { host } },
+        _ => Event::Operator { request: OperatorRequest::Undrain { host } },
+    };
+    Timed { at_s: rng.random_range(60..DURATION_S - 100), event }
+}

@@ -1,0 +1,243 @@
+//! Rules that must hold whatever befalls a world, judged by the world's truth and by what the brain was told, not by what it made of that.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::time::Duration;
+
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{Action, Command, CommandId, Fence, HostId, Migration, Outcome, Report, Setting, VmId};
+use gnomon_core::{Core, OperatorRequest, Plan, PlannedAction, Policy, Reason, Record, Scope};
+
+use crate::agent::{Agent, SimVm};
+
+const HOUR: Duration = Duration::from_hours(1);
+
+/// How long after its time to live and its time-out a command may still be answered, as the core has it.
+const ANSWER_GRACE: Duration = Duration::from_secs(30);
+
+/// Plans remembered until their commands are seen.
+const PLANS_MAX: usize = 64;
+
+/// A rule that was broken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Broken {
+    /// When.
+    pub at: Timestamp,
+    /// Which rule.
+    pub rule: &'static str,
+    /// How.
+    pub how: String,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.rule, self.how)
+    }
+}
+
+/// What the checker may look at.
+pub(crate) struct Scene<'a> {
+    pub(crate) now: Timestamp,
+    pub(crate) policy: &'a Policy,
+    pub(crate) core: &'a Core,
+    pub(crate) agents: &'a BTreeMap<HostId, Agent>,
+}
+
+/// What it remembers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Checker {
+    broken: Option<Broken>,
+    ids: BTreeSet<CommandId>,
+    fences: BTreeMap<VmId, Fence>,
+    held: BTreeSet<Scope>,
+    draining: BTreeSet<HostId>,
+    /// Mean demand of each VM, as its hosts told last, in cores.
+    told_cores: BTreeMap<VmId, f64>,
+    /// On their way as far as the brain can know: by which command, from where, to where, and when it gives up waiting.
+    under_way: BTreeMap<VmId, (CommandId, HostId, HostId, Timestamp)>,
+    begun: Vec<(Timestamp, VmId)>,
+    plans: VecDeque<Plan>,
+}
+
+impl Checker {
+    pub(crate) fn broken(&self) -> Option<&Broken> {
+        self.broken.as_ref()
+    }
+
+    pub(crate) fn brain_starts(&mut self) {
+        self.plans.clear();
+    }
+
+    pub(crate) fn record(&mut self, record: &Record) {
+        if let Record::Plan(plan) = record {
+            self.plans.push_back(plan.clone());
+            if self.plans.len() > PLANS_MAX {
+                self.plans.pop_front();
+            }
+        }
+    }
+
+    pub(crate) fn report(&mut self, report: &Report) {
+        for window in &report.vms {
+            if let Some(cpu) = window.cpu {
+                self.told_cores.insert(window.vm, cpu.demand_low.mean.min(f64::from(window.allocation.vcpus)));
+            }
+        }
+    }
+
+    pub(crate) fn outcome(&mut self, outcome: &Outcome) {
+        if self.under_way.get(&outcome.vm).is_some_and(|(id, ..)| *id == outcome.id) {
+            self.under_way.remove(&outcome.vm);
+        }
+    }
+
+    pub(crate) fn operator(&mut self, request: &OperatorRequest) {
+        match request {
+            OperatorRequest::Pause { scope } | OperatorRequest::Release { scope } => {
+                self.held.insert(scope.clone());
+            }
+            OperatorRequest::Resume { scope: Scope::Fleet } => self.held.clear(),
+            OperatorRequest::Resume { scope } => {
+                self.held.remove(scope);
+            }
+            OperatorRequest::Drain { host } => {
+                self.draining.insert(host.clone());
+            }
+            OperatorRequest::Undrain { host } => {
+                self.draining.remove(host);
+            }
+            OperatorRequest::Set { .. } | OperatorRequest::Migrate { .. } => {}
+        }
+    }
+
+    pub(crate) fn command(&mut self, scene: &Scene<'_>, host: &HostId, command: &Command) {
+        if self.broken.is_some() {
+            return;
+        }
+        if let Err((rule, how)) = self.judge(scene, host, command) {
+            let how = format!("{}, {command:?}", how);
+            self.broken = Some(Broken { at: scene.now, rule, how });
+        }
+        if let Action::Migrate(migration) = &command.action {
+            let patience = Duration::from_millis(command.time_to_live_ms + migration.timeout_ms) + ANSWER_GRACE;
+            let way = (command.id, host.clone(), migration.to.clone(), scene.now + patience);
+            self.under_way.insert(command.vm, way);
+            self.begun.push((scene.now, command.vm));
+        }
+    }
+
+    fn judge(&mut self, scene: &Scene<'_>, host: &HostId, command: &Command) -> Result<(), (&'static str, String)> {
+        ensure(self.ids.insert(command.id), "an id is used once", || "it was sent before".to_owned())?;
+        let last = self.fences.insert(command.vm, command.fence);
+        ensure(last.is_none_or(|last| last < command.fence), "every command is fenced", || format!("after {last:?}"))?;
+        let of_plan = |plan: &&Plan| plan.fence == command.fence;
+        let planned = self.plans.iter().find(of_plan).and_then(|plan| plan.actions.iter().find(|a| a.vm == command.vm));
+        let planned = planned.cloned();
+        ensure(planned.is_some(), "every command has a plan", || "no plan has its fence".to_owned())?;
+        let Some(planned) = planned else { return Ok(()) };
+        let copies = scene.agents.values().flat_map(|agent| &agent.vms).filter(|vm| vm.id == command.vm).count();
+        ensure(copies == 1, "a VM is in one place", || format!("it is in {copies}"))?;
+        if planned.reason == Reason::Operator {
+            return Ok(());
+        }
+        let scopes = [Scope::Fleet, Scope::Host(host.clone()), Scope::Vm(command.vm)];
+        let held = scopes.iter().find(|scope| self.held.contains(*scope));
+        ensure(held.is_none(), "nothing is done to what is held", || format!("{held:?}"))?;
+        let vm = scene.agents.get(host).and_then(|agent| agent.vms.iter().find(|vm| vm.id == command.vm));
+        if let Some(vm) = vm {
+            ensure(!vm.terms.hands_off(), "an owner's word is kept", || format!("{:?}", vm.terms))?;
+        }
+        match &command.action {
+            Action::Set(target) => Self::judge_size(scene, host, vm, *target),
+            Action::Migrate(migration) => self.judge_move(scene, host, vm, &planned, migration),
+            Action::Release | Action::AbortMigration => Err(("a planner neither releases nor aborts", String::new())),
+        }
+    }
+
+    fn judge_size(
+        scene: &Scene<'_>,
+        host: &HostId,
+        vm: Option<&SimVm>,
+        target: Setting,
+    ) -> Result<(), (&'static str, String)> {
+        let (Some(agent), Some(vm)) = (scene.agents.get(host), vm) else { return Ok(()) };
+        match target {
+            Setting::CpuQuota { cores: Some(cores) } => {
+                let floor = scene.policy.cpu.floor_cores.max(agent.facts.cpu_bounds.floor_cores);
+                let ceiling = agent.facts.cpu_bounds.ceiling_cores.min(f64::from(vm.allocation.vcpus));
+                ensure((floor..=ceiling).contains(&cores), "no size is out of bounds", || {
+                    format!("{floor}..={ceiling}")
+                })
+            }
+            Setting::Memory { bytes } => {
+                let floor = scene.policy.memory.floor_bytes.min(vm.allocation.memory_bytes);
+                let within = (floor..=vm.allocation.memory_bytes).contains(&bytes);
+                ensure(within, "no size is out of bounds", || format!("not below {floor}"))
+            }
+            other => Err(("only planned means are used", other.to_string())),
+        }
+    }
+
+    fn judge_move(
+        &self,
+        scene: &Scene<'_>,
+        from: &HostId,
+        vm: Option<&SimVm>,
+        planned: &PlannedAction,
+        migration: &Migration,
+    ) -> Result<(), (&'static str, String)> {
+        let (now, to, policy) = (scene.now, &migration.to, &scene.policy.migrate);
+        let Some(target) = scene.agents.get(to).filter(|_| to != from) else {
+            return Err(("a move leads to another host", to.to_string()));
+        };
+        ensure(target.running && target.linked, "a target is reachable", || to.to_string())?;
+        ensure(!self.draining.contains(to), "no VM goes to a host that is emptied", || to.to_string())?;
+        ensure(!self.held.contains(&Scope::Host(to.clone())), "nothing is done to what is held", || to.to_string())?;
+        let others: Vec<_> = self.under_way.values().filter(|(.., until)| *until > now).collect();
+        let meets = others.iter().any(|(_, leaves, comes, _)| leaves == from || comes == to);
+        ensure(!meets, "one VM at a time leaves or comes", || format!("{others:?}"))?;
+        ensure(others.len() < policy.at_once_max, "so many are on their way at once", || format!("{others:?}"))?;
+        let within_hour = self.begun.iter().filter(|(begun, _)| now.since(*begun) < HOUR).count();
+        ensure(within_hour < policy.per_hour_max, "so many moves are made in an hour", || within_hour.to_string())?;
+        let is_drained = planned.reason == Reason::Drained;
+        ensure(!is_drained || self.draining.contains(from), "a reason is true", || "it is not emptied".to_owned())?;
+        if !is_drained {
+            let cool_down = Duration::from_millis(policy.cool_down_ms);
+            let lately = self.begun.iter().any(|(at, vm)| *vm == planned.vm && now.since(*at) < cool_down);
+            ensure(!lately, "a VM that was moved stays for a while", String::new)?;
+            let rounds = scene.core.host(from).and_then(|host| host.outlook).map_or(0, |outlook| outlook.full_rounds);
+            ensure(rounds >= policy.rounds, "a host is full for a while", || format!("{rounds} rounds"))?;
+        }
+        if let Reason::HostFull { expected, .. } | Reason::HostMemoryFull { expected, .. } = planned.reason {
+            let gain = expected.from_before - expected.to_after;
+            ensure(gain >= policy.gain_min - 1e-9, "a move is worth it", || format!("{gain}"))?;
+        }
+        let Some(vm) = vm else { return Ok(()) };
+        ensure(vm.terms.stays_because().is_none(), "an owner's word is kept", || format!("{:?}", vm.terms))?;
+        let usable = 1.0 - policy.reserve_share;
+        let there = || target.vms.iter().chain([vm]);
+        let memory: u64 = there().map(SimVm::has_bytes).sum();
+        let room = target.facts.memory_bytes as f64 * usable;
+        ensure(memory as f64 <= room, "no host gets more memory to bear than it has", || {
+            format!("{memory} of {room}")
+        })?;
+        let cores: f64 = there().filter_map(|vm| self.told_cores.get(&vm.id)).sum();
+        let room = target.facts.capacity_cores * usable;
+        ensure(cores <= room + 1e-9, "no host gets more CPU to bear than it has", || format!("{cores} of {room}"))?;
+        if let Some(group) = &vm.terms.apart {
+            let met = target.vms.iter().any(|other| other.terms.apart.as_ref() == Some(group));
+            ensure(!met, "VMs that belong apart do not meet", || group.clone())?;
+        }
+        if let Some(group) = &vm.terms.together {
+            let elsewhere = scene.agents.iter().filter(|(host, _)| *host != to && !(is_drained && *host == from));
+            let mut elsewhere = elsewhere.flat_map(|(_, agent)| &agent.vms);
+            let left = elsewhere.any(|other| other.id != vm.id && other.terms.together.as_ref() == Some(group));
+            ensure(!left, "VMs that belong together are not parted", || group.clone())?;
+        }
+        Ok(())
+    }
+}
+
+fn ensure(holds: bool, rule: &'static str, how: impl FnOnce() -> String) -> Result<(), (&'static str, String)> {
+    if holds { Ok(()) } else { Err((rule, how())) }
+}

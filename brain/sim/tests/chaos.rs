@@ -1,0 +1,53 @@
+//! Seeds by the hundred: whatever is drawn, no rule is broken; and each rule is there for a reason.
+
+use gnomon_core::plan::guard::Guard;
+use gnomon_sim::chaos::check;
+
+/// Seeds of an ordinary run; `cargo xtask bench sim` takes twenty times as many.
+const SEEDS: u64 = 500;
+
+#[test]
+fn no_seed_breaks_a_rule_and_the_planner_keeps_them_by_itself() {
+    let (mut moves, mut commands, mut dropped) = (0, 0, 0);
+    for seed in 0..SEEDS {
+        let checked = check(seed, None, None);
+        assert_eq!(checked.broken, None, "seed {seed}");
+        moves += checked.moves;
+        commands += checked.commands;
+        dropped += checked.dropped;
+    }
+    println!("{SEEDS} worlds: {commands} commands, {moves} moves, {dropped} plans dropped by the linter");
+    assert!(moves > SEEDS as usize / 4 && commands > 10 * SEEDS as usize, "{moves} moves, {commands} commands");
+    // What was known of a host may be a moment older to the planner than to the linter.
+    assert!(dropped * 100 <= commands, "{dropped} of {commands} plans were dropped");
+}
+
+#[test]
+fn every_guard_that_is_taken_away_is_missed() {
+    for guard in Guard::ALL {
+        let lacks = Some(guard);
+        let missed = (0..SEEDS).find_map(|seed| check(seed, lacks, lacks).broken.map(|broken| (seed, broken.rule)));
+        let (seed, rule) = missed.unwrap_or_else(|| panic!("nobody misses {guard:?}"));
+        println!("without {guard:?}, seed {seed} breaks: {rule}");
+    }
+}
+
+#[test]
+fn what_the_planner_lacks_the_linter_catches() {
+    for guard in Guard::ALL.into_iter().filter(|guard| guard.is_linted()) {
+        let dropped: usize = (0..60)
+            .map(|seed| {
+                let checked = check(seed, Some(guard), None);
+                assert_eq!(checked.broken, None, "seed {seed} without {guard:?}");
+                checked.dropped
+            })
+            .sum();
+        println!("without {guard:?} in the planner, the linter dropped {dropped} plans");
+        assert!(dropped > 0, "the linter never saw what {guard:?} is for");
+    }
+}
+
+#[test]
+fn a_seed_lives_the_same_life_twice() {
+    assert_eq!(check(7, None, None), check(7, None, None));
+}
