@@ -5,12 +5,15 @@
 //! Those who write take turns, a few read, and readers never wait for a writer.
 
 mod admissions;
+mod backup;
 mod dialect;
 mod history;
 mod lease;
 mod prune;
 mod read;
 mod write;
+
+pub use lease::leader_lock;
 
 use super::{Candidate, Entry, Lead, Location, Pending, Store, StoreError};
 use dialect::Dialect;
