@@ -68,6 +68,8 @@ impl SqlStore {
             pool.connect_with(options).await
         };
         let writer = connect(dialect.writers_max(), false).await.map_err(|error| location.cannot_open(error))?;
+        let examined = async { dialect.examine(&mut *writer.acquire().await?).await };
+        examined.await.map_err(|error| location.cannot_open(error))?;
         let migrated = MIGRATIONS.run(&writer).await;
         migrated.map_err(|source| StoreError::Migrate { location: location.clone(), source })?;
         let readers = connect(READERS_MAX, true).await.map_err(|error| location.cannot_open(error))?;
