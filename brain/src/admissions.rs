@@ -182,12 +182,12 @@ async fn on_store<T>(config: &Config, work: impl AsyncFnOnce(&SqlStore) -> Resul
 }
 
 /// An audit line of a person at this machine, of whom nothing is known but the user id.
-fn said(verb: &str, object: String, detail: String) -> Audit {
+pub(crate) fn said(verb: &str, object: String, detail: String) -> Audit {
     let actor = format!("uid {}", rustix::process::getuid().as_raw());
     Audit { at: clock::now(), actor, verb: verb.to_owned(), object, detail }
 }
 
-fn utc(at: Timestamp) -> String {
+pub(crate) fn utc(at: Timestamp) -> String {
     let at_s = i64::try_from(at.unix_ms() / 1000).unwrap_or(i64::MAX);
     jiff::Timestamp::from_second(at_s).map_or_else(|_| at.to_string(), |at| at.to_string())
 }

@@ -1,6 +1,7 @@
 //! `gnomon-brain`: the controller's daemon, and the certificate authority beside it.
 
 mod admissions;
+mod backup;
 mod certificates;
 
 use admissions::{HostCommand, TokenCommand};
@@ -57,6 +58,20 @@ enum Command {
     /// Issue certificates by hand (hosts without a network to the brain, a brain without the CA's key), and show them
     #[command(subcommand)]
     Ca(CaCommand),
+    /// Copy the store (SQLite) into a new file, also while a brain runs on it
+    Backup {
+        /// The file; one that is there is not overwritten
+        file: PathBuf,
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+    /// Put a back-up in the store's place, with a higher lease term; what was there is kept beside it
+    Restore {
+        /// What `backup` wrote
+        file: PathBuf,
+        #[command(flatten)]
+        config: ConfigFile,
+    },
     /// Check a configuration and say what is wrong with it
     CheckConfig {
         #[command(flatten)]
@@ -84,6 +99,8 @@ fn main() -> ExitCode {
         Command::Token(command) => command.run(),
         Command::Host(command) => command.run(),
         Command::Ca(command) => command.run(),
+        Command::Backup { file, config } => backup::back_up(&file, &config),
+        Command::Restore { file, config } => backup::restore(&file, &config),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "gnomon-brain", &mut std::io::stdout());
             Ok(())

@@ -55,6 +55,8 @@ const STORE_RETRY: Duration = Duration::from_secs(2);
 const STANDBY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long giving up the lease may take at the end; without it the next leader waits for the lease to end.
 const RESIGN_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the last connections may take to close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often old rows are looked for.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 /// How long stopping waits for what was already decided to be synced and sent.
@@ -302,7 +304,9 @@ impl Lives {
             tracing::warn!("the lease was not given up; the next leader waits until it ends");
         }
         self.tenure.end();
-        self.endpoint.wait_idle().await;
+        // The close is on its way. How long QUIC keeps a place for what may still arrive follows the round trip, which a process that was
+        // stopped for a while takes for very long.
+        let _ = timeout(CLOSE_TIMEOUT, self.endpoint.wait_idle()).await;
         ended
     }
 

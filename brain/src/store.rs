@@ -14,7 +14,7 @@ pub use admissions::{Admissions, AdmissionsOffice, Renewal, Revoked, Standing, S
 pub use journal::{Journal, JournalMetrics, Receipt, Stopped};
 pub use lease::{Candidate, Lead};
 pub use location::Location;
-pub use sql::SqlStore;
+pub use sql::{SqlStore, leader_lock};
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{AgentEpoch, CommandId, HostId, Outcome, Sequence, VmId};

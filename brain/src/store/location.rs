@@ -32,14 +32,14 @@ impl Location {
                 let path = folder.canonicalize().map_err(open)?.join(name);
                 let path = path.to_str().ok_or_else(|| open(std::io::ErrorKind::InvalidFilename.into()))?;
                 let mut url = Url::parse("sqlite:///").map_err(|error| self.cannot_open(configuration(error)))?;
-                url.set_path(&path.replace('%', "%25"));
+                url.set_path(&as_is(path));
                 Ok(url)
             }
             Self::Postgres { url, password_file } => {
                 let mut url = url.clone();
                 if let Some(path) = password_file {
                     let password = secret::read(path).map_err(|error| self.cannot_open(configuration(error)))?;
-                    url.set_password(Some(password.trim_end()))
+                    url.set_password(Some(&as_is(password.trim_end())))
                         .map_err(|()| self.cannot_open(configuration("a URL without a host takes no password")))?;
                 }
                 Ok(url)
@@ -50,6 +50,11 @@ impl Location {
     pub(super) fn cannot_open(&self, source: sqlx::Error) -> StoreError {
         StoreError::Open { location: self.clone(), source }
     }
+}
+
+/// Text for a part of a URL, which encodes by itself whatever else means something there.
+fn as_is(text: &str) -> String {
+    text.replace('%', "%25")
 }
 
 fn configuration(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> sqlx::Error {

@@ -5,12 +5,15 @@
 //! Those who write take turns, a few read, and readers never wait for a writer.
 
 mod admissions;
+mod backup;
 mod dialect;
 mod history;
 mod lease;
 mod prune;
 mod read;
 mod write;
+
+pub use lease::leader_lock;
 
 use super::{Candidate, Entry, Lead, Location, Pending, Store, StoreError};
 use dialect::Dialect;
@@ -65,6 +68,8 @@ impl SqlStore {
             pool.connect_with(options).await
         };
         let writer = connect(dialect.writers_max(), false).await.map_err(|error| location.cannot_open(error))?;
+        let examined = async { dialect.examine(&mut *writer.acquire().await?).await };
+        examined.await.map_err(|error| location.cannot_open(error))?;
         let migrated = MIGRATIONS.run(&writer).await;
         migrated.map_err(|source| StoreError::Migrate { location: location.clone(), source })?;
         let readers = connect(READERS_MAX, true).await.map_err(|error| location.cannot_open(error))?;

@@ -12,6 +12,8 @@ use url::Url;
 
 /// Whom the server runs as where the test is root, as whom it does not: Debian's package makes that user.
 const SERVER_USER: &str = "postgres";
+/// With characters that mean something in an address.
+const PASSWORD: &str = "p@ss/w?rd%41#";
 /// How long a server may take to start on a busy machine.
 const START_MAX: Duration = Duration::from_secs(60);
 
@@ -78,11 +80,23 @@ impl Database {
             command.arg(programs.join(program));
             command
         };
+        let password_file = dir.path().join("password");
+        fs::write(&password_file, format!("{PASSWORD}\n")).unwrap();
         let made = run("initdb")
-            .args(["--no-sync", "--locale=C", "--encoding=UTF8", "--auth=trust", "--username=gnomon", "--pgdata"])
+            .args([
+                "--no-sync",
+                "--locale=C",
+                "--encoding=UTF8",
+                "--auth=scram-sha-256",
+                "--username=gnomon",
+                "--pgdata",
+            ])
             .arg(&data)
+            .arg("--pwfile")
+            .arg(&password_file)
             .status();
         assert!(made.unwrap().success(), "initdb failed");
+        fs::set_permissions(&password_file, fs::Permissions::from_mode(0o600)).unwrap();
         let server = run("postgres")
             .arg("-D")
             .arg(&data)
@@ -104,7 +118,11 @@ impl Database {
         }
         let mut url = Url::parse("postgres://gnomon@localhost/postgres").unwrap();
         url.query_pairs_mut().append_pair("host", dir.path().to_str().unwrap());
-        Some(Self { location: Location::Postgres { url, password_file: None }, _server: Some(server), _dir: dir })
+        Some(Self {
+            location: Location::Postgres { url, password_file: Some(password_file) },
+            _server: Some(server),
+            _dir: dir,
+        })
     }
 
     /// Opens it as a brain does.
@@ -116,8 +134,14 @@ impl Database {
     pub(crate) fn setting(&self) -> String {
         match &self.location {
             Location::Sqlite(path) => format!("path = {path:?}"),
-            Location::Postgres { url, .. } => format!("url = {:?}", url.as_str()),
+            Location::Postgres { url, password_file } => {
+                format!("url = {:?}\npassword_file = {:?}", url.as_str(), password_file.as_ref().unwrap())
+            }
         }
+    }
+
+    pub(crate) fn location(&self) -> &Location {
+        &self.location
     }
 
     pub(crate) fn is_sqlite(&self) -> bool {
@@ -139,7 +163,11 @@ impl Database {
         sqlx::any::install_default_drivers();
         let url = match &self.location {
             Location::Sqlite(path) => format!("sqlite://{}", path.display()),
-            Location::Postgres { url, .. } => url.to_string(),
+            Location::Postgres { url, .. } => {
+                let mut url = url.clone();
+                url.set_password(Some(&PASSWORD.replace('%', "%25"))).unwrap();
+                url.to_string()
+            }
         };
         sqlx::AnyConnection::connect(&url).await.unwrap()
     }

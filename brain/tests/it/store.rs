@@ -4,13 +4,15 @@ use crate::agent::{Agent, PATIENCE, hello, host, report, vm};
 use crate::brain::{Brain, Home, count};
 use crate::database::{Database, on_every_database};
 use gnomon_brain::clock::now;
-use gnomon_brain::store::{Candidate, Entry, Lead, SqlStore, Store, StoreError, StoredReport};
+use gnomon_brain::secret;
+use gnomon_brain::store::{Candidate, Entry, Lead, Location, SqlStore, Store, StoreError, StoredReport};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{AgentEpoch, Report, Sequence, frame};
 use gnomon_core::{Audit, Record, Restored};
 use serde_json::json;
 use sqlx::Connection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -182,6 +184,35 @@ async fn a_commit_gets_its_turn_while_much_is_pruned(database: Database) {
     let left = database.count("SELECT COUNT(*) FROM report").await;
     assert!(left > 1, "all that was old went first");
     assert_eq!(pruned.await.unwrap().unwrap(), OLD as u64);
+}
+
+#[tokio::test]
+async fn a_postgresql_that_cannot_serve_is_refused_with_what_to_do_and_without_the_password() {
+    let Some(database) = Database::postgresql() else { return };
+    database.open().await;
+    database.execute("CREATE DATABASE ascii ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0").await;
+    let Location::Postgres { url, password_file } = database.location().clone() else { panic!("not PostgreSQL") };
+    let at = |database: &str, password_file: Option<&Path>| {
+        let mut url = url.clone();
+        url.set_path(database);
+        Location::Postgres { url, password_file: password_file.map(Path::to_owned) }
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let (wrong, open, missing) = (dir.path().join("wrong"), dir.path().join("open"), dir.path().join("missing"));
+    secret::write_new(&wrong, "hunter2").unwrap();
+    secret::write_new_public(&open, "hunter2").unwrap();
+    for (location, expected) in [
+        (at("ascii", password_file.as_deref()), "ENCODING 'UTF8'"),
+        (at("nowhere", password_file.as_deref()), "\"nowhere\" does not exist"),
+        (at("postgres", Some(&wrong)), "password authentication failed"),
+        (at("postgres", Some(&open)), "open"),
+        (at("postgres", Some(&missing)), "missing"),
+    ] {
+        let message = SqlStore::open(&location).await.err().unwrap().to_string();
+        assert!(message.contains(expected) && message.contains("postgres://gnomon@localhost/"), "{message}");
+        assert!(!message.contains("hunter2"), "{message}");
+        assert!(!format!("{location:?}").contains("hunter2"));
+    }
 }
 
 #[tokio::test]

@@ -47,6 +47,14 @@ pub struct Package {
     pub evidence: &'static [&'static str],
 }
 
+/// The server of the brain's other database.
+pub const POSTGRESQL: &str = "postgresql";
+/// What keeps its package from making a database and starting a server on it, and where Debian looks for that.
+pub const NO_CLUSTER: (&str, &str) = (
+    concat!(env!("CARGO_MANIFEST_DIR"), "/src/setup/no-cluster.conf"),
+    "/etc/postgresql-common/createcluster.d/gnomon-no-cluster.conf",
+);
+
 /// Packages with fixed names. The eBPF toolchain's depend on what is there: see [`super::plan`].
 pub const PACKAGES: &[Package] = &[
     Package {
@@ -130,6 +138,12 @@ pub const PACKAGES: &[Package] = &[
         purpose: Purpose::Test,
         why: "lets a test set one program's clock",
         evidence: &["/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1", "/usr/bin/faketime"],
+    },
+    Package {
+        name: POSTGRESQL,
+        purpose: Purpose::Test,
+        why: "tests of the brain's store start a server of their own",
+        evidence: &["/usr/lib/postgresql/15/bin/postgres", "/usr/bin/postgres", "/usr/pgsql-15/bin/postgres"],
     },
     Package {
         name: "libbpf-tools",

@@ -10,7 +10,8 @@ use std::fmt::Write as _;
 use super::facts::{Apt, Facts, Rustc};
 use super::items::{
     BPF_LINKER, BPF_LINKER_LLVM, BPF_LINKER_PINNED, BPF_LINKER_TYPICAL_S, COMPONENTS, DEBIAN_CLIPPY_PACKAGE,
-    DEBIAN_TOOLCHAIN_LLVM, DEBIAN_TOOLCHAIN_PACKAGES, LINKED_TOOLCHAIN, PACKAGES, Purpose, TOOLS,
+    DEBIAN_TOOLCHAIN_LLVM, DEBIAN_TOOLCHAIN_PACKAGES, LINKED_TOOLCHAIN, NO_CLUSTER, PACKAGES, POSTGRESQL, Purpose,
+    TOOLS,
 };
 use super::version::LinkedLlvm;
 
@@ -360,6 +361,12 @@ impl Draft<'_> {
 
     fn finish(mut self) -> Plan {
         if !self.apt_install.is_empty() {
+            if self.apt_install.iter().any(|package| package == POSTGRESQL) {
+                let (from, to) = NO_CLUSTER;
+                let mut step = Step::new(&["install", "-D", "--mode=644", from, to]);
+                step.root = true;
+                self.plan.steps.push(step);
+            }
             let noninteractive = ("DEBIAN_FRONTEND", "noninteractive".to_owned());
             let mut update = Step::new(&["apt-get", "-o", APT_LOCK_WAIT, "update"]);
             update.typical_s = 10;

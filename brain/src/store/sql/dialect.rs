@@ -1,6 +1,7 @@
 //! Where SQLite and PostgreSQL differ. Everything else is the SQL that they share.
 
 use crate::store::Location;
+use sqlx::{AnyConnection, Row, query};
 
 /// Which database it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,24 @@ impl Dialect {
                  SET idle_in_transaction_session_timeout = '2s'; SET lock_timeout = '3s'"
             }
         }
+    }
+
+    /// Fails on a database that cannot keep what a brain stores, and warns of one that does not keep it through a power cut.
+    pub(super) async fn examine(self, db: &mut AnyConnection) -> sqlx::Result<()> {
+        if self == Self::Sqlite {
+            return Ok(());
+        }
+        let settings =
+            query("SELECT current_setting('server_encoding'), current_setting('fsync')").fetch_one(db).await?;
+        let (encoding, fsync) = (settings.try_get::<&str, _>(0)?, settings.try_get::<&str, _>(1)?);
+        if encoding != "UTF8" {
+            let problem = format!("its encoding is {encoding}; a brain's database is made with ENCODING 'UTF8'");
+            return Err(sqlx::Error::Configuration(problem.into()));
+        }
+        if fsync != "on" {
+            tracing::warn!("PostgreSQL runs with fsync off: a power cut takes what agents were told is stored");
+        }
+        Ok(())
     }
 
     /// The query of an address by which a reader, or else a writer, opens it.

@@ -123,8 +123,8 @@ fn lock(store: &SqlStore) -> Result<bool, StoreError> {
     Ok(lock.is_some())
 }
 
-/// The lock that whoever leads on this SQLite file holds; `None` while another process has it.
-pub(super) fn leader_lock(path: &Path) -> std::io::Result<Option<File>> {
+/// The lock that whoever leads on this SQLite file holds, until it is dropped; `None` while another process has it.
+pub fn leader_lock(path: &Path) -> std::io::Result<Option<File>> {
     let mut name = OsString::from(path);
     name.push("-leader");
     let file = File::options().create(true).truncate(false).write(true).open(name)?;

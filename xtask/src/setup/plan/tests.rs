@@ -63,6 +63,17 @@ fn a_bare_debian_gets_packages_then_compiler_then_linker_then_tools() {
 }
 
 #[test]
+fn installing_postgresql_starts_no_database() {
+    let lines = lines(&plan(&bare_debian(), &[Purpose::Test]));
+    let position = |words: &str| lines.iter().position(|line| line.contains(words));
+    let forbidden = position("createcluster.d").expect("nothing forbids it");
+    assert!(forbidden < position(" postgresql").unwrap(), "{lines:#?}");
+    assert!(std::fs::read_to_string(NO_CLUSTER.0).unwrap().contains("create_main_cluster = false"));
+    let without = plan(&bare_debian(), &[Purpose::Bench]);
+    assert!(without.steps.iter().all(|step| !step.title().contains("createcluster")), "{without:?}");
+}
+
+#[test]
 fn package_lists_are_not_fetched_when_no_package_is_missing() {
     let facts = Facts { linker: None, ..complete() };
     let lines = lines(&plan(&facts, EVERY_PURPOSE));
