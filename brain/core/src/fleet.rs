@@ -61,6 +61,7 @@ impl Fleet {
     /// Puts a VM on a host (from another one, if need be).
     pub(crate) fn place(&mut self, vm: VmId, host: &HostId) {
         let Some(entry) = self.vms.get_mut(&vm) else { return };
+        entry.left = None;
         if let Some(at) = entry.vanished.take() {
             self.vanished.remove(&(at, vm));
         }
@@ -77,10 +78,11 @@ impl Fleet {
     /// Notes that a VM is nowhere any more; forgets the one that vanished longest ago when there are too many, and returns that.
     pub(crate) fn vanish(&mut self, vm: VmId, at: Timestamp) -> Option<Vm> {
         let entry = self.vms.get_mut(&vm)?;
-        if let Some(host) = entry.host.take()
-            && let Some(host) = self.hosts.get_mut(&host)
-        {
-            host.vms.remove(&vm);
+        if let Some(host) = entry.host.take() {
+            if let Some(host) = self.hosts.get_mut(&host) {
+                host.vms.remove(&vm);
+            }
+            entry.left = Some(host);
         }
         entry.vanished = Some(at);
         self.vanished.insert((at, vm));

@@ -145,6 +145,8 @@ pub struct MigratePolicy {
     pub per_hour_max: usize,
     /// A VM that was moved stays for so long, in milliseconds, unless its host is emptied.
     pub cool_down_ms: u64,
+    /// After somebody else has moved a VM, Gnomon moves none for so long, in milliseconds: two balancers would chase each other.
+    pub stand_down_ms: u64,
     /// A move is given up after this, in milliseconds: the VM stays where it is.
     pub timeout_ms: u64,
     /// What a move may take of the link, in bytes per second; not set: what libvirt has as its default.
@@ -164,6 +166,7 @@ impl Default for MigratePolicy {
             at_once_max: 2,
             per_hour_max: 20,
             cool_down_ms: 3_600_000,
+            stand_down_ms: 1_800_000,
             timeout_ms: 600_000,
             bandwidth_bytes_per_s: None,
             auto_converge: false,

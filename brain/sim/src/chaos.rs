@@ -93,6 +93,7 @@ fn policy(rng: &mut ChaCha8Rng) -> Policy {
             at_once_max: rng.random_range(1..4),
             per_hour_max: rng.random_range(2..9),
             cool_down_ms: 600_000,
+            stand_down_ms: 240_000,
             timeout_ms: 120_000,
             ..MigratePolicy::default()
         },
@@ -170,7 +171,7 @@ fn event(rng: &mut ChaCha8Rng, hosts: &[HostSpec], vms: usize) -> Timed {
     let name = hosts[rng.random_range(0..hosts.len())].name.clone();
     let host = HostId::new(name.clone()).unwrap_or_else(|error| panic!("chaos: {error}"));
     let for_s = rng.random_range(5..90);
-    let event = match rng.random_range(0..9) {
+    let event = match rng.random_range(0..10) {
         0 => Event::LinkDown { host: name, for_s, spool_lost: rng.random_bool(0.3) },
         1 => Event::AgentRestart { host: name, for_s },
         2 => Event::BrainRestart { for_s },
@@ -187,7 +188,8 @@ fn event(rng: &mut ChaCha8Rng, hosts: &[HostSpec], vms: usize) -> Timed {
         }
         5 => Event::Operator { request: OperatorRequest::Resume { scope: Scope::Fleet } },
         6 | 7 => Event::Operator { request: OperatorRequest::Drain { host } },
-        _ => Event::Operator { request: OperatorRequest::Undrain { host } },
+        8 => Event::Operator { request: OperatorRequest::Undrain { host } },
+        _ => Event::Move { vm: format!("vm-{}", rng.random_range(0..vms)), host: name },
     };
     Timed { at_s: rng.random_range(60..DURATION_S - 100), event }
 }

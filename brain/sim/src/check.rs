@@ -5,7 +5,9 @@ use std::fmt;
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Action, Command, CommandId, Fence, HostId, Migration, Outcome, Report, Setting, VmId};
+use gnomon_common::wire::{
+    Action, Command, CommandId, Fence, HostId, Migration, Outcome, Report, Setting, VmId, VmState,
+};
 use gnomon_core::{Core, OperatorRequest, Plan, PlannedAction, Policy, Reason, Record, Scope};
 
 use crate::agent::{Agent, SimVm};
@@ -56,6 +58,11 @@ pub(crate) struct Checker {
     /// On their way as far as the brain can know: by which command, from where, to where, and when it gives up waiting.
     under_way: BTreeMap<VmId, (CommandId, HostId, HostId, Timestamp)>,
     begun: Vec<(Timestamp, VmId)>,
+    /// Where each VM was told to run, and until when that window lasted.
+    runs_on: BTreeMap<VmId, (HostId, Timestamp)>,
+    /// Where the brain has sent VMs at any time.
+    sent_to: BTreeSet<(VmId, HostId)>,
+    stranger_at: Option<Timestamp>,
     plans: VecDeque<Plan>,
 }
 
@@ -66,6 +73,8 @@ impl Checker {
 
     pub(crate) fn brain_starts(&mut self) {
         self.plans.clear();
+        // Who moved what before it died it has not kept.
+        self.stranger_at = None;
     }
 
     pub(crate) fn record(&mut self, record: &Record) {
@@ -77,7 +86,19 @@ impl Checker {
         }
     }
 
-    pub(crate) fn report(&mut self, report: &Report) {
+    pub(crate) fn report(&mut self, now: Timestamp, report: &Report) {
+        let end = report.start + Duration::from_millis(u64::from(report.window_ms));
+        for window in report.vms.iter().filter(|window| window.state == VmState::Running) {
+            let known = self.runs_on.get(&window.vm);
+            if known.is_some_and(|(_, until)| end <= *until) {
+                continue;
+            }
+            let moved = known.is_some_and(|(host, _)| *host != report.host);
+            if moved && !self.sent_to.contains(&(window.vm, report.host.clone())) {
+                self.stranger_at = Some(now);
+            }
+            self.runs_on.insert(window.vm, (report.host.clone(), end));
+        }
         for window in &report.vms {
             if let Some(cpu) = window.cpu {
                 self.told_cores.insert(window.vm, cpu.demand_low.mean.min(f64::from(window.allocation.vcpus)));
@@ -123,6 +144,7 @@ impl Checker {
             let way = (command.id, host.clone(), migration.to.clone(), scene.now + patience);
             self.under_way.insert(command.vm, way);
             self.begun.push((scene.now, command.vm));
+            self.sent_to.insert((command.vm, migration.to.clone()));
         }
     }
 
@@ -152,6 +174,12 @@ impl Checker {
             Action::Migrate(migration) => self.judge_move(scene, host, vm, &planned, migration),
             Action::Release | Action::AbortMigration => Err(("a planner neither releases nor aborts", String::new())),
         }
+    }
+
+    /// Whether the brain can know that a VM is on a host: that told so, or it was sent there. Where somebody else has moved it a moment ago
+    /// the brain cannot.
+    fn is_known_on(&self, vm: VmId, host: &HostId) -> bool {
+        self.runs_on.get(&vm).is_some_and(|(on, _)| on == host) || self.sent_to.contains(&(vm, host.clone()))
     }
 
     fn judge_size(
@@ -199,6 +227,9 @@ impl Checker {
         ensure(others.len() < policy.at_once_max, "so many are on their way at once", || format!("{others:?}"))?;
         let within_hour = self.begun.iter().filter(|(begun, _)| now.since(*begun) < HOUR).count();
         ensure(within_hour < policy.per_hour_max, "so many moves are made in an hour", || within_hour.to_string())?;
+        let stand_down = Duration::from_millis(policy.stand_down_ms);
+        let beside_another = self.stranger_at.is_some_and(|at| now.since(at) < stand_down);
+        ensure(!beside_another, "two balancers do not chase each other", || format!("{:?}", self.stranger_at))?;
         let is_drained = planned.reason == Reason::Drained;
         ensure(!is_drained || self.draining.contains(from), "a reason is true", || "it is not emptied".to_owned())?;
         if !is_drained {
@@ -215,7 +246,7 @@ impl Checker {
         let Some(vm) = vm else { return Ok(()) };
         ensure(vm.terms.stays_because().is_none(), "an owner's word is kept", || format!("{:?}", vm.terms))?;
         let usable = 1.0 - policy.reserve_share;
-        let there = || target.vms.iter().chain([vm]);
+        let there = || target.vms.iter().filter(|vm| self.is_known_on(vm.id, to)).chain([vm]);
         let memory: u64 = there().map(SimVm::has_bytes).sum();
         let room = target.facts.memory_bytes as f64 * usable;
         ensure(memory as f64 <= room, "no host gets more memory to bear than it has", || {
@@ -225,12 +256,13 @@ impl Checker {
         let room = target.facts.capacity_cores * usable;
         ensure(cores <= room + 1e-9, "no host gets more CPU to bear than it has", || format!("{cores} of {room}"))?;
         if let Some(group) = &vm.terms.apart {
-            let met = target.vms.iter().any(|other| other.terms.apart.as_ref() == Some(group));
+            let met = there().any(|other| other.id != vm.id && other.terms.apart.as_ref() == Some(group));
             ensure(!met, "VMs that belong apart do not meet", || group.clone())?;
         }
         if let Some(group) = &vm.terms.together {
             let elsewhere = scene.agents.iter().filter(|(host, _)| *host != to && !(is_drained && *host == from));
-            let mut elsewhere = elsewhere.flat_map(|(_, agent)| &agent.vms);
+            let mut elsewhere =
+                elsewhere.flat_map(|(host, agent)| agent.vms.iter().filter(|other| self.is_known_on(other.id, host)));
             let left = elsewhere.any(|other| other.id != vm.id && other.terms.together.as_ref() == Some(group));
             ensure(!left, "VMs that belong together are not parted", || group.clone())?;
         }

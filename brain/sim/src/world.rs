@@ -324,7 +324,7 @@ impl World {
                     return self.post(now + SECOND, Message::Report(report));
                 }
                 self.store.keep_report(&report);
-                self.check(now, |checker, _| checker.report(&report));
+                self.check(now, |checker, _| checker.report(now, &report));
                 self.feed(now, Input::Report(Box::new(report)));
             }
             Message::Command(host, command) => {
@@ -468,7 +468,7 @@ impl World {
     fn move_vm(&mut self, now: Timestamp, name: &str, host: &str) {
         self.note(now, &format!("{name} moves to {host}"));
         let taken = self.agents.values_mut().find_map(|agent| {
-            let place = agent.vms.iter().position(|vm| vm.name == name)?;
+            let place = agent.vms.iter().position(|vm| vm.name == name && vm.leaving.is_none())?;
             Some(agent.vms.remove(place))
         });
         if let Some(vm) = taken {

@@ -75,7 +75,7 @@ async fn what_cannot_be_moved_says_why() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_is_emptied_stays_so_over_a_restart_and_its_vms_go() {
     let home = Home::new();
-    home.write_config(|config| config.replace("[policy]", "[policy]\nmode = \"auto\"\nmigrate.mode = \"auto\""));
+    home.write_config(|config| config.replace("mode = \"observe\"", "mode = \"auto\""));
     let (brain, mut a, mut b) = brain_with_two_hosts(&home).await;
     let drain = gnomon(&home, &brain.url(), &["drain", "a"], None).await;
     assert!(drain.status.success() && text(&drain.stdout).contains("vm-of-a"), "{}", text(&drain.stderr));

@@ -43,6 +43,8 @@ pub(super) struct Moves {
     under_way: BTreeMap<VmId, (HostId, HostId)>,
     /// Those that began lately, oldest first.
     begun: VecDeque<(Timestamp, VmId)>,
+    /// When somebody else moved a VM last.
+    stranger_at: Option<Timestamp>,
     /// Hosts that are being emptied.
     pub(super) draining: BTreeMap<HostId, Timestamp>,
     pub(super) guards: Guards,
@@ -196,7 +198,10 @@ impl Core {
         let leaving = self.moves.under_way.values().any(|(from, _)| from == host);
         // Who is where is not known before everyone has told.
         let is_silent = |host: &Host| host.connected && host.prospect.is_none() && now.since(host.up_since) < SETTLING;
-        (guards.plans(Guard::Fresh) && self.fleet.hosts.values().any(is_silent))
+        let stand_down = Duration::from_millis(policy.stand_down_ms);
+        let beside_another = self.moves.stranger_at.is_some_and(|at| now.since(at) < stand_down);
+        (guards.plans(Guard::Stranger) && beside_another)
+            || (guards.plans(Guard::Fresh) && self.fleet.hosts.values().any(is_silent))
             || (guards.plans(Guard::Inflow) && leaving)
             || (guards.plans(Guard::AtOnce) && self.moves.under_way.len() >= policy.at_once_max)
             || (guards.plans(Guard::Budget) && self.moves.begun_within(now, HOUR) >= policy.per_hour_max)
@@ -361,6 +366,21 @@ impl Core {
         let cool_down = Duration::from_millis(self.policy.migrate.cool_down_ms);
         let lately = |at: Timestamp| now.since(at) < cool_down;
         vm.travel.recommended.is_some_and(lately) || self.moves.begun.iter().any(|&(at, of)| of == id && lately(at))
+    }
+
+    /// A VM is on another host than before: says whether Gnomon moved it, and stands down for a while if it was somebody else.
+    pub(super) fn note_move(&mut self, now: Timestamp, id: VmId, to: &HostId) {
+        let Some(vm) = self.fleet.vms.get(&id) else { return };
+        let Some(from) = vm.host.clone().or_else(|| vm.left.clone()).filter(|from| from != to) else { return };
+        let is_ours = |record: &CommandRecord| matches!(&record.command.action, Action::Migrate(migration) if migration.to == *to);
+        let by_us = vm.flight.as_ref().map(|flight| &flight.record).into_iter().chain(&vm.given_up).any(is_ours);
+        if by_us {
+            return;
+        }
+        self.moves.stranger_at = Some(now);
+        let text =
+            format!("VM {id} went from host {from} to host {to}, and not by Gnomon, which moves none for a while");
+        self.notice("moved_by_somebody_else", text);
     }
 
     /// A move is over, one way or another.

@@ -112,6 +112,10 @@ impl Core {
             }
             return;
         }
+        if let (false, VmState::Running, Some(now)) = (here, window.state, now) {
+            self.note_move(now, id, &report.host);
+        }
+        let Some(vm) = self.fleet.vms.get_mut(&id) else { return };
         let changed = !here || vm.name != window.name || vm.state != window.state;
         if vm.name != window.name {
             vm.name.clone_from(&window.name);

@@ -78,6 +78,8 @@ pub(crate) struct Vm {
     /// Where it is; `None` once it has vanished.
     pub(crate) host: Option<HostId>,
     pub(crate) vanished: Option<Timestamp>,
+    /// Where it was when it vanished.
+    pub(crate) left: Option<HostId>,
     pub(crate) state: VmState,
     pub(crate) allocation: Allocation,
     /// When a command's result was read back (on the agent's clock) and when that was heard of (on the brain's).
@@ -135,6 +137,7 @@ impl Vm {
             name: window.name.clone(),
             host: None,
             vanished: None,
+            left: None,
             state: window.state,
             allocation: Allocation::default(),
             read_back: None,

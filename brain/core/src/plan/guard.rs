@@ -31,11 +31,13 @@ pub enum Guard {
     Together,
     /// The target is connected and told of its load a moment ago.
     Fresh,
+    /// Where somebody else moves VMs, Gnomon does not.
+    Stranger,
 }
 
 impl Guard {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Terms,
         Self::Hold,
         Self::Draining,
@@ -50,11 +52,12 @@ impl Guard {
         Self::Apart,
         Self::Together,
         Self::Fresh,
+        Self::Stranger,
     ];
 
     /// Whether the linter sees a plan that breaks it. The others are about more than one plan, or about what is worth while.
     pub fn is_linted(self) -> bool {
-        !matches!(self, Self::Budget | Self::CoolDown | Self::Rounds | Self::Gain)
+        !matches!(self, Self::Budget | Self::CoolDown | Self::Rounds | Self::Gain | Self::Stranger)
     }
 }
 
