@@ -16,9 +16,11 @@ pub mod exits;
 pub mod frame;
 pub mod hello;
 pub mod id;
+pub mod migration;
 pub mod outcome;
 pub mod report;
 pub mod setting;
+pub mod terms;
 
 pub use command::{Action, Command, Fence};
 pub use culprit::{COMMAND_BYTES_MAX, CULPRIT_CORES_MIN, CULPRITS_MAX, CulpritShare, Culprits, Who};
@@ -34,6 +36,7 @@ pub use hello::{
     Welcome,
 };
 pub use id::{AgentEpoch, CommandId, HostId, InvalidHostId, Sequence, VmId};
+pub use migration::{Immovable, Migration, MigrationFacts, MigrationProgress, Moved, Whereabouts};
 pub use outcome::{LocalCause, Origin, Outcome, OutcomeResult, RefusedCommand};
 pub use report::{
     Allocation, CpuWindow, DROP_REASONS_MAX, DemandSource, Dropped, GuestMemory, HostWindow, INTERFACES_MAX,
@@ -41,6 +44,7 @@ pub use report::{
     VmWindow, WaitHistogram,
 };
 pub use setting::{CPU_WEIGHT_DEFAULT, Means, Setting};
+pub use terms::{InvalidTerm, TERM_BYTES_MAX, VmTerms};
 
 /// The application protocol that both sides demand in the TLS handshake.
 pub const ALPN: &[u8] = b"gnomon/1";

@@ -1,6 +1,6 @@
 //! What the brain tells one agent to do.
 
-use super::{CommandId, Setting, VmId};
+use super::{CommandId, Migration, Setting, VmId};
 use core::fmt;
 use serde::{Deserialize, Serialize};
 use std::string::String;
@@ -23,13 +23,17 @@ pub struct Command {
 }
 
 /// What can be done to a VM. Targets are absolute, so that doing it twice is doing it once.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
     /// Bring one means to this state.
     Set(Setting),
     /// Restore what was there before Gnomon's first change, by whatever means, and forget the VM's undo record.
     Release,
+    /// Move it to another host while it runs. Sent to the host that it is on, which carries it out.
+    Migrate(Migration),
+    /// Give up the migration of it that is under way, if there is one: it stays where it is.
+    AbortMigration,
 }
 
 /// A command is obeyed only if its fence is newer than any that its VM has seen: first by lease term, then by plan.

@@ -1,6 +1,6 @@
 //! The control stream: introduction, heart-beat, commands in, outcomes out.
 
-use super::{AgentEpoch, Command, CommandId, Fence, HostId, Means, Outcome, Sequence};
+use super::{AgentEpoch, Command, CommandId, Fence, HostId, Means, MigrationFacts, Outcome, Sequence};
 use crate::time::Timestamp;
 use core::fmt;
 use serde::{Deserialize, Serialize};
@@ -136,6 +136,10 @@ pub struct HostFacts {
     pub memory_bounds: MemoryBounds,
     /// The means that this agent is configured to use, sorted.
     pub means: Vec<Means>,
+    /// What it takes to send VMs here and away; `None` where the agent is not configured for it.
+    pub migration: Option<MigrationFacts>,
+    /// Where it stands, for what must not be in one place: a room, a feed, a rack; `None` where nobody says.
+    pub zone: Option<String>,
     /// The agent judges and logs commands but changes nothing (`--dry-run`).
     pub dry_run: bool,
     /// Where its readings of CPU come from, and so how much they tell.

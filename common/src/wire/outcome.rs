@@ -1,6 +1,6 @@
 //! What became of a command.
 
-use super::{CommandId, Fence, Means, Setting, VmId};
+use super::{CommandId, Fence, Immovable, Means, Moved, Setting, VmId, Whereabouts};
 use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::string::String;
@@ -65,6 +65,17 @@ pub enum OutcomeResult {
     },
     /// Judged good, but the agent runs with `--dry-run`: nothing was changed.
     DryRun,
+    /// It runs on the other host now.
+    Moved(Moved),
+    /// Its migration was tried and did not come about.
+    NotMoved {
+        /// What went wrong, for a person.
+        error: String,
+        /// What that means for the VM.
+        whereabouts: Whereabouts,
+    },
+    /// Looked at, and not even tried to migrate.
+    Immovable(Immovable),
     /// Judged and not done: trying again would be refused again.
     Refused(RefusedCommand),
     /// Tried and not achieved. `retryable`: the same command may succeed later.
@@ -137,6 +148,21 @@ pub enum RefusedCommand {
     /// The target is not a number, or otherwise makes no sense.
     #[error("the target is not a finite positive number")]
     Nonsense,
+    /// It is being migrated: until that has ended nothing else is done to it.
+    #[error("it is being migrated")]
+    Migrating,
+    /// The agent is not configured to migrate VMs.
+    #[error("this host's agent is not configured to migrate VMs")]
+    MigrationNotAllowed,
+    /// As many VMs are on their way from here as the agent allows at once.
+    #[error("{most} migrations are under way from here, the most that are allowed at once")]
+    TooManyMigrations {
+        /// The most at once.
+        most: u32,
+    },
+    /// Its owner has opted it out, in its metadata.
+    #[error("its owner keeps Gnomon's hands off it, in its metadata")]
+    OptedOut,
     /// Too many commands were waiting already.
     #[error("the agent's command queue was full")]
     QueueFull,

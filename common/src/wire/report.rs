@@ -1,6 +1,8 @@
 //! What a host measured: windows of one-second samples.
 
-use super::{AgentEpoch, Culprits, DiskRest, DiskWindow, ExitShare, HostId, Sequence, VmId};
+use super::{
+    AgentEpoch, Culprits, DiskRest, DiskWindow, ExitShare, HostId, MigrationProgress, Sequence, VmId, VmTerms,
+};
 use crate::abi::sched::WAIT_BUCKETS;
 use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -84,6 +86,10 @@ pub struct VmWindow {
     pub allocation: Allocation,
     /// The agent keeps its hands off this VM, because someone else changed its limits.
     pub stood_down: bool,
+    /// What its owner and its definition allow.
+    pub terms: VmTerms,
+    /// How far its migration away from this host has come, while there is one.
+    pub migration: Option<MigrationProgress>,
 }
 
 /// What libvirt says a VM is doing.
@@ -94,6 +100,8 @@ pub enum VmState {
     Running,
     /// Suspended by someone; it wants nothing and must not be taught to the forecast as idle.
     Paused,
+    /// Being received from another host, where it runs until it does so here. It is not here yet.
+    Arriving,
     /// Defined, not running.
     ShutOff,
     /// The guest crashed and was kept.

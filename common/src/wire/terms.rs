@@ -1,0 +1,115 @@
+//! What may be done to a VM by the word of its owner, in the metadata of its libvirt domain, and by its definition.
+
+use serde::{Deserialize, Serialize};
+use std::string::String;
+
+/// Longest name of a group, in bytes.
+pub const TERM_BYTES_MAX: usize = 64;
+
+/// The terms of one VM. By default everything that policy allows may be done.
+///
+/// The owner's are attributes of one element of the domain's metadata:
+/// `<gnomon:policy xmlns:gnomon="urn:gnomon:policy:1" mode="observe" migrate="no" apart="db"/>`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmTerms {
+    /// `mode="observe"`: it is measured and forecast, and nothing is done to it.
+    pub observe_only: bool,
+    /// `migrate="no"`: it stays on its host.
+    pub stays: bool,
+    /// `apart="GROUP"`: no two VMs of this group on one host.
+    pub apart: Option<String>,
+    /// `together="GROUP"`: VMs of this group on one host.
+    pub together: Option<String>,
+    /// What in its definition binds it to its host (a device passed through, CPUs or memory pinned), for a person; `None` where nothing
+    /// does.
+    pub bound: Option<String>,
+    /// What in its metadata is not understood, for a person. Then it is treated as [`VmTerms::observe_only`]: its owner wanted something.
+    pub misunderstood: Option<String>,
+}
+
+/// Why a term is not understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{attribute}=\"{value}\" is not one of: {expected}")]
+pub struct InvalidTerm {
+    /// Which attribute.
+    pub attribute: String,
+    /// What it says.
+    pub value: String,
+    /// What it may say.
+    pub expected: &'static str,
+}
+
+impl VmTerms {
+    /// Whether nothing may be done to the VM.
+    pub fn hands_off(&self) -> bool {
+        self.observe_only || self.misunderstood.is_some()
+    }
+
+    /// Why the VM must stay on its host, for a person; `None` where it may be moved.
+    pub fn stays_because(&self) -> Option<&str> {
+        match (&self.misunderstood, &self.bound) {
+            _ if self.observe_only => Some("its owner keeps Gnomon's hands off it"),
+            (Some(misunderstood), _) => Some(misunderstood),
+            _ if self.stays => Some("its owner wants it to stay"),
+            (None, bound) => bound.as_deref(),
+        }
+    }
+
+    /// Takes one attribute of the owner's element.
+    ///
+    /// # Errors
+    /// It is unknown, or says what it cannot say.
+    pub fn take(&mut self, attribute: &str, value: &str) -> Result<(), InvalidTerm> {
+        let invalid = |expected| InvalidTerm { attribute: attribute.into(), value: value.into(), expected };
+        match attribute {
+            "mode" => match value {
+                "auto" => self.observe_only = false,
+                "observe" => self.observe_only = true,
+                _ => return Err(invalid("auto, observe")),
+            },
+            "migrate" => match value {
+                "yes" => self.stays = false,
+                "no" => self.stays = true,
+                _ => return Err(invalid("yes, no")),
+            },
+            "apart" => self.apart = Some(group(value).ok_or_else(|| invalid(GROUP))?),
+            "together" => self.together = Some(group(value).ok_or_else(|| invalid(GROUP))?),
+            _ => return Err(invalid("the attributes mode, migrate, apart, together")),
+        }
+        Ok(())
+    }
+}
+
+const GROUP: &str = "a group's name of 1 to 64 bytes";
+
+fn group(name: &str) -> Option<String> {
+    (1..=TERM_BYTES_MAX).contains(&name.len()).then(|| name.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_understood_keeps_hands_off() {
+        let mut terms = VmTerms::default();
+        assert!(!terms.hands_off() && terms.stays_because().is_none());
+        assert!(terms.take("mode", "observer").is_err() && terms.take("migrates", "no").is_err());
+        assert!(terms.take("apart", "").is_err() && terms.take("apart", &"x".repeat(65)).is_err());
+        assert_eq!(terms, VmTerms::default());
+        terms.misunderstood = Some("mode=observer".into());
+        assert!(terms.hands_off());
+        assert_eq!(terms.stays_because(), Some("mode=observer"));
+    }
+
+    #[test]
+    fn an_owner_s_word_and_a_definition_keep_a_vm_where_it_is() {
+        let mut terms = VmTerms::default();
+        terms.take("migrate", "no").unwrap();
+        terms.take("apart", "db").unwrap();
+        assert_eq!(terms.stays_because(), Some("its owner wants it to stay"));
+        assert!(!terms.hands_off() && terms.apart.as_deref() == Some("db"));
+        let bound = VmTerms { bound: Some("hostdev pci".into()), ..VmTerms::default() };
+        assert_eq!(bound.stays_because(), Some("hostdev pci"));
+    }
+}
