@@ -82,6 +82,7 @@ pub(super) fn sample() -> Result<()> {
             balloon_bytes: None,
             memory: MemoryFacts::default(),
             interfaces: Vec::new(),
+            terms: None,
             execution_changes: 0,
         });
     }

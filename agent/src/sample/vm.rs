@@ -140,6 +140,7 @@ mod tests {
             balloon_bytes: None,
             memory: MemoryFacts::default(),
             interfaces: Vec::new(),
+            terms: None,
             execution_changes,
         }
     }
