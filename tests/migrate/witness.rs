@@ -20,25 +20,25 @@ const RAN_NS: u64 = 500_000;
 const CONSOLE_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Watches on which hosts vCPUs execute.
-pub struct Witness {
+pub(crate) struct Witness {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Seen>,
 }
 
 /// What was seen.
 #[derive(Debug, Default)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// Looks.
-    pub looks: usize,
+    pub(crate) looks: usize,
     /// In how many of them a vCPU had run since the look before, by host.
-    pub ran: [usize; 2],
+    pub(crate) ran: [usize; 2],
     /// In the longest row of looks in which they had on both hosts. One is the moment of the switch.
-    pub both_in_a_row: usize,
+    pub(crate) both_in_a_row: usize,
 }
 
 impl Witness {
     /// Begins to watch.
-    pub fn start(hosts: [Host; 2]) -> Self {
+    pub(crate) fn start(hosts: [Host; 2]) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let asked = Arc::clone(&stop);
         let thread = thread::spawn(move || {
@@ -60,7 +60,7 @@ impl Witness {
     }
 
     /// Ends watching; fails if two copies ran at a time.
-    pub fn finish(self, guest: &Guest) -> Result<Seen> {
+    pub(crate) fn finish(self, guest: &Guest) -> Result<Seen> {
         self.stop.store(true, Ordering::Relaxed);
         let seen = self.thread.join().expect("the witness does not panic");
         println!("vCPUs: {seen:?}");
@@ -95,14 +95,14 @@ fn vcpu_run_ns(thread: &str) -> u64 {
 }
 
 /// Watches the ticks of a guest on its console: one a second.
-pub struct Ticks {
+pub(crate) struct Ticks {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Result<Duration>>,
 }
 
 impl Ticks {
     /// Begins to watch.
-    pub fn start(guest: &Guest) -> Self {
+    pub(crate) fn start(guest: &Guest) -> Self {
         let (stop, guest) = (Arc::new(AtomicBool::new(false)), guest.clone());
         let asked = Arc::clone(&stop);
         let thread = thread::spawn(move || {
@@ -122,7 +122,7 @@ impl Ticks {
     }
 
     /// The longest time between two of them, by this machine's clock.
-    pub fn longest_gap(self) -> Result<Duration> {
+    pub(crate) fn longest_gap(self) -> Result<Duration> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("the watcher does not panic")
     }
