@@ -14,7 +14,7 @@ use gnomon_common::wire::{
     Setting, VmId, Whereabouts,
 };
 use gnomon_e2e::usurper::Usurper;
-use gnomon_e2e::{observing, reconfigure, run, skipped, wait_for};
+use gnomon_e2e::{agent_metrics, observing, reconfigure, run, skipped, wait_for};
 use witness::{Ticks, Witness};
 use xtask::lab::{Guest, GuestOptions, Host, Lab, Options};
 use xtask::stack::{AgentSettings, Stack};
@@ -124,7 +124,9 @@ impl Scene {
         let state = |host: &Host| -> Result<String> {
             let all = host.virsh(["list", "--all", "--name"])?;
             let known = all.lines().any(|line| line.trim() == "g1");
-            Ok(if known { host.virsh(["domstate", "g1"])?.trim().to_owned() } else { String::new() })
+            // It may be gone since the list was made.
+            let told = known.then(|| host.virsh(["domstate", "g1"]).unwrap_or_default());
+            Ok(told.unwrap_or_default().trim().to_owned())
         };
         Ok([state(&self.hosts[0])?, state(&self.hosts[1])?])
     }
@@ -193,6 +195,24 @@ async fn a_guest_is_moved_while_it_runs_and_what_was_set_goes_with_it() -> Resul
     let migration = scene.migration(false);
     let again = scene.migrate(migration).await?;
     ensure!(again == OutcomeResult::Refused(RefusedCommand::UnknownVm), "{again:?}");
+
+    // There it can be released: what the other agent did goes back to what was there before that.
+    scene.stack.stop_agent("h1")?;
+    scene.stack.launch_agent("h2")?;
+    scene.brain.welcome_next(TERM).await?;
+    for _ in 0..60 {
+        if scene.stack.agent_log("h2")?.contains("it came from another host") {
+            break;
+        }
+        scene.brain.serve(Duration::from_millis(500)).await?;
+    }
+    let release = scene.order(Action::Release);
+    let released = scene.brain.command(&release).await?;
+    println!("released on the other host: {released:?}");
+    let OutcomeResult::Applied { after, .. } = released.result else { bail!("not released: {released:?}") };
+    ensure!(after == [Setting::CpuQuota { cores: None }], "{after:?}");
+    let definition = scene.hosts[1].virsh(["dumpxml", "g1"])?;
+    ensure!(!definition.contains("urn:gnomon:undo"), "what was taken over is still in the metadata");
     Ok(())
 }
 
@@ -260,7 +280,18 @@ async fn a_migration_that_is_given_up_leaves_the_guest_running_where_it_was() ->
     }
     let mut scene = Scene::new("giveup", as_it_is).await?;
     let witness = scene.witness();
+    scene.stack.launch_agent("h2")?;
+    for _ in 0..60 {
+        if agent_metrics(&scene.stack, "h2")?.contains("state=\"arriving\"} 0") {
+            break;
+        }
+        scene.brain.serve(Duration::from_millis(500)).await?;
+    }
     let order = scene.begin_slowly().await?;
+    // Both agents know what it is about.
+    let (moving, arriving) = ("gnomon_agent_migrations{standing=\"moving\"} 1", "state=\"arriving\"} 1");
+    ensure!(agent_metrics(&scene.stack, "h1")?.contains(moving), "{}", agent_metrics(&scene.stack, "h1")?);
+    ensure!(agent_metrics(&scene.stack, "h2")?.contains(arriving), "{}", agent_metrics(&scene.stack, "h2")?);
     let set = scene.order(Action::Set(Setting::CpuQuota { cores: Some(0.5) }));
     let refused = scene.brain.command(&set).await?;
     ensure!(refused.result == OutcomeResult::Refused(RefusedCommand::Migrating), "{refused:?}");

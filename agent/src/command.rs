@@ -79,6 +79,11 @@ pub trait VmDirectory: Send {
         Resources::default()
     }
 
+    /// The VMs that have come from another host, with what came with them, as far as that was read.
+    fn keepsakes(&self) -> Vec<(VmId, String)> {
+        Vec::new()
+    }
+
     /// What its owner and its definition allow, once that was read.
     fn terms(&self, _vm: VmId) -> Option<VmTerms> {
         Some(VmTerms::default())

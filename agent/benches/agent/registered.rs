@@ -83,6 +83,7 @@ pub(super) fn sample() -> Result<()> {
             memory: MemoryFacts::default(),
             interfaces: Vec::new(),
             terms: None,
+            keepsake: None,
             execution_changes: 0,
         });
     }

@@ -18,6 +18,7 @@ mod ending;
 mod journey;
 mod preflight;
 
+use crate::host::libvirt::Hypervisor;
 use crate::sample::MigrationBook;
 use gnomon_common::wire::{Migration, OutcomeResult, VmId};
 use journey::{Journey, Libvirts};
@@ -35,6 +36,8 @@ pub struct Order {
     pub vm: VmId,
     /// Where to, and how.
     pub migration: Migration,
+    /// What goes with it, for the agent of the other host.
+    pub keepsake: Option<String>,
     /// How long ago the command came: its time-out counts from then.
     pub waited: Duration,
     /// Whether it is to be begun. Else an earlier life of the agent may have begun it: it is followed to its end, never begun again.
@@ -63,6 +66,9 @@ pub trait Mover: Send {
 
     /// Gives up the one of this VM, if there is one.
     fn abort(&mut self, vm: VmId);
+
+    /// What came with this VM from another host has been taken over.
+    fn forget_keepsake(&mut self, vm: VmId);
 
     /// What has become of those under way since it was asked last.
     fn news(&mut self) -> Vec<(VmId, News)>;
@@ -132,6 +138,18 @@ impl Mover for LibvirtMover {
     fn abort(&mut self, vm: VmId) {
         if let Some(under_way) = self.under_way.get(&vm) {
             under_way.abort.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn forget_keepsake(&mut self, vm: VmId) {
+        let uri = self.config.uri.clone();
+        let forget = move || {
+            if let Err(error) = Hypervisor::open(&uri).and_then(|here| here.keep(vm, None)) {
+                tracing::warn!(%vm, %error, "what came with it from another host stays in its metadata");
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("gnomon-keepsake".to_owned()).spawn(forget) {
+            tracing::warn!(%error, "no thread to change metadata");
         }
     }
 

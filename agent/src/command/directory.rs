@@ -63,6 +63,12 @@ impl VmDirectory for InventoryDirectory {
         }
     }
 
+    fn keepsakes(&self) -> Vec<(VmId, String)> {
+        let inventory = self.inventory.borrow();
+        let here = inventory.vms.iter().filter(|facts| facts.state == VmState::Running);
+        here.filter_map(|facts| Some((facts.id, facts.keepsake.clone()?))).collect()
+    }
+
     fn terms(&self, vm: VmId) -> Option<VmTerms> {
         self.inventory.borrow().vm(vm)?.terms.clone()
     }
@@ -100,6 +106,7 @@ mod tests {
             memory: MemoryFacts::default(),
             interfaces: Vec::new(),
             terms: None,
+            keepsake: None,
             execution_changes: 0,
         }
     }

@@ -23,6 +23,7 @@ use duties::Tending;
 use gnomon_common::wire::{
     Action, Command, CpuBounds, HostId, LocalCause, Outcome, OutcomeResult, RefusedCommand, Setting, VmId,
 };
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -64,6 +65,8 @@ pub struct Executor {
     clock: Box<dyn Fn() -> Now + Send>,
     metrics: Metrics,
     presence: BrainPresence,
+    /// The lives of VMs whose undo records from other hosts have been taken over. Grows by migrations to here only.
+    adopted: BTreeMap<VmId, VmLife>,
     /// `None`: it obeys, and does nothing of its own accord.
     tending: Option<Tending>,
 }
@@ -92,7 +95,7 @@ impl Executor {
     ) -> Self {
         let presence = BrainPresence::gone_since(clock.now().boot);
         let clock = Box::new(move || clock.now());
-        Self { ledger, actuator, mover, vms, policy, clock, metrics, presence, tending: None }
+        Self { ledger, actuator, mover, vms, policy, clock, metrics, presence, adopted: BTreeMap::new(), tending: None }
     }
 
     /// Gives it duties of its own. In a dry run it has none: nothing that it holds could be defended.
@@ -151,7 +154,8 @@ impl Executor {
                 next_try = Instant::now() + resolve_interval;
             }
             if Instant::now() >= next_tend {
-                match self.tend() {
+                let adopted = if self.policy.dry_run { Ok(()) } else { self.adopt() };
+                match adopted.and_then(|()| self.tend()) {
                     Ok(acted) => news |= acted,
                     Err(error) => {
                         self.metrics.ledger_errors.inc();

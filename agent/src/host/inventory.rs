@@ -126,6 +126,9 @@ pub struct VmFacts {
     /// depends on it.
     #[serde(skip)]
     pub terms: Option<VmTerms>,
+    /// What came with it from another host. No part of a recording, either.
+    #[serde(skip)]
+    pub keepsake: Option<String>,
     /// How often its execution was seen to start, stop, pause or resume since the agent started. Two readings between which
     /// this changed do not make a sample: part of the time between them the VM did not run.
     pub execution_changes: u64,

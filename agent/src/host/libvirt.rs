@@ -8,6 +8,7 @@ mod cpu;
 mod daemon;
 mod devices;
 mod dirty_rate;
+mod keepsake;
 mod limits;
 mod memory;
 pub mod migration;

@@ -174,6 +174,7 @@ mod tests {
             memory: MemoryFacts { balloon: Balloon::Movable { bytes: 128 * MIB }, guest, in_use },
             interfaces: Vec::new(),
             terms: None,
+            keepsake: None,
             execution_changes: 0,
         }
     }

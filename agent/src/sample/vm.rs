@@ -141,6 +141,7 @@ mod tests {
             memory: MemoryFacts::default(),
             interfaces: Vec::new(),
             terms: None,
+            keepsake: None,
             execution_changes,
         }
     }

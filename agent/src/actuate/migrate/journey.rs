@@ -29,6 +29,9 @@ pub(super) trait Sides {
     /// Whether it may begin.
     fn check(&mut self) -> Result<(), Refusal>;
 
+    /// Lets something go with it, or not after all.
+    fn keep(&mut self, keepsake: Option<&str>);
+
     /// Begins it. What libvirt says at its end is received.
     fn begin(&mut self) -> Receiver<Result<(), String>>;
 
@@ -89,6 +92,9 @@ impl<S: Sides> Journey<'_, S> {
                 return OutcomeResult::NotMoved { error: why, whereabouts: Whereabouts::Here };
             }
             self.book.note(vm, MigrationProgress::default());
+            if self.order.keepsake.is_some() {
+                self.sides.keep(self.order.keepsake.as_deref());
+            }
             let ended = self.sides.begin();
             said = self.watch(|wait| match ended.recv_timeout(wait) {
                 Ok(said) => Some(said),
@@ -101,7 +107,11 @@ impl<S: Sides> Journey<'_, S> {
             let given_up = self.follow();
             said = given_up.map_or(said, Err);
         }
-        self.settle(said, parked)
+        let result = self.settle(said, parked);
+        if self.order.keepsake.is_some() && matches!(result, OutcomeResult::NotMoved { .. }) {
+            self.sides.keep(None);
+        }
+        result
     }
 
     /// Why it is to be given up, if it is.
@@ -274,6 +284,12 @@ impl Sides for Libvirts {
         let offer = self.ask_there(move |there| there.offer(vm, &wanted));
         let offer = offer.map_err(|error| Refusal::Immovable(Immovable::Unreachable(error)))?;
         preflight::target(&needs, &offer, self.config.reserve_bytes).map_err(Refusal::Immovable)
+    }
+
+    fn keep(&mut self, keepsake: Option<&str>) {
+        if let Err(error) = self.here.get().and_then(|here| here.keep(self.vm, keepsake)) {
+            tracing::warn!(vm = %self.vm, %error, "how to undo what was set does not go with the VM, or stays in its metadata");
+        }
     }
 
     fn begin(&mut self) -> Receiver<Result<(), String>> {

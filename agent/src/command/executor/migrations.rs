@@ -3,7 +3,7 @@
 use super::{Executor, Known, Now, took_us};
 use crate::actuate::migrate::{News, Order};
 use crate::command::judge::Migrations;
-use crate::command::ledger::{self, Intent, LedgerError};
+use crate::command::ledger::{self, Intent, LedgerError, UndoRecord};
 use gnomon_common::wire::{Action, Command, Immovable, Migration, Moved, Outcome, OutcomeResult, VmId};
 use std::time::Duration;
 
@@ -44,7 +44,8 @@ impl Executor {
         };
         self.ledger.begin(&intent, None)?;
         tracing::info!(id = %command.id, vm = %command.vm, name = known.name, to = %migration.to, reason = command.reason, "VM is migrated");
-        match self.mover.begin(self.order(&intent, migration, true)) {
+        let order = self.order(&intent, migration, true)?;
+        match self.mover.begin(order) {
             Ok(()) => Ok(()),
             Err(error) => {
                 let error = format!("no thread to migrate it: {error}");
@@ -71,17 +72,21 @@ impl Executor {
         let Action::Migrate(migration) = &intent.command.action else { return Ok(false) };
         if !self.policy.dry_run && !self.mover.has(intent.command.vm) {
             tracing::info!(id = %intent.command.id, vm = %intent.command.vm, "a migration was under way when the agent stopped: finding out where the VM is");
-            if let Err(error) = self.mover.begin(self.order(intent, migration, false)) {
+            let order = self.order(intent, migration, false)?;
+            if let Err(error) = self.mover.begin(order) {
                 tracing::error!(%error, "no thread to follow a migration");
             }
         }
         Ok(false)
     }
 
-    fn order(&self, intent: &Intent, migration: &Migration, is_new: bool) -> Order {
+    fn order(&self, intent: &Intent, migration: &Migration, is_new: bool) -> Result<Order, LedgerError> {
         // Of a command from before a reboot the time is over.
         let waited = (self.clock)().boot.since(intent.received).unwrap_or(Duration::MAX);
-        Order { vm: intent.command.vm, migration: migration.clone(), waited, is_new }
+        let vm = intent.command.vm;
+        let recorded = self.recorded(vm, intent.life)?;
+        let keepsake = recorded.map(|record| serde_json::to_string(&record)).transpose()?;
+        Ok(Order { vm, migration: migration.clone(), keepsake, waited, is_new })
     }
 
     /// Concludes what has ended. Returns whether there is news in the ledger.
@@ -108,6 +113,28 @@ impl Executor {
         let outcome = Outcome { id: command.id, vm: command.vm, at, origin: ledger::origin(command, None), result };
         let forgotten = self.ledger.tell(&outcome, &Intent { parked: true, ..intent.clone() })?;
         self.metrics.outcomes_forgotten.inc_by(forgotten);
+        Ok(())
+    }
+
+    /// Takes over what other hosts' agents did to VMs that have come here: a release gives back what was there before, wherever that was. Once
+    /// for each life: what is then done here counts.
+    pub(super) fn adopt(&mut self) -> Result<(), LedgerError> {
+        for (vm, keepsake) in self.vms.keepsakes() {
+            let life = self.vms.find(vm).life;
+            if life.is_none() || self.adopted.get(&vm) == life.as_ref() || self.migrations(vm)?.of_vm {
+                continue;
+            }
+            match serde_json::from_str::<UndoRecord>(&keepsake) {
+                Ok(record) if record.vm == vm && self.recorded(vm, life)?.is_none() => {
+                    tracing::info!(%vm, name = record.name, "it came from another host: what Gnomon set there can be undone here");
+                    self.ledger.amend_undo(&UndoRecord { life, ..record })?;
+                }
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%vm, %error, "what came with it from another host is not understood"),
+            }
+            self.adopted.extend(life.map(|life| (vm, life)));
+            self.mover.forget_keepsake(vm);
+        }
         Ok(())
     }
 

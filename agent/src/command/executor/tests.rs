@@ -43,9 +43,11 @@ struct World {
     /// What the mover was told to begin, and to abort.
     begun: Vec<Order>,
     aborted: Vec<VmId>,
+    forgotten: Vec<VmId>,
     /// What it has to tell.
     news: Vec<(VmId, News)>,
     terms: VmTerms,
+    keepsakes: Vec<(VmId, String)>,
     boot: u128,
     us: u64,
     /// At this point the ledger's bytes and the host are put aside, as a kill there would leave them.
@@ -145,6 +147,10 @@ impl Mover for PlayedMover {
         self.world.lock().unwrap().aborted.push(vm);
     }
 
+    fn forget_keepsake(&mut self, vm: VmId) {
+        self.world.lock().unwrap().forgotten.push(vm);
+    }
+
     fn news(&mut self) -> Vec<(VmId, News)> {
         let all = std::mem::take(&mut self.world.lock().unwrap().news);
         for (vm, news) in &all {
@@ -157,6 +163,10 @@ impl Mover for PlayedMover {
 }
 
 impl VmDirectory for Host {
+    fn keepsakes(&self) -> Vec<(VmId, String)> {
+        self.0.lock().unwrap().keepsakes.clone()
+    }
+
     fn terms(&self, _: VmId) -> Option<VmTerms> {
         Some(self.0.lock().unwrap().terms.clone())
     }
@@ -199,6 +209,7 @@ fn executor(path: &Path, world: &Shared, dry_run: bool) -> Executor {
         clock: Box::new(move || now(&clock_world)),
         metrics: Metrics::register(&mut Registry::default()),
         presence: BrainPresence::gone_since(now(world).boot),
+        adopted: BTreeMap::new(),
         tending: None,
     }
 }

@@ -176,6 +176,7 @@ impl Surveyor {
                 memory: MemoryFacts::default(),
                 interfaces: Vec::new(),
                 terms: None,
+                keepsake: None,
                 execution_changes: self.execution_changes.get(&facts.vm).copied().unwrap_or(0),
                 name: facts.name,
             }

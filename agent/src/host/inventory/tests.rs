@@ -15,6 +15,7 @@ fn facts(id: u128) -> VmFacts {
         memory: MemoryFacts::default(),
         interfaces: Vec::new(),
         terms: None,
+        keepsake: None,
         execution_changes: 0,
     }
 }

@@ -93,6 +93,7 @@ impl Bench {
             memory: MemoryFacts { balloon: Balloon::Movable { bytes: 1 << 29 }, ..MemoryFacts::default() },
             interfaces: Vec::new(),
             terms: None,
+            keepsake: None,
             execution_changes: 0,
         }
     }

@@ -21,6 +21,7 @@ struct Played {
     resumed_after: Vec<Option<Standing>>,
     hanging: Option<Sender<Result<(), String>>>,
     paused: Duration,
+    kept: Vec<Option<String>>,
 }
 
 struct Shared<'a>(&'a Mutex<Played>);
@@ -32,6 +33,10 @@ fn next<T: Copy>(list: &mut VecDeque<T>) -> Option<T> {
 impl Sides for Shared<'_> {
     fn check(&mut self) -> Result<(), Refusal> {
         self.0.lock().unwrap().immovable.take().map_or(Ok(()), |why| Err(Refusal::Immovable(why)))
+    }
+
+    fn keep(&mut self, keepsake: Option<&str>) {
+        self.0.lock().unwrap().kept.push(keepsake.map(str::to_owned));
     }
 
     fn begin(&mut self) -> Receiver<Result<(), String>> {
@@ -89,7 +94,7 @@ fn order(is_new: bool, timeout_ms: u64) -> Order {
         bandwidth_bytes_per_s: None,
         auto_converge: false,
     };
-    Order { vm: VmId(Uuid::from_u128(1)), migration, waited: Duration::ZERO, is_new }
+    Order { vm: VmId(Uuid::from_u128(1)), migration, keepsake: None, waited: Duration::ZERO, is_new }
 }
 
 /// Goes the journey; returns how it ended, and whether it was told to be parked.
@@ -115,6 +120,22 @@ fn what_libvirt_says_has_moved_and_is_gone_has_moved() {
     let (result, parked) = go(&played, &order(true, 60_000), false);
     let moved = Moved { took_us: 0, downtime_us: Some(90_000), sent_bytes: Some(7) };
     assert_eq!((result, parked), (OutcomeResult::Moved(moved), 0));
+}
+
+#[test]
+fn what_goes_with_it_is_taken_back_where_it_does_not_go() {
+    let played =
+        || Played { says: Some(Err("no".to_owned())), here: [Some(Standing::Active)].into(), ..Played::default() };
+    let with = |is_new| Order { keepsake: Some("undo".to_owned()), ..order(is_new, 60_000) };
+    let stays = Mutex::new(played());
+    go(&stays, &with(true), false);
+    assert_eq!(stays.into_inner().unwrap().kept, [Some("undo".to_owned()), None]);
+    let goes = Mutex::new(Played { says: Some(Ok(())), here: [Some(Standing::Absent)].into(), ..Played::default() });
+    go(&goes, &with(true), false);
+    assert_eq!(goes.into_inner().unwrap().kept, [Some("undo".to_owned())]);
+    let followed = Mutex::new(played());
+    go(&followed, &with(false), false);
+    assert_eq!(followed.into_inner().unwrap().kept, [None]);
 }
 
 #[test]

@@ -36,10 +36,11 @@ fn while_a_vm_is_on_its_way_it_is_left_alone_and_what_was_set_goes_with_it() {
     let mut executor = executor(&path, &world, false);
     send(&mut executor, &world, &set(1, 1.5));
     send(&mut executor, &world, &migrate(2));
-    assert_eq!(
-        world.lock().unwrap().begun,
-        [Order { vm: vm(1), migration: migration("h2"), waited: Duration::ZERO, is_new: true }]
-    );
+    let undo = executor.ledger.undo(vm(1)).unwrap();
+    let keepsake = undo.map(|undo| serde_json::to_string(&undo).unwrap());
+    assert!(keepsake.is_some());
+    let order = Order { vm: vm(1), migration: migration("h2"), keepsake, waited: Duration::ZERO, is_new: true };
+    assert_eq!(world.lock().unwrap().begun, [order]);
     send(&mut executor, &world, &set(3, 3.0));
     send(&mut executor, &world, &command(4, 1, Action::Release));
     send(&mut executor, &world, &command(5, 2, Action::Migrate(migration("h2"))));
@@ -84,7 +85,8 @@ fn an_agent_that_was_killed_follows_the_migration_and_does_not_begin_it_again() 
     assert!(after.try_resolve(), "it is not resolved at once");
     after.try_resolve();
     let begun = world.lock().unwrap().begun.clone();
-    let again = Order { vm: vm(1), migration: migration("h2"), waited: Duration::from_secs(5), is_new: false };
+    let waited = Duration::from_secs(5);
+    let again = Order { vm: vm(1), migration: migration("h2"), keepsake: None, waited, is_new: false };
     assert_eq!(begun[1..], [again]);
     // The brain asks again: it is under way still, and there is nothing to say.
     send(&mut after, &world, &migrate(1));
@@ -146,4 +148,23 @@ fn a_release_by_hand_leaves_a_vm_on_its_way_alone() {
         crate::command::release::restore(&executor.ledger, &mut Host(Arc::clone(&world)), &record, record.life);
     assert!(matches!(refused, Err(crate::command::release::ReleaseError::Migrating(_))), "{refused:?}");
     assert_eq!(executor.ledger.intents().unwrap().len(), 1);
+}
+
+#[test]
+fn what_another_host_did_to_a_vm_can_be_undone_where_it_has_come_to() {
+    let (_folder, path, world) = host();
+    let mut executor = executor(&path, &world, false);
+    let elsewhere = Some(VmLife { boot: Uuid::from_u128(9), pid: 1, start_ticks: 1 });
+    let record = UndoRecord::new(vm(1), "web".to_owned(), elsewhere, vec![quota(None)], Timestamp::from_unix_ms(1));
+    let keepsake = serde_json::to_string(&record).unwrap();
+    world.lock().unwrap().keepsakes = vec![(vm(1), keepsake), (vm(2), "{".to_owned())];
+    executor.adopt().unwrap();
+    let adopted = executor.ledger.undo(vm(1)).unwrap().unwrap();
+    assert_eq!((adopted.baselines.clone(), adopted.life), (record.baselines, world.lock().unwrap().life(vm(1))));
+    send(&mut executor, &world, &command(1, 1, Action::Release));
+    assert_eq!(results(&executor), [(1, applied(Some(2.0), None))]);
+    // It is told until the definition is read again, and taken over once.
+    executor.adopt().unwrap();
+    assert_eq!(executor.ledger.undo_records().unwrap(), []);
+    assert_eq!(world.lock().unwrap().forgotten, [vm(1)]);
 }

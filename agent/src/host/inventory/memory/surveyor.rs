@@ -35,6 +35,7 @@ struct Known {
     memory: MemoryFacts,
     interfaces: Vec<String>,
     terms: Option<VmTerms>,
+    keepsake: Option<String>,
 }
 
 impl MemoryBook {
@@ -45,7 +46,8 @@ impl MemoryBook {
             // A domain that is not active has no memory; what is in the book is of its last life.
             let active = facts.balloon_bytes.is_some();
             let known = book.get(&facts.id).filter(|_| active).cloned().unwrap_or_default();
-            (facts.memory, facts.interfaces, facts.terms) = (known.memory, known.interfaces, known.terms);
+            (facts.memory, facts.interfaces) = (known.memory, known.interfaces);
+            (facts.terms, facts.keepsake) = (known.terms, known.keepsake);
         }
     }
 
@@ -63,6 +65,7 @@ struct Watched {
     device: Option<Option<BalloonDevice>>,
     interfaces: Vec<String>,
     terms: Option<VmTerms>,
+    keepsake: Option<String>,
     /// Looks since the definition was read.
     looks: u32,
     watch: MemoryWatch,
@@ -160,6 +163,7 @@ impl MemorySurveyor {
             memory: watched.watch.facts,
             interfaces: watched.interfaces.clone(),
             terms: watched.terms.clone(),
+            keepsake: watched.keepsake.clone(),
         };
         // The book first: a survey that ends in between must not bring the old facts back.
         self.book.replace(self.watched.iter().map(|(id, watched)| (*id, known(watched))).collect());
@@ -183,7 +187,7 @@ impl Watched {
                 let devices = hypervisor.devices(vm)?;
                 let names = devices.interfaces.into_iter().filter_map(|interface| interface.device?.into_string().ok());
                 self.interfaces = names.collect();
-                self.terms = Some(devices.terms);
+                (self.terms, self.keepsake) = (Some(devices.terms), devices.keepsake);
                 let mut device = devices.balloon;
                 if let Some(BalloonDevice { stats_period_s: period @ 0 }) = &mut device
                     && set_period
