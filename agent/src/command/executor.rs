@@ -65,7 +65,7 @@ pub struct Executor {
     clock: Box<dyn Fn() -> Now + Send>,
     metrics: Metrics,
     presence: BrainPresence,
-    /// The lives of VMs whose undo records from other hosts have been taken over. Grows by migrations to here only.
+    /// The lives of VMs whose undo records from other hosts have been taken over, while their definitions still show them.
     adopted: BTreeMap<VmId, VmLife>,
     /// `None`: it obeys, and does nothing of its own accord.
     tending: Option<Tending>,

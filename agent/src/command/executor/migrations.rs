@@ -119,7 +119,9 @@ impl Executor {
     /// Takes over what other hosts' agents did to VMs that have come here: a release gives back what was there before, wherever that was. Once
     /// for each life: what is then done here counts.
     pub(super) fn adopt(&mut self) -> Result<(), LedgerError> {
-        for (vm, keepsake) in self.vms.keepsakes() {
+        let keepsakes = self.vms.keepsakes();
+        self.adopted.retain(|vm, _| keepsakes.iter().any(|(kept, _)| kept == vm));
+        for (vm, keepsake) in keepsakes {
             let life = self.vms.find(vm).life;
             if life.is_none() || self.adopted.get(&vm) == life.as_ref() || self.migrations(vm)?.of_vm {
                 continue;

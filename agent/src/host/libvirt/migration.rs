@@ -57,8 +57,9 @@ pub struct Offer {
 /// Whether a stopped domain is being received: only its source knows how far that has come, and libvirt says so.
 pub(super) fn is_arriving(domain: &Domain) -> bool {
     let by_migration = matches!(standing(domain), Ok(Standing::Stopped { by_migration: true }));
-    by_migration
-        && raw::job(domain, false).is_err_and(|e| e.code().is_known_and(|c| c == ErrorNumber::OperationInvalid))
+    // Which of the two depends on libvirt's version.
+    let of_source = |code| matches!(code, ErrorNumber::OperationUnsupported | ErrorNumber::OperationInvalid);
+    by_migration && raw::job(domain, false).is_err_and(|error| error.code().is_known_and(of_source))
 }
 
 impl Hypervisor {
