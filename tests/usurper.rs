@@ -24,7 +24,7 @@ const PORT: u16 = 9470;
 /// One agent's connection to the played brain.
 #[derive(Debug)]
 pub struct Usurper {
-    _endpoint: Endpoint,
+    endpoint: Endpoint,
     connection: Connection,
     out: SendStream,
     heard: RecvStream,
@@ -39,11 +39,21 @@ impl Usurper {
         let socket = lab.in_brain_net(|| UdpSocket::bind(address))?.context("taking the brain's address")?;
         let config = Some(quinn::ServerConfig::with_crypto(Arc::new(tls(brain_dir)?)));
         let endpoint = Endpoint::new(EndpointConfig::default(), config, socket, Arc::new(TokioRuntime))?;
+        Self::accept(endpoint, term).await
+    }
+
+    /// Welcomes the next agent that comes, in place of the one before.
+    pub async fn welcome_next(&mut self, term: u64) -> Result<()> {
+        *self = Self::accept(self.endpoint.clone(), term).await?;
+        Ok(())
+    }
+
+    async fn accept(endpoint: Endpoint, term: u64) -> Result<Self> {
         let incoming = timeout(PATIENCE, endpoint.accept()).await.context("no agent came")?;
         let connection = incoming.context("the endpoint is closed")?.await?;
         let (out, mut heard) = timeout(PATIENCE, connection.accept_bi()).await??;
         let AgentMessage::Hello(hello) = read(&mut heard).await? else { bail!("the first message is no hello") };
-        let mut usurper = Self { _endpoint: endpoint, connection, out, heard, hello };
+        let mut usurper = Self { endpoint, connection, out, heard, hello };
         let acknowledged = Sequence(0);
         let welcome = Welcome { version: VERSIONS.max, term, heartbeat_ms: 1000, acknowledged };
         usurper.say(&BrainMessage::Welcome(welcome)).await?;
@@ -52,8 +62,22 @@ impl Usurper {
 
     /// Gives a command and returns what the agent says became of it.
     pub async fn command(&mut self, command: &Command) -> Result<Outcome> {
-        self.say(&BrainMessage::Command(command.clone())).await?;
+        self.send(command).await?;
         self.outcome(|outcome| outcome.id == command.id).await
+    }
+
+    /// Gives a command and does not wait for its outcome.
+    pub async fn send(&mut self, command: &Command) -> Result<()> {
+        self.say(&BrainMessage::Command(command.clone())).await
+    }
+
+    /// Serves the agent for a while. Outcomes that come meanwhile are acknowledged and returned.
+    pub async fn serve(&mut self, span: Duration) -> Result<Vec<Outcome>> {
+        let (mut all, end) = (Vec::new(), tokio::time::Instant::now() + span);
+        while let Ok(outcome) = tokio::time::timeout_at(end, self.outcome(|_| true)).await {
+            all.push(outcome?);
+        }
+        Ok(all)
     }
 
     /// Serves the agent, and acknowledges what it tells, until it tells of an outcome like this.

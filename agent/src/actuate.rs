@@ -12,7 +12,8 @@
 //! | disk limit | libvirt, each disk | QEMU's own throttle settings |
 //! | network limit | libvirt, each interface | libvirt, which has run `tc` and believes its result |
 //!
-//! All changes are made to the running domain, never to its definition, so that they end with its life.
+//! All of these changes are made to the running domain, never to its definition, so that they end with its life. [`migrate`] moves a VM to
+//! another host, which is no means of sizing it.
 
 pub mod cpu_quota;
 pub mod cpu_weight;
@@ -22,6 +23,7 @@ pub mod dispatch;
 pub mod each_device;
 pub mod host;
 pub mod memory;
+pub mod migrate;
 pub mod network_limit;
 pub mod vcpus;
 

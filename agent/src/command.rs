@@ -14,6 +14,9 @@
 //!   ledger: outcome, intent removed <-----------------------  outcome
 //! ```
 //!
+//! A migration takes longer: its intent is written, it goes on beside this on a [thread of its own](crate::actuate::migrate), and it is
+//! concluded when it is known where the VM is, in a later life of the agent if need be.
+//!
 //! One thread ([`executor`]) owns the ledger and the actuator; others reach it through a bounded queue ([`Commands`]) and read its answers
 //! from a [`tokio::sync::watch`]. Nothing is changed before its intent is synced, and an outcome is kept until the brain has it.
 //!
@@ -39,7 +42,7 @@ pub mod release;
 pub use metrics::Metrics;
 
 use clock::BootInstant;
-use gnomon_common::wire::{Command, CommandId, Fence, Outcome, VmId};
+use gnomon_common::wire::{Command, CommandId, Fence, Outcome, VmId, VmTerms};
 use judge::{Resources, Sighting};
 use ledger::VmLife;
 use presence::BrainPresence;
@@ -74,6 +77,16 @@ pub trait VmDirectory: Send {
     /// What is known of what it has and could be given, beside CPU; nothing, unless said otherwise.
     fn resources(&self, _vm: VmId) -> Resources {
         Resources::default()
+    }
+
+    /// The VMs that have come from another host, with what came with them, as far as that was read.
+    fn keepsakes(&self) -> Vec<(VmId, String)> {
+        Vec::new()
+    }
+
+    /// What its owner and its definition allow, once that was read.
+    fn terms(&self, _vm: VmId) -> Option<VmTerms> {
+        Some(VmTerms::default())
     }
 }
 

@@ -7,9 +7,11 @@ use crate::cost::Budget;
 use crate::cpu_source::Choice;
 mod duties;
 mod guard;
+mod migration;
 
 pub use duties::{Away, OnForeignChange, Reconcile};
 pub use guard::Guard;
+pub use migration::MigrationConfig;
 
 use crate::uplink::Bounds;
 use crate::uplink::identity::Files;
@@ -31,6 +33,9 @@ const WINDOW_MS: std::ops::RangeInclusive<u32> = 1_000..=60_000;
 /// Least disk space and least age of the spool: less would drop what a brain that restarts has no time to take.
 const SPOOL_BYTES_MIN: u64 = 1 << 20;
 const SPOOL_AGE_MIN_S: u64 = 60;
+
+/// Longest name of a zone, in bytes.
+const ZONE_BYTES_MAX: usize = 64;
 
 /// Everything an operator can set.
 #[derive(Clone, Debug, Deserialize)]
@@ -64,6 +69,9 @@ pub struct Config {
     /// When someone else changes what Gnomon set.
     #[serde(default)]
     pub reconcile: Reconcile,
+    /// Sending VMs to other hosts.
+    #[serde(default)]
+    pub migration: MigrationConfig,
     /// The agent's own metrics.
     #[serde(default)]
     pub metrics: Metrics,
@@ -83,6 +91,8 @@ pub struct Host {
     /// Which libvirt to talk to.
     #[serde(default = "default_libvirt_uri")]
     pub libvirt_uri: String,
+    /// Where it stands, for what must not be in one place: a room, a feed, a rack.
+    pub zone: Option<String>,
 }
 
 /// `[brain]`
@@ -332,6 +342,12 @@ impl Config {
             return Err(("sample.window_ms", format!("{window_ms} is not {wanted}")));
         }
         self.guard.check()?;
+        self.migration.check()?;
+        if let Some(zone) = &self.host.zone
+            && !(1..=ZONE_BYTES_MAX).contains(&zone.len())
+        {
+            return Err(("host.zone", format!("{zone:?} is not a name of 1 to {ZONE_BYTES_MAX} bytes")));
+        }
         if let Some(capacity) = self.host.capacity_cores
             && !(capacity.is_finite() && capacity > 0.0)
         {
@@ -389,6 +405,8 @@ mod tests {
         assert_eq!(shipped.guard.allowed(), minimal.guard.allowed());
         assert_eq!(shipped.away, minimal.away);
         assert_eq!(shipped.reconcile, minimal.reconcile);
+        assert_eq!(shipped.migration, minimal.migration);
+        assert_eq!(shipped.host.zone, minimal.host.zone);
         assert_eq!(shipped.metrics.listen, minimal.metrics.listen);
         assert_eq!(shipped.host.libvirt_uri, minimal.host.libvirt_uri);
         assert_eq!(shipped.brain.server_name, minimal.brain.server_name);
@@ -454,6 +472,7 @@ mod tests {
             ("[away]\ndrift_step = nan", "away.drift_step"),
             ("[away]\ndrift_interval_s = 0", "away.drift_interval_s"),
             ("[reconcile]\nreapply_max = 101", "reconcile.reapply_max"),
+            ("[migration]\nenabled = true", "migration.uri"),
             ("[metrics]\nlisten = \"9479\"", "neither \"off\" nor"),
         ];
         for (section, expected) in cases {
@@ -465,6 +484,7 @@ mod tests {
             assert!(message.contains("brain.address"), "{address} gave {message:?}");
         }
         assert!(message(&MINIMAL.replace("\"brain:9470\"", "7")).contains("expected \"HOST:PORT\" or a list of them"));
+        assert!(message(&MINIMAL.replace("[brain]", "zone = \"\"\n[brain]")).contains("host.zone"));
         assert!(message(&MINIMAL.replace("[brain]", "capacity_cores = 0\n[brain]")).contains("host.capacity_cores"));
     }
 

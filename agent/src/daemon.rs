@@ -7,6 +7,7 @@
 use crate::actuate::Actuator;
 use crate::actuate::deadline::{ACTUATION_MAX, WithDeadline};
 use crate::actuate::dispatch::ByMeans;
+use crate::actuate::migrate::{LibvirtMover, MoverConfig};
 use crate::command;
 use crate::command::clock::Clock;
 use crate::command::directory::InventoryDirectory;
@@ -21,8 +22,8 @@ use crate::host::process::Proc;
 use crate::probe::{self, BlockProbe, DropProbe, ExitProbe, MemoryProbe};
 use crate::reading::{BlockReading, ExitReading, ReclaimReading};
 use crate::sample::{
-    self, DropStandby, HostReport, LiveLoads, SampleMetrics, SamplerConfig, SamplerHandle, Sources, StoodDownVms,
-    VmReadings,
+    self, DropStandby, HostReport, LiveLoads, MigrationBook, SampleMetrics, SamplerConfig, SamplerHandle, Sources,
+    StoodDownVms, VmReadings,
 };
 use crate::self_test::{self, Requests};
 use crate::telemetry::{self, SelfTestMetrics};
@@ -134,12 +135,25 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
         inventory(&config, !dry_run, &mut registry).map_err(system("the inventory's threads"))?;
     let (report, reports) = mpsc::channel(REPORTS_WAITING_MAX);
     let duties = duties(&config, epoch);
-    let sampler = sampler(&config, &inventory, sources, &duties, report, &mut registry)?;
+    let book = MigrationBook::default();
+    let sampler = sampler(&config, &inventory, sources, (&duties, &book), report, &mut registry)?;
     let command_metrics = command::Metrics::register(&mut registry);
     let actuator = actuator(&config, inventory.clone()).map_err(system("the actuation thread"))?;
-    let policy = Policy { bounds: config.guard.cpu_bounds(), allowed: config.guard.allowed(), dry_run };
+    let policy = Policy {
+        host: config.host.name.clone(),
+        migrations_most: if config.migration.enabled { config.migration.most_at_once } else { 0 },
+        bounds: config.guard.cpu_bounds(),
+        allowed: config.guard.allowed(),
+        dry_run,
+    };
+    let mover = Box::new(LibvirtMover::new(MoverConfig {
+        uri: config.host.libvirt_uri.clone(),
+        reserve_bytes: config.guard.memory_host_reserve_bytes,
+        shared_paths: config.migration.shared_paths.clone(),
+        book,
+    }));
     let directory = Box::new(InventoryDirectory::new(inventory.clone(), clock));
-    let executor = Executor::new(ledger, Box::new(actuator), directory, policy, clock, command_metrics.clone())
+    let executor = Executor::new(ledger, Box::new(actuator), mover, directory, policy, clock, command_metrics.clone())
         .with_duties(duties);
 
     let uplink_metrics = uplink::Metrics::register(&mut registry);
@@ -259,7 +273,7 @@ fn sampler(
     config: &Config,
     inventory: &watch::Receiver<Arc<Inventory>>,
     sources: Sources,
-    duties: &Duties,
+    (duties, book): (&Duties, &MigrationBook),
     report: mpsc::Sender<HostReport>,
     registry: &mut Registry,
 ) -> Result<SamplerHandle, DaemonError> {
@@ -271,6 +285,7 @@ fn sampler(
         cgroup_root: config.host.cgroup_root.clone(),
         live: duties.live.clone(),
         stood_down: duties.stood_down.clone(),
+        migrations: book.clone(),
         ..SamplerConfig::default()
     };
     sample::spawn(config, inventory.clone(), sources, report, metrics)
@@ -345,6 +360,7 @@ fn facts(
     let declared_cores = config.host.capacity_cores;
     let (cpu_bounds, memory_bounds) = (config.guard.cpu_bounds(), config.guard.memory_bounds());
     let means = config.guard.means();
+    let (migration, zone) = (config.migration.facts(), config.host.zone.clone());
     let machine = Machine::new(Proc::default(), config.host.cgroup_root.clone());
     Box::new(move || {
         let online = || machine.cpus().map_or_else(|_| num_cpus(), f64::from);
@@ -357,6 +373,8 @@ fn facts(
             cpu_bounds,
             memory_bounds,
             means: means.clone(),
+            migration: migration.clone(),
+            zone: zone.clone(),
             dry_run,
             cpu_source: *cpu_source.borrow(),
         }

@@ -10,6 +10,7 @@ mod disks;
 mod drops;
 mod exits;
 mod kernel;
+mod migration;
 mod reclaim;
 mod state;
 mod table;
@@ -126,6 +127,7 @@ pub async fn examine(config: Result<Config, ConfigError>) -> Diagnosis {
     }
     checks.extend(vms::examine(config.as_ref()).await);
     if let Some(config) = &config {
+        checks.push(migration::examine(config).await);
         checks.extend(state::examine(config));
         checks.extend(brain::examine(config).await);
     }

@@ -27,7 +27,7 @@ mod vm;
 pub mod window;
 
 pub use drops::{DropSource, DropStandby};
-pub use live::{LiveLoad, LiveLoads, StoodDownVms};
+pub use live::{LiveLoad, LiveLoads, MigrationBook, StoodDownVms};
 pub use metrics::SampleMetrics;
 pub use sampler::{SamplerConfig, SamplerError, SamplerHandle, Sources, spawn};
 pub(crate) use series::HostSeries;

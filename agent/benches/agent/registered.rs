@@ -82,6 +82,8 @@ pub(super) fn sample() -> Result<()> {
             balloon_bytes: None,
             memory: MemoryFacts::default(),
             interfaces: Vec::new(),
+            terms: None,
+            keepsake: None,
             execution_changes: 0,
         });
     }

@@ -7,7 +7,7 @@ use super::{Known, VmDirectory};
 use crate::host::inventory::{Inventory, VmFacts};
 use crate::host::machine::Machine;
 use crate::host::process::Proc;
-use gnomon_common::wire::{VmId, VmState};
+use gnomon_common::wire::{VmId, VmState, VmTerms};
 use std::sync::Arc;
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -41,7 +41,9 @@ impl VmDirectory for InventoryDirectory {
         let inventory = self.inventory.borrow();
         let facts = inventory.vm(vm);
         let sighting = match facts {
-            Some(facts) if matches!(facts.state, VmState::ShutOff | VmState::Crashed) => Sighting::Absent,
+            Some(facts) if matches!(facts.state, VmState::ShutOff | VmState::Crashed | VmState::Arriving) => {
+                Sighting::Absent
+            }
             Some(facts) => Sighting::Active { vcpus: facts.vcpus },
             None if inventory.complete => Sighting::Absent,
             None => Sighting::Unknown,
@@ -59,6 +61,16 @@ impl VmDirectory for InventoryDirectory {
             vcpus_max: facts.vcpus_max,
             memory: memory(facts, host_available_bytes, wall_clock().unix_ms() / 1_000),
         }
+    }
+
+    fn keepsakes(&self) -> Vec<(VmId, String)> {
+        let inventory = self.inventory.borrow();
+        let here = inventory.vms.iter().filter(|facts| facts.state == VmState::Running);
+        here.filter_map(|facts| Some((facts.id, facts.keepsake.clone()?))).collect()
+    }
+
+    fn terms(&self, vm: VmId) -> Option<VmTerms> {
+        self.inventory.borrow().vm(vm)?.terms.clone()
     }
 }
 
@@ -93,6 +105,8 @@ mod tests {
             balloon_bytes: None,
             memory: MemoryFacts::default(),
             interfaces: Vec::new(),
+            terms: None,
+            keepsake: None,
             execution_changes: 0,
         }
     }

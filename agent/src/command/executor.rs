@@ -4,21 +4,26 @@
 //! intents left by a crash are tried again until libvirt answers, and one on which it [tends](duties) to its own duties.
 
 mod duties;
+mod migrations;
 
 pub use duties::Duties;
 
 use super::clock::{Clock, Now};
 use super::judge::{self, Allowed, Circumstances, Sighting, Verdict};
 use super::ledger::{self, Change, Intent, Ledger, LedgerError, UndoRecord, VmLife};
-use super::metrics::{APPLIED, DRY_RUN, FAILED, REFUSED};
+use super::metrics::{APPLIED, DRY_RUN, FAILED, IMMOVABLE, MOVED, NOT_MOVED, REFUSED};
 use super::presence::BrainPresence;
 use super::reconcile;
 use super::{
     Answers, COMMANDS_WAITING_MAX, Commands, Known, Metrics, NOTICES_WAITING_MAX, Request, VmDirectory, took_us,
 };
+use crate::actuate::migrate::Mover;
 use crate::actuate::{ActuateError, Actuator, same};
 use duties::Tending;
-use gnomon_common::wire::{Action, Command, CpuBounds, LocalCause, Outcome, OutcomeResult, RefusedCommand, Setting};
+use gnomon_common::wire::{
+    Action, Command, CpuBounds, HostId, LocalCause, Outcome, OutcomeResult, RefusedCommand, Setting, VmId,
+};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -32,9 +37,16 @@ const RESOLVE_INTERVAL: Duration = Duration::from_secs(5);
 /// How often the agent looks whether it has something to do of its own accord: as often as it samples by default.
 const TEND_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How often migrations under way are asked what has become of them.
+const NEWS_INTERVAL: Duration = Duration::from_millis(100);
+
 /// What the host allows, whatever a command says.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Policy {
+    /// This host: nothing is migrated to it from it.
+    pub host: HostId,
+    /// Migrations away from here at once; 0 where none may be.
+    pub migrations_most: u32,
     /// Floor and ceiling of a VM's CPU.
     pub bounds: CpuBounds,
     /// The means and the bounds of the others.
@@ -47,11 +59,14 @@ pub struct Policy {
 pub struct Executor {
     ledger: Ledger,
     actuator: Box<dyn Actuator>,
+    mover: Box<dyn Mover>,
     vms: Box<dyn VmDirectory>,
     policy: Policy,
     clock: Box<dyn Fn() -> Now + Send>,
     metrics: Metrics,
     presence: BrainPresence,
+    /// The lives of VMs whose undo records from other hosts have been taken over, while their definitions still show them.
+    adopted: BTreeMap<VmId, VmLife>,
     /// `None`: it obeys, and does nothing of its own accord.
     tending: Option<Tending>,
 }
@@ -72,6 +87,7 @@ impl Executor {
     pub fn new(
         ledger: Ledger,
         actuator: Box<dyn Actuator>,
+        mover: Box<dyn Mover>,
         vms: Box<dyn VmDirectory>,
         policy: Policy,
         clock: Clock,
@@ -79,7 +95,7 @@ impl Executor {
     ) -> Self {
         let presence = BrainPresence::gone_since(clock.now().boot);
         let clock = Box::new(move || clock.now());
-        Self { ledger, actuator, vms, policy, clock, metrics, presence, tending: None }
+        Self { ledger, actuator, mover, vms, policy, clock, metrics, presence, adopted: BTreeMap::new(), tending: None }
     }
 
     /// Gives it duties of its own. In a dry run it has none: nothing that it holds could be defended.
@@ -105,7 +121,9 @@ impl Executor {
         self.publish(publish);
         loop {
             let mut news = true;
-            match requests.recv_timeout(next_try.min(next_tend).saturating_duration_since(Instant::now())) {
+            let idle = next_try.min(next_tend).saturating_duration_since(Instant::now());
+            let most = if self.mover.is_idle() { Duration::MAX } else { NEWS_INTERVAL };
+            match requests.recv_timeout(idle.min(most)) {
                 Ok(request) => {
                     let was_command = matches!(request, Request::Command { .. });
                     if let Err(error) = self.handle(request) {
@@ -120,14 +138,24 @@ impl Executor {
                 Err(RecvTimeoutError::Timeout) => news = false,
                 Err(RecvTimeoutError::Disconnected) => return,
             }
+            match self.take_news() {
+                Ok(acted) => news |= acted,
+                Err(error) => {
+                    self.metrics.ledger_errors.inc();
+                    tracing::error!(%error, "the ledger does not work: what became of a migration is found out again");
+                    unresolved = true;
+                }
+            }
             // After a request too: steady traffic must not put the next try off for ever.
             if Instant::now() >= next_try {
                 news |= unresolved;
-                unresolved = unresolved && self.try_resolve();
+                // A migration whose thread has ended without a word is followed anew.
+                unresolved = (unresolved || !self.mover.is_idle()) && self.try_resolve();
                 next_try = Instant::now() + resolve_interval;
             }
             if Instant::now() >= next_tend {
-                match self.tend() {
+                let adopted = if self.policy.dry_run { Ok(()) } else { self.adopt() };
+                match adopted.and_then(|()| self.tend()) {
                     Ok(acted) => news |= acted,
                     Err(error) => {
                         self.metrics.ledger_errors.inc();
@@ -183,6 +211,13 @@ impl Executor {
     fn carry_out(&mut self, command: &Command, received: Now) -> Result<(), LedgerError> {
         // An id is known from its intent on, and an intent of the same VM must not be resolved after a newer command.
         for intent in self.ledger.intents()?.into_iter().filter(|intent| intent.command.vm == command.vm) {
+            // Nothing waits for a migration: the judge will know of it, and its answer comes in time.
+            if intent.is_migration() {
+                if intent.command.id != command.id {
+                    continue;
+                }
+                return self.ledger.answer_again(command.id).map(drop);
+            }
             let same = intent.command.id == command.id;
             if self.resolve(&intent)? {
                 continue;
@@ -198,7 +233,7 @@ impl Executor {
         let stood_down = self.ledger.undo(command.vm)?.is_some_and(|record| record.stood_down.is_some());
         let verdict = judge::judge(command, &self.circumstances(command, received, known.sighting)?);
         match verdict {
-            Verdict::Obey if stood_down && command.action != Action::Release => {
+            Verdict::Obey if stood_down && matches!(command.action, Action::Set(_) | Action::Migrate(_)) => {
                 self.conclude(command, None, OutcomeResult::Refused(RefusedCommand::StoodDown), false)
             }
             Verdict::Refuse(refused) => {
@@ -207,10 +242,20 @@ impl Executor {
                 self.conclude(command, None, OutcomeResult::Refused(refused), nothing_to_undo)
             }
             Verdict::Unknowable => {
-                let error = "libvirt does not answer: the VM, or its balloon, is not known".to_owned();
+                let error = "libvirt does not answer: the VM, its definition or its balloon, is not known".to_owned();
                 self.conclude(command, None, OutcomeResult::Failed { error, retryable: true }, false)
             }
-            Verdict::Obey => self.obey(command, received, known),
+            Verdict::Obey => match &command.action {
+                Action::Migrate(migration) => self.migrate(command, migration, received, known),
+                Action::AbortMigration => self.abort_migration(command, received),
+                Action::Set(target) => self.obey(command, vec![*target], received, known),
+                Action::Release => {
+                    // A VM that was never changed is already as it was.
+                    let recorded = self.recorded(command.vm, known.life)?;
+                    let targets = recorded.map(|undo| undo.baselines).unwrap_or_default();
+                    self.obey(command, targets, received, known)
+                }
+            },
         }
     }
 
@@ -223,18 +268,26 @@ impl Executor {
             bounds: self.policy.bounds,
             allowed: self.policy.allowed,
             resources: self.vms.resources(command.vm),
+            opted_out: self.vms.terms(command.vm).map(|terms| terms.hands_off()),
+            migrations: self.migrations(command.vm)?,
         })
     }
 
-    fn obey(&mut self, command: &Command, received: Now, known: Known) -> Result<(), LedgerError> {
+    /// How to undo what was done to a VM in this life of it. Of an earlier life it says nothing: with the restart of its domain the owner's
+    /// limits came back.
+    fn recorded(&self, vm: VmId, life: Option<VmLife>) -> Result<Option<UndoRecord>, LedgerError> {
+        Ok(self.ledger.undo(vm)?.filter(|undo| !VmLife::ended(undo.life, life)))
+    }
+
+    fn obey(
+        &mut self,
+        command: &Command,
+        targets: Vec<Setting>,
+        received: Now,
+        known: Known,
+    ) -> Result<(), LedgerError> {
         let Known { name, life, .. } = known;
-        // Of an earlier life it says nothing: with the restart of its domain the owner's limits came back.
-        let recorded = self.ledger.undo(command.vm)?.filter(|undo| !VmLife::ended(undo.life, life));
-        let targets = match command.action {
-            Action::Set(target) => vec![target],
-            // A VM that was never changed is already as it was.
-            Action::Release => recorded.as_ref().map(|undo| undo.baselines.clone()).unwrap_or_default(),
-        };
+        let recorded = self.recorded(command.vm, life)?;
         let mut changes = Vec::with_capacity(targets.len());
         for target in targets {
             match self.actuator.in_force(command.vm, target.means()) {
@@ -251,7 +304,7 @@ impl Executor {
                 return self.conclude(command, None, OutcomeResult::Refused(refused), false);
             }
         }
-        if let (Action::Release, Some(record)) = (command.action, &recorded) {
+        if let (Action::Release, Some(record)) = (&command.action, &recorded) {
             changes.retain(|Change { before, .. }| {
                 let restored = reconcile::to_restore(record, *before).is_some();
                 if !restored {
@@ -260,7 +313,7 @@ impl Executor {
                 restored
             });
         }
-        if let (Action::Set(_), Some(record)) = (command.action, &recorded) {
+        if let (Action::Set(_), Some(record)) = (&command.action, &recorded) {
             for change in &changes {
                 if self.stands_down_over(record, change.before)? {
                     return self.conclude(command, None, OutcomeResult::Refused(RefusedCommand::StoodDown), false);
@@ -281,7 +334,8 @@ impl Executor {
             return self.conclude(command, None, OutcomeResult::DryRun, false);
         }
         let (received, received_at) = (received.boot, received.wall);
-        let intent = Intent { command: command.clone(), received, received_at, changes, life, cause: None };
+        let intent =
+            Intent { command: command.clone(), received, received_at, changes, life, cause: None, parked: false };
         self.ledger.begin(&intent, undo.as_ref())?;
         self.apply(&intent).map(drop)
     }
@@ -342,6 +396,18 @@ impl Executor {
                 tracing::warn!(id = %command.id, vm = %command.vm, action = ?command.action, error, retryable, "command failed");
                 FAILED
             }
+            OutcomeResult::Moved(moved) => {
+                tracing::info!(id = %command.id, vm = %command.vm, ?moved, reason = command.reason, "VM migrated");
+                MOVED
+            }
+            OutcomeResult::NotMoved { error, whereabouts } => {
+                tracing::warn!(id = %command.id, vm = %command.vm, error, %whereabouts, "VM not migrated");
+                NOT_MOVED
+            }
+            OutcomeResult::Immovable(why) => {
+                tracing::warn!(id = %command.id, vm = %command.vm, %why, "VM cannot be migrated");
+                IMMOVABLE
+            }
         };
         let outcome = Outcome { id: command.id, vm: command.vm, at, origin: ledger::origin(command, cause), result };
         let forgotten = self.ledger.conclude(&outcome, forget_undo)?;
@@ -368,6 +434,9 @@ impl Executor {
 
     /// Finds out what became of an intent whose outcome was not written, by reading back. Returns whether it is concluded.
     fn resolve(&mut self, intent: &Intent) -> Result<bool, LedgerError> {
+        if intent.is_migration() {
+            return self.follow_migration(intent);
+        }
         let (command, cause) = (&intent.command, intent.cause);
         tracing::info!(id = %command.id, vm = %command.vm, "resolving a command that was under way when the agent stopped");
         let known = self.vms.find(command.vm);

@@ -4,15 +4,17 @@
 //! 1. the fence: a term lower than the highest seen on this host, or a fence not newer than the last one obeyed for this VM, is stale;
 //! 2. the time to live, on `CLOCK_BOOTTIME` from receipt;
 //! 3. the target must be a finite positive number;
-//! 4. the host's configuration must allow the means;
-//! 5. the VM must be here and active; where libvirt does not answer, that cannot be known;
-//! 6. the bounds of the means: the host's, and what the VM is defined with ([`bounds`]).
+//! 4. while the VM is being migrated nothing is done to it but to give that up;
+//! 5. the host's configuration must allow the means, or one more migration;
+//! 6. the VM must be here and active; where libvirt does not answer, that cannot be known;
+//! 7. its owner must not have opted it out; before its definition is read that cannot be known either;
+//! 8. the bounds of the means: the host's, and what the VM is defined with ([`bounds`]).
 //!
 //! That far without asking libvirt. What is in force is read next, and the balloon is judged against that: see
 //! [`against_what_is_in_force`].
 //!
 //! A command whose id is known is never judged again: its recorded outcome is the answer. A release is not bounded: what was there
-//! before the first change was legal then.
+//! before the first change was legal then, also of a VM that has been opted out since.
 
 mod allowed;
 mod bounds;
@@ -37,6 +39,17 @@ pub enum Sighting {
     Unknown,
 }
 
+/// What the judge needs to know of migrations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Migrations {
+    /// The most that may be under way from here at once; 0 where none may.
+    pub most: u32,
+    /// How many are.
+    pub under_way: u32,
+    /// Whether the command's VM is among them.
+    pub of_vm: bool,
+}
+
 /// What the judge needs to know beyond the command.
 #[derive(Clone, Copy, Debug)]
 pub struct Circumstances {
@@ -54,6 +67,10 @@ pub struct Circumstances {
     pub allowed: Allowed,
     /// What the VM has beside CPU.
     pub resources: Resources,
+    /// Whether its owner keeps Gnomon's hands off it; `None` before its definition was read.
+    pub opted_out: Option<bool>,
+    /// Migrations.
+    pub migrations: Migrations,
 }
 
 /// The judge's answer.
@@ -71,9 +88,11 @@ pub enum Verdict {
 pub fn judge(command: &Command, circumstances: &Circumstances) -> Verdict {
     match refusal(command, circumstances) {
         Some(refused) => Verdict::Refuse(refused),
+        None if command.action == Action::AbortMigration => Verdict::Obey,
         None if circumstances.vm == Sighting::Unknown || bounds::unknowable(command, &circumstances.resources) => {
             Verdict::Unknowable
         }
+        None if circumstances.opted_out.is_none() && command.action != Action::Release => Verdict::Unknowable,
         None => Verdict::Obey,
     }
 }
@@ -89,7 +108,8 @@ pub fn expired(command: &Command, waited: Option<Duration>) -> Option<u64> {
 }
 
 fn refusal(command: &Command, circumstances: &Circumstances) -> Option<RefusedCommand> {
-    let Circumstances { waited, term_highest, fence_of_vm, vm, bounds, allowed, resources } = *circumstances;
+    let Circumstances { waited, term_highest, fence_of_vm, vm, bounds, allowed, resources, opted_out, migrations } =
+        *circumstances;
     if command.fence.term < term_highest {
         // The VM's own fence is the more telling answer where it is the newer of the two.
         let of_host = Fence { term: term_highest, generation: 0 };
@@ -101,18 +121,28 @@ fn refusal(command: &Command, circumstances: &Circumstances) -> Option<RefusedCo
     if let Some(late_ms) = expired(command, waited) {
         return Some(RefusedCommand::Expired { late_ms });
     }
-    if let Action::Set(target) = command.action {
-        if is_nonsense(target) {
-            return Some(RefusedCommand::Nonsense);
-        }
-        if !allowed.means.contains(target.means()) {
+    match &command.action {
+        Action::AbortMigration => return None,
+        _ if migrations.of_vm => return Some(RefusedCommand::Migrating),
+        Action::Set(target) if is_nonsense(*target) => return Some(RefusedCommand::Nonsense),
+        Action::Set(target) if !allowed.means.contains(target.means()) => {
             return Some(RefusedCommand::NotAllowed { means: target.means() });
         }
+        Action::Migrate(migration) if migration.timeout_ms == 0 || migration.bandwidth_bytes_per_s == Some(0) => {
+            return Some(RefusedCommand::Nonsense);
+        }
+        Action::Migrate(_) if migrations.most == 0 => return Some(RefusedCommand::MigrationNotAllowed),
+        Action::Migrate(_) if migrations.under_way >= migrations.most => {
+            return Some(RefusedCommand::TooManyMigrations { most: migrations.most });
+        }
+        Action::Set(_) | Action::Migrate(_) | Action::Release => {}
     }
-    match (vm, command.action) {
+    match (vm, &command.action) {
         (Sighting::Absent, _) => Some(RefusedCommand::UnknownVm),
         (Sighting::Unknown, _) | (_, Action::Release) => None,
-        (Sighting::Active { vcpus }, Action::Set(target)) => bounds::out_of_bounds(target, vcpus, bounds, &resources),
+        _ if opted_out == Some(true) => Some(RefusedCommand::OptedOut),
+        (Sighting::Active { vcpus }, Action::Set(target)) => bounds::out_of_bounds(*target, vcpus, bounds, &resources),
+        (Sighting::Active { .. }, Action::Migrate(_) | Action::AbortMigration) => None,
     }
 }
 
@@ -132,7 +162,7 @@ fn is_nonsense(target: Setting) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gnomon_common::wire::{CommandId, VmId};
+    use gnomon_common::wire::{CommandId, HostId, Migration, VmId};
     use proptest::prelude::*;
     use uuid::Uuid;
 
@@ -162,6 +192,8 @@ mod tests {
             bounds: BOUNDS,
             allowed: Allowed::default(),
             resources: Resources::default(),
+            opted_out: Some(false),
+            migrations: Migrations { most: 1, under_way: 0, of_vm: false },
         }
     }
 
@@ -260,6 +292,48 @@ mod tests {
     fn a_release_is_not_held_back_by_bounds() {
         let release = Command { action: Action::Release, ..command(0.0, 3, 6) };
         assert_eq!(judge(&release, &calm()), Verdict::Obey);
+    }
+
+    fn migrate(timeout_ms: u64) -> Command {
+        let (to, uri) = (HostId::new("h2").unwrap(), "qemu+tls://h2/system".to_owned());
+        let migration = Migration { to, uri, timeout_ms, bandwidth_bytes_per_s: None, auto_converge: false };
+        Command { action: Action::Migrate(migration), ..command(0.0, 3, 6) }
+    }
+
+    #[test]
+    fn a_migration_is_obeyed_where_it_is_allowed_and_there_is_room_for_one_more() {
+        let with = |migrations| Circumstances { migrations, ..calm() };
+        assert_eq!(judge(&migrate(1_000), &calm()), Verdict::Obey);
+        assert_eq!(refused(&migrate(0), &calm()), RefusedCommand::Nonsense);
+        let off = with(Migrations::default());
+        assert_eq!(refused(&migrate(1_000), &off), RefusedCommand::MigrationNotAllowed);
+        let full = with(Migrations { most: 2, under_way: 2, of_vm: false });
+        assert_eq!(refused(&migrate(1_000), &full), RefusedCommand::TooManyMigrations { most: 2 });
+        assert_eq!(judge(&command(1.0, 3, 6), &full), Verdict::Obey, "others are not held up");
+    }
+
+    #[test]
+    fn a_vm_on_its_way_is_left_alone_but_for_giving_that_up() {
+        let migrations = Migrations { most: 1, under_way: 1, of_vm: true };
+        let on_its_way = Circumstances { migrations, vm: Sighting::Unknown, ..calm() };
+        for action in [Action::Release, Action::Set(quota(1.0)), migrate(1).action] {
+            assert_eq!(refused(&Command { action, ..migrate(1) }, &on_its_way), RefusedCommand::Migrating);
+        }
+        let abort = Command { action: Action::AbortMigration, ..migrate(1) };
+        assert_eq!(judge(&abort, &on_its_way), Verdict::Obey);
+        let stale = Command { fence: Fence { term: 3, generation: 5 }, ..abort };
+        assert!(matches!(refused(&stale, &on_its_way), RefusedCommand::StaleFence { .. }));
+    }
+
+    #[test]
+    fn a_vm_that_its_owner_opts_out_is_released_and_nothing_else() {
+        let with = |opted_out| Circumstances { opted_out, ..calm() };
+        let release = Command { action: Action::Release, ..command(1.0, 3, 6) };
+        for command in [command(1.0, 3, 6), migrate(1_000)] {
+            assert_eq!(refused(&command, &with(Some(true))), RefusedCommand::OptedOut);
+            assert_eq!(judge(&command, &with(None)), Verdict::Unknowable, "its definition was not read yet");
+        }
+        assert_eq!([Some(true), None].map(|out| judge(&release, &with(out))), [Verdict::Obey, Verdict::Obey]);
     }
 
     proptest! {

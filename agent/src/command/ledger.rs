@@ -5,7 +5,7 @@
 //! | `meta`     | name            | number                   | three names: schema, agent epoch, highest lease term             |
 //! | `fences`   | VM              | last fence obeyed        | cleared when the term rises: lower terms are stale by themselves |
 //! | `undo`     | VM              | [`UndoRecord`]           | VMs changed, or stood down for, and not released                 |
-//! | `intents`  | command id      | [`Intent`]               | commands under way: one, plus those left by a crash              |
+//! | `intents`  | command id      | [`Intent`]               | commands under way: one, those left by a crash, and migrations   |
 //! | `outcomes` | running number  | outcome                  | [`OUTCOMES_MAX`], oldest first                                   |
 //! | `seen`     | command id      | number in `outcomes`     | same                                                             |
 //! | `pending`  | running number  | -                        | same: outcomes the brain has not acknowledged                    |
@@ -222,6 +222,16 @@ impl Ledger {
         self.conclude_with(outcome, |_| Some(undo.clone()))
     }
 
+    /// Tells of an intent that stays under way: what is told is pending, and another outcome of the same command will take its place.
+    pub fn tell(&self, outcome: &Outcome, intent: &Intent) -> Result<u64, LedgerError> {
+        let (record, bytes) = (serde_json::to_vec(outcome)?, serde_json::to_vec(intent)?);
+        self.write(|txn| {
+            txn.open_table(INTENTS)?.insert(key(outcome.id), bytes.as_slice())?;
+            append(txn, outcome.id, &record)?;
+            trim(txn)
+        })
+    }
+
     fn conclude_with(
         &self,
         outcome: &Outcome,
@@ -231,6 +241,11 @@ impl Ledger {
         self.write(|txn| {
             txn.open_table(INTENTS)?.remove(key(outcome.id))?;
             change_undo(txn, outcome.vm, undo)?;
+            let told = txn.open_table(SEEN)?.get(key(outcome.id))?.map(|value| value.value());
+            if let Some(told) = told {
+                txn.open_table(OUTCOMES)?.remove(told)?;
+                txn.open_table(PENDING)?.remove(told)?;
+            }
             append(txn, outcome.id, &record)?;
             trim(txn)
         })

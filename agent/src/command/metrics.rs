@@ -7,6 +7,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use std::time::Duration;
 
 /// Label of [`Metrics::commands`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -18,6 +19,15 @@ pub(super) const APPLIED: ByResult = ByResult { result: "applied" };
 pub(super) const DRY_RUN: ByResult = ByResult { result: "dry_run" };
 pub(super) const REFUSED: ByResult = ByResult { result: "refused" };
 pub(super) const FAILED: ByResult = ByResult { result: "failed" };
+pub(super) const MOVED: ByResult = ByResult { result: "moved" };
+pub(super) const NOT_MOVED: ByResult = ByResult { result: "not_moved" };
+pub(super) const IMMOVABLE: ByResult = ByResult { result: "immovable" };
+
+/// Label of [`Metrics::migrations`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByStanding {
+    standing: &'static str,
+}
 
 /// Label of [`Metrics::local_acts`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -57,6 +67,9 @@ pub struct Metrics {
     foreign_changes: Family<ByAction, Counter>,
     pub(super) stood_down_vms: Gauge,
     pub(super) brain_away: Gauge,
+    migrations: Family<ByStanding, Gauge>,
+    migration_seconds: Histogram,
+    migration_downtime_seconds: Histogram,
 }
 
 impl Metrics {
@@ -76,7 +89,15 @@ impl Metrics {
             foreign_changes: Family::default(),
             stood_down_vms: Gauge::default(),
             brain_away: Gauge::default(),
+            migrations: Family::default(),
+            // A small idle guest on a fast link, up to a large busy one on a slow one.
+            migration_seconds: Histogram::new([1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0]),
+            migration_downtime_seconds: Histogram::new([0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]),
         };
+        new.migrations(0, 0);
+        for result in [MOVED, NOT_MOVED, IMMOVABLE] {
+            drop(new.commands.get_or_create(&result));
+        }
         for result in [APPLIED, DRY_RUN, REFUSED, FAILED] {
             drop(new.commands.get_or_create(&result)); // shown from the start, as 0
             for cause in CAUSES {
@@ -137,7 +158,37 @@ impl Metrics {
             "1 while the brain has been unreachable for longer than away.after_s",
             new.brain_away.clone(),
         );
+        registry.register(
+            "gnomon_agent_migrations",
+            "Migrations away from here that have not ended: moving, or parked (the VM stands still until it is known that the target does not run it)",
+            new.migrations.clone(),
+        );
+        registry.register(
+            "gnomon_agent_migration_seconds",
+            "From a command to migrate until the VM was on the other host",
+            new.migration_seconds.clone(),
+        );
+        registry.register(
+            "gnomon_agent_migration_downtime_seconds",
+            "How long migrated VMs stood still, as QEMU tells it",
+            new.migration_downtime_seconds.clone(),
+        );
         new
+    }
+
+    /// So many migrations are under way.
+    pub(super) fn migrations(&self, moving: usize, parked: usize) {
+        for (standing, count) in [("moving", moving), ("parked", parked)] {
+            self.migrations.get_or_create(&ByStanding { standing }).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// One has ended well.
+    pub(super) fn migrated(&self, took_us: u64, downtime_us: Option<u64>) {
+        self.migration_seconds.observe(Duration::from_micros(took_us).as_secs_f64());
+        if let Some(downtime_us) = downtime_us {
+            self.migration_downtime_seconds.observe(Duration::from_micros(downtime_us).as_secs_f64());
+        }
     }
 
     pub(super) fn count_concluded(&self, cause: Option<LocalCause>, by: ByResult) {

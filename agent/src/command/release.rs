@@ -4,7 +4,7 @@
 //! that the daemon does not carry them out at its next start and take the release back.
 
 use super::clock::wall_clock;
-use super::ledger::{Ledger, LedgerError, UndoRecord, VmLife};
+use super::ledger::{Intent, Ledger, LedgerError, UndoRecord, VmLife};
 use super::reconcile;
 use crate::actuate::{ActuateError, Actuator};
 use gnomon_common::wire::{Outcome, OutcomeResult, Setting};
@@ -17,6 +17,9 @@ pub enum ReleaseError {
         "{0:?} is neither the name nor the UUID of a VM that Gnomon changed; `gnomon-agent release --all --dry-run` lists them"
     )]
     NotChanged(String),
+    /// It is on its way to another host, or it is not known yet on which it is.
+    #[error("{0} is being migrated; start gnomon-agent, which finds out where it is, and release it then")]
+    Migrating(String),
     /// The ledger failed.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -58,7 +61,11 @@ pub fn restore(
     record: &UndoRecord,
     life: Option<VmLife>,
 ) -> Result<Released, ReleaseError> {
-    for intent in ledger.intents()?.into_iter().filter(|intent| intent.command.vm == record.vm) {
+    let intents: Vec<_> = ledger.intents()?.into_iter().filter(|intent| intent.command.vm == record.vm).collect();
+    if intents.iter().any(Intent::is_migration) {
+        return Err(ReleaseError::Migrating(record.name.clone()));
+    }
+    for intent in intents {
         let error = "the VM was released by the host's operator".to_owned();
         let result = OutcomeResult::Failed { error, retryable: false };
         let (id, vm, at) = (intent.command.id, record.vm, wall_clock());
@@ -85,7 +92,7 @@ pub fn restore(
 mod tests {
     use super::*;
     use crate::command::clock::Clock;
-    use crate::command::ledger::{Change, Intent};
+    use crate::command::ledger::Change;
     use gnomon_common::time::Timestamp;
     use gnomon_common::wire::{Action, Command, CommandId, Fence, Means, VmId};
     use uuid::Uuid;
@@ -137,6 +144,7 @@ mod tests {
             changes: vec![Change { before: quota(2.0), target: quota(1.0) }],
             life: record.life,
             cause: None,
+            parked: false,
         };
         ledger.begin(&intent, Some(record)).unwrap();
         (folder, ledger)

@@ -21,7 +21,7 @@ pub use metrics::InventoryMetrics;
 use super::cgroup::DomainCgroup;
 use super::process::{Proc, QemuProcess};
 use answering::Daemon;
-use gnomon_common::wire::{VmId, VmState};
+use gnomon_common::wire::{VmId, VmState, VmTerms};
 use memory::MemoryFacts;
 use memory::surveyor::{MemoryBook, MemorySurveyor};
 use serde::{Deserialize, Serialize};
@@ -122,6 +122,13 @@ pub struct VmFacts {
     pub memory: MemoryFacts,
     /// Host devices of its network interfaces, once its definition was read; interfaces that have none are left out.
     pub interfaces: Vec<String>,
+    /// What its owner and its definition allow, once that was read. No part of a recording: it holds names, and nothing that is measured
+    /// depends on it.
+    #[serde(skip)]
+    pub terms: Option<VmTerms>,
+    /// What came with it from another host. No part of a recording, either.
+    #[serde(skip)]
+    pub keepsake: Option<String>,
     /// How often its execution was seen to start, stop, pause or resume since the agent started. Two readings between which
     /// this changed do not make a sample: part of the time between them the VM did not run.
     pub execution_changes: u64,

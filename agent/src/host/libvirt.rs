@@ -8,10 +8,14 @@ mod cpu;
 mod daemon;
 mod devices;
 mod dirty_rate;
+mod keepsake;
 mod limits;
 mod memory;
+pub mod migration;
+pub mod needs;
 mod quota;
 mod reconnect;
+mod terms;
 
 pub use daemon::daemon_pid;
 pub use devices::{BalloonDevice, Devices, Interface};
@@ -286,6 +290,7 @@ fn describe(domain: &Domain) -> Result<DomainFacts, Error> {
     let state = match info.state.known() {
         // "Blocked" is a running domain that waits for a resource.
         Some(DomainState::Running | DomainState::Blocked) => VmState::Running,
+        Some(DomainState::Paused) if migration::is_arriving(domain) => VmState::Arriving,
         Some(DomainState::Paused) => VmState::Paused,
         Some(DomainState::Shutoff) => VmState::ShutOff,
         Some(DomainState::Crashed) => VmState::Crashed,

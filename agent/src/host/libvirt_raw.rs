@@ -1,8 +1,10 @@
 //! The one unsafe edge to libvirt, for what the `virt` crate has no safe calls for: domain lifecycle events, and in [`parameters`]
-//! the limits of disks and network interfaces, and in [`dirty_rate`] how fast memory is written to.
+//! the limits of disks and network interfaces, in [`dirty_rate`] how fast memory is written to, and in
+//! [`migration`] how far a migration has come.
 #![allow(unsafe_code)]
 
 pub(super) mod dirty_rate;
+pub(super) mod migration;
 pub(super) mod parameters;
 
 use super::libvirt::{LifecycleEvent, LifecycleKind};

@@ -74,6 +74,7 @@ fn state(state: VmState) -> &'static str {
     match state {
         VmState::Running => "running",
         VmState::Paused => "paused",
+        VmState::Arriving => "arriving",
         VmState::ShutOff => "shut off",
         VmState::Crashed => "crashed",
         VmState::Other => "other",
@@ -100,7 +101,7 @@ fn bytes(count: f64) -> String {
 mod tests {
     use super::*;
     use gnomon_common::time::Timestamp;
-    use gnomon_common::wire::{Allocation, CulpritShare, HostWindow, Losses, MemoryWindow};
+    use gnomon_common::wire::{Allocation, CulpritShare, HostWindow, Losses, MemoryWindow, VmTerms};
 
     #[test]
     fn a_window_is_told_under_its_headings_and_what_is_unknown_is_a_dash() {
@@ -122,6 +123,8 @@ mod tests {
             exits: None,
             allocation: Allocation { quota_cores: Some(1.5), vcpus: 2, ..Allocation::default() },
             stood_down: false,
+            terms: VmTerms::default(),
+            migration: None,
         };
         let report = HostReport {
             start: Timestamp::from_unix_ms(1_796_000_000_000),

@@ -3,7 +3,7 @@
 //! The sampler writes at each tick, others read when they like; both hold the lock for one map operation.
 
 use super::window::Weighted;
-use gnomon_common::wire::{MeanMax, VmId};
+use gnomon_common::wire::{MeanMax, MigrationProgress, VmId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -88,6 +88,32 @@ impl StoodDownVms {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeSet<VmId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How far migrations away from this host have come, told by [`crate::actuate::migrate`] and shown in reports: cheap to clone, all clones share
+/// one state.
+#[derive(Clone, Debug, Default)]
+pub struct MigrationBook(Arc<Mutex<BTreeMap<VmId, MigrationProgress>>>);
+
+impl MigrationBook {
+    /// All of them.
+    pub fn all(&self) -> BTreeMap<VmId, MigrationProgress> {
+        self.lock().clone()
+    }
+
+    /// One has come so far.
+    pub fn note(&self, vm: VmId, progress: MigrationProgress) {
+        self.lock().insert(vm, progress);
+    }
+
+    /// One has ended, well or not.
+    pub fn forget(&self, vm: VmId) {
+        self.lock().remove(&vm);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<VmId, MigrationProgress>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

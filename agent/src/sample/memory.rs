@@ -173,6 +173,8 @@ mod tests {
             balloon_bytes: Some(128 * MIB),
             memory: MemoryFacts { balloon: Balloon::Movable { bytes: 128 * MIB }, guest, in_use },
             interfaces: Vec::new(),
+            terms: None,
+            keepsake: None,
             execution_changes: 0,
         }
     }

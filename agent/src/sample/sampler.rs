@@ -4,7 +4,7 @@ mod reader;
 
 use super::grid::Now;
 use super::series::HostSeries;
-use super::{DropStandby, HostReport, LiveLoads, SampleMetrics, SchedSource, StoodDownVms, VmReadings};
+use super::{DropStandby, HostReport, LiveLoads, MigrationBook, SampleMetrics, SchedSource, StoodDownVms, VmReadings};
 use crate::cost::CostControl;
 use crate::host::inventory::Inventory;
 use crate::host::process::Proc;
@@ -39,6 +39,8 @@ pub struct SamplerConfig {
     pub live: LiveLoads,
     /// Which VMs to report as stood down for.
     pub stood_down: StoodDownVms,
+    /// How far migrations away from here have come.
+    pub migrations: MigrationBook,
     /// Keeps what is read.
     pub tape: Option<Tape>,
 }
@@ -52,6 +54,7 @@ impl Default for SamplerConfig {
             proc: Proc::default(),
             live: LiveLoads::default(),
             stood_down: StoodDownVms::default(),
+            migrations: MigrationBook::default(),
             tape: None,
         }
     }

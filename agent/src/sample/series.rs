@@ -289,6 +289,8 @@ impl HostSeries {
                 disk,
                 exits,
                 stood_down: end.stood_down.contains(&facts.id),
+                terms: facts.terms.clone().unwrap_or_default(),
+                migration: end.migrations.get(&facts.id).copied(),
             });
         }
         self.metrics.windows.inc();

@@ -140,6 +140,8 @@ mod tests {
             balloon_bytes: None,
             memory: MemoryFacts::default(),
             interfaces: Vec::new(),
+            terms: None,
+            keepsake: None,
             execution_changes,
         }
     }

@@ -3,13 +3,14 @@
 mod brain;
 
 use brain::{Authority, Brain, PATIENCE, soon};
+use gnomon_agent::actuate::migrate::{LibvirtMover, MoverConfig};
 use gnomon_agent::actuate::{ActuateError, Actuator};
 use gnomon_agent::command::clock::Clock;
 use gnomon_agent::command::executor::{self, Executor, Policy};
 use gnomon_agent::command::judge::{Allowed, Sighting};
 use gnomon_agent::command::ledger::Ledger;
 use gnomon_agent::command::{self, Known, VmDirectory};
-use gnomon_agent::sample::HostReport;
+use gnomon_agent::sample::{HostReport, MigrationBook};
 use gnomon_agent::uplink::{self, Bounds, Spool, SpoolConfig, Uplink, identity};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
@@ -136,10 +137,23 @@ impl Agent {
 fn executor(ledger: &Path, clock: Clock, metrics: command::Metrics) -> (command::Commands, AgentEpoch) {
     let ledger = Ledger::open(ledger).unwrap();
     let epoch = ledger.raise_epoch(clock.now().wall).unwrap();
-    let policy = Policy { bounds: facts().cpu_bounds, allowed: Allowed::default(), dry_run: false };
+    let policy = Policy {
+        host: HostId::new("h1").unwrap(),
+        migrations_most: 0,
+        bounds: facts().cpu_bounds,
+        allowed: Allowed::default(),
+        dry_run: false,
+    };
+    let mover = LibvirtMover::new(MoverConfig {
+        uri: "test:///default".to_owned(),
+        reserve_bytes: 0,
+        shared_paths: Vec::new(),
+        book: MigrationBook::default(),
+    });
     let executor = Executor::new(
         ledger,
         Box::new(OneVm(Setting::CpuQuota { cores: None })),
+        Box::new(mover),
         Box::new(Everywhere),
         policy,
         clock,
@@ -157,6 +171,8 @@ fn facts() -> HostFacts {
         cpu_bounds: CpuBounds { floor_cores: 0.1, ceiling_cores: 4.0 },
         memory_bounds: MemoryBounds::default(),
         means: vec![Means::CpuQuota],
+        migration: None,
+        zone: None,
         dry_run: false,
         cpu_source: CpuSource::TaskStorage,
     }

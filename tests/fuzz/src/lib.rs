@@ -34,8 +34,8 @@ pub fn facts() -> HostFacts {
         memory_bounds: MemoryBounds::default(),
         means: Means::ALL.to_vec(),
         cpu_source: CpuSource::TaskStorage,
-        migration: None,
-        zone: None,
+        migration: Some(MigrationFacts { uri: "qemu+tls://a/system".to_owned() }),
+        zone: Some("room-1".to_owned()),
         dry_run: false,
     }
 }

@@ -214,6 +214,10 @@ impl Executor {
         };
         let mut acted = false;
         for record in held.into_iter().filter(|record| !under_way.contains(&record.vm)) {
+            // Its owner has opted it out since: what it has it keeps until it is released.
+            if self.vms.terms(record.vm).is_none_or(|terms| terms.hands_off()) {
+                continue;
+            }
             match self.tend_to(tending, record, &mut round) {
                 Ok(did) => {
                     acted |= did;
@@ -407,6 +411,7 @@ impl Executor {
             changes: vec![change],
             life: record.life,
             cause: Some(cause),
+            parked: false,
         };
         self.ledger.begin(&intent, None)?;
         let applied = self.apply(&intent)?;

@@ -3,17 +3,19 @@
 mod away;
 mod crash;
 mod lives;
+mod migrations;
 mod obedience;
 mod reconcile;
 mod steps;
 mod thread;
 
 use super::*;
+use crate::actuate::migrate::{News, Order};
 use crate::command::clock::BootInstant;
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{CommandId, Fence, Means, VmId};
+use gnomon_common::wire::{CommandId, Fence, Means, VmId, VmTerms};
 use prometheus_client::registry::Registry;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Instant;
@@ -38,6 +40,14 @@ struct World {
     restarts: BTreeMap<VmId, u64>,
     /// The first survey is not done yet.
     unsurveyed: bool,
+    /// What the mover was told to begin, and to abort.
+    begun: Vec<Order>,
+    aborted: Vec<VmId>,
+    forgotten: Vec<VmId>,
+    /// What it has to tell.
+    news: Vec<(VmId, News)>,
+    terms: VmTerms,
+    keepsakes: Vec<(VmId, String)>,
     boot: u128,
     us: u64,
     /// At this point the ledger's bytes and the host are put aside, as a kill there would leave them.
@@ -112,7 +122,55 @@ impl Actuator for Host {
     }
 }
 
+/// Moves VMs when the test says so.
+struct PlayedMover {
+    world: Shared,
+    under_way: BTreeSet<VmId>,
+}
+
+impl Mover for PlayedMover {
+    fn begin(&mut self, order: Order) -> std::io::Result<()> {
+        self.under_way.insert(order.vm);
+        self.world.lock().unwrap().begun.push(order);
+        Ok(())
+    }
+
+    fn has(&self, vm: VmId) -> bool {
+        self.under_way.contains(&vm)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.under_way.is_empty()
+    }
+
+    fn abort(&mut self, vm: VmId) {
+        self.world.lock().unwrap().aborted.push(vm);
+    }
+
+    fn forget_keepsake(&mut self, vm: VmId) {
+        self.world.lock().unwrap().forgotten.push(vm);
+    }
+
+    fn news(&mut self) -> Vec<(VmId, News)> {
+        let all = std::mem::take(&mut self.world.lock().unwrap().news);
+        for (vm, news) in &all {
+            if matches!(news, News::Ended(_)) {
+                self.under_way.remove(vm);
+            }
+        }
+        all
+    }
+}
+
 impl VmDirectory for Host {
+    fn keepsakes(&self) -> Vec<(VmId, String)> {
+        self.0.lock().unwrap().keepsakes.clone()
+    }
+
+    fn terms(&self, _: VmId) -> Option<VmTerms> {
+        Some(self.0.lock().unwrap().terms.clone())
+    }
+
     fn find(&self, vm: VmId) -> Known {
         let world = self.0.lock().unwrap();
         if world.unsurveyed {
@@ -140,10 +198,18 @@ fn executor(path: &Path, world: &Shared, dry_run: bool) -> Executor {
         ledger: Ledger::open(path).unwrap(),
         actuator: Box::new(Host(Arc::clone(world))),
         vms: Box::new(Host(Arc::clone(world))),
-        policy: Policy { bounds, allowed: Allowed::default(), dry_run },
+        mover: Box::new(PlayedMover { world: Arc::clone(world), under_way: BTreeSet::new() }),
+        policy: Policy {
+            host: HostId::new("h1").unwrap(),
+            migrations_most: 1,
+            bounds,
+            allowed: Allowed::default(),
+            dry_run,
+        },
         clock: Box::new(move || now(&clock_world)),
         metrics: Metrics::register(&mut Registry::default()),
         presence: BrainPresence::gone_since(now(world).boot),
+        adopted: BTreeMap::new(),
         tending: None,
     }
 }

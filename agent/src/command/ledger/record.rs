@@ -41,9 +41,17 @@ pub struct Intent {
     /// Why the agent gave itself this command; `None` for one of the brain's.
     #[serde(default)]
     pub cause: Option<LocalCause>,
+    /// Of a migration: the brain has been told that the VM stands still, and it is still to be found out where it is.
+    #[serde(default)]
+    pub parked: bool,
 }
 
 impl Intent {
+    /// Whether it moves a VM to another host.
+    pub fn is_migration(&self) -> bool {
+        matches!(self.command.action, Action::Migrate(_))
+    }
+
     /// What made the agent act.
     pub fn origin(&self) -> Origin {
         origin(&self.command, self.cause)

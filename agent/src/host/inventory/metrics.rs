@@ -46,12 +46,14 @@ struct ProcessLabel {
     process: &'static str,
 }
 
-const STATES: [VmState; 5] = [VmState::Running, VmState::Paused, VmState::ShutOff, VmState::Crashed, VmState::Other];
+const STATES: [VmState; 6] =
+    [VmState::Running, VmState::Paused, VmState::Arriving, VmState::ShutOff, VmState::Crashed, VmState::Other];
 
 fn state_name(state: VmState) -> &'static str {
     match state {
         VmState::Running => "running",
         VmState::Paused => "paused",
+        VmState::Arriving => "arriving",
         VmState::ShutOff => "shut_off",
         VmState::Crashed => "crashed",
         VmState::Other => "other",

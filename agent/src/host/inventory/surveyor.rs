@@ -175,6 +175,8 @@ impl Surveyor {
                 balloon_bytes: facts.balloon_bytes,
                 memory: MemoryFacts::default(),
                 interfaces: Vec::new(),
+                terms: None,
+                keepsake: None,
                 execution_changes: self.execution_changes.get(&facts.vm).copied().unwrap_or(0),
                 name: facts.name,
             }

@@ -14,6 +14,8 @@ fn facts(id: u128) -> VmFacts {
         balloon_bytes: None,
         memory: MemoryFacts::default(),
         interfaces: Vec::new(),
+        terms: None,
+        keepsake: None,
         execution_changes: 0,
     }
 }

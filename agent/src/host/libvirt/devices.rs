@@ -1,5 +1,7 @@
-//! What a domain's definition says of its balloon, disks and network interfaces. Pure.
+//! What a domain's definition says of its balloon, disks and network interfaces, and of what may be done to it. Pure.
 
+use super::{keepsake, terms};
+use gnomon_common::wire::VmTerms;
 use roxmltree::{Document, Node};
 use std::ffi::CString;
 
@@ -16,6 +18,10 @@ pub struct Devices {
     pub disks: Vec<CString>,
     /// Its network interfaces.
     pub interfaces: Vec<Interface>,
+    /// What its owner and the definition allow.
+    pub terms: VmTerms,
+    /// What came with it from another host: see [`Hypervisor::keep`](super::Hypervisor::keep).
+    pub keepsake: Option<String>,
 }
 
 /// A balloon.
@@ -37,8 +43,8 @@ pub struct Interface {
 impl Devices {
     /// Reads a domain's XML. What is not understood is not there; text that is no XML at all has no devices.
     pub fn parse(xml: &str) -> Self {
-        let Ok(document) = Document::parse(xml) else { return Self::default() };
-        let mut found = Self::default();
+        let mut found = Self { terms: terms::parse(xml), keepsake: keepsake::parse(xml), ..Self::default() };
+        let Ok(document) = Document::parse(xml) else { return found };
         let devices = children(document.root_element(), "devices").next();
         for device in devices.into_iter().flat_map(|devices| devices.children().filter(Node::is_element)) {
             let target =
@@ -64,7 +70,10 @@ impl Devices {
     }
 }
 
-fn children<'a, 'input>(node: Node<'a, 'input>, name: &'static str) -> impl Iterator<Item = Node<'a, 'input>> {
+pub(super) fn children<'a, 'input>(
+    node: Node<'a, 'input>,
+    name: &'static str,
+) -> impl Iterator<Item = Node<'a, 'input>> {
     node.children().filter(move |child| child.has_tag_name(name))
 }
 

@@ -1,4 +1,4 @@
-//! Typed parameters of a domain's disks and network interfaces, for which the `virt` crate has no safe calls.
+//! Typed parameters of a domain's disks, network interfaces and jobs, for which the `virt` crate has no safe calls.
 
 use super::check;
 use std::ffi::{CStr, c_char, c_int, c_uint};
@@ -96,13 +96,15 @@ fn get(domain: &Domain, device: &CStr, call: Get) -> Result<Vec<Parameter>, Erro
     Ok(parameters)
 }
 
-fn parameter(raw: &sys::virTypedParameter) -> Parameter {
+pub(super) fn parameter(raw: &sys::virTypedParameter) -> Parameter {
     let bytes: Vec<u8> = raw.field.iter().map(|&byte| byte.cast_unsigned()).take_while(|&byte| byte != 0).collect();
     let value = match u32::try_from(raw.type_).unwrap_or(0) {
         // SAFETY: the type says which member libvirt has written.
         sys::VIR_TYPED_PARAM_UINT => Value::Number(unsafe { raw.value.ui }.into()),
         // SAFETY: as above.
         sys::VIR_TYPED_PARAM_ULLONG => Value::Number(unsafe { raw.value.ul }),
+        // SAFETY: as above. None of these has values below zero.
+        sys::VIR_TYPED_PARAM_INT => Value::Number(u64::try_from(unsafe { raw.value.i }).unwrap_or(0)),
         // SAFETY: as above; a string that is set ends with 0 and lives until it is cleared.
         sys::VIR_TYPED_PARAM_STRING => match unsafe { raw.value.s } {
             text if text.is_null() => Value::Text(String::new()),

@@ -92,6 +92,8 @@ impl Bench {
             balloon_bytes: Some(1 << 29),
             memory: MemoryFacts { balloon: Balloon::Movable { bytes: 1 << 29 }, ..MemoryFacts::default() },
             interfaces: Vec::new(),
+            terms: None,
+            keepsake: None,
             execution_changes: 0,
         }
     }

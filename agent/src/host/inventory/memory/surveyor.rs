@@ -1,4 +1,4 @@
-//! The thread that asks for memory statistics and for each VM's devices, on a libvirt connection of its own.
+//! The thread that asks for memory statistics and for each VM's definition, on a libvirt connection of its own.
 //!
 //! Statistics go through QEMU's monitor, and a QEMU that hangs holds the call up for as long as it likes. That costs the other VMs
 //! their statistics, which go stale by their own time, and nothing else: neither the inventory nor sampling waits for this thread.
@@ -8,7 +8,7 @@ use super::super::{Inventory, InventoryConfig, InventoryMetrics, VmFacts};
 use super::{Balloon, MemoryFacts, MemoryWatch};
 use crate::host::libvirt::{BalloonDevice, Hypervisor, HypervisorError, Reconnecting};
 use crate::host::process::Proc;
-use gnomon_common::wire::VmId;
+use gnomon_common::wire::{VmId, VmState, VmTerms};
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,13 +18,14 @@ use tokio::sync::watch;
 /// How often every VM is asked: well within the time in which its statistics stay fresh, at a millisecond a VM.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// So many looks use the same reading of a VM's definition: an interface that is plugged in is known within a minute.
+/// So many looks use the same reading of a VM's definition: an interface that is plugged in, or a change of mind of
+/// its owner, is known within a minute.
 const LOOKS_PER_DEFINITION: u32 = 30;
 
 /// The period given to a balloon whose owner has given it none, in seconds: one wake-up of the guest each.
 const STATS_PERIOD_S: u32 = 5;
 
-/// What is known of all VMs' memory and interfaces: written by this thread, read at each survey. Held for a copy.
+/// What is known of all VMs' memory and interfaces, and of what may be done to them: written by this thread, read at each survey. Held for a copy.
 #[derive(Clone, Debug, Default)]
 pub(in crate::host::inventory) struct MemoryBook(Arc<Mutex<BTreeMap<VmId, Known>>>);
 
@@ -33,6 +34,8 @@ pub(in crate::host::inventory) struct MemoryBook(Arc<Mutex<BTreeMap<VmId, Known>
 struct Known {
     memory: MemoryFacts,
     interfaces: Vec<String>,
+    terms: Option<VmTerms>,
+    keepsake: Option<String>,
 }
 
 impl MemoryBook {
@@ -44,6 +47,7 @@ impl MemoryBook {
             let active = facts.balloon_bytes.is_some();
             let known = book.get(&facts.id).filter(|_| active).cloned().unwrap_or_default();
             (facts.memory, facts.interfaces) = (known.memory, known.interfaces);
+            (facts.terms, facts.keepsake) = (known.terms, known.keepsake);
         }
     }
 
@@ -60,6 +64,8 @@ struct Watched {
     /// Its balloon by its definition, once that was read.
     device: Option<Option<BalloonDevice>>,
     interfaces: Vec<String>,
+    terms: Option<VmTerms>,
+    keepsake: Option<String>,
     /// Looks since the definition was read.
     looks: u32,
     watch: MemoryWatch,
@@ -120,7 +126,9 @@ impl MemorySurveyor {
 
     fn look(&mut self, inventory: &Inventory) -> Result<(), HypervisorError> {
         let hypervisor = self.link.get()?;
-        let active = |id: VmId| inventory.vm(id).is_some_and(|facts| facts.balloon_bytes.is_some());
+        // One that is being received answers nothing until it is here: each question would wait for half a minute.
+        let here = |facts: &VmFacts| facts.balloon_bytes.is_some() && facts.state != VmState::Arriving;
+        let active = |id: VmId| inventory.vm(id).is_some_and(here);
         self.watched.retain(|id, _| active(*id));
         for facts in inventory.vms.iter().filter(|facts| active(facts.id)) {
             let life = facts.process.as_ref().map(|process| (process.pid, process.start_ticks));
@@ -151,7 +159,12 @@ impl MemorySurveyor {
             self.metrics.answering("qemu", Some(caused_s / elapsed_s));
         }
         self.metrics.balloons(self.watched.values().map(|watched| watched.watch.facts.balloon));
-        let known = |watched: &Watched| Known { memory: watched.watch.facts, interfaces: watched.interfaces.clone() };
+        let known = |watched: &Watched| Known {
+            memory: watched.watch.facts,
+            interfaces: watched.interfaces.clone(),
+            terms: watched.terms.clone(),
+            keepsake: watched.keepsake.clone(),
+        };
         // The book first: a survey that ends in between must not bring the old facts back.
         self.book.replace(self.watched.iter().map(|(id, watched)| (*id, known(watched))).collect());
         self.publish.send_modify(|inventory| self.book.annotate(&mut Arc::make_mut(inventory).vms));
@@ -174,6 +187,7 @@ impl Watched {
                 let devices = hypervisor.devices(vm)?;
                 let names = devices.interfaces.into_iter().filter_map(|interface| interface.device?.into_string().ok());
                 self.interfaces = names.collect();
+                (self.terms, self.keepsake) = (Some(devices.terms), devices.keepsake);
                 let mut device = devices.balloon;
                 if let Some(BalloonDevice { stats_period_s: period @ 0 }) = &mut device
                     && set_period

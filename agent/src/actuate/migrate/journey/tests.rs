@@ -1,0 +1,210 @@
+//! Journeys between two hosts that a test plays.
+
+use super::*;
+use gnomon_common::wire::HostId;
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::sync::mpsc::Sender;
+use uuid::Uuid;
+
+const BY_MIGRATION: Standing = Standing::Stopped { by_migration: true };
+
+/// Two hosts. What they answer is taken from the front of a list, of which the last stays.
+#[derive(Default)]
+struct Played {
+    immovable: Option<Immovable>,
+    says: Option<Result<(), String>>,
+    jobs: VecDeque<Option<Option<Job>>>,
+    here: VecDeque<Option<Standing>>,
+    there: VecDeque<Option<Standing>>,
+    aborts: usize,
+    resumed_after: Vec<Option<Standing>>,
+    hanging: Option<Sender<Result<(), String>>>,
+    paused: Duration,
+    kept: Vec<Option<String>>,
+}
+
+struct Shared<'a>(&'a Mutex<Played>);
+
+fn next<T: Copy>(list: &mut VecDeque<T>) -> Option<T> {
+    if list.len() > 1 { list.pop_front() } else { list.front().copied() }
+}
+
+impl Sides for Shared<'_> {
+    fn check(&mut self) -> Result<(), Refusal> {
+        self.0.lock().unwrap().immovable.take().map_or(Ok(()), |why| Err(Refusal::Immovable(why)))
+    }
+
+    fn keep(&mut self, keepsake: Option<&str>) {
+        self.0.lock().unwrap().kept.push(keepsake.map(str::to_owned));
+    }
+
+    fn begin(&mut self) -> Receiver<Result<(), String>> {
+        let (tell, ended) = channel();
+        let mut played = self.0.lock().unwrap();
+        match played.says.take() {
+            Some(said) => tell.send(said).unwrap(),
+            None => played.hanging = Some(tell),
+        }
+        ended
+    }
+
+    fn job(&mut self) -> Option<Option<Job>> {
+        next(&mut self.0.lock().unwrap().jobs).unwrap_or(Some(None))
+    }
+
+    fn abort(&mut self) {
+        let mut played = self.0.lock().unwrap();
+        played.aborts += 1;
+        if let Some(tell) = played.hanging.take() {
+            tell.send(Err("operation aborted".to_owned())).unwrap();
+        }
+    }
+
+    fn here(&mut self) -> Option<Standing> {
+        next(&mut self.0.lock().unwrap().here).flatten()
+    }
+
+    fn there(&mut self) -> Option<Standing> {
+        next(&mut self.0.lock().unwrap().there).flatten()
+    }
+
+    fn resume(&mut self) -> Result<(), String> {
+        let mut played = self.0.lock().unwrap();
+        let there = played.there.front().copied().flatten();
+        played.resumed_after.push(there);
+        played.here = [Some(Standing::Active)].into();
+        Ok(())
+    }
+
+    fn completed(&mut self) -> Option<Job> {
+        Some(Job { sent_bytes: 7, downtime_us: Some(90_000), ..Job::default() })
+    }
+
+    fn pause(&mut self, pause: Duration) {
+        self.0.lock().unwrap().paused += pause;
+    }
+}
+
+fn order(is_new: bool, timeout_ms: u64) -> Order {
+    let migration = Migration {
+        to: HostId::new("h2").unwrap(),
+        uri: "qemu+tcp://h2/system".to_owned(),
+        timeout_ms,
+        bandwidth_bytes_per_s: None,
+        auto_converge: false,
+    };
+    Order { vm: VmId(Uuid::from_u128(1)), migration, keepsake: None, waited: Duration::ZERO, is_new }
+}
+
+/// Goes the journey; returns how it ended, and whether it was told to be parked.
+fn go(played: &Mutex<Played>, order: &Order, asked: bool) -> (OutcomeResult, usize) {
+    let (book, asked) = (MigrationBook::default(), Arc::new(AtomicBool::new(asked)));
+    let begun = Instant::now();
+    let mut parked = 0;
+    let journey = Journey { order, sides: Shared(played), asked, begun, book: &book };
+    let result = journey.run(&mut |news| {
+        assert!(matches!(news, OutcomeResult::NotMoved { whereabouts: Whereabouts::Parked, .. }));
+        parked += 1;
+    });
+    (result, parked)
+}
+
+fn here(error: &str) -> OutcomeResult {
+    OutcomeResult::NotMoved { error: error.to_owned(), whereabouts: Whereabouts::Here }
+}
+
+#[test]
+fn what_libvirt_says_has_moved_and_is_gone_has_moved() {
+    let played = Mutex::new(Played { says: Some(Ok(())), here: [Some(Standing::Absent)].into(), ..Played::default() });
+    let (result, parked) = go(&played, &order(true, 60_000), false);
+    let moved = Moved { took_us: 0, downtime_us: Some(90_000), sent_bytes: Some(7) };
+    assert_eq!((result, parked), (OutcomeResult::Moved(moved), 0));
+}
+
+#[test]
+fn what_goes_with_it_is_taken_back_where_it_does_not_go() {
+    let played =
+        || Played { says: Some(Err("no".to_owned())), here: [Some(Standing::Active)].into(), ..Played::default() };
+    let with = |is_new| Order { keepsake: Some("undo".to_owned()), ..order(is_new, 60_000) };
+    let stays = Mutex::new(played());
+    go(&stays, &with(true), false);
+    assert_eq!(stays.into_inner().unwrap().kept, [Some("undo".to_owned()), None]);
+    let goes = Mutex::new(Played { says: Some(Ok(())), here: [Some(Standing::Absent)].into(), ..Played::default() });
+    go(&goes, &with(true), false);
+    assert_eq!(goes.into_inner().unwrap().kept, [Some("undo".to_owned())]);
+    let followed = Mutex::new(played());
+    go(&followed, &with(false), false);
+    assert_eq!(followed.into_inner().unwrap().kept, [None]);
+}
+
+#[test]
+fn what_is_immovable_is_not_begun() {
+    let immovable = Some(Immovable::AlreadyThere);
+    let played = Mutex::new(Played { immovable, says: Some(Ok(())), ..Played::default() });
+    assert_eq!(go(&played, &order(true, 60_000), false).0, OutcomeResult::Immovable(Immovable::AlreadyThere));
+    assert!(played.into_inner().unwrap().says.is_some(), "it was begun");
+}
+
+#[test]
+fn a_time_out_aborts_and_says_so() {
+    let played = Mutex::new(Played { here: [Some(Standing::Active)].into(), ..Played::default() });
+    let (result, _) = go(&played, &order(true, 300), false);
+    assert_eq!(result, here("given up: it had not ended after 0.3 s"));
+    assert_eq!(played.into_inner().unwrap().aborts, 1);
+}
+
+#[test]
+fn an_abort_before_it_begins_begins_nothing() {
+    let played = Mutex::new(Played { says: Some(Ok(())), ..Played::default() });
+    assert_eq!(go(&played, &order(true, 60_000), true).0, here("given up, as a command said"));
+    assert!(played.into_inner().unwrap().says.is_some(), "it was begun");
+}
+
+#[test]
+fn one_of_an_earlier_life_is_followed_and_never_begun() {
+    let jobs = [Some(Some(Job::default())), None, Some(Some(Job::default())), Some(None)].into();
+    let played =
+        Mutex::new(Played { says: Some(Ok(())), jobs, here: [Some(Standing::Active)].into(), ..Played::default() });
+    assert_eq!(go(&played, &order(false, 60_000), false).0, here("the agent was restarted while it was under way"));
+    let played = played.into_inner().unwrap();
+    assert!(played.says.is_some() && played.aborts == 0);
+}
+
+#[test]
+fn an_error_of_libvirt_s_says_nothing_of_where_it_is() {
+    let says = Some(Err("connection lost".to_owned()));
+    let (here, there) = ([Some(Standing::Absent)].into(), [None, Some(Standing::Active)].into());
+    let played = Mutex::new(Played { says, here, there, ..Played::default() });
+    assert!(matches!(go(&played, &order(true, 60_000), false).0, OutcomeResult::Moved(_)));
+}
+
+#[test]
+fn it_stands_still_until_the_other_host_says_that_it_does_not_have_it() {
+    let says = Some(Err("connection lost".to_owned()));
+    // Silent, then with a copy that is still being received, then without.
+    let there = [None, None, Some(BY_MIGRATION), Some(Standing::Active), Some(Standing::Absent)].into();
+    let played = Mutex::new(Played { says, here: [Some(BY_MIGRATION)].into(), there, ..Played::default() });
+    assert_eq!(go(&played, &order(true, 60_000), false), (here("connection lost"), 1));
+    let played = played.into_inner().unwrap();
+    assert_eq!(played.resumed_after, [Some(Standing::Absent)]);
+}
+
+#[test]
+fn nothing_is_concluded_while_a_job_is_under_way() {
+    let says = Some(Err("connection lost".to_owned()));
+    let jobs = [Some(None), Some(Some(Job::default())), Some(Some(Job::default())), Some(None)].into();
+    let here = [Some(BY_MIGRATION)].into();
+    let played = Mutex::new(Played { says, jobs, here, there: [Some(Standing::Absent)].into(), ..Played::default() });
+    go(&played, &order(true, 60_000), false);
+    let played = played.into_inner().unwrap();
+    assert!(played.jobs.len() == 1 && played.resumed_after.len() == 1, "resumed beside a job");
+}
+
+#[test]
+fn a_vm_that_runs_nowhere_has_ended() {
+    let says = Some(Err("domain is not running".to_owned()));
+    let (here, there) = ([Some(Standing::Absent)].into(), [Some(Standing::Absent)].into());
+    let played = Mutex::new(Played { says, here, there, ..Played::default() });
+    assert!(matches!(go(&played, &order(true, 60_000), false).0, OutcomeResult::Failed { retryable: false, .. }));
+}
