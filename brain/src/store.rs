@@ -123,7 +123,7 @@ pub enum StoreError {
     )]
     Open {
         /// Where.
-        location: Location,
+        location: Box<Location>,
         /// What the database said.
         source: sqlx::Error,
     },
@@ -131,7 +131,7 @@ pub enum StoreError {
     #[error("cannot bring the store {location} up to date: {source}; was it written by a newer release?")]
     Migrate {
         /// Where.
-        location: Location,
+        location: Box<Location>,
         /// What the database said.
         source: sqlx::migrate::MigrateError,
     },

@@ -48,7 +48,7 @@ impl Location {
     }
 
     pub(super) fn cannot_open(&self, source: sqlx::Error) -> StoreError {
-        StoreError::Open { location: self.clone(), source }
+        StoreError::Open { location: Box::new(self.clone()), source }
     }
 }
 

@@ -71,7 +71,7 @@ impl SqlStore {
         let examined = async { dialect.examine(&mut *writer.acquire().await?).await };
         examined.await.map_err(|error| location.cannot_open(error))?;
         let migrated = MIGRATIONS.run(&writer).await;
-        migrated.map_err(|source| StoreError::Migrate { location: location.clone(), source })?;
+        migrated.map_err(|source| StoreError::Migrate { location: Box::new(location.clone()), source })?;
         let readers = connect(READERS_MAX, true).await.map_err(|error| location.cannot_open(error))?;
         let (location, leads_as, lock) = (location.clone(), OnceLock::new(), Mutex::default());
         Ok(Self { location, dialect, writer, readers, leads_as, lock })
