@@ -7,8 +7,8 @@ use gnomon_common::wire::{
     Action, AgentEpoch, AgentMessage, Allocation, BrainMessage, CaPin, Command, CommandId, CpuBounds, CpuSource,
     CpuWindow, DiskShare, DiskWindow, EnrolReply, EnrolRequest, ExitReason, ExitShare, Fence, GuestMemory, Hello,
     HostFacts, HostId, HostWindow, LocalCause, Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow,
-    Origin, Outcome, OutcomeResult, ProcessIo, ReclaimStalls, RefusalCode, RefusedCommand, Report, ReportAck, Sequence,
-    Setting, Token, TokenId, TokenSecret, VERSIONS, VmId, VmState, VmWindow, Welcome,
+    MigrationFacts, Origin, Outcome, OutcomeResult, ProcessIo, ReclaimStalls, RefusalCode, RefusedCommand, Report,
+    ReportAck, Sequence, Setting, Token, TokenId, TokenSecret, VERSIONS, VmId, VmState, VmTerms, VmWindow, Welcome,
 };
 use serde::Serialize;
 use std::path::Path;
@@ -162,7 +162,7 @@ fn report(vms: u8) -> Report {
         }),
         allocation: Allocation { quota_cores: Some(0.5), vcpus: 2, vcpus_max: 4, memory_bytes: 2 << 30 },
         stood_down: false,
-        terms: gnomon_common::wire::VmTerms::default(),
+        terms: VmTerms::default(),
         migration: None,
         culprits: None,
         exits: Some(vec![ExitShare { reason: ExitReason::Halt, exits_per_s: 800.0, away_vcpus: 1.5 }]),

@@ -56,7 +56,7 @@ impl Name {
             Self::Agent => ("gnomon-agent", "agent", "release"),
             Self::Ingest => ("gnomon-brain", "ingest", "release"),
             Self::Forecast => ("gnomon-backtest", "forecast", "release"),
-            Self::Plan => ("gnomon-core", "plan", "release"),
+            Self::Plan => ("gnomon-sim", "plan", "release"),
             Self::Sim => ("gnomon-sim", "sim", "release"),
             Self::Anomaly | Self::Policy => ("gnomon-backtest", "replay", "release"),
         }

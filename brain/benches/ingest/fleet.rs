@@ -12,7 +12,7 @@ use gnomon_common::wire::{
     AgentEpoch, Allocation, CpuBounds, CpuSource, CpuWindow, CulpritShare, Culprits, DiskFlow, DiskRest, DiskShare,
     DiskWindow, ExitReason, ExitShare, GuestMemory, Hello, HostFacts, HostId, HostWindow, InterfaceWindow, Losses,
     MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, ProcessIo, ReclaimStalls, Report, Sequence, Traffic,
-    VERSIONS, VmId, VmState, VmWindow, WaitHistogram, Who,
+    VERSIONS, VmId, VmState, VmTerms, VmWindow, WaitHistogram, Who,
 };
 use uuid::Uuid;
 
@@ -213,7 +213,7 @@ impl Vm {
                 memory_bytes: 4 << 30,
             },
             stood_down: false,
-            terms: gnomon_common::wire::VmTerms::default(),
+            terms: VmTerms::default(),
             migration: None,
             exits: Some(vec![ExitShare { reason: ExitReason::Halt, exits_per_s: 800.0, away_vcpus: 1.5 }]),
             culprits: Some(Culprits {

@@ -7,7 +7,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     AgentEpoch, Allocation, CpuBounds, CpuSource, CpuWindow, HostFacts, HostId, HostWindow, Losses, MeanMax, Means,
-    MemoryBounds, Report, Sequence, VmId, VmState, VmWindow,
+    MemoryBounds, Report, Sequence, VmId, VmState, VmTerms, VmWindow,
 };
 use gnomon_core::{Core, FitJob, Input, Mode, Output, Policy};
 use uuid::Uuid;
@@ -39,7 +39,7 @@ fn report(number: u64) -> Report {
             disk: None,
             allocation: Allocation { quota_cores: Some(1.0), vcpus: 1, vcpus_max: 1, memory_bytes: 1 << 30 },
             stood_down: false,
-            terms: gnomon_common::wire::VmTerms::default(),
+            terms: VmTerms::default(),
             migration: None,
             culprits: None,
             exits: None,

@@ -161,7 +161,7 @@ pub(super) fn report(start_ms: u64, sequence: u64, vm: VmId) -> Report {
         disk: None,
         allocation,
         stood_down: false,
-        terms: gnomon_common::wire::VmTerms::default(),
+        terms: VmTerms::default(),
         migration: None,
         culprits: None,
         exits: None,

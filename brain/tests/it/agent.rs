@@ -6,7 +6,7 @@ use gnomon_common::wire::frame::{self, PREFIX_BYTES};
 use gnomon_common::wire::{
     ALPN, AgentEpoch, AgentMessage, Allocation, BrainMessage, Command, CpuBounds, CpuSource, CpuWindow, Hello,
     HostFacts, HostId, HostWindow, Losses, MeanMax, Means, MemoryBounds, Origin, Outcome, OutcomeResult, Report,
-    ReportAck, Sequence, VERSIONS, VmId, VmState, VmWindow,
+    ReportAck, Sequence, VERSIONS, VmId, VmState, VmTerms, VmWindow,
 };
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream};
@@ -78,7 +78,7 @@ pub(crate) fn report(name: &str, epoch: u64, sequence: u64, start_ms: u64, vm: V
             disk: None,
             allocation: Allocation { quota_cores: Some(0.5), vcpus: 2, vcpus_max: 2, memory_bytes: 1 << 30 },
             stood_down: false,
-            terms: gnomon_common::wire::VmTerms::default(),
+            terms: VmTerms::default(),
             migration: None,
             culprits: None,
             exits: None,

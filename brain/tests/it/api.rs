@@ -124,7 +124,8 @@ async fn a_long_history_is_told_is_forecast_from_and_survives_a_restart() {
     }
     let path = |what: &str| format!("/api/v1/vms/{}/{what}", vm(1));
     let forecast = path("forecast?ahead_s=7200");
-    brain.until("a forecast of two hours", async |brain| brain.get(&forecast).await.is_object()).await;
+    let has_season = async |brain: &Brain| brain.get(&forecast).await["season_ms"].is_number();
+    brain.until("a forecast of two hours, with a season", has_season).await;
     let told = brain.get(&forecast).await;
     assert_eq!(told["resolution_ms"], step_ms);
     // The demand repeats every seven steps, and so every fourteen, and every twenty-one.
