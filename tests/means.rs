@@ -84,7 +84,7 @@ impl Bench {
     }
 
     async fn order(&mut self, guest: &Guest, action: Action) -> Result<OutcomeResult> {
-        let command = self.command(guest, action);
+        let command = self.command(guest, action.clone());
         let result = self.brain.command(&command).await?.result;
         println!("{} {action:?}: {result:?}", guest.name());
         Ok(result)
