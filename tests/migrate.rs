@@ -233,11 +233,19 @@ async fn a_guest_that_the_target_cannot_take_stays_and_nothing_is_changed() -> R
         gnomon_e2e::redefine(guest, |xml| Ok(xml.replace("</devices>", interface)))
     };
     let mut scene = Scene::new("unable", connected).await?;
-    let before = scene.hosts[0].virsh(["dumpxml", "g1"])?;
     let migration = scene.migration(false);
 
     let result = scene.migrate(Migration { to: HostId::new("h1")?, ..migration.clone() }).await?;
     ensure!(result == OutcomeResult::Immovable(Immovable::SameHost), "{result:?}");
+    // Its owner's word is read anew for each migration.
+    let of_owner = ["metadata", "g1", "urn:gnomon:policy:1", "--live"];
+    scene.hosts[0].virsh(of_owner.iter().chain(&["--key", "gnomon", "--set", "<policy migrate='no'/>"]))?;
+    let result = scene.migrate(migration.clone()).await?;
+    let stays = "its owner wants it to stay".to_owned();
+    ensure!(result == OutcomeResult::Immovable(Immovable::Bound(stays)), "{result:?}");
+    scene.hosts[0].virsh(of_owner.iter().chain(&["--remove"]))?;
+    // Taken back, that leaves an empty element behind: what follows leaves nothing.
+    let before = scene.hosts[0].virsh(["dumpxml", "g1"])?;
     let nowhere = Migration { uri: "qemu+tcp://10.77.0.99/system".to_owned(), ..migration.clone() };
     let result = scene.migrate(nowhere).await?;
     ensure!(matches!(result, OutcomeResult::Immovable(Immovable::Unreachable(_))), "{result:?}");

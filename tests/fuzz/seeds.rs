@@ -6,9 +6,10 @@ use gnomon_common::wire::frame::{self, PREFIX_BYTES};
 use gnomon_common::wire::{
     Action, AgentEpoch, AgentMessage, Allocation, BrainMessage, CaPin, Command, CommandId, CpuBounds, CpuSource,
     CpuWindow, DiskShare, DiskWindow, EnrolReply, EnrolRequest, ExitReason, ExitShare, Fence, GuestMemory, Hello,
-    HostFacts, HostId, HostWindow, LocalCause, Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow,
-    MigrationFacts, Origin, Outcome, OutcomeResult, ProcessIo, ReclaimStalls, RefusalCode, RefusedCommand, Report,
-    ReportAck, Sequence, Setting, Token, TokenId, TokenSecret, VERSIONS, VmId, VmState, VmTerms, VmWindow, Welcome,
+    HostFacts, HostId, HostWindow, Immovable, LocalCause, Losses, MeanMax, Means, MemoryBounds, MemoryDemand,
+    MemoryWindow, Migration, MigrationFacts, MigrationProgress, Moved, Origin, Outcome, OutcomeResult, ProcessIo,
+    ReclaimStalls, RefusalCode, RefusedCommand, Report, ReportAck, Sequence, Setting, Token, TokenId, TokenSecret,
+    VERSIONS, VmId, VmState, VmTerms, VmWindow, Welcome, Whereabouts,
 };
 use serde::Serialize;
 use std::path::Path;
@@ -93,6 +94,7 @@ fn agent_messages() -> Vec<AgentMessage> {
     let reflex = Origin::Local { cause: LocalCause::Reflex, reason: "throttled".to_owned() };
     let outcome = |origin, result| AgentMessage::Outcome(Outcome { id, vm: vm(1), at: now(), origin, result });
     let floor = Setting::CpuQuota { cores: Some(0.1) };
+    let parked = OutcomeResult::NotMoved { error: "connection lost".to_owned(), whereabouts: Whereabouts::Parked };
     vec![
         AgentMessage::Hello(Hello {
             versions: VERSIONS,
@@ -106,12 +108,26 @@ fn agent_messages() -> Vec<AgentMessage> {
         outcome(Origin::Command, OutcomeResult::Applied { before: settings(), after: settings(), took_us: 900 }),
         outcome(reflex, OutcomeResult::Failed { error: "libvirt is away".to_owned(), retryable: true }),
         outcome(Origin::Command, OutcomeResult::Refused(RefusedCommand::BelowFloor { floor })),
+        outcome(Origin::Command, OutcomeResult::Moved(Moved { took_us: 2_500_000, ..Moved::default() })),
+        outcome(Origin::Command, parked),
+        outcome(Origin::Command, OutcomeResult::Immovable(Immovable::Storage("vda".to_owned()))),
     ]
 }
 
 fn brain_messages() -> Vec<BrainMessage> {
     let id = CommandId { term: 3, number: 7 };
-    let actions = settings().into_iter().map(Action::Set).chain([Action::Release]);
+    let migration = Migration {
+        to: HostId::new("b").expect("a legal name"),
+        uri: "qemu+tls://b/system".to_owned(),
+        timeout_ms: 600_000,
+        bandwidth_bytes_per_s: Some(1 << 30),
+        auto_converge: true,
+    };
+    let actions = settings().into_iter().map(Action::Set).chain([
+        Action::Release,
+        Action::Migrate(migration),
+        Action::AbortMigration,
+    ]);
     let command = |action| Command {
         id,
         vm: vm(1),
@@ -162,8 +178,8 @@ fn report(vms: u8) -> Report {
         }),
         allocation: Allocation { quota_cores: Some(0.5), vcpus: 2, vcpus_max: 4, memory_bytes: 2 << 30 },
         stood_down: false,
-        terms: VmTerms::default(),
-        migration: None,
+        terms: VmTerms { apart: Some("db".to_owned()), ..VmTerms::default() },
+        migration: Some(MigrationProgress { sent_bytes: 1 << 20, ..MigrationProgress::default() }),
         culprits: None,
         exits: Some(vec![ExitShare { reason: ExitReason::Halt, exits_per_s: 800.0, away_vcpus: 1.5 }]),
     };

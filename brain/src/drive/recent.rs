@@ -149,7 +149,7 @@ impl From<Point> for HistoryPoint {
 /// A report of one VM.
 #[cfg(test)]
 pub(super) fn report(start_ms: u64, sequence: u64, vm: VmId) -> Report {
-    use gnomon_common::wire::{AgentEpoch, Allocation, HostId, HostWindow, Losses, Sequence, VmState};
+    use gnomon_common::wire::{AgentEpoch, Allocation, HostId, HostWindow, Losses, Sequence, VmState, VmTerms};
     let allocation = Allocation { quota_cores: Some(1.5), vcpus: 2, vcpus_max: 2, memory_bytes: 1 << 30 };
     let window = VmWindow {
         vm,

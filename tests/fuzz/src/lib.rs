@@ -4,7 +4,7 @@
 //! value that was decoded does not survive being written and read again.
 
 use gnomon_common::wire::frame::{self, PREFIX_BYTES};
-use gnomon_common::wire::{CpuBounds, CpuSource, HostFacts, Means, MemoryBounds};
+use gnomon_common::wire::{CpuBounds, CpuSource, HostFacts, Means, MemoryBounds, MigrationFacts};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
