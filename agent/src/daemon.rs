@@ -29,7 +29,7 @@ use crate::self_test::{self, Requests};
 use crate::telemetry::{self, SelfTestMetrics};
 use crate::uplink::identity::IdentityError;
 use crate::uplink::{self, Spool, SpoolConfig, Uplink};
-use gnomon_common::wire::{AgentEpoch, CpuSource, HostFacts};
+use gnomon_common::wire::{AgentEpoch, CpuSource, HostFacts, VmState};
 use prometheus_client::registry::Registry;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -166,7 +166,7 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
         tokio::spawn(served.map_err(|source| DaemonError::Metrics { address, source })?);
     }
     // A libvirt that is down must not keep the agent from telling the brain so.
-    let _ = timeout(FIRST_SURVEY_MAX, inventory.wait_for(|inventory| inventory.complete)).await;
+    let _ = timeout(FIRST_SURVEY_MAX, inventory.wait_for(|inventory| is_known(inventory))).await;
     // After the survey: what a crash left under way is resolved at once only for VMs that are known.
     let (commands, executor) = executor::spawn(executor).map_err(system("the command thread"))?;
     let spool =
@@ -379,6 +379,12 @@ fn facts(
             cpu_source: *cpu_source.borrow(),
         }
     })
+}
+
+/// Whether all VMs are known, and of those that run what their owners allow: no command for them is obeyed before.
+fn is_known(inventory: &Inventory) -> bool {
+    let running = inventory.vms.iter().filter(|facts| facts.state == VmState::Running);
+    inventory.complete && running.map(|facts| &facts.terms).all(Option::is_some)
 }
 
 /// What this process may use: the fall-back where `/proc/stat` cannot be read.

@@ -12,11 +12,14 @@ use gnomon_common::wire::{VmId, VmState, VmTerms};
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
 /// How often every VM is asked: well within the time in which its statistics stay fresh, at a millisecond a VM.
 const INTERVAL: Duration = Duration::from_secs(2);
+
+/// How often it is seen whether there is a new one.
+const NEWCOMERS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// So many looks use the same reading of a VM's definition: an interface that is plugged in, or a change of mind of
 /// its owner, is known within a minute.
@@ -109,7 +112,7 @@ impl MemorySurveyor {
 
     /// Asks until the sender of `stopped` is gone, or nobody reads any more.
     pub(in crate::host::inventory) fn run(mut self, stopped: &Receiver<()>) {
-        while stopped.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) && !self.publish.is_closed() {
+        while self.wait(stopped) && !self.publish.is_closed() {
             let inventory = Arc::clone(&self.publish.borrow());
             // One question: what the daemon does between two VMs is still because of it.
             let looked = self.daemon.clone().ask(|| self.look(&inventory));
@@ -124,11 +127,24 @@ impl MemorySurveyor {
         }
     }
 
+    /// Waits until the next look is due, which of a VM that is new is soon: before its definition is read, no command for it is obeyed.
+    /// `false` means stop.
+    fn wait(&self, stopped: &Receiver<()>) -> bool {
+        let due = Instant::now() + INTERVAL;
+        loop {
+            if stopped.recv_timeout(NEWCOMERS_INTERVAL) != Err(RecvTimeoutError::Timeout) {
+                return false;
+            }
+            let newcomer = |facts: &VmFacts| is_here(facts) && !self.watched.contains_key(&facts.id);
+            if Instant::now() >= due || self.publish.borrow().vms.iter().any(newcomer) {
+                return true;
+            }
+        }
+    }
+
     fn look(&mut self, inventory: &Inventory) -> Result<(), HypervisorError> {
         let hypervisor = self.link.get()?;
-        // One that is being received answers nothing until it is here: each question would wait for half a minute.
-        let here = |facts: &VmFacts| facts.balloon_bytes.is_some() && facts.state != VmState::Arriving;
-        let active = |id: VmId| inventory.vm(id).is_some_and(here);
+        let active = |id: VmId| inventory.vm(id).is_some_and(is_here);
         self.watched.retain(|id, _| active(*id));
         for facts in inventory.vms.iter().filter(|facts| active(facts.id)) {
             let life = facts.process.as_ref().map(|process| (process.pid, process.start_ticks));
@@ -169,6 +185,11 @@ impl MemorySurveyor {
         self.book.replace(self.watched.iter().map(|(id, watched)| (*id, known(watched))).collect());
         self.publish.send_modify(|inventory| self.book.annotate(&mut Arc::make_mut(inventory).vms));
     }
+}
+
+/// Whether a VM answers questions. One that is being received does not until it is here: each would wait for half a minute.
+fn is_here(facts: &VmFacts) -> bool {
+    facts.balloon_bytes.is_some() && facts.state != VmState::Arriving
 }
 
 impl Watched {
