@@ -11,7 +11,7 @@ mod migration;
 
 pub use duties::{Away, OnForeignChange, Reconcile};
 pub use guard::Guard;
-pub use migration::MigrationConfig;
+pub use migration::{MigrationConfig, is_remote};
 
 use crate::uplink::Bounds;
 use crate::uplink::identity::Files;

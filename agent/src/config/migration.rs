@@ -49,11 +49,17 @@ impl MigrationConfig {
     }
 }
 
-/// Whether an address is one of QEMU's driver on a named host.
-fn is_remote(uri: &str) -> bool {
+/// Transports by which libvirt daemons reach each other. `ext` and its like run a program that the address names.
+const TRANSPORTS: [&str; 5] = ["tls", "ssh", "libssh", "libssh2", "tcp"];
+
+/// Whether an address is one of QEMU's driver on a named host, and nothing but that. Other hosts' daemons use it with their own rights: its
+/// parameters could name keys and programs, or turn checks off, so it may have none.
+pub fn is_remote(uri: &str) -> bool {
     let place = uri.strip_prefix("qemu+").and_then(|rest| rest.split_once("://"));
     place.is_some_and(|(transport, place)| {
-        !matches!(transport, "" | "unix") && !place.starts_with('/') && place.contains('/')
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:@/[]".contains(&byte);
+        let names_a_host = place.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '[');
+        TRANSPORTS.contains(&transport) && names_a_host && place.contains('/') && place.bytes().all(plain)
     })
 }
 
@@ -64,17 +70,24 @@ mod tests {
     #[test]
     fn an_address_must_name_a_host() {
         let config = |uri: &str| MigrationConfig { enabled: true, uri: uri.to_owned(), ..MigrationConfig::default() };
-        for good in [
-            "qemu+tls://h1.example.org/system",
-            "qemu+ssh://root@h1/system?keyfile=/k",
-            "qemu+tcp://10.0.0.1:16509/system",
-        ] {
+        for good in
+            ["qemu+tls://h1.example.org/system", "qemu+ssh://root@h1/system", "qemu+tcp://10.0.0.1:16509/system"]
+        {
             assert_eq!(config(good).check(), Ok(()), "{good}");
             assert_eq!(config(good).facts().map(|facts| facts.uri).as_deref(), Some(good));
         }
-        for bad in
-            ["", "qemu:///system", "qemu+tls:///system", "qemu+unix:///system", "xen+tls://h/", "h1", "qemu+tls://h1"]
-        {
+        for bad in [
+            "",
+            "qemu:///system",
+            "qemu+tls:///system",
+            "qemu+unix:///system",
+            "xen+tls://h/",
+            "h1",
+            "qemu+tls://h1",
+            "qemu+ext://h1/system?command=/x",
+            "qemu+tls://h1/system?no_verify=1",
+            "qemu+ssh://h1 -o ProxyCommand=x/system",
+        ] {
             assert_eq!(config(bad).check().unwrap_err().0, "migration.uri", "{bad:?}");
         }
     }

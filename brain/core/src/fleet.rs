@@ -29,6 +29,8 @@ pub(crate) struct Host {
     pub(crate) window: Option<HostWindow>,
     pub(crate) losses: Losses,
     pub(crate) vms: BTreeSet<VmId>,
+    /// VMs that it is receiving.
+    pub(crate) arriving: BTreeSet<VmId>,
     /// What its VMs will take together, as of its latest report.
     pub(crate) prospect: Option<Prospect>,
 }
@@ -44,6 +46,7 @@ impl Host {
             window: None,
             losses: Losses::default(),
             vms: BTreeSet::new(),
+            arriving: BTreeSet::new(),
             prospect: None,
         }
     }

@@ -232,6 +232,8 @@ pub enum Lesson {
         pace: MovePace,
         /// When, and which, oldest first.
         begun: Vec<(Timestamp, VmId)>,
+        /// When somebody else moved a VM last.
+        stranger_at: Option<Timestamp>,
     },
 }
 

@@ -18,6 +18,9 @@ pub const HORIZON_STEPS_LIMIT: usize = 10_080;
 /// Most of its memory that a VM may lose in one step: a guest whose working set was misjudged loses little and is seen to starve.
 pub const SHRINK_STEP_LIMIT: f64 = 0.05;
 
+/// Most moves in an hour: so many are remembered.
+pub const MOVES_LIMIT: usize = 1000;
+
 /// All settings of the core. Every one has a default; unknown keys are refused.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -339,6 +342,11 @@ impl Policy {
             ),
         )?;
         check(migrate.rounds > 0, "migrate.rounds", "0 reports cannot be too full in a row".to_owned())?;
+        check(
+            (1..=MOVES_LIMIT).contains(&migrate.per_hour_max),
+            "migrate.per_hour_max",
+            format!("{} is not within 1..={MOVES_LIMIT}", migrate.per_hour_max),
+        )?;
         check(migrate.at_once_max > 0, "migrate.at_once_max", "0 would let no VM go: use mode".to_owned())?;
         check(
             (1_000..=86_400_000).contains(&migrate.timeout_ms),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, Command, CommandId, Fence, HostId, Migration, Outcome, Report, Setting, VmId, VmState,
+    Action, Command, CommandId, Fence, HostId, Migration, Outcome, OutcomeResult, Report, Setting, VmId, VmState,
 };
 use gnomon_core::{Core, OperatorRequest, Plan, PlannedAction, Policy, Reason, Record, Scope};
 
@@ -73,8 +73,6 @@ impl Checker {
 
     pub(crate) fn brain_starts(&mut self) {
         self.plans.clear();
-        // Who moved what before it died it has not kept.
-        self.stranger_at = None;
     }
 
     pub(crate) fn record(&mut self, record: &Record) {
@@ -109,6 +107,10 @@ impl Checker {
     pub(crate) fn outcome(&mut self, outcome: &Outcome) {
         if self.under_way.get(&outcome.vm).is_some_and(|(id, ..)| *id == outcome.id) {
             self.under_way.remove(&outcome.vm);
+            let was_begun = matches!(outcome.result, OutcomeResult::Moved(_) | OutcomeResult::NotMoved { .. });
+            if !was_begun && let Some(place) = self.begun.iter().rposition(|(_, vm)| *vm == outcome.vm) {
+                self.begun.remove(place);
+            }
         }
     }
 

@@ -1,7 +1,8 @@
 //! Where a VM is after its migration has ended, however it did. Pure.
 //!
 //! At no time may two copies run. The copy here was stopped before the one there could run, so that the only way to two is to let the one here
-//! run again: that takes proof that there is none there. No answer is no proof, and neither is a copy that stands still there.
+//! run again: that takes proof that there is none there, and never was: what ran there has changed its disks since. No answer is no proof, and
+//! neither is a copy that stands still there, or one that is shut off: a target is told to define it only as it begins to run it.
 
 use crate::host::libvirt::migration::Standing;
 
@@ -10,7 +11,7 @@ use crate::host::libvirt::migration::Standing;
 pub(super) enum Ending {
     /// It is here, running or stopped by someone else.
     Here,
-    /// It stands still here and nowhere else: it may run on.
+    /// It stands still here, and the other host does not know it: it may run on, unless it was seen there before.
     Resume,
     /// It is on the other host, and not here.
     Moved,
@@ -29,22 +30,30 @@ pub(super) fn ending(here: Option<Standing>, there: Option<Standing>) -> Ending 
         (Some(Standing::Active | Standing::Stopped { by_migration: false }), _) => Ending::Here,
         (Some(Standing::Stopped { by_migration: true }), Some(Standing::Absent)) => Ending::Resume,
         (Some(Standing::Stopped { by_migration: true }), _) => Ending::StandsStill,
-        (Some(Standing::Absent), Some(Standing::Active | Standing::Stopped { by_migration: false })) => Ending::Moved,
-        (Some(Standing::Absent), Some(Standing::Absent)) => Ending::Gone,
+        (Some(Standing::Off | Standing::Absent), Some(there)) if has_run(there) && there != Standing::Off => {
+            Ending::Moved
+        }
+        (Some(Standing::Off | Standing::Absent), Some(Standing::Off | Standing::Absent)) => Ending::Gone,
         // Still being received, so it seems: its libvirt will give that up.
-        (Some(Standing::Absent), Some(Standing::Stopped { by_migration: true }) | None) => Ending::Unknown,
+        (Some(Standing::Off | Standing::Absent), _) => Ending::Unknown,
     }
+}
+
+/// Whether how it stands on the other host shows that it ran there: a copy here is older than that one's disks.
+pub(super) fn has_run(there: Standing) -> bool {
+    matches!(there, Standing::Active | Standing::Off | Standing::Stopped { by_migration: false })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const STANDINGS: [Option<Standing>; 5] = [
+    const STANDINGS: [Option<Standing>; 6] = [
         None,
         Some(Standing::Active),
         Some(Standing::Stopped { by_migration: true }),
         Some(Standing::Stopped { by_migration: false }),
+        Some(Standing::Off),
         Some(Standing::Absent),
     ];
 
@@ -64,7 +73,7 @@ mod tests {
             for there in STANDINGS {
                 let there_for_good =
                     matches!(there, Some(Standing::Active | Standing::Stopped { by_migration: false }));
-                let moved = here == Some(Standing::Absent) && there_for_good;
+                let moved = matches!(here, Some(Standing::Off | Standing::Absent)) && there_for_good;
                 assert_eq!(ending(here, there) == Ending::Moved, moved, "{here:?} {there:?}");
             }
         }

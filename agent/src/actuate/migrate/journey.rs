@@ -1,6 +1,6 @@
 //! One VM's way to another host, from the checks to the knowledge of where it is.
 
-use super::ending::{Ending, ending};
+use super::ending::{Ending, ending, has_run};
 use super::{MoverConfig, Order, preflight};
 use crate::host::libvirt::migration::{Job, Standing};
 use crate::host::libvirt::needs::{CpuNeed, Needs};
@@ -147,7 +147,7 @@ impl<S: Sides> Journey<'_, S> {
             self.abort_if_asked(&mut aborted);
             self.sides.pause(LOOK_INTERVAL);
             // A domain that is gone has no job to tell of.
-            if self.sides.here() == Some(Standing::Absent) {
+            if matches!(self.sides.here(), Some(Standing::Off | Standing::Absent)) {
                 break;
             }
         }
@@ -182,18 +182,23 @@ impl<S: Sides> Journey<'_, S> {
         let error = said.as_ref().err().cloned().unwrap_or_else(|| "libvirt says that it has moved".to_owned());
         let not_moved = |whereabouts| OutcomeResult::NotMoved { error: error.clone(), whereabouts };
         let mut stood_still: u32 = 0;
+        // A copy that ran there once has changed its disks: the one here must not run on them any more, wherever that one has gone since.
+        let mut has_run_there = false;
         loop {
             let here = self.sides.here();
             // A libvirt that has said so and has it no more needs no witness.
-            if said.is_ok() && here == Some(Standing::Absent) {
+            if said.is_ok() && is_gone(here) {
                 return self.moved();
             }
             // While one is under way nothing is concluded. Where libvirt does not tell of a job it does not tell of the domain either.
-            let at_rest = here == Some(Standing::Absent) || matches!(self.sides.job(), Some(None));
+            let at_rest = is_gone(here) || matches!(self.sides.job(), Some(None));
             let there = match here {
-                Some(Standing::Stopped { by_migration: true } | Standing::Absent) if at_rest => self.sides.there(),
+                Some(Standing::Stopped { by_migration: true } | Standing::Off | Standing::Absent) if at_rest => {
+                    self.sides.there()
+                }
                 _ => None,
             };
+            has_run_there |= there.is_some_and(has_run);
             match ending(here.filter(|_| at_rest), there) {
                 Ending::Here => return not_moved(Whereabouts::Here),
                 Ending::Moved => return self.moved(),
@@ -201,16 +206,16 @@ impl<S: Sides> Journey<'_, S> {
                     let error = format!("it runs on neither host, it ended meanwhile ({error})");
                     return OutcomeResult::Failed { error, retryable: false };
                 }
-                Ending::Resume => match self.sides.resume() {
+                Ending::Resume if !has_run_there => match self.sides.resume() {
                     Ok(()) => tracing::warn!(%vm, "let run on: the target does not have it"),
                     Err(error) => tracing::error!(%vm, error, "it stands still, and cannot be let run on"),
                 },
-                Ending::StandsStill => {
+                Ending::Resume | Ending::StandsStill => {
                     stood_still = stood_still.saturating_add(1);
                     if stood_still == PARKED_LOOKS {
                         tracing::error!(
                             %vm, ?there, error,
-                            "it stands still: that the target does not run it cannot be shown yet; asking again until it can"
+                            "it stands still: that the target does not run it, and never did, cannot be shown; asking again until it can"
                         );
                         parked(not_moved(Whereabouts::Parked));
                     }
@@ -229,6 +234,11 @@ impl<S: Sides> Journey<'_, S> {
             sent_bytes: job.map(|job| job.sent_bytes),
         })
     }
+}
+
+/// Whether it is not here any more, running or stopped.
+fn is_gone(here: Option<Standing>) -> bool {
+    matches!(here, Some(Standing::Off | Standing::Absent))
 }
 
 /// The two hosts' libvirt daemons.

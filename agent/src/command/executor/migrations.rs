@@ -13,7 +13,8 @@ impl Executor {
         let under_way: Vec<Intent> = self.ledger.intents()?.into_iter().filter(Intent::is_migration).collect();
         Ok(Migrations {
             most: self.policy.migrations_most,
-            under_way: u32::try_from(under_way.len()).unwrap_or(u32::MAX),
+            // What is parked takes nothing of the link, and may do so for long.
+            under_way: u32::try_from(under_way.iter().filter(|intent| !intent.parked).count()).unwrap_or(u32::MAX),
             of_vm: under_way.iter().any(|intent| intent.command.vm == vm),
         })
     }
@@ -27,6 +28,10 @@ impl Executor {
     ) -> Result<(), LedgerError> {
         if migration.to == self.policy.host {
             return self.conclude(command, None, OutcomeResult::Immovable(Immovable::SameHost), false);
+        }
+        if !crate::config::is_remote(&migration.uri) {
+            let why = format!("{:?} is no address of a libvirt daemon", migration.uri);
+            return self.conclude(command, None, OutcomeResult::Immovable(Immovable::Unreachable(why)), false);
         }
         if self.policy.dry_run {
             tracing::info!(id = %command.id, vm = %command.vm, to = %migration.to, reason = command.reason, "dry run: would migrate the VM");

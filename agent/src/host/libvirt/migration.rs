@@ -24,7 +24,9 @@ pub enum Standing {
         /// By a migration, or by what libvirt does not remember; else by a person or an error.
         by_migration: bool,
     },
-    /// Unknown, or shut off.
+    /// Defined, and shut off: it ran there, and ended.
+    Off,
+    /// Unknown.
     Absent,
 }
 
@@ -201,7 +203,7 @@ fn known<T>(found: Result<T, Error>, none: ErrorNumber, what: &'static str) -> R
 fn standing(domain: &Domain) -> Result<Standing, Error> {
     let (state, reason) = domain.state()?;
     Ok(match state.known() {
-        Some(DomainState::Shutoff) => Standing::Absent,
+        Some(DomainState::Shutoff) => Standing::Off,
         Some(DomainState::Paused) => {
             let of_migration = |reason| matches!(reason, DomainPausedReason::Migration | DomainPausedReason::Unknown);
             let by_migration = match reason {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, CommandId, HostFacts, HostId, Immovable, Migration, Moved, VmId, VmState, Whereabouts,
+    Action, CommandId, HostFacts, HostId, Immovable, Migration, Moved, Outcome, VmId, VmState, Whereabouts,
 };
 use thiserror::Error;
 
@@ -26,7 +26,7 @@ const WINDOWS_FRESH: u32 = 3;
 const FRESH_GRACE: Duration = Duration::from_secs(5);
 
 /// Candidates tried for one host at one report: the others are not cheaper, and there is a next report.
-const CANDIDATES_MAX: usize = 16;
+const CANDIDATES_MAX: usize = 64;
 
 /// So long at most the first report of a host that has just connected is waited for before anything is moved.
 const SETTLING: Duration = Duration::from_mins(1);
@@ -39,8 +39,8 @@ const HOUR: Duration = Duration::from_hours(1);
 /// What the core keeps about moves.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Moves {
-    /// On their way: from where, to where.
-    under_way: BTreeMap<VmId, (HostId, HostId)>,
+    /// On their way.
+    under_way: BTreeMap<VmId, Way>,
     /// Those that began lately, oldest first.
     begun: VecDeque<(Timestamp, VmId)>,
     /// When somebody else moved a VM last.
@@ -51,7 +51,21 @@ pub(super) struct Moves {
     pub(super) pace: MovePace,
 }
 
+/// A VM's way: by which command, from where, to where.
+#[derive(Clone, Debug)]
+struct Way {
+    by: CommandId,
+    from: HostId,
+    to: HostId,
+}
+
 impl Moves {
+    /// Bounds what a clock that was set back can do: nothing counts as younger than now.
+    pub(super) fn clock_set_back(&mut self, now: Timestamp) {
+        self.begun.iter_mut().for_each(|(at, _)| *at = (*at).min(now));
+        self.stranger_at = self.stranger_at.map(|at| at.min(now));
+    }
+
     fn begun_within(&self, now: Timestamp, time: Duration) -> usize {
         self.begun.iter().filter(|(at, _)| now.since(*at) < time).count()
     }
@@ -152,17 +166,17 @@ impl Core {
     /// Sums up what a host's VMs will want, and plans a move where something has to be done about it.
     pub(super) fn balance(&mut self, now: Timestamp, host: &HostId, end: Timestamp, length: Duration) {
         let Some(entry) = self.fleet.hosts.get(host) else { return };
-        let load = Load::of(entry.vms.iter().filter_map(|vm| self.fleet.vms.get(vm)).map(|vm| self.claim(vm, end)));
+        let load = self.load_of(entry, None, end);
         let room = Room::of(&entry.facts, &self.policy.migrate);
         let before = entry.prospect;
         let is_full = !room.holds(&load);
         let full_rounds = if is_full { before.map_or(0, |before| before.full_rounds).saturating_add(1) } else { 0 };
-        let is_told = is_full && before.is_some_and(|before| before.is_told);
+        let is_drained = self.moves.draining.contains_key(host);
+        let is_told = (is_full || is_drained) && before.is_some_and(|before| before.is_told);
         let fresh_until = now + length * WINDOWS_FRESH + FRESH_GRACE;
         if let Some(entry) = self.fleet.hosts.get_mut(host) {
             entry.prospect = Some(Prospect { load, fresh_until, full_rounds, is_told });
         }
-        let is_drained = self.moves.draining.contains_key(host);
         let rounds = if self.moves.guards.plans(Guard::Rounds) { self.policy.migrate.rounds } else { 1 };
         if self.policy.migrate_mode() == Mode::Observe || !(is_drained || full_rounds >= rounds) {
             return;
@@ -175,6 +189,19 @@ impl Core {
             Some(action) => self.recommend(now, vec![action]),
             None => self.tell_stuck(host, &load, &room, is_drained),
         }
+    }
+
+    /// What a host's VMs will take together: those that are there, those that arrive, and one more.
+    fn load_of(&self, host: &Host, more: Option<VmId>, at: Timestamp) -> Load {
+        let there =
+            host.vms.iter().chain(&host.arriving).filter_map(|id| self.fleet.vms.get(id)).map(|vm| self.claim(vm, at));
+        let more = more.and_then(|id| self.fleet.vms.get(&id)).map(|vm| self.landing(vm, at));
+        Load::of(there.chain(more))
+    }
+
+    /// What a VM will take where it arrives: that has to have room for all the memory that it is defined with.
+    fn landing(&self, vm: &Vm, at: Timestamp) -> Claim {
+        Claim { memory_bytes: vm.allocation.memory_bytes, ..self.claim(vm, at) }
     }
 
     /// What a VM will take within the time that looking ahead for a move covers.
@@ -195,7 +222,7 @@ impl Core {
     fn has_to_wait(&self, now: Timestamp, host: &HostId) -> bool {
         let guards = self.moves.guards;
         let policy = &self.policy.migrate;
-        let leaving = self.moves.under_way.values().any(|(from, _)| from == host);
+        let leaving = self.moves.under_way.values().any(|way| way.from == *host);
         // Who is where is not known before everyone has told.
         let is_silent = |host: &Host| host.connected && host.prospect.is_none() && now.since(host.up_since) < SETTLING;
         let stand_down = Duration::from_millis(policy.stand_down_ms);
@@ -243,9 +270,9 @@ impl Core {
     fn may_leave(&self, now: Timestamp, host: &HostId, id: VmId, is_drained: bool) -> bool {
         let Some(vm) = self.fleet.vms.get(&id) else { return false };
         let guards = self.moves.guards;
-        let rests = guards.plans(Guard::CoolDown) && !is_drained && self.rests(now, id, vm);
+        let rests = guards.plans(Guard::CoolDown) && self.rests(now, id, vm, is_drained);
         let held = guards.plans(Guard::Hold) && (vm.stood_down || self.holds.on_vm(id, Some(host)).is_some());
-        let stays = guards.plans(Guard::Terms) && vm.terms.stays_because().is_some();
+        let stays = (guards.plans(Guard::Terms) && vm.terms.stays_because().is_some()) || vm.travel.is_rooted(now);
         let backs_off = vm.travel.backoff.until(now).is_some();
         vm.state == VmState::Running && vm.flight.is_none() && !rests && !held && !stays && !backs_off
     }
@@ -264,7 +291,7 @@ impl Core {
         let possible = self.fleet.hosts.iter().filter_map(|(id, host)| {
             let prospect = host.prospect?;
             let room = Room::of(&host.facts, &self.policy.migrate);
-            let after = prospect.load.plus(candidate.claim);
+            let after = prospect.load.plus(self.landing(vm, vm.window_end));
             let is_open = id != from && host.facts.migration.is_some() && !host.facts.dry_run;
             let is_fresh = !guards.plans(Guard::Fresh) || (host.connected && now <= prospect.fresh_until);
             let is_drained_too = guards.plans(Guard::Draining) && self.moves.draining.contains_key(id);
@@ -289,14 +316,15 @@ impl Core {
     }
 
     fn is_on_its_way_to(&self, host: &HostId) -> bool {
-        self.moves.under_way.values().any(|(_, to)| to == host)
+        let arrives = self.fleet.hosts.get(host).is_some_and(|host| !host.arriving.is_empty());
+        arrives || self.moves.under_way.values().any(|way| way.to == *host)
     }
 
     /// Whether a VM would meet one that it belongs apart from.
     fn meets(&self, id: VmId, vm: &Vm, on: &HostId) -> bool {
         let Some(group) = &vm.terms.apart else { return false };
         let there = self.fleet.hosts.get(on).into_iter().flat_map(|host| &host.vms);
-        let coming = self.moves.under_way.iter().filter(|(_, (_, to))| to == on).map(|(vm, _)| vm);
+        let coming = self.moves.under_way.iter().filter(|(_, way)| way.to == *on).map(|(vm, _)| vm);
         there.chain(coming).any(|&other| {
             other != id && self.fleet.vms.get(&other).is_some_and(|other| other.terms.apart.as_ref() == Some(group))
         })
@@ -313,9 +341,10 @@ impl Core {
 
     fn tell_stuck(&mut self, host: &HostId, load: &Load, room: &Room, is_drained: bool) {
         let Some(entry) = self.fleet.hosts.get_mut(host) else { return };
-        let has_running = !entry.vms.is_empty();
+        let waits = entry.vms.iter().any(|vm| self.fleet.vms.get(vm).is_some_and(|vm| vm.flight.is_some()));
+        let is_empty = entry.vms.is_empty();
         let Some(prospect) = &mut entry.prospect else { return };
-        if std::mem::replace(&mut prospect.is_told, true) || !has_running {
+        if waits || is_empty || std::mem::replace(&mut prospect.is_told, true) {
             return;
         }
         let text = if is_drained {
@@ -334,8 +363,8 @@ impl Core {
     }
 
     /// Notes a move that is about to be commanded.
-    pub(super) fn set_out(&mut self, now: Timestamp, vm: VmId, from: &HostId, to: &HostId) {
-        self.moves.under_way.insert(vm, (from.clone(), to.clone()));
+    pub(super) fn set_out(&mut self, now: Timestamp, by: CommandId, vm: VmId, from: &HostId, to: &HostId) {
+        self.resume_move(by, vm, from, to);
         let remembered = HOUR.max(Duration::from_millis(self.policy.migrate.cool_down_ms));
         let begun = &mut self.moves.begun;
         begun.push_back((now, vm));
@@ -346,26 +375,34 @@ impl Core {
     }
 
     /// A restart brings back one that is on its way.
-    pub(super) fn resume_move(&mut self, vm: VmId, from: &HostId, to: &HostId) {
-        self.moves.under_way.insert(vm, (from.clone(), to.clone()));
+    pub(super) fn resume_move(&mut self, by: CommandId, vm: VmId, from: &HostId, to: &HostId) {
+        self.moves.under_way.insert(vm, Way { by, from: from.clone(), to: to.clone() });
     }
 
     /// Keeps what a restart has to know.
     fn keep_moves(&mut self, now: Timestamp) {
         let begun = self.moves.begun.iter().copied().collect();
-        self.persist(Record::Lesson { lesson: Lesson::Moves { pace: self.moves.pace, begun }, at: now });
+        let lesson = Lesson::Moves { pace: self.moves.pace, begun, stranger_at: self.moves.stranger_at };
+        self.persist(Record::Lesson { lesson, at: now });
     }
 
-    pub(super) fn restore_moves(&mut self, pace: MovePace, begun: Vec<(Timestamp, VmId)>) {
+    pub(super) fn restore_moves(
+        &mut self,
+        pace: MovePace,
+        begun: Vec<(Timestamp, VmId)>,
+        stranger_at: Option<Timestamp>,
+    ) {
+        self.moves.stranger_at = stranger_at;
         self.moves.pace = pace;
         self.moves.begun = begun.into();
     }
 
     /// Whether a VM was moved, or recommended to be, not long ago.
-    fn rests(&self, now: Timestamp, id: VmId, vm: &Vm) -> bool {
+    fn rests(&self, now: Timestamp, id: VmId, vm: &Vm, is_drained: bool) -> bool {
         let cool_down = Duration::from_millis(self.policy.migrate.cool_down_ms);
         let lately = |at: Timestamp| now.since(at) < cool_down;
-        vm.travel.recommended.is_some_and(lately) || self.moves.begun.iter().any(|&(at, of)| of == id && lately(at))
+        let moved = || self.moves.begun.iter().any(|&(at, of)| of == id && lately(at));
+        vm.travel.recommended.is_some_and(lately) || (!is_drained && moved())
     }
 
     /// A VM is on another host than before: says whether Gnomon moved it, and stands down for a while if it was somebody else.
@@ -378,14 +415,37 @@ impl Core {
             return;
         }
         self.moves.stranger_at = Some(now);
+        self.keep_moves(now);
         let text =
             format!("VM {id} went from host {from} to host {to}, and not by Gnomon, which moves none for a while");
         self.notice("moved_by_somebody_else", text);
     }
 
-    /// A move is over, one way or another.
-    pub(super) fn set_down(&mut self, vm: VmId) {
+    /// A move is over, one way or another, if it was by this command.
+    pub(super) fn set_down(&mut self, vm: VmId, by: CommandId) {
+        if self.moves.under_way.get(&vm).is_some_and(|way| way.by == by) {
+            self.moves.under_way.remove(&vm);
+        }
+    }
+
+    /// A VM is known no more.
+    pub(super) fn lose_sight(&mut self, vm: VmId) {
         self.moves.under_way.remove(&vm);
+    }
+
+    /// What was refused was not begun.
+    pub(super) fn spare(&mut self, now: Timestamp, record: &CommandRecord) {
+        if matches!(record.command.action, Action::Migrate(_)) {
+            self.not_begun(now, record.command.vm);
+        }
+    }
+
+    /// A move that was not even begun is none of the hour's.
+    fn not_begun(&mut self, now: Timestamp, vm: VmId) {
+        if let Some(place) = self.moves.begun.iter().rposition(|(_, of)| *of == vm) {
+            self.moves.begun.remove(place);
+            self.keep_moves(now);
+        }
     }
 
     /// Checks a plan's move by the facts, not by what the planner made of them.
@@ -406,14 +466,13 @@ impl Core {
             return Err(BadMove::Stays(why.to_owned()));
         }
         let under_way = self.moves.under_way.len();
-        let shares_a_host = |(from, other): &(HostId, HostId)| *from == action.host || other == to;
-        let is_crowded = guards.lints(Guard::Inflow) && self.moves.under_way.values().any(shares_a_host);
+        let leaves = self.moves.under_way.values().any(|way| way.from == action.host);
+        let is_crowded = guards.lints(Guard::Inflow) && (leaves || self.is_on_its_way_to(to));
         if is_crowded || (guards.lints(Guard::AtOnce) && under_way >= self.policy.migrate.at_once_max) {
             return Err(BadMove::Crowd(under_way));
         }
         // Summed up anew: what the planner kept may have been wrong.
-        let there = host.vms.iter().filter_map(|vm| self.fleet.vms.get(vm));
-        let load = Load::of(there.chain([vm]).map(|vm| self.claim(vm, vm.window_end)));
+        let load = self.load_of(host, Some(id), vm.window_end);
         let room = Room::of(&host.facts, &self.policy.migrate);
         if guards.lints(Guard::Cpu) && !room.holds_cpu(&load) {
             return Err(BadMove::Cpu(to.clone()));
@@ -488,17 +547,55 @@ impl Core {
         let to = migration.to.clone();
         let Some(vm) = self.fleet.vms.get_mut(&id) else { return format!("moved to host {to}") };
         vm.travel.backoff.succeed();
+        // It may have gone on since, and that be known already.
+        let is_news = vm.host.as_ref().is_none_or(|host| *host == record.host);
         // Windows that its old host made before this tell of the time before.
-        vm.window_end = vm.window_end.max(at);
+        if is_news {
+            vm.window_end = vm.window_end.max(at);
+        }
         let memory_bytes = vm.allocation.memory_bytes;
         let (name, state) = (vm.name.clone(), vm.state);
-        self.fleet.place(id, &to);
-        self.persist(Record::Vm { vm: id, name, host: Some(to.clone()), state, at });
+        if is_news {
+            self.fleet.place(id, &to);
+            self.persist(Record::Vm { vm: id, name, host: Some(to.clone()), state, at });
+            let landed = self.fleet.vms.get(&id).map(|vm| self.landing(vm, vm.window_end));
+            if let (Some(prospect), Some(claim)) =
+                (self.fleet.hosts.get_mut(&to).and_then(|host| host.prospect.as_mut()), landed)
+            {
+                prospect.load = prospect.load.plus(claim);
+            }
+        }
         self.moves.pace.learn(memory_bytes, moved);
         self.keep_moves(now);
         let still =
             moved.downtime_us.map_or_else(String::new, |us| format!(", {:.3} s of it at a stand", us as f64 / 1e6));
         format!("moved to host {to} in {:.1} s{still}", moved.took_us as f64 / 1e6)
+    }
+
+    /// A VM that stood still between two hosts runs again, on one of them: the move is over, whether its answer comes or not.
+    pub(super) fn unpark(&mut self, now: Timestamp, id: VmId, host: &HostId) {
+        let Some(vm) = self.fleet.vms.get_mut(&id).filter(|vm| vm.is_parked) else { return };
+        vm.is_parked = false;
+        let flight = vm.flight.take();
+        if let Some(flight) = flight {
+            self.set_down(id, flight.record.command.id);
+            let detail = format!("{} it runs on host {host}", flight.record.command.id);
+            self.audit(now, host.as_str(), "unparked", format!("vm {id}"), detail);
+        }
+    }
+
+    /// A VM stands still between two hosts: nothing else may be done to it, and both keep its room, until it runs again.
+    pub(super) fn parked(&mut self, now: Timestamp, record: &CommandRecord, outcome: &Outcome, error: &str) {
+        let id = record.command.vm;
+        let Some(vm) = self.fleet.vms.get_mut(&id) else { return };
+        vm.is_parked = true;
+        vm.note_result(outcome.id, &outcome.result);
+        if let Some(flight) = &vm.flight {
+            self.deadlines.remove(&(flight.deadline, id));
+        }
+        self.notice("vm_parked", format!("host {}, VM {id}: {error}; {}", record.host, Whereabouts::Parked));
+        let detail = format!("{} not moved: {error}; {}", outcome.id, Whereabouts::Parked);
+        self.audit(now, record.host.as_str(), "outcome", format!("vm {id}"), detail);
     }
 
     pub(super) fn not_moved(&mut self, now: Timestamp, record: &CommandRecord, error: &str, at: Whereabouts) -> String {
@@ -507,8 +604,7 @@ impl Core {
         if let (Some(vm), Action::Migrate(migration)) = (self.fleet.vms.get_mut(&id), &record.command.action) {
             vm.travel.avoid(migration.to.clone(), now);
         }
-        let kind = if at == Whereabouts::Parked { "vm_parked" } else { "migration_failed" };
-        self.notice(kind, format!("host {}, VM {id}: {error}; {at}", record.host));
+        self.notice("migration_failed", format!("host {}, VM {id}: {error}; {at}", record.host));
         format!("not moved: {error}; {at}")
     }
 
@@ -517,7 +613,12 @@ impl Core {
         let id = record.command.vm;
         if let (Some(vm), Action::Migrate(migration)) = (self.fleet.vms.get_mut(&id), &record.command.action) {
             vm.travel.avoid(migration.to.clone(), now);
+            // No other host would change that.
+            if matches!(why, Immovable::Bound(_) | Immovable::Storage(_)) {
+                vm.travel.root(now);
+            }
         }
+        self.not_begun(now, id);
         self.notice("vm_immovable", format!("host {}, VM {id}: {why}", record.host));
         format!("not moved: {why}")
     }

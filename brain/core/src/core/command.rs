@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Action, Command, CommandId, Fence, HostId, Origin, Outcome, OutcomeResult, RefusedCommand};
+use gnomon_common::wire::{
+    Action, Command, CommandId, Fence, HostId, Origin, Outcome, OutcomeResult, RefusedCommand, Whereabouts,
+};
 
 use super::local::changes;
 use super::{ACTOR, Core};
@@ -46,7 +48,7 @@ impl Core {
             vm.flight = Some(Flight { record: record.clone(), deadline });
         }
         if let Action::Migrate(migration) = &action.action {
-            self.set_out(now, action.vm, &host, &migration.to);
+            self.set_out(now, id, action.vm, &host, &migration.to);
         }
         self.deadlines.insert((deadline, action.vm));
         let Some(vm) = self.fleet.vms.get_mut(&action.vm) else { return };
@@ -96,8 +98,20 @@ impl Core {
             let text = format!("host {host} answered {id}, which was sent to host {}", record.host);
             return self.notice("outcome_of_foreign_command", text);
         }
+        if let OutcomeResult::NotMoved { error, whereabouts: Whereabouts::Parked } = &outcome.result
+            && let Some(flight) = vm.flight.as_ref().filter(|flight| flight.record.command.id == id)
+        {
+            let (record, error) = (flight.record.clone(), error.clone());
+            self.parked(now, &record, &outcome, &error);
+            return self.persist(Record::Command(CommandRecord {
+                outcome: Some(outcome),
+                unanswered: false,
+                ..record
+            }));
+        }
         let record = match vm.flight.take_if(|flight| flight.record.command.id == id) {
             Some(flight) => {
+                vm.is_parked = false;
                 self.deadlines.remove(&(flight.deadline, vm_id));
                 flight.record
             }
@@ -112,7 +126,7 @@ impl Core {
                 }
             },
         };
-        self.set_down(vm_id);
+        self.set_down(vm_id, id);
         self.settle(now, host, &outcome, &record);
         self.persist(Record::Command(CommandRecord { outcome: Some(outcome), unanswered: false, ..record }));
         // A release may have waited for this one.
@@ -143,10 +157,12 @@ impl Core {
             OutcomeResult::NotMoved { error, whereabouts } => self.not_moved(now, record, error, *whereabouts),
             OutcomeResult::Immovable(why) => self.immovable(now, record, why),
             OutcomeResult::DryRun => {
+                self.spare(now, record);
                 self.back_off(now, record);
                 "dry run: nothing was changed".to_owned()
             }
             OutcomeResult::Refused(why) => {
+                self.spare(now, record);
                 self.refused(now, record, *why);
                 format!("refused: {why}")
             }
@@ -199,11 +215,14 @@ impl Core {
             && deadline <= now
         {
             self.deadlines.pop_first();
-            let Some(vm) = self.fleet.vms.get_mut(&vm_id) else { continue };
-            let Some(flight) = vm.flight.take() else { continue };
+            let Some(vm) = self.fleet.vms.get_mut(&vm_id) else {
+                self.lose_sight(vm_id);
+                continue;
+            };
+            let Some(flight) = vm.flight.take_if(|flight| flight.deadline == deadline) else { continue };
             let record = CommandRecord { unanswered: true, ..flight.record };
             vm.given_up = Some(record.clone());
-            self.set_down(vm_id);
+            self.set_down(vm_id, record.command.id);
             self.back_off(now, &record);
             let text = format!("host {}, VM {vm_id}: no answer to command {}", record.host, record.command.id);
             self.notice("command_unanswered", text);
@@ -220,7 +239,7 @@ impl Core {
         if let Action::Migrate(migration) = &record.command.action
             && self.fleet.vms.contains_key(&vm_id)
         {
-            self.resume_move(vm_id, &record.host, &migration.to);
+            self.resume_move(record.command.id, vm_id, &record.host, &migration.to);
         }
         let Some(vm) = self.fleet.vms.get_mut(&vm_id) else { return };
         let deadline = deadline(&record);
@@ -241,6 +260,14 @@ impl Core {
             vm.pace.backoff.clock_set_back(now);
             vm.travel.clock_set_back(now);
             vm.balloon_pace.backoff.clock_set_back(now);
+        }
+        self.moves.clock_set_back(now);
+        for host in self.fleet.hosts.values_mut() {
+            host.up_since = host.up_since.min(now);
+            // What was told by another clock is not fresh by this one: the next report is.
+            if let Some(prospect) = &mut host.prospect {
+                prospect.fresh_until = prospect.fresh_until.min(now);
+            }
         }
         self.fits.clear();
     }

@@ -75,6 +75,8 @@ impl Core {
             host.last_window = Some(report.start);
             host.window = Some(report.host_window);
             host.losses = report.losses;
+            let arriving = report.vms.iter().filter(|window| window.state == VmState::Arriving);
+            host.arriving = arriving.map(|window| window.vm).collect();
         }
         let mut left_out = 0;
         for window in &report.vms {
@@ -114,6 +116,9 @@ impl Core {
         }
         if let (false, VmState::Running, Some(now)) = (here, window.state, now) {
             self.note_move(now, id, &report.host);
+        }
+        if let (VmState::Running, Some(now)) = (window.state, now) {
+            self.unpark(now, id, &report.host);
         }
         let Some(vm) = self.fleet.vms.get_mut(&id) else { return };
         let changed = !here || vm.name != window.name || vm.state != window.state;
@@ -177,8 +182,10 @@ impl Core {
     fn take_vanished(&mut self, report: &Report) {
         let reported: BTreeSet<VmId> = report.vms.iter().map(|window| window.vm).collect();
         let Some(host) = self.fleet.hosts.get(&report.host) else { return };
-        let vanished: Vec<VmId> = host.vms.difference(&reported).copied().collect();
         let end = report.start + window_of(report);
+        // One that has just come here is not in a window of the time before.
+        let is_due = |id: &VmId| self.fleet.vms.get(id).is_none_or(|vm| vm.window_end < end);
+        let vanished: Vec<VmId> = host.vms.difference(&reported).copied().filter(is_due).collect();
         for id in vanished {
             if let Some(slot) = self.fleet.vanish(id, end).and_then(|forgotten| forgotten.slot) {
                 self.sizes.leave(slot);

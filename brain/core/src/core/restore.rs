@@ -22,7 +22,9 @@ impl Core {
             Restored::Lesson(Lesson::Corrections { vm, corrections }) => {
                 self.stored.entry(vm).or_insert_with(Pattern::stored).correct(corrections);
             }
-            Restored::Lesson(Lesson::Moves { pace, begun }) => self.restore_moves(pace, begun),
+            Restored::Lesson(Lesson::Moves { pace, begun, stranger_at }) => {
+                self.restore_moves(pace, begun, stranger_at);
+            }
             Restored::Drain { host, since } => {
                 self.moves.draining.insert(host, since);
             }

@@ -102,6 +102,8 @@ pub(crate) struct Vm {
     pub(crate) terms: VmTerms,
     /// How far its migration has come, as its host told last.
     pub(crate) migration: Option<MigrationProgress>,
+    /// It stands still between two hosts, and its move is still in flight.
+    pub(crate) is_parked: bool,
     /// When it was moved, and may be again.
     pub(crate) travel: Travel,
     pub(crate) last_window: Option<Timestamp>,
@@ -150,6 +152,7 @@ impl Vm {
             stood_down: false,
             terms: VmTerms::default(),
             migration: None,
+            is_parked: false,
             travel: Travel::default(),
             last_window: None,
             window_end: Timestamp::default(),

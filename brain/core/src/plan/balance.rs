@@ -145,6 +145,8 @@ pub(crate) struct Travel {
     pub(crate) backoff: Backoff,
     /// When it was last recommended to be moved.
     pub(crate) recommended: Option<Timestamp>,
+    /// Until when it is not tried to be moved anywhere: something holds it where it is.
+    rooted_until: Option<Timestamp>,
     /// Hosts that could not take it, and until when they are not asked again.
     avoids: BTreeMap<HostId, Timestamp>,
 }
@@ -160,6 +162,15 @@ impl Travel {
         self.avoids.insert(host, now + std::time::Duration::from_millis(AVOID_MS));
     }
 
+    /// Something holds it where it is: nothing is tried for as long as a host is avoided.
+    pub(crate) fn root(&mut self, now: Timestamp) {
+        self.rooted_until = Some(now + std::time::Duration::from_millis(AVOID_MS));
+    }
+
+    pub(crate) fn is_rooted(&self, now: Timestamp) -> bool {
+        self.rooted_until.is_some_and(|until| until > now)
+    }
+
     pub(crate) fn avoids(&self, host: &HostId, now: Timestamp) -> bool {
         self.avoids.get(host).is_some_and(|until| *until > now)
     }
@@ -169,6 +180,7 @@ impl Travel {
         self.backoff.clock_set_back(now);
         self.recommended = self.recommended.map(|at| at.min(now));
         let latest = now + std::time::Duration::from_millis(AVOID_MS);
+        self.rooted_until = self.rooted_until.map(|until| until.min(latest));
         self.avoids.values_mut().for_each(|until| *until = (*until).min(latest));
     }
 }

@@ -23,11 +23,13 @@ pub(super) async fn report(db: &mut AnyConnection, report: &StoredReport) -> Res
     Ok(inserted.rows_affected() == 1)
 }
 
-/// Stores an outcome; `false` if this host had answered this command before.
+/// Stores an outcome; `false` if this host had answered this command before. That a VM is parked between two hosts is not the last word
+/// about its move.
 pub(super) async fn outcome(db: &mut AnyConnection, host: &HostId, outcome: &Outcome) -> Result<bool, StoreError> {
     let inserted = sqlx::query(
         "INSERT INTO outcome (host, term, number, at_ms, outcome) VALUES ($1, $2, $3, $4, $5) \
-         ON CONFLICT (host, term, number) DO NOTHING",
+         ON CONFLICT (host, term, number) DO UPDATE SET at_ms = excluded.at_ms, outcome = excluded.outcome \
+         WHERE outcome.outcome LIKE '%\"whereabouts\":\"parked\"%' AND excluded.outcome <> outcome.outcome",
     )
     .bind(host.as_str())
     .bind(integer(outcome.id.term))

@@ -183,11 +183,26 @@ fn an_error_of_libvirt_s_says_nothing_of_where_it_is() {
 fn it_stands_still_until_the_other_host_says_that_it_does_not_have_it() {
     let says = Some(Err("connection lost".to_owned()));
     // Silent, then with a copy that is still being received, then without.
-    let there = [None, None, Some(BY_MIGRATION), Some(Standing::Active), Some(Standing::Absent)].into();
+    let there = [None, None, Some(BY_MIGRATION), Some(BY_MIGRATION), Some(Standing::Absent)].into();
     let played = Mutex::new(Played { says, here: [Some(BY_MIGRATION)].into(), there, ..Played::default() });
     assert_eq!(go(&played, &order(true, 60_000), false), (here("connection lost"), 1));
     let played = played.into_inner().unwrap();
     assert_eq!(played.resumed_after, [Some(Standing::Absent)]);
+}
+
+#[test]
+fn a_copy_that_ran_there_once_is_never_followed_by_the_older_one_here() {
+    // It runs there, or has run; then it has gone on to a third host. A person looks in the end, and stops the old copy here.
+    for seen in [Standing::Active, Standing::Off, Standing::Stopped { by_migration: false }] {
+        let says = Some(Err("connection lost".to_owned()));
+        let still = [Some(BY_MIGRATION); 9].into_iter();
+        let here = still.chain([Some(Standing::Absent)]).collect();
+        let there = [None, None, None, Some(seen), Some(Standing::Absent)].into();
+        let played = Mutex::new(Played { says, here, there, ..Played::default() });
+        let (result, parked) = go(&played, &order(true, 60_000), false);
+        assert!(matches!(result, OutcomeResult::Failed { .. }) && parked == 1, "{seen:?}: {result:?}");
+        assert_eq!(played.into_inner().unwrap().resumed_after, [], "{seen:?}");
+    }
 }
 
 #[test]

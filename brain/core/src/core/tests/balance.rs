@@ -87,13 +87,12 @@ fn what_did_not_come_about_is_not_tried_with_the_same_host_again() {
     let results = [
         (OutcomeResult::Immovable(Immovable::Cpu("no AVX".to_owned())), "vm_immovable"),
         (OutcomeResult::NotMoved { error: "link".to_owned(), whereabouts: Whereabouts::Here }, "migration_failed"),
-        (OutcomeResult::NotMoved { error: "link".to_owned(), whereabouts: Whereabouts::Parked }, "vm_parked"),
     ];
     for (result, kind) in results {
         let mut bench = Bench::new(moving());
         windows(&mut bench, 0, &FULL, &[]);
         let first = windows(&mut bench, 10, &FULL, &[]);
-        bench.outcome_of(vm(1), 15, first[0].id, result);
+        bench.outcome_of(vm(1), 25, first[0].id, result);
         assert!(bench.notices().contains(&kind));
         let second = windows(&mut bench, 20, &FULL, &[]);
         assert_eq!((second.len(), second[0].vm), (1, vm(2)), "the next VM is tried, the first one left alone");
@@ -101,13 +100,68 @@ fn what_did_not_come_about_is_not_tried_with_the_same_host_again() {
 }
 
 #[test]
+fn a_vm_that_is_parked_keeps_its_place_on_both_hosts_until_it_runs() {
+    let mut bench = Bench::new(moving());
+    windows(&mut bench, 0, &FULL, &[]);
+    let id = windows(&mut bench, 10, &FULL, &[])[0].id;
+    let parked = OutcomeResult::NotMoved { error: "link".to_owned(), whereabouts: Whereabouts::Parked };
+    bench.outcome_of(vm(1), 25, id, parked);
+    assert_eq!(bench.notices(), ["vm_parked"]);
+    assert_eq!(windows(&mut bench, 20, &FULL[1..], &[]), [], "its host lets another one go beside it");
+    bench.core.handle_timeout(at(5000));
+    assert!(bench.core.vm(vm(1)).is_none_or(|vm| vm.in_flight == Some(id)), "it was given up");
+    // In the end it runs on the target, and the last word never comes.
+    assert_eq!(windows(&mut bench, 5010, &FULL[1..], &FULL[..1]), []);
+    let view = bench.core.vm(vm(1)).unwrap();
+    assert_eq!((view.host, view.in_flight), (host("b"), None));
+    assert!(!bench.notices().contains(&"moved_by_somebody_else"));
+}
+
+#[test]
+fn what_a_move_comes_to_later_does_not_take_a_vm_back() {
+    let mut bench = Bench::new(moving());
+    bench.core.handle(at(0), Input::HostUp { host: host("c"), facts: facts() });
+    bench.report_on("c", 0, &[], None);
+    windows(&mut bench, 0, &FULL, &[]);
+    let id = windows(&mut bench, 10, &FULL, &[])[0].id;
+    let went_to = bench.core.vm(vm(1)).unwrap().host;
+    assert_eq!(went_to, host("a"));
+    // Nobody answers; it went to `b` and was sent on to `c` by hand.
+    bench.report_on("c", 30, &FULL[..1], Some(1.0));
+    bench.outcome_of(vm(1), 45, id, OutcomeResult::Moved(Moved { took_us: 1_000_000, ..Moved::default() }));
+    assert_eq!(bench.core.vm(vm(1)).unwrap().host, host("c"));
+}
+
+#[test]
+fn a_host_is_not_sent_another_vm_while_one_arrives() {
+    let mut bench = Bench::new(moving());
+    windows(&mut bench, 0, &FULL, &[]);
+    bench.report_state_on("b", 10, 9, VmState::Arriving);
+    bench.report_on("a", 10, &FULL, Some(1.0));
+    assert!(!bench.commands().iter().any(|command| matches!(command.action, Action::Migrate(_))));
+}
+
+#[test]
+fn what_holds_a_vm_where_it_is_is_asked_once() {
+    let mut bench = Bench::new(moving());
+    bench.core.handle(at(0), Input::HostUp { host: host("c"), facts: facts() });
+    bench.report_on("c", 0, &[], None);
+    windows(&mut bench, 0, &FULL, &[]);
+    let first = windows(&mut bench, 10, &FULL, &[]);
+    bench.outcome_of(vm(1), 25, first[0].id, OutcomeResult::Immovable(Immovable::Storage("vda".to_owned())));
+    bench.report_on("c", 20, &[], None);
+    let second = windows(&mut bench, 20, &FULL, &[]);
+    assert_eq!((second.len(), second[0].vm), (1, vm(2)));
+}
+
+#[test]
 fn a_host_that_is_emptied_sends_its_vms_away_and_gets_none() {
     let mut bench = Bench::new(moving());
     windows(&mut bench, 0, &FULL[..2], &[]);
-    bench.operate(5, OperatorRequest::Drain { host: host("a") });
+    bench.operate(15, OperatorRequest::Drain { host: host("a") });
     let moves = windows(&mut bench, 10, &FULL[..2], &[]);
     assert_eq!((moves.len(), target(&moves[0])), (1, "b"));
-    bench.outcome_of(vm(1), 15, moves[0].id, OutcomeResult::Moved(Moved { took_us: 1_000_000, ..Moved::default() }));
+    bench.outcome_of(vm(1), 25, moves[0].id, OutcomeResult::Moved(Moved { took_us: 1_000_000, ..Moved::default() }));
     let moves = windows(&mut bench, 20, &FULL[1..2], &FULL[..1]);
     assert_eq!((moves.len(), moves[0].vm), (1, vm(2)));
 
@@ -115,7 +169,7 @@ fn a_host_that_is_emptied_sends_its_vms_away_and_gets_none() {
     bench.operate(0, OperatorRequest::Drain { host: host("b") });
     windows(&mut bench, 0, &FULL, &[]);
     assert_eq!(windows(&mut bench, 10, &FULL, &[]), []);
-    bench.operate(15, OperatorRequest::Undrain { host: host("b") });
+    bench.operate(25, OperatorRequest::Undrain { host: host("b") });
     assert_eq!(windows(&mut bench, 20, &FULL, &[]).len(), 1);
 }
 
@@ -123,7 +177,7 @@ fn a_host_that_is_emptied_sends_its_vms_away_and_gets_none() {
 fn a_pause_holds_at_once_and_an_owners_word_always() {
     let mut bench = Bench::new(moving());
     windows(&mut bench, 0, &FULL, &[]);
-    bench.operate(5, OperatorRequest::Pause { scope: Scope::Fleet });
+    bench.operate(15, OperatorRequest::Pause { scope: Scope::Fleet });
     assert_eq!(windows(&mut bench, 10, &FULL, &[]), []);
 
     let mut bench = Bench::new(moving());
@@ -188,7 +242,7 @@ fn a_vm_that_arrives_is_where_it_runs() {
 fn a_host_that_has_not_told_yet_is_waited_for() {
     let mut bench = Bench::new(moving());
     windows(&mut bench, 0, &FULL, &[]);
-    bench.core.handle(at(9), Input::HostUp { host: host("c"), facts: facts() });
+    bench.core.handle(at(11), Input::HostUp { host: host("c"), facts: facts() });
     assert_eq!(windows(&mut bench, 10, &FULL, &[]), []);
     bench.report_on("c", 10, &[], None);
     assert_eq!(windows(&mut bench, 20, &FULL, &[]).len(), 1);
