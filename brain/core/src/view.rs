@@ -7,7 +7,7 @@ use crate::plan::PlannedAction;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     Allocation, CommandId, CpuWindow, DiskWindow, ExitShare, HostFacts, HostId, HostWindow, InterfaceWindow, Losses,
-    MemoryWindow, OutcomeResult, Setting, VmId, VmState,
+    MemoryWindow, MigrationProgress, OutcomeResult, Setting, VmId, VmState,
 };
 use serde::{Deserialize, Serialize};
 
@@ -94,6 +94,9 @@ pub struct VmView {
     pub stood_down: bool,
     /// A command on its way.
     pub in_flight: Option<CommandId>,
+    /// How far its migration has come, while there is one.
+    #[serde(default)]
+    pub migration: Option<MigrationProgress>,
 }
 
 /// What a VM waited in a window, by who had the CPU meanwhile, each in mean cores.

@@ -1,4 +1,5 @@
-//! Rules that must hold whatever befalls a world, judged by the world's truth and by what the brain was told, not by what it made of that.
+//! Rules that must hold whatever befalls a world, judged by the world's truth and by what the brain was told. Two are held against the brain's own
+//! word, since only it has a forecast: for how many reports a host was full, and what a move is expected to gain.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;

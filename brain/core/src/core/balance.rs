@@ -3,13 +3,14 @@
 //! A host is looked at when it reports: what its VMs will want is summed up then, and kept. Only a host that something has to be done about
 //! makes the core look at the others, so that a report of a calm host costs nothing beyond its own VMs.
 
+mod by_hand;
+mod outcomes;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{
-    Action, CommandId, HostFacts, HostId, Immovable, Migration, Moved, Outcome, VmId, VmState, Whereabouts,
-};
+use gnomon_common::wire::{Action, CommandId, HostFacts, HostId, Migration, Moved, VmId, VmState};
 use thiserror::Error;
 
 use super::Core;
@@ -19,6 +20,8 @@ use crate::plan::balance::{Candidate, Claim, Load, Prospect, Room, order};
 use crate::plan::guard::{Guard, Guards};
 use crate::plan::{PlannedAction, Reason, Relief};
 use crate::policy::Mode;
+
+pub use by_hand::MoveRefusal;
 
 /// A host's load is believed for so many windows after the one that told it…
 const WINDOWS_FRESH: u32 = 3;
@@ -108,35 +111,6 @@ impl MovePace {
     pub(crate) fn takes(&self, memory_bytes: u64) -> Duration {
         Duration::try_from_secs_f64(memory_bytes as f64 / self.bytes_per_s.max(1.0)).unwrap_or(HOUR).min(HOUR)
     }
-}
-
-/// Why an operator's move cannot be sent now.
-#[derive(Clone, Debug, PartialEq, Error)]
-pub enum MoveRefusal {
-    /// It is on no host.
-    #[error("there is no such VM on any host")]
-    UnknownVm,
-    /// No such host.
-    #[error("no host is named {0}")]
-    UnknownHost(HostId),
-    /// It is there.
-    #[error("it is on host {0} already")]
-    AlreadyThere(HostId),
-    /// Only a running VM can be moved alive.
-    #[error("the VM is {0:?}: only one that runs can be moved")]
-    NotRunning(VmState),
-    /// One of the two agents takes no part in migrations.
-    #[error("the agent of host {0} is not configured for migrations; see the section [migration] of its configuration")]
-    NotConfigured(HostId),
-    /// The agent is away.
-    #[error("the agent of host {0} is not connected; try again once it is")]
-    Away(HostId),
-    /// One command at a time.
-    #[error("command {0} is on its way to this VM; try again once it is answered")]
-    InFlight(CommandId),
-    /// A rule is against it.
-    #[error("{0}")]
-    Rule(String),
 }
 
 /// Why a plan's move must not leave.
@@ -486,49 +460,6 @@ impl Core {
         if meets || parts { Err(BadMove::Group) } else { Ok(()) }
     }
 
-    /// Whether an operator's move can be sent now, and what would be sent. It keeps the rules that keep a plan safe, but neither waits
-    /// nor asks whether it is worth while.
-    pub fn may_migrate(&self, vm: VmId, to: &HostId) -> Result<PlannedAction, MoveRefusal> {
-        let known = self.fleet.vms.get(&vm).ok_or(MoveRefusal::UnknownVm)?;
-        let host = known.host.clone().ok_or(MoveRefusal::UnknownVm)?;
-        let source = self.fleet.hosts.get(&host).ok_or(MoveRefusal::UnknownVm)?;
-        let target = self.fleet.hosts.get(to).ok_or_else(|| MoveRefusal::UnknownHost(to.clone()))?;
-        if host == *to {
-            return Err(MoveRefusal::AlreadyThere(host));
-        }
-        if known.state != VmState::Running {
-            return Err(MoveRefusal::NotRunning(known.state));
-        }
-        for (id, of) in [(&host, source), (to, target)] {
-            if of.facts.migration.is_none() {
-                return Err(MoveRefusal::NotConfigured(id.clone()));
-            }
-            if !of.connected {
-                return Err(MoveRefusal::Away(id.clone()));
-            }
-        }
-        if let Some(flight) = &known.flight {
-            return Err(MoveRefusal::InFlight(flight.record.command.id));
-        }
-        let uri = target.facts.migration.as_ref().map(|facts| facts.uri.clone()).unwrap_or_default();
-        let migration = self.migration(to.clone(), uri);
-        let action = Action::Migrate(migration.clone());
-        let action = PlannedAction { host, vm, action, before: None, reason: Reason::Operator };
-        self.lint_move(&action, &migration).map_err(|bad| MoveRefusal::Rule(bad.to_string()))?;
-        Ok(action)
-    }
-
-    pub(super) fn migrate(&mut self, now: Timestamp, actor: &str, vm: VmId, to: &HostId) {
-        let object = format!("vm {vm}");
-        match self.may_migrate(vm, to) {
-            Ok(action) => {
-                self.audit(now, actor, "migrate", object, action.summary());
-                self.send(now, vec![action]);
-            }
-            Err(refusal) => self.audit(now, actor, "refused", object, format!("migrate to host {to}: {refusal}")),
-        }
-    }
-
     /// A move as policy has it.
     fn migration(&self, to: HostId, uri: String) -> Migration {
         let policy = &self.policy.migrate;
@@ -539,88 +470,6 @@ impl Core {
             bandwidth_bytes_per_s: policy.bandwidth_bytes_per_s,
             auto_converge: policy.auto_converge,
         }
-    }
-
-    pub(super) fn moved(&mut self, now: Timestamp, record: &CommandRecord, moved: &Moved, at: Timestamp) -> String {
-        let id = record.command.vm;
-        let Action::Migrate(migration) = &record.command.action else { return "moved".to_owned() };
-        let to = migration.to.clone();
-        let Some(vm) = self.fleet.vms.get_mut(&id) else { return format!("moved to host {to}") };
-        vm.travel.backoff.succeed();
-        // It may have gone on since, and that be known already.
-        let is_news = vm.host.as_ref().is_none_or(|host| *host == record.host);
-        // Windows that its old host made before this tell of the time before.
-        if is_news {
-            vm.window_end = vm.window_end.max(at);
-        }
-        let memory_bytes = vm.allocation.memory_bytes;
-        let (name, state) = (vm.name.clone(), vm.state);
-        if is_news {
-            self.fleet.place(id, &to);
-            self.persist(Record::Vm { vm: id, name, host: Some(to.clone()), state, at });
-            let landed = self.fleet.vms.get(&id).map(|vm| self.landing(vm, vm.window_end));
-            if let (Some(prospect), Some(claim)) =
-                (self.fleet.hosts.get_mut(&to).and_then(|host| host.prospect.as_mut()), landed)
-            {
-                prospect.load = prospect.load.plus(claim);
-            }
-        }
-        self.moves.pace.learn(memory_bytes, moved);
-        self.keep_moves(now);
-        let still =
-            moved.downtime_us.map_or_else(String::new, |us| format!(", {:.3} s of it at a stand", us as f64 / 1e6));
-        format!("moved to host {to} in {:.1} s{still}", moved.took_us as f64 / 1e6)
-    }
-
-    /// A VM that stood still between two hosts runs again, on one of them: the move is over, whether its answer comes or not.
-    pub(super) fn unpark(&mut self, now: Timestamp, id: VmId, host: &HostId) {
-        let Some(vm) = self.fleet.vms.get_mut(&id).filter(|vm| vm.is_parked) else { return };
-        vm.is_parked = false;
-        let flight = vm.flight.take();
-        if let Some(flight) = flight {
-            self.set_down(id, flight.record.command.id);
-            let detail = format!("{} it runs on host {host}", flight.record.command.id);
-            self.audit(now, host.as_str(), "unparked", format!("vm {id}"), detail);
-        }
-    }
-
-    /// A VM stands still between two hosts: nothing else may be done to it, and both keep its room, until it runs again.
-    pub(super) fn parked(&mut self, now: Timestamp, record: &CommandRecord, outcome: &Outcome, error: &str) {
-        let id = record.command.vm;
-        let Some(vm) = self.fleet.vms.get_mut(&id) else { return };
-        vm.is_parked = true;
-        vm.note_result(outcome.id, &outcome.result);
-        if let Some(flight) = &vm.flight {
-            self.deadlines.remove(&(flight.deadline, id));
-        }
-        self.notice("vm_parked", format!("host {}, VM {id}: {error}; {}", record.host, Whereabouts::Parked));
-        let detail = format!("{} not moved: {error}; {}", outcome.id, Whereabouts::Parked);
-        self.audit(now, record.host.as_str(), "outcome", format!("vm {id}"), detail);
-    }
-
-    pub(super) fn not_moved(&mut self, now: Timestamp, record: &CommandRecord, error: &str, at: Whereabouts) -> String {
-        self.back_off(now, record);
-        let id = record.command.vm;
-        if let (Some(vm), Action::Migrate(migration)) = (self.fleet.vms.get_mut(&id), &record.command.action) {
-            vm.travel.avoid(migration.to.clone(), now);
-        }
-        self.notice("migration_failed", format!("host {}, VM {id}: {error}; {at}", record.host));
-        format!("not moved: {error}; {at}")
-    }
-
-    pub(super) fn immovable(&mut self, now: Timestamp, record: &CommandRecord, why: &Immovable) -> String {
-        self.back_off(now, record);
-        let id = record.command.vm;
-        if let (Some(vm), Action::Migrate(migration)) = (self.fleet.vms.get_mut(&id), &record.command.action) {
-            vm.travel.avoid(migration.to.clone(), now);
-            // No other host would change that.
-            if matches!(why, Immovable::Bound(_) | Immovable::Storage(_)) {
-                vm.travel.root(now);
-            }
-        }
-        self.not_begun(now, id);
-        self.notice("vm_immovable", format!("host {}, VM {id}: {why}", record.host));
-        format!("not moved: {why}")
     }
 
     /// Whether a host is being emptied.

@@ -194,6 +194,7 @@ impl Core {
             held: self.holds.settings_of(id).collect(),
             stood_down: vm.stood_down,
             in_flight: vm.flight.as_ref().map(|flight| flight.record.command.id),
+            migration: vm.migration,
         }
     }
 

@@ -1,0 +1,82 @@
+//! Moves that an operator asks for.
+
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{Action, CommandId, HostId, VmId, VmState};
+use thiserror::Error;
+
+use crate::core::Core;
+use crate::plan::{PlannedAction, Reason};
+
+/// Why an operator's move cannot be sent now.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum MoveRefusal {
+    /// It is on no host.
+    #[error("there is no such VM on any host")]
+    UnknownVm,
+    /// No such host.
+    #[error("no host is named {0}")]
+    UnknownHost(HostId),
+    /// It is there.
+    #[error("it is on host {0} already")]
+    AlreadyThere(HostId),
+    /// Only a running VM can be moved alive.
+    #[error("the VM is {0:?}: only one that runs can be moved")]
+    NotRunning(VmState),
+    /// One of the two agents takes no part in migrations.
+    #[error("the agent of host {0} is not configured for migrations; see the section [migration] of its configuration")]
+    NotConfigured(HostId),
+    /// The agent is away.
+    #[error("the agent of host {0} is not connected; try again once it is")]
+    Away(HostId),
+    /// One command at a time.
+    #[error("command {0} is on its way to this VM; try again once it is answered")]
+    InFlight(CommandId),
+    /// A rule is against it.
+    #[error("{0}")]
+    Rule(String),
+}
+
+impl Core {
+    /// Whether an operator's move can be sent now, and what would be sent. It keeps the rules that keep a plan safe, but neither waits
+    /// nor asks whether it is worth while.
+    pub fn may_migrate(&self, vm: VmId, to: &HostId) -> Result<PlannedAction, MoveRefusal> {
+        let known = self.fleet.vms.get(&vm).ok_or(MoveRefusal::UnknownVm)?;
+        let host = known.host.clone().ok_or(MoveRefusal::UnknownVm)?;
+        let source = self.fleet.hosts.get(&host).ok_or(MoveRefusal::UnknownVm)?;
+        let target = self.fleet.hosts.get(to).ok_or_else(|| MoveRefusal::UnknownHost(to.clone()))?;
+        if host == *to {
+            return Err(MoveRefusal::AlreadyThere(host));
+        }
+        if known.state != VmState::Running {
+            return Err(MoveRefusal::NotRunning(known.state));
+        }
+        for (id, of) in [(&host, source), (to, target)] {
+            if of.facts.migration.is_none() {
+                return Err(MoveRefusal::NotConfigured(id.clone()));
+            }
+            if !of.connected {
+                return Err(MoveRefusal::Away(id.clone()));
+            }
+        }
+        if let Some(flight) = &known.flight {
+            return Err(MoveRefusal::InFlight(flight.record.command.id));
+        }
+        let uri = target.facts.migration.as_ref().map(|facts| facts.uri.clone()).unwrap_or_default();
+        let migration = self.migration(to.clone(), uri);
+        let action = Action::Migrate(migration.clone());
+        let action = PlannedAction { host, vm, action, before: None, reason: Reason::Operator };
+        self.lint_move(&action, &migration).map_err(|bad| MoveRefusal::Rule(bad.to_string()))?;
+        Ok(action)
+    }
+
+    pub(in crate::core) fn migrate(&mut self, now: Timestamp, actor: &str, vm: VmId, to: &HostId) {
+        let object = format!("vm {vm}");
+        match self.may_migrate(vm, to) {
+            Ok(action) => {
+                self.audit(now, actor, "migrate", object, action.summary());
+                self.send(now, vec![action]);
+            }
+            Err(refusal) => self.audit(now, actor, "refused", object, format!("migrate to host {to}: {refusal}")),
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! What came of a move, and what follows from it.
+
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{Action, HostId, Immovable, Moved, Outcome, VmId, Whereabouts};
+
+use crate::core::Core;
+use crate::io::{CommandRecord, Record};
+
+impl Core {
+    pub(in crate::core) fn moved(
+        &mut self,
+        now: Timestamp,
+        record: &CommandRecord,
+        moved: &Moved,
+        at: Timestamp,
+    ) -> String {
+        let id = record.command.vm;
+        let Action::Migrate(migration) = &record.command.action else { return "moved".to_owned() };
+        let to = migration.to.clone();
+        let Some(vm) = self.fleet.vms.get_mut(&id) else { return format!("moved to host {to}") };
+        vm.travel.backoff.succeed();
+        // It may have gone on since, and that be known already.
+        let is_news = vm.host.as_ref().is_none_or(|host| *host == record.host);
+        // Windows that its old host made before this tell of the time before.
+        if is_news {
+            vm.window_end = vm.window_end.max(at);
+        }
+        let memory_bytes = vm.allocation.memory_bytes;
+        let (name, state) = (vm.name.clone(), vm.state);
+        if is_news {
+            self.fleet.place(id, &to);
+            self.persist(Record::Vm { vm: id, name, host: Some(to.clone()), state, at });
+            let landed = self.fleet.vms.get(&id).map(|vm| self.landing(vm, vm.window_end));
+            if let (Some(prospect), Some(claim)) =
+                (self.fleet.hosts.get_mut(&to).and_then(|host| host.prospect.as_mut()), landed)
+            {
+                prospect.load = prospect.load.plus(claim);
+            }
+        }
+        self.moves.pace.learn(memory_bytes, moved);
+        self.keep_moves(now);
+        let still =
+            moved.downtime_us.map_or_else(String::new, |us| format!(", {:.3} s of it at a stand", us as f64 / 1e6));
+        format!("moved to host {to} in {:.1} s{still}", moved.took_us as f64 / 1e6)
+    }
+
+    /// A VM that stood still between two hosts runs again, on one of them: the move is over, whether its answer comes or not.
+    pub(in crate::core) fn unpark(&mut self, now: Timestamp, id: VmId, host: &HostId) {
+        let Some(vm) = self.fleet.vms.get_mut(&id).filter(|vm| vm.is_parked) else { return };
+        vm.is_parked = false;
+        let flight = vm.flight.take();
+        if let Some(flight) = flight {
+            self.set_down(id, flight.record.command.id);
+            let detail = format!("{} it runs on host {host}", flight.record.command.id);
+            self.audit(now, host.as_str(), "unparked", format!("vm {id}"), detail);
+        }
+    }
+
+    /// A VM stands still between two hosts: nothing else may be done to it, and both keep its room, until it runs again.
+    pub(in crate::core) fn parked(&mut self, now: Timestamp, record: &CommandRecord, outcome: &Outcome, error: &str) {
+        let id = record.command.vm;
+        let Some(vm) = self.fleet.vms.get_mut(&id) else { return };
+        vm.is_parked = true;
+        vm.note_result(outcome.id, &outcome.result);
+        if let Some(flight) = &vm.flight {
+            self.deadlines.remove(&(flight.deadline, id));
+        }
+        self.notice("vm_parked", format!("host {}, VM {id}: {error}; {}", record.host, Whereabouts::Parked));
+        let detail = format!("{} not moved: {error}; {}", outcome.id, Whereabouts::Parked);
+        self.audit(now, record.host.as_str(), "outcome", format!("vm {id}"), detail);
+    }
+
+    pub(in crate::core) fn not_moved(
+        &mut self,
+        now: Timestamp,
+        record: &CommandRecord,
+        error: &str,
+        at: Whereabouts,
+    ) -> String {
+        self.back_off(now, record);
+        let id = record.command.vm;
+        if let (Some(vm), Action::Migrate(migration)) = (self.fleet.vms.get_mut(&id), &record.command.action) {
+            vm.travel.avoid(migration.to.clone(), now);
+        }
+        self.notice("migration_failed", format!("host {}, VM {id}: {error}; {at}", record.host));
+        format!("not moved: {error}; {at}")
+    }
+
+    pub(in crate::core) fn immovable(&mut self, now: Timestamp, record: &CommandRecord, why: &Immovable) -> String {
+        self.back_off(now, record);
+        let id = record.command.vm;
+        if let (Some(vm), Action::Migrate(migration)) = (self.fleet.vms.get_mut(&id), &record.command.action) {
+            vm.travel.avoid(migration.to.clone(), now);
+            // No other host would change that.
+            if matches!(why, Immovable::Bound(_) | Immovable::Storage(_)) {
+                vm.travel.root(now);
+            }
+        }
+        self.not_begun(now, id);
+        self.notice("vm_immovable", format!("host {}, VM {id}: {why}", record.host));
+        format!("not moved: {why}")
+    }
+}
