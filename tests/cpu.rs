@@ -1,13 +1,14 @@
 //! What Gnomon says of a VM's CPU is true: against the kernel's counters, the guest's own view, and the schedule.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::thread;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use gnomon_e2e::{mean, now_ms, observing, qemu_pid, schedstat, skipped, stack, stack_of, stolen_cpu, windows};
 use serde_json::Value;
-use xtask::lab::GuestOptions;
+use xtask::lab::{Guest, GuestOptions};
 use xtask::stack::Stack;
 
 #[test]
@@ -173,6 +174,18 @@ impl Waited {
     }
 }
 
+/// How long the thread that is a guest's only CPU ran and waited by the kernel's count, in nanoseconds.
+fn virtual_cpu(guest: &Guest) -> Result<(u64, u64)> {
+    let pid = qemu_pid(guest)?;
+    let mut threads = schedstat(pid)?.into_iter();
+    let is_virtual_cpu = |tid: u32| {
+        let name = fs::read_to_string(format!("/proc/{pid}/task/{tid}/comm"));
+        name.is_ok_and(|name| name.starts_with("CPU 0/"))
+    };
+    let found = threads.find(|(tid, _)| is_virtual_cpu(*tid)).context("no thread of QEMU is a virtual CPU")?;
+    Ok(found.1)
+}
+
 #[test]
 fn of_two_busy_guests_on_one_cpu_each_is_the_others_culprit() -> Result<()> {
     const SPAN: Duration = Duration::from_secs(15);
@@ -180,20 +193,25 @@ fn of_two_busy_guests_on_one_cpu_each_is_the_others_culprit() -> Result<()> {
         return Ok(());
     }
     let (stack, guests) = stack_of("culprits", vec![busy("g1")?, busy("g2")?], observing())?;
-    let ran = || -> Result<Duration> {
-        let threads = guests.iter().map(|guest| schedstat(qemu_pid(guest)?)).collect::<Result<Vec<_>>>()?;
-        Ok(Duration::from_nanos(threads.iter().flat_map(BTreeMap::values).map(|(run_ns, _)| run_ns).sum()))
-    };
-    let (began, before) = (Instant::now(), ran()?);
+    let virtual_cpus = || guests.iter().map(virtual_cpu).collect::<Result<Vec<_>>>();
+    let (began, before, stolen_before) = (Instant::now(), virtual_cpus()?, stolen_cpu()?);
     let waited = Waited::follow(&stack, &["g1", "g2"], SPAN)?;
+    let (after, stolen) = (virtual_cpus()?, stolen_cpu()? - stolen_before);
+    let cores = |from: u64, to: u64| Duration::from_nanos(to - from).as_secs_f64() / began.elapsed().as_secs_f64();
     // Both always want the CPU: for the rest it was neither's (this machine's, or its own host's), and both waited.
-    let strangers = 1.0 - (ran()? - before).as_secs_f64() / began.elapsed().as_secs_f64();
-    for (waited, other) in waited.iter().zip(["g2", "g1"]) {
-        let (charged, expected) = (waited.vms.get(other).copied().unwrap_or(0.0), waited.all - strangers.max(0.0));
-        println!("{charged:.3} cores charged to {other}, {strangers:.3} were strangers': {waited:.3?}");
+    let strangers = 1.0 - before.iter().zip(&after).map(|(before, after)| cores(before.0, after.0)).sum::<f64>();
+    for (index, (waited, other)) in waited.iter().zip(["g2", "g1"]).enumerate() {
+        // QEMU's other threads are on other CPUs, and wait there for nobody.
+        let kernel = cores(before[index].1, after[index].1);
+        let (charged, expected) = (waited.vms.get(other).copied().unwrap_or(0.0), kernel - strangers.max(0.0));
+        println!(
+            "{charged:.3} cores charged to {other}, waited {kernel:.3} by schedstat, {strangers:.3} were strangers'"
+        );
+        println!("{stolen:.3?} stolen from this machine; {waited:.3?}");
         ensure!(waited.windows >= 10, "only {} windows", waited.windows);
         ensure!(expected > 0.2, "no contention: the guests are not on one CPU, or someone else has it");
         ensure!(charged >= 0.9 * expected, "{charged:.3} of {expected:.3} cores are charged to {other}");
+        ensure!(charged <= 1.1 * kernel, "{charged:.3} cores are charged to {other}, of {kernel:.3} waited");
         ensure!(waited.vms.len() == 1 && waited.own_quota < 0.01, "{waited:?}");
     }
     let explained = stack.api().get("/api/v1/vms/g1/explain")?["lines"].to_string();
