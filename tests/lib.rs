@@ -3,6 +3,7 @@
 //! The tests start the real programs on real libvirt hosts with real guests and compare what Gnomon says with independent
 //! witnesses: the kernel's own counters, libvirt, the guest, the brain's database. Nothing here is used by the product.
 
+pub mod ticks;
 pub mod usurper;
 
 use std::collections::BTreeMap;
@@ -100,6 +101,13 @@ pub fn reconfigure(stack: &Stack, host: &str, changes: &[(&str, &str)], sections
         text = text.replace(from, to);
     }
     fs::write(&path, text + sections).with_context(|| format!("writing {}", path.display()))
+}
+
+/// Has a host's agent take part in migrations. It must not run.
+pub fn let_migrate(stack: &Stack, host: &Host) -> Result<()> {
+    let migration = format!("[migration]\nenabled = true\nuri = \"{}\"\n", host.migration_uri());
+    let reserve = ("[guard]\n", "[guard]\nmemory_host_reserve_bytes = 67108864\n");
+    reconfigure(stack, host.name(), &[reserve], &migration)
 }
 
 /// What the agent of a host serves to Prometheus, on its host's own loopback address.

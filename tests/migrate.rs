@@ -13,9 +13,10 @@ use gnomon_common::wire::{
     Action, Command, CommandId, Fence, HostId, Immovable, Migration, Moved, Outcome, OutcomeResult, RefusedCommand,
     Setting, VmId, Whereabouts,
 };
+use gnomon_e2e::ticks::Ticks;
 use gnomon_e2e::usurper::Usurper;
-use gnomon_e2e::{agent_metrics, observing, reconfigure, run, skipped, wait_for};
-use witness::{Ticks, Witness};
+use gnomon_e2e::{agent_metrics, let_migrate, observing, reconfigure, run, skipped, wait_for};
+use witness::Witness;
 use xtask::lab::{Guest, GuestOptions, Host, Lab, Options};
 use xtask::stack::{AgentSettings, Stack};
 
@@ -44,9 +45,7 @@ impl Scene {
         let mut stack = Stack::start(lab, observing(), &AgentSettings::default())?;
         for host in &hosts {
             stack.stop_agent(host.name())?;
-            let migration = format!("[migration]\nenabled = true\nuri = \"{}\"\n", host.migration_uri());
-            let reserve = ("[guard]\n", "[guard]\nmemory_host_reserve_bytes = 67108864\n");
-            reconfigure(&stack, host.name(), &[reserve], &migration)?;
+            let_migrate(&stack, host)?;
         }
         stack.kill_brain()?;
         stack.launch_agent("h1")?;

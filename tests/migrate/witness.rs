@@ -1,13 +1,14 @@
-//! What a guest and the kernel say of where it runs, beside what libvirt says.
+//! What the kernel says of where a guest runs, beside what libvirt says.
 
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use gnomon_e2e::ticks::lived_once;
 use xtask::lab::{Guest, Host};
 
 /// How often both hosts are looked at.
@@ -15,9 +16,6 @@ const INTERVAL: Duration = Duration::from_millis(100);
 
 /// A vCPU that executes its guest runs for more than this in an interval, and one that is stopped does not run.
 const RAN_NS: u64 = 500_000;
-
-/// How often the guest's console is looked at.
-const CONSOLE_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Watches on which hosts vCPUs execute.
 pub(crate) struct Witness {
@@ -65,10 +63,7 @@ impl Witness {
         let seen = self.thread.join().expect("the witness does not panic");
         println!("vCPUs: {seen:?}");
         ensure!(seen.both_in_a_row < 2, "two copies ran at a time: {seen:?}");
-        // A second copy would count the same seconds on the same console.
-        let seconds: Vec<u64> = guest.reports()?.iter().map(|report| report.t_s as u64).collect();
-        let twice = seconds.windows(2).find(|pair| pair[0] >= pair[1]);
-        ensure!(twice.is_none(), "the guest lived a second twice: {twice:?}");
+        lived_once(guest)?;
         Ok(seen)
     }
 }
@@ -92,38 +87,4 @@ fn vcpu_run_ns(thread: &str) -> u64 {
         return 0;
     }
     read("schedstat").split_whitespace().next().and_then(|ns| ns.parse().ok()).unwrap_or(0)
-}
-
-/// Watches the ticks of a guest on its console: one a second.
-pub(crate) struct Ticks {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<Result<Duration>>,
-}
-
-impl Ticks {
-    /// Begins to watch.
-    pub(crate) fn start(guest: &Guest) -> Self {
-        let (stop, guest) = (Arc::new(AtomicBool::new(false)), guest.clone());
-        let asked = Arc::clone(&stop);
-        let thread = thread::spawn(move || {
-            let (mut longest, mut count, mut last) = (Duration::ZERO, guest.reports()?.len(), None::<Instant>);
-            while !asked.load(Ordering::Relaxed) {
-                thread::sleep(CONSOLE_INTERVAL);
-                let now = guest.reports()?.len();
-                if now > count {
-                    count = now;
-                    longest = longest.max(last.map_or(Duration::ZERO, |last| last.elapsed()));
-                    last = Some(Instant::now());
-                }
-            }
-            Ok(longest)
-        });
-        Self { stop, thread }
-    }
-
-    /// The longest time between two of them, by this machine's clock.
-    pub(crate) fn longest_gap(self) -> Result<Duration> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().expect("the watcher does not panic")
-    }
 }

@@ -170,6 +170,11 @@ impl Stack {
         Ok(self.brain.as_ref().context("no brain runs")?.id())
     }
 
+    /// Has the brain reread its policy (SIGHUP).
+    pub fn reload_brain(&self) -> Result<()> {
+        Ok(kill_process(pid_of(self.brain.as_ref().context("no brain runs")?)?, Signal::HUP)?)
+    }
+
     /// The process of a host's agent.
     pub fn agent_pid(&self, host: &str) -> Result<u32> {
         Ok(self.agents.get(host).with_context(|| format!("no agent runs on {host}"))?.id())
@@ -242,9 +247,13 @@ fn spawn(command: &mut Command, log: &Path) -> Result<Child> {
     command.spawn().with_context(|| format!("starting {command:?}"))
 }
 
+fn pid_of(child: &Child) -> Result<Pid> {
+    i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("a pid beyond the kernel's")
+}
+
 /// Signals a daemon of ours and waits for its end; one that does not obey within the deadline is killed.
 fn end(mut child: Child, signal: Signal) -> Result<()> {
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("a pid beyond the kernel's")?;
+    let pid = pid_of(&child)?;
     if child.try_wait()?.is_none() {
         kill_process(pid, signal)?;
     }

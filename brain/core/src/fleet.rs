@@ -31,6 +31,8 @@ pub(crate) struct Host {
     pub(crate) vms: BTreeSet<VmId>,
     /// VMs that it is receiving.
     pub(crate) arriving: BTreeSet<VmId>,
+    /// VMs that have gone elsewhere, and that it has told of as running ever since: it is late, and does not take them back.
+    pub(crate) ghosts: BTreeSet<VmId>,
     /// What its VMs will take together, as of its latest report.
     pub(crate) prospect: Option<Prospect>,
 }
@@ -47,6 +49,7 @@ impl Host {
             losses: Losses::default(),
             vms: BTreeSet::new(),
             arriving: BTreeSet::new(),
+            ghosts: BTreeSet::new(),
             prospect: None,
         }
     }
@@ -72,8 +75,10 @@ impl Fleet {
             && let Some(before) = self.hosts.get_mut(&before)
         {
             before.vms.remove(&vm);
+            before.ghosts.insert(vm);
         }
         if let Some(host) = self.hosts.get_mut(host) {
+            host.ghosts.remove(&vm);
             host.vms.insert(vm);
         }
     }

@@ -23,10 +23,15 @@ use crate::policy::Mode;
 
 pub use by_hand::MoveRefusal;
 
-/// A host's load is believed for so many windows after the one that told it…
+/// What a host told is believed for so many windows after the one that told it…
 const WINDOWS_FRESH: u32 = 3;
 /// …and this much for its way.
 const FRESH_GRACE: Duration = Duration::from_secs(5);
+
+/// Until when what a window that ended then told is believed, if nothing newer comes.
+pub(super) fn fresh_until(end: Timestamp, length: Duration) -> Timestamp {
+    end + length * WINDOWS_FRESH + FRESH_GRACE
+}
 
 /// Candidates tried for one host at one report: the others are not cheaper, and there is a next report.
 const CANDIDATES_MAX: usize = 64;
@@ -147,7 +152,7 @@ impl Core {
         let full_rounds = if is_full { before.map_or(0, |before| before.full_rounds).saturating_add(1) } else { 0 };
         let is_drained = self.moves.draining.contains_key(host);
         let is_told = (is_full || is_drained) && before.is_some_and(|before| before.is_told);
-        let fresh_until = now + length * WINDOWS_FRESH + FRESH_GRACE;
+        let fresh_until = fresh_until(now, length);
         if let Some(entry) = self.fleet.hosts.get_mut(host) {
             entry.prospect = Some(Prospect { load, fresh_until, full_rounds, is_told });
         }

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{HostId, Report, VmId, VmState, VmWindow};
+use gnomon_common::wire::{Action, HostId, Report, VmId, VmState, VmWindow};
 
 use super::Core;
+use super::balance::fresh_until;
 use crate::fleet::{Taught, Vm};
 use crate::io::{Output, Record};
 use crate::pattern::Pattern;
@@ -77,6 +78,8 @@ impl Core {
             host.losses = report.losses;
             let arriving = report.vms.iter().filter(|window| window.state == VmState::Arriving);
             host.arriving = arriving.map(|window| window.vm).collect();
+            let runs = |vm: &VmId| report.vms.iter().any(|window| window.vm == *vm && window.state == VmState::Running);
+            host.ghosts.retain(|vm| !report.inventory_complete || runs(vm));
         }
         let mut left_out = 0;
         for window in &report.vms {
@@ -108,8 +111,12 @@ impl Core {
             vm
         });
         let here = vm.host.as_ref() == Some(&report.host);
-        if !here && !moves_here(vm, window, end) {
-            if vm.state == VmState::Running && window.state == VmState::Running {
+        let is_ghost = self.fleet.hosts.get(&report.host).is_some_and(|host| host.ghosts.contains(&id))
+            && end <= fresh_until(vm.window_end, window_of(report));
+        if !here && (is_ghost || !moves_here(vm, window, end)) {
+            let is_expected =
+                vm.flight.as_ref().is_some_and(|flight| matches!(flight.record.command.action, Action::Migrate(_)));
+            if vm.state == VmState::Running && window.state == VmState::Running && !is_expected {
                 self.notice("vm_on_two_hosts", format!("VM {id} is reported running by host {} as well", report.host));
             }
             return;

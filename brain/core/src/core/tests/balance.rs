@@ -46,6 +46,25 @@ fn a_host_that_is_full_for_a_while_sends_one_vm_away() {
 }
 
 #[test]
+fn the_host_that_a_vm_left_does_not_take_it_back_by_telling_of_it_a_little_longer() {
+    let mut bench = Bench::new(moving());
+    windows(&mut bench, 0, &FULL, &[]);
+    let moves = windows(&mut bench, 10, &FULL, &[]);
+    // Both tell of it while it arrives.
+    windows(&mut bench, 20, &FULL, &FULL[..1]);
+    bench.outcome_of(vm(1), 35, moves[0].id, OutcomeResult::Moved(Moved { took_us: 2_000_000, ..Moved::default() }));
+    // Its old host's libvirt is slow to let go of it; the new one's agent tells in between, or not yet.
+    bench.report_on("a", 40, &FULL, Some(1.0));
+    bench.report_on("b", 40, &FULL[..1], Some(1.0));
+    bench.report_on("a", 50, &FULL, Some(1.0));
+    assert_eq!(bench.core.vm(vm(1)).unwrap().host, host("b"));
+    assert!(!bench.notices().contains(&"moved_by_somebody_else"));
+    // Where the new one is silent for good, and the old one goes on, it is there.
+    bench.report_on("a", 100, &FULL, Some(1.0));
+    assert_eq!(bench.core.vm(vm(1)).unwrap().host, host("a"));
+}
+
+#[test]
 fn neither_a_moment_nor_another_mode_moves_anything() {
     let mut bench = Bench::new(moving());
     for second in [0, 20, 40, 60] {
