@@ -204,8 +204,8 @@ impl Core {
         let full = self.full_hosts(now, zone.as_ref());
         let excess = |of: f64| if of.is_finite() { of.max(0.0) } else { 0.0 };
         let cores: f64 = full.iter().map(|full| excess(full.demand_cores - full.room_cores)).sum();
-        // Upwards to a hundredth: what is asked for is a size, not a measurement.
-        let cores = (cores * 100.0).ceil() / 100.0;
+        // Upwards to a hundredth, but for what is noise: what is asked for is a size, not a measurement.
+        let cores = (cores * 100.0 - 1e-6).ceil().max(0.0) / 100.0;
         let short_bytes = full.iter().map(|full| full.memory_bytes.saturating_sub(full.room_bytes));
         let memory_bytes = short_bytes.fold(0, u64::saturating_add);
         if cores <= 0.0 && memory_bytes == 0 {
