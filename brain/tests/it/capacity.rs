@@ -46,16 +46,19 @@ impl Posted {
     }
 }
 
-/// A provider on loopback. It answers what it was told to, one after the other, and from then on the last one; `None` is no answer.
+/// Status and body; `None` is no answer at all.
+type Answer = Option<(u16, &'static str)>;
+
+/// A provider on loopback. It answers what it was told to, one after the other, and from then on the last one.
 #[derive(Clone)]
 struct Cloud {
     url: String,
     posted: Arc<Mutex<Vec<Posted>>>,
-    answers: Arc<Mutex<Vec<Option<(u16, &'static str)>>>>,
+    answers: Arc<Mutex<Vec<Answer>>>,
 }
 
 impl Cloud {
-    async fn start(answers: &[Option<(u16, &'static str)>]) -> Self {
+    async fn start(answers: &[Answer]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/gnomon", listener.local_addr().unwrap());
         let answers = answers.iter().rev().copied().collect();
