@@ -1,7 +1,7 @@
 //! Asking a provider for capacity: a command, or a webhook.
 //!
-//! Both are given the same JSON document, the same at each attempt, and the request's key, by which a provider that is asked twice knows that it
-//! was. Whether to ask, and whether to ask again, is the core's judgement.
+//! Both are given the same JSON document, the same at each attempt, and the request's key, by which a provider that is asked
+//! twice knows that it was. Whether to ask, and whether to ask again, is the core's judgement.
 
 mod command;
 mod webhook;

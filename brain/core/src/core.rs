@@ -109,8 +109,8 @@ impl Core {
         }
     }
 
-    /// Lets due time-outs happen (commands that stayed unanswered, requests for capacity to be sent or given up); call it when [`Core::poll_timeout`] is due. Nothing is
-    /// planned here: growing and shrinking alike rest on a report.
+    /// Lets due time-outs happen (commands that stayed unanswered, requests for capacity to be sent or given up); call it when
+    /// [`Core::poll_timeout`] is due. Nothing is planned here: growing and shrinking alike rest on a report.
     pub fn handle_timeout(&mut self, now: Timestamp) {
         self.tell_time(now);
         self.give_up_commands(now);

@@ -141,8 +141,9 @@ pub enum Output {
     Notice(Notice),
     /// Run [`FitJob::run`] on a worker and bring the result back as [`Input::FitDone`].
     Fit(Box<FitJob>),
-    /// Ask the provider for this, and bring its answer back as [`Input::CapacityAnswered`], within a few minutes whatever happens. It may have
-    /// been asked before under the same key. Like a command it leaves only after all that came before it is synced.
+    /// Ask the provider for this, and bring its answer back as [`Input::CapacityAnswered`], within a few minutes whatever
+    /// happens. It may have been asked before under the same key. Like a command it leaves only after all that came before it is
+    /// synced.
     Capacity(Box<CapacityRequest>),
 }
 
@@ -324,8 +325,8 @@ pub struct Notice {
 }
 
 /// What a restarted brain tells a new core, in this order, before any input: hosts, VMs' histories (a VM's blocks together, in the order
-/// of their keys), lessons, VMs' past reports (oldest first), scopes, hosts that are emptied, operators' settings, requests for capacity (the
-/// closed ones in the order of their closing), unanswered commands.
+/// of their keys), lessons, VMs' past reports (oldest first), scopes, hosts that are emptied, operators' settings, requests for
+/// capacity (the closed ones in the order of their closing), unanswered commands.
 #[derive(Clone, Debug)]
 pub enum Restored {
     /// A host that was known, and when it was last heard of. It counts as not connected.

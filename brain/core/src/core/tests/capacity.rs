@@ -149,6 +149,21 @@ fn nothing_is_asked_for_where_nobody_could_be_asked_or_it_would_not_help() {
         bench.core.handle(at(0), Input::HostUp { host: host("a"), facts });
     });
 
+    // Paused when it was stuck already: another one has to be stuck for as long, and is asked for alone.
+    let mut bench = Bench::new(good());
+    windows(&mut bench, 0, 40, &FULL);
+    bench.operate(41, OperatorRequest::Pause { scope: Scope::Host(host("a")) });
+    assert_eq!(windows(&mut bench, 40, 100, &FULL), (vec![], vec![]));
+    let other = FULL.map(|(vm, low, high)| (vm + 10, low, high));
+    for (from, to, requests) in [(100, 130, 0), (130, 150, 1)] {
+        for second in (from..to).step_by(10) {
+            bench.report_on("b", second, &other, Some(1.0));
+            bench.report_on("a", second, &FULL, Some(1.0));
+        }
+        assert_eq!(bench.core.capacity().len(), requests);
+    }
+    assert_eq!(request(&bench).hosts.iter().map(|full| full.host.clone()).collect::<Vec<_>>(), [host("b")]);
+
     // None of its VMs may leave: another host would be empty.
     let mut bench = Bench::new(good());
     for second in (0..200).step_by(10) {
@@ -172,6 +187,7 @@ fn a_way_out_or_room_in_between_begins_the_wait_anew() {
 #[test]
 fn what_is_approved_is_sent_and_a_host_that_was_not_there_fulfils_it() {
     let mut bench = asked(Approval::Required);
+    assert_eq!(arrives(&mut bench, 59, "e", facts()), [], "nobody was asked for it");
     assert_eq!(approve(&mut bench, 60), (vec![Approved, Sent], vec![KEY]));
     assert_eq!(approve(&mut bench, 61), (vec![], vec![]), "once");
     assert_eq!(answer(&mut bench, 62, accepted()), [Accepted]);
@@ -342,6 +358,31 @@ fn each_zone_has_one_request_and_all_together_a_few() {
     assert_eq!(states(&bench), [Sent, Sent], "it is in neither zone");
     arrives(&mut bench, 121, "d", HostFacts { zone: Some("north".to_owned()), ..facts() });
     assert_eq!(states(&bench), [Fulfilled, Sent]);
+}
+
+#[test]
+fn what_is_named_and_what_is_remembered_is_bounded() {
+    let mut bench = Bench::new(asking(Approval::Required));
+    let crowd = |number: u64| FULL.map(|(vm, low, high)| (1000 + u128::from(number) * 10 + vm, low, high));
+    for number in 0..18 {
+        bench.core.handle(at(0), Input::HostUp { host: host(&format!("full-{number}")), facts: facts() });
+    }
+    for second in (0..60).step_by(10) {
+        bench.report_on("a", second, &FULL[..3], Some(1.0));
+        bench.report_on("b", second, &BUSY, Some(1.0));
+        (0..18).for_each(|number| bench.report_on(&format!("full-{number}"), second, &crowd(number), Some(1.0)));
+    }
+    let asked = request(&bench);
+    assert_eq!((asked.hosts.len(), asked.hosts_full, asked.cores), (16, 18, 3.6), "the size is that of all");
+    assert!(asked.reason.starts_with("host full-0 and 17 others will be 3.60 cores short"), "{}", asked.reason);
+
+    let mut core = Core::new(asking(Approval::Required), 1, 9);
+    for number in 1..=1003 {
+        let closed = CapacityRequest { key: CapacityKey { term: 1, number }, state: Denied, ..asked.clone() };
+        core.restore(Restored::Capacity(Box::new(closed)));
+    }
+    let left: Vec<u64> = core.capacity().iter().map(|request| request.key.number).collect();
+    assert_eq!((left.len(), left.last()), (1000, Some(&4)), "the oldest ones are forgotten");
 }
 
 #[test]
