@@ -217,6 +217,9 @@ async fn a_webhook_that_says_nothing_is_not_reached_and_one_without_a_secret_is_
     let silent = capacity::open(&cloud.config(&secret_file, 300)).unwrap().unwrap();
     assert!(matches!(ask(&silent).await, CapacityAnswer::Unreachable(_)));
     assert!(begun.elapsed() < Duration::from_secs(5));
+    let plain = Cloud { url: cloud.url.replace("http:", "https:"), ..cloud.clone() };
+    let plain = capacity::open(&plain.config(&secret_file, 5000)).unwrap().unwrap();
+    assert!(matches!(ask(&plain).await, CapacityAnswer::Unreachable(_)), "what is there speaks no TLS");
     let nobody = Cloud { url: "http://127.0.0.1:1/".to_owned(), ..cloud.clone() };
     let nobody = capacity::open(&nobody.config(&secret_file, 300)).unwrap().unwrap();
     assert!(matches!(ask(&nobody).await, CapacityAnswer::Unreachable(_)));
