@@ -6,6 +6,7 @@
 
 mod affairs;
 mod auth;
+mod capacity;
 mod fleet;
 mod metrics;
 mod moves;
@@ -99,6 +100,9 @@ pub fn router(state: ApiState) -> Router {
         .route("/vms/{vm}/set", post(set::set))
         .route("/vms/{vm}/migrate", post(moves::migrate))
         .route("/hosts/{host}/drain", post(moves::drain).delete(moves::undrain))
+        .route("/capacity", get(capacity::list))
+        .route("/capacity/{key}/approve", post(capacity::approve))
+        .route("/capacity/{key}/deny", post(capacity::deny))
         .route("/audit", get(affairs::audit))
         .route("/commands", get(affairs::commands))
         .route("/pause", post(operate::pause))

@@ -1,5 +1,6 @@
 //! The `gnomon` command: a client of the API, for people and (with `--json`) for scripts.
 
+mod capacity;
 mod client;
 mod commands;
 mod failure;
@@ -14,6 +15,7 @@ pub use failure::Failure;
 pub use plot::plot;
 
 use crate::api::{LIMIT_DEFAULT, ScopeBody};
+use capacity::CapacityCommand;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use moves::{DrainArguments, MigrateArguments};
@@ -76,6 +78,9 @@ pub enum Command {
         /// Name
         host: String,
     },
+    /// What the provider is asked for where hosts are too full and no move helps
+    #[command(subcommand)]
+    Capacity(CapacityCommand),
     /// Plan nothing until resumed; observing and forecasting go on
     Pause(ScopeArguments),
     /// Take VMs up again after a pause, a release, a limit set by hand, or one that someone else changed
@@ -162,6 +167,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Migrate(arguments) => moves::migrate(&client, json, &arguments),
         Command::Drain(arguments) => moves::drain(&client, json, &arguments),
         Command::Undrain { host } => moves::undrain(&client, json, &host),
+        Command::Capacity(command) => capacity::run(&client, json, &command),
         Command::Pause(ScopeArguments { vm, host, .. }) => commands::operate(&client, json, "pause", scope(vm, host)),
         Command::Resume(ScopeArguments { vm, host, .. }) => commands::operate(&client, json, "resume", scope(vm, host)),
         Command::Release(ReleaseArguments { vm, host, dry_run, yes, .. }) => {

@@ -5,6 +5,7 @@
 mod unknown;
 
 use crate::ca::Lifetime;
+use crate::capacity::{CapacityConfig, ProviderKind};
 use crate::store::Location;
 use gnomon_core::Policy;
 use serde::Deserialize;
@@ -43,6 +44,9 @@ pub struct Config {
     pub api: Api,
     /// The database.
     pub store: StoreConfig,
+    /// Whom to ask for more hosts.
+    #[serde(default)]
+    pub capacity: CapacityConfig,
     /// How to behave; the core's.
     #[serde(default)]
     pub policy: Policy,
@@ -253,7 +257,9 @@ impl Config {
             ConfigError::Parse { path: path.to_owned(), line, problem: unknown::explain(error.message()) }
         })?;
         let base = path.parent().unwrap_or(Path::new("."));
-        let Config { tls, ca, api, store, .. } = &mut config;
+        let Config { tls, ca, api, store, capacity, policy, .. } = &mut config;
+        policy.capacity.has_provider = capacity.provider != ProviderKind::None;
+        capacity.resolve(base);
         let files = [&mut tls.ca, &mut tls.certificate, &mut tls.key, &mut api.token_file];
         let optional = [ca.as_mut().map(|ca| &mut ca.key), store.path.as_mut(), store.password_file.as_mut()];
         for file in files.into_iter().chain(optional.into_iter().flatten()) {
@@ -278,6 +284,7 @@ impl Config {
             return fail("ca.certificate_lifetime_s", problem);
         }
         self.store.check()?;
+        self.capacity.check()?;
         self.policy.validate().map_err(|error| (format!("policy.{}", error.setting), error.problem))?;
         let forecast = &self.policy.forecast;
         let season_s = (forecast.season_steps_max as u64).saturating_mul(forecast.resolution_ms).div_ceil(1000);
@@ -319,6 +326,7 @@ mod tests {
         assert_eq!(config.store.lease_ms, lease_ms());
         assert_eq!(config.store.report_retention_s, report_retention_s());
         assert_eq!(config.store.affairs_retention_s, affairs_retention_s());
+        assert_eq!(config.capacity, CapacityConfig::default());
     }
 
     #[test]
@@ -368,6 +376,34 @@ mod tests {
             panic!("SQLite")
         };
         assert_eq!((url.as_str(), password_file), ("postgres://gnomon@db/gnomon", Some("/etc/gnomon/p".into())));
+    }
+
+    #[test]
+    fn a_provider_has_what_it_needs_and_nothing_of_another_one() {
+        let with = |lines: &str| parse(&EXAMPLE.replace("provider = \"none\"", lines));
+        for (lines, key) in [
+            ("provider = \"command\"", "capacity.command"),
+            ("provider = \"command\"\ncommand = [\"\"]", "capacity.command"),
+            ("provider = \"none\"\ncommand = [\"true\"]", "capacity.command"),
+            ("provider = \"webhook\"\nsecret_file = \"s\"", "capacity.url"),
+            ("provider = \"webhook\"\nsecret_file = \"s\"\nurl = \"ftp://cloud\"", "capacity.url"),
+            ("provider = \"webhook\"\nsecret_file = \"s\"\nurl = \"https://me:hunter2@cloud\"", "capacity.url"),
+            ("provider = \"none\"\nurl = \"https://cloud\"", "capacity.url"),
+            ("provider = \"webhook\"\nurl = \"https://cloud\"", "capacity.secret_file"),
+            ("provider = \"none\"\nsecret_file = \"s\"", "capacity.secret_file"),
+        ] {
+            let message = with(lines).unwrap_err().to_string();
+            assert!(message.contains(key) && !message.contains("hunter2"), "{lines}: {message}");
+        }
+        let message = parse(&EXAMPLE.replace("timeout_ms = 30000", "timeout_ms = 10")).unwrap_err().to_string();
+        assert!(message.contains("capacity.timeout_ms"), "{message}");
+        let command = with("provider = \"command\"\ncommand = [\"./ask\", \"./as-it-is\"]").unwrap();
+        assert_eq!(command.capacity.command, ["/etc/gnomon/./ask", "./as-it-is"]);
+        let url = "provider = \"webhook\"\nurl = \"https://cloud\"\nsecret_file = \"s\"";
+        assert_eq!(with(url).unwrap().capacity.secret_file, Some("/etc/gnomon/s".into()));
+        assert!(
+            with(url).unwrap().policy.capacity.has_provider && !parse(EXAMPLE).unwrap().policy.capacity.has_provider
+        );
     }
 
     #[test]

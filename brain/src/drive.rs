@@ -12,10 +12,12 @@ mod metrics;
 mod recent;
 mod turn;
 
+use carry::Asking;
 pub use carry::{Dispatch, Issued};
 pub use metrics::DriveMetrics;
 pub use recent::{HistoryPoint, Recent};
 
+use crate::capacity::Provider;
 use crate::clock;
 use crate::store::{Journal, Stopped, Store, StoreError};
 use gnomon_common::wire::{CommandId, Report};
@@ -155,13 +157,14 @@ impl Drive {
         self,
         journal: Journal,
         dispatch: Arc<dyn Dispatch>,
+        provider: Option<Arc<dyn Provider>>,
         issued: Arc<Issued>,
         stop: CancellationToken,
     ) -> JoinHandle<Result<(), Stopped>> {
         let Self { mut turn, mut events, mut questions, handle } = self;
-        // The loop must end when it is told, not when the last handle is gone.
-        drop(handle);
-        let (effects, carried) = carry::start(journal, dispatch, issued, turn.metrics().clone());
+        // The loop ends when it is told, not when the last handle is gone.
+        let asking = Asking { provider, answers: handle.events };
+        let (effects, carried) = carry::start(journal, dispatch, asking, issued, turn.metrics().clone());
         tokio::spawn(async move {
             loop {
                 let due = turn.due_in(clock::now());

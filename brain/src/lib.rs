@@ -11,10 +11,12 @@
 
 pub mod api;
 pub mod ca;
+pub mod capacity;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod drive;
+pub mod https;
 pub mod ingest;
 pub mod role;
 pub mod secret;

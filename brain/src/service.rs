@@ -19,6 +19,7 @@ pub(crate) use tenure::register as register_leading;
 
 use crate::api::{self, ApiState, Tokens, TokensError};
 use crate::ca::Ca;
+use crate::capacity::{self, Provider, ProviderError};
 use crate::clock;
 use crate::config::{CaConfig, Config, StoreConfig};
 use crate::drive::{Dispatch, Drive, DriveHandle, Event, Issued};
@@ -32,7 +33,7 @@ use crate::store::{Candidate, Journal, Lead, Store, StoreError};
 use crate::telemetry::Telemetry;
 use gnomon_common::wire::{Command, HostId};
 use gnomon_core::archive::Tier;
-use gnomon_core::{Audit, Input, Policy, Record};
+use gnomon_core::{Audit, CapacityAnswer, CapacityRequest, Input, Policy, Record};
 use quinn::Endpoint;
 use std::io;
 use std::net::SocketAddr;
@@ -80,6 +81,9 @@ pub enum ServiceError {
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The provider of capacity.
+    #[error(transparent)]
+    Provider(#[from] ProviderError),
     /// The operating system gave no entropy for this process's name.
     #[error(transparent)]
     Name(#[from] SecretError),
@@ -122,6 +126,7 @@ pub struct Service {
     agents_address: SocketAddr,
     api_address: SocketAddr,
     policy: watch::Sender<Policy>,
+    has_provider: bool,
     stop: CancellationToken,
     parts: JoinSet<Part>,
 }
@@ -130,6 +135,8 @@ impl Service {
     /// Starts everything on the present tokio runtime; returns once agents and API clients can connect.
     pub async fn start(config: Config, store: Arc<dyn Store>) -> Result<Self, ServiceError> {
         let tokens = Arc::new(Tokens::open(&config.api.token_file)?);
+        let provider = capacity::open(&config.capacity)?;
+        let has_provider = provider.is_some();
         let tls = TlsFiles {
             ca: config.tls.ca.clone(),
             certificate: config.tls.certificate.clone(),
@@ -169,6 +176,7 @@ impl Service {
             policy: policy_seen,
             endpoint,
             store: store.clone(),
+            provider,
             journal,
             enrolment: Arc::new(enrolment),
             revocations,
@@ -191,7 +199,7 @@ impl Service {
             api::serve(listener, state, api_stop).await.map_err(|error| ServiceError::ended("the API", error))
         });
         tracing::info!(agents = %agents_address, api = %api_address, "listening");
-        Ok(Self { agents_address, api_address, policy, stop, parts })
+        Ok(Self { agents_address, api_address, policy, has_provider, stop, parts })
     }
 
     /// Where agents connect.
@@ -204,8 +212,9 @@ impl Service {
         self.api_address
     }
 
-    /// Puts a new policy in force.
-    pub fn set_policy(&self, policy: Policy) {
+    /// Puts a new policy in force. Whether there is a provider of capacity was settled at the start.
+    pub fn set_policy(&self, mut policy: Policy) {
+        policy.capacity.has_provider = self.has_provider;
         self.policy.send_replace(policy);
     }
 
@@ -251,6 +260,7 @@ struct Lives {
     policy: watch::Receiver<Policy>,
     endpoint: Endpoint,
     store: Arc<dyn Store>,
+    provider: Option<Arc<dyn Provider>>,
     journal: Journal,
     enrolment: Arc<Enrolment>,
     revocations: watch::Receiver<Revocations>,
@@ -363,9 +373,13 @@ impl Lives {
         let handle = drive.handle();
         let registry = Arc::new(Registry::new(self.config.listen.agents_max, self.telemetry.ingest.clone()));
         let dispatch = Arc::new(WhileLeading { registry: registry.clone(), tenure: self.tenure.clone() });
+        let ask = |provider: Arc<dyn Provider>| -> Arc<dyn Provider> {
+            Arc::new(AskWhileLeading { provider, tenure: self.tenure.clone() })
+        };
+        let provider = self.provider.clone().map(ask);
         let issued = Arc::new(Issued::default());
         let ending = CancellationToken::new();
-        let mut driven = drive.run(self.journal.clone(), dispatch, issued.clone(), ending.clone());
+        let mut driven = drive.run(self.journal.clone(), dispatch, provider, issued.clone(), ending.clone());
         self.role.send_replace(Role::Leading(handle.clone()));
         let ingest = Ingest {
             endpoint: self.endpoint.clone(),
@@ -419,6 +433,22 @@ struct WhileLeading {
 impl Dispatch for WhileLeading {
     fn dispatch(&self, host: &HostId, command: Command) -> bool {
         self.tenure.is_held() && self.registry.dispatch(host, command)
+    }
+}
+
+/// The way to the provider, open only while this brain leads.
+struct AskWhileLeading {
+    provider: Arc<dyn Provider>,
+    tenure: Tenure,
+}
+
+impl Provider for AskWhileLeading {
+    fn ask(&self, request: &CapacityRequest) -> CapacityAnswer {
+        if self.tenure.is_held() {
+            self.provider.ask(request)
+        } else {
+            CapacityAnswer::Unreachable("this brain leads no more".to_owned())
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The one state machine: inputs in, outputs out.
 
 mod balance;
+mod capacity;
 mod command;
 mod explain;
 mod fit;
@@ -59,6 +60,7 @@ pub struct Core {
     incidents: Incidents,
     sizes: Sizes,
     moves: balance::Moves,
+    capacity: capacity::Capacity,
     /// What the store gave back of VMs that were not seen yet.
     stored: BTreeMap<VmId, Pattern>,
     outputs: VecDeque<Output>,
@@ -84,6 +86,7 @@ impl Core {
             incidents: Incidents::default(),
             sizes: Sizes::new(Policy::default().cpu.violation_rate, seed),
             moves: balance::Moves::default(),
+            capacity: capacity::Capacity::default(),
             stored: BTreeMap::new(),
             outputs: VecDeque::new(),
         };
@@ -102,19 +105,22 @@ impl Core {
             Input::Operator { actor, request } => self.operator(now, &actor, request),
             Input::Policy(policy) => self.set_policy(*policy),
             Input::FitDone(result) => self.fit_done(*result),
+            Input::CapacityAnswered { key, answer } => self.capacity_answered(now, key, answer),
         }
     }
 
-    /// Lets due time-outs happen (commands that stayed unanswered); call it when [`Core::poll_timeout`] is due. Nothing is
-    /// planned here: growing and shrinking alike rest on a report.
+    /// Lets due time-outs happen (commands that stayed unanswered, requests for capacity to be sent or given up); call it when
+    /// [`Core::poll_timeout`] is due. Nothing is planned here: growing and shrinking alike rest on a report.
     pub fn handle_timeout(&mut self, now: Timestamp) {
         self.tell_time(now);
         self.give_up_commands(now);
+        self.tend_capacity(now);
     }
 
     /// When [`Core::handle_timeout`] wants to be called next.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
-        self.deadlines.first().map(|&(deadline, _)| deadline)
+        let deadline = self.deadlines.first().map(|&(deadline, _)| deadline);
+        deadline.into_iter().chain(self.capacity.due(&self.policy.capacity)).min()
     }
 
     /// The next thing to do; call until `None` after every `handle*`.
@@ -136,6 +142,9 @@ impl Core {
     }
 
     fn host_up(&mut self, now: Timestamp, host: HostId, facts: HostFacts) {
+        if !self.fleet.hosts.contains_key(&host) {
+            self.capacity_came(now, &host, &facts);
+        }
         let entry = self.fleet.hosts.entry(host.clone()).or_insert_with(|| Host::new(facts.clone()));
         entry.facts = facts.clone();
         entry.connected = true;

@@ -2,6 +2,7 @@
 
 use crate::MovePace;
 use crate::archive::{Change, SealedBlock};
+use crate::capacity::{CapacityAnswer, CapacityKey, CapacityRequest};
 use crate::job::{FitJob, FitResult};
 use crate::pattern::Corrections;
 use crate::plan::Plan;
@@ -46,6 +47,13 @@ pub enum Input {
     Policy(Box<Policy>),
     /// A worker finished a job that came out as [`Output::Fit`].
     FitDone(Box<FitResult>),
+    /// What came of an [`Output::Capacity`].
+    CapacityAnswered {
+        /// Which request.
+        key: CapacityKey,
+        /// What the provider said.
+        answer: CapacityAnswer,
+    },
 }
 
 /// What an operator can ask for.
@@ -92,6 +100,16 @@ pub enum OperatorRequest {
         /// Which host.
         host: HostId,
     },
+    /// Send a request for capacity to the provider. See [`Core::may_decide_capacity`](crate::Core::may_decide_capacity).
+    ApproveCapacity {
+        /// Which request.
+        key: CapacityKey,
+    },
+    /// Never send it.
+    DenyCapacity {
+        /// Which request.
+        key: CapacityKey,
+    },
 }
 
 /// Where an operator's request applies.
@@ -123,6 +141,10 @@ pub enum Output {
     Notice(Notice),
     /// Run [`FitJob::run`] on a worker and bring the result back as [`Input::FitDone`].
     Fit(Box<FitJob>),
+    /// Ask the provider for this, and bring its answer back as [`Input::CapacityAnswered`], within a few minutes whatever
+    /// happens. It may have been asked before under the same key. Like a command it leaves only after all that came before it is
+    /// synced.
+    Capacity(Box<CapacityRequest>),
 }
 
 /// What the store keeps of the core's doings.
@@ -211,6 +233,8 @@ pub enum Record {
         /// What its archive wants.
         change: Change,
     },
+    /// A request for capacity was made, or has come further; it takes the place of the one with the same key.
+    Capacity(Box<CapacityRequest>),
 }
 
 /// What Gnomon learnt from how well it did.
@@ -301,7 +325,8 @@ pub struct Notice {
 }
 
 /// What a restarted brain tells a new core, in this order, before any input: hosts, VMs' histories (a VM's blocks together, in the order
-/// of their keys), lessons, VMs' past reports (oldest first), scopes, hosts that are emptied, operators' settings, unanswered commands.
+/// of their keys), lessons, VMs' past reports (oldest first), scopes, hosts that are emptied, operators' settings, requests for
+/// capacity (the closed ones in the order of their closing), unanswered commands.
 #[derive(Clone, Debug)]
 pub enum Restored {
     /// A host that was known, and when it was last heard of. It counts as not connected.
@@ -343,6 +368,8 @@ pub enum Restored {
         /// Where it was brought to.
         setting: Setting,
     },
+    /// A request for capacity: one that is open, or was closed not long ago.
+    Capacity(Box<CapacityRequest>),
     /// A command without an outcome: it stays in flight (the driver resends it when its host connects) until answered or expired.
     Command(CommandRecord),
 }

@@ -9,6 +9,7 @@ pub mod anomaly;
 pub mod archive;
 pub mod boost;
 pub mod calendar;
+pub mod capacity;
 mod core;
 mod draw;
 mod fleet;
@@ -24,6 +25,7 @@ pub mod sizing;
 pub mod view;
 
 pub use crate::core::{Core, MovePace, MoveRefusal, SetRefusal};
+pub use capacity::{CapacityAnswer, CapacityKey, CapacityRefusal, CapacityRequest, CapacityState};
 pub use io::{Audit, CommandRecord, Hold, Input, Lesson, Notice, OperatorRequest, Output, Record, Restored, Scope};
 pub use job::{FitJob, FitResult};
 pub use pattern::Corrections;

@@ -21,6 +21,12 @@ pub const SHRINK_STEP_LIMIT: f64 = 0.05;
 /// Most moves in an hour: so many are remembered.
 pub const MOVES_LIMIT: usize = 1000;
 
+/// Most requests for capacity that are open at once: all of them are looked at whenever the time is.
+pub const CAPACITY_OPEN_LIMIT: usize = 100;
+
+/// Longest of a capacity request's times, in milliseconds: 30 days.
+pub const CAPACITY_TIME_LIMIT_MS: u64 = 30 * 86_400_000;
+
 /// All settings of the core. Every one has a default; unknown keys are refused.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -35,6 +41,8 @@ pub struct Policy {
     pub memory: MemoryPolicy,
     /// When and how VMs are moved to other hosts.
     pub migrate: MigratePolicy,
+    /// When and how more capacity is asked for.
+    pub capacity: CapacityPolicy,
 }
 
 /// What Gnomon does with a plan.
@@ -158,6 +166,56 @@ pub struct MigratePolicy {
     pub auto_converge: bool,
 }
 
+/// When and how a provider is asked for more hosts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CapacityPolicy {
+    /// Whether there is a provider to ask: whoever drives the core knows, no file of settings does.
+    #[serde(skip)]
+    pub has_provider: bool,
+    /// Who decides that a request is sent.
+    pub approval: Approval,
+    /// A host must be too full, without a move that helps, for so long, in milliseconds; and a request that was not sent yet is
+    /// withdrawn after its hosts have had room for as long.
+    pub full_for_ms: u64,
+    /// Requests that are open at once; of one zone it is one.
+    pub open_max: usize,
+    /// Least time from the end of a request to the next one of the same zone, in milliseconds.
+    pub cool_down_ms: u64,
+    /// A request that nobody approves or denies expires after this, in milliseconds.
+    pub approval_timeout_ms: u64,
+    /// One that was accepted expires if no host comes within this, in milliseconds.
+    pub arrival_timeout_ms: u64,
+    /// How often a provider that cannot be reached is tried.
+    pub attempts_max: u32,
+}
+
+/// Who decides that capacity is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Approval {
+    /// An operator, request by request.
+    #[default]
+    Required,
+    /// Nobody: what is wanted is asked for at once.
+    Automatic,
+}
+
+impl Default for CapacityPolicy {
+    fn default() -> Self {
+        Self {
+            has_provider: false,
+            approval: Approval::Required,
+            full_for_ms: 900_000,
+            open_max: 3,
+            cool_down_ms: 3_600_000,
+            approval_timeout_ms: 86_400_000,
+            arrival_timeout_ms: 86_400_000,
+            attempts_max: 10,
+        }
+    }
+}
+
 impl Default for MigratePolicy {
     fn default() -> Self {
         Self {
@@ -239,7 +297,7 @@ impl Policy {
 
     /// Whether every value makes sense, alone and together. The core refuses a policy that does not pass.
     pub fn validate(&self) -> Result<(), PolicyError> {
-        let Self { mode: _, forecast, cpu, memory, migrate } = self;
+        let Self { mode: _, forecast, cpu, memory, migrate, capacity } = self;
         let check =
             |good: bool, setting, problem: String| if good { Ok(()) } else { Err(PolicyError { setting, problem }) };
         check(
@@ -357,7 +415,27 @@ impl Policy {
             migrate.bandwidth_bytes_per_s.is_none_or(|bandwidth| bandwidth >= 1 << 20),
             "migrate.bandwidth_bytes_per_s",
             "less than a MiB a second moves nothing".to_owned(),
-        )
+        )?;
+        check(
+            (1..=CAPACITY_OPEN_LIMIT).contains(&capacity.open_max),
+            "capacity.open_max",
+            format!("{} is not within 1..={CAPACITY_OPEN_LIMIT}", capacity.open_max),
+        )?;
+        check(
+            (1..=100).contains(&capacity.attempts_max),
+            "capacity.attempts_max",
+            format!("{} is not within 1..=100", capacity.attempts_max),
+        )?;
+        let times = [
+            ("capacity.full_for_ms", capacity.full_for_ms),
+            ("capacity.cool_down_ms", capacity.cool_down_ms),
+            ("capacity.approval_timeout_ms", capacity.approval_timeout_ms),
+            ("capacity.arrival_timeout_ms", capacity.arrival_timeout_ms),
+        ];
+        let wrong = times.into_iter().find(|(_, ms)| !(1_000..=CAPACITY_TIME_LIMIT_MS).contains(ms));
+        wrong.map_or(Ok(()), |(setting, ms)| {
+            check(false, setting, format!("{ms} is not within 1000..={CAPACITY_TIME_LIMIT_MS} (1 s to 30 days)"))
+        })
     }
 }
 
@@ -392,5 +470,9 @@ mod tests {
         assert_eq!(refused(|p| p.memory.shrink_step_max = 0.06), "memory.shrink_step_max");
         assert_eq!(refused(|p| p.memory.shrink_step_max = 0.0), "memory.shrink_step_max");
         assert_eq!(refused(|p| p.memory.hysteresis = 0.6), "memory.hysteresis");
+        assert_eq!(refused(|p| p.capacity.open_max = 0), "capacity.open_max");
+        assert_eq!(refused(|p| p.capacity.attempts_max = 0), "capacity.attempts_max");
+        assert_eq!(refused(|p| p.capacity.cool_down_ms = 999), "capacity.cool_down_ms");
+        assert_eq!(refused(|p| p.capacity.arrival_timeout_ms = u64::MAX), "capacity.arrival_timeout_ms");
     }
 }

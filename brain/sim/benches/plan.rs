@@ -94,7 +94,7 @@ fn drain(core: &mut Core, now: Timestamp) -> (u64, u64) {
                 Action::Migrate(_) => moves += 1,
                 _ => resizes += 1,
             },
-            Output::Persist(_) | Output::Notice(_) => {}
+            Output::Persist(_) | Output::Notice(_) | Output::Capacity(_) => {}
         }
     }
     (resizes, moves)

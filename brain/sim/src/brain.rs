@@ -100,6 +100,8 @@ impl Store {
             }
             // Agents of this world do nothing of their own accord.
             Record::LocalAct { .. } => {}
+            // This world has no provider.
+            Record::Capacity(_) => {}
             Record::Vm { .. } | Record::Allocation { .. } | Record::Plan(_) | Record::Audit(_) => {}
         }
     }

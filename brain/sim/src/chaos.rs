@@ -2,7 +2,7 @@
 
 use gnomon_common::wire::{HostId, VmTerms};
 use gnomon_core::plan::guard::Guard;
-use gnomon_core::policy::{CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy};
+use gnomon_core::policy::{CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy};
 use gnomon_core::{Mode, OperatorRequest, Policy, Scope};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -97,6 +97,7 @@ fn policy(rng: &mut ChaCha8Rng) -> Policy {
             timeout_ms: 120_000,
             ..MigratePolicy::default()
         },
+        capacity: CapacityPolicy::default(),
     }
 }
 

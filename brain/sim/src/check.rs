@@ -130,7 +130,10 @@ impl Checker {
             OperatorRequest::Undrain { host } => {
                 self.draining.remove(host);
             }
-            OperatorRequest::Set { .. } | OperatorRequest::Migrate { .. } => {}
+            OperatorRequest::Set { .. }
+            | OperatorRequest::Migrate { .. }
+            | OperatorRequest::ApproveCapacity { .. }
+            | OperatorRequest::DenyCapacity { .. } => {}
         }
     }
 

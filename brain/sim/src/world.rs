@@ -272,6 +272,8 @@ impl World {
                     self.send(now, host, command);
                 }
                 Output::Notice(notice) => self.note(now, &format!("notice {}: {}", notice.kind, notice.text)),
+                // This world has no provider.
+                Output::Capacity(_) => {}
                 Output::Fit(job) => {
                     let done = now + Duration::from_millis(self.scenario.fit_ms);
                     self.post(done, Message::Fit(job, self.life));

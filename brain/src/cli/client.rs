@@ -2,6 +2,7 @@
 
 use super::Failure;
 use crate::api::Problem;
+use crate::https;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -35,9 +36,8 @@ impl Client {
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let token = lines.filter_map(|line| line.split_whitespace().last()).next();
         let token = token.ok_or_else(|| no_token("it holds none".into()))?;
-        let config = Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false).build();
         Ok(Self {
-            agent: config.new_agent(),
+            agent: https::agent(&url, TIMEOUT),
             url: url.trim_end_matches('/').to_owned(),
             authorization: format!("Bearer {token}"),
         })

@@ -1,11 +1,12 @@
 //! Carrying outputs out, in order: records are synced, then commands are sent.
 
-use super::DriveMetrics;
+use super::{DriveMetrics, Event};
+use crate::capacity::Provider;
 use crate::clock;
 use crate::store::{Journal, Stopped};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Command, CommandId, Fence, HostId};
-use gnomon_core::Record;
+use gnomon_core::{CapacityRequest, Input, Record};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, oneshot};
@@ -22,6 +23,8 @@ pub(super) enum Effect {
         command: Command,
         issued: Timestamp,
     },
+    /// Ask the provider for this.
+    Capacity(Box<CapacityRequest>),
     /// Everything before this is done.
     Synced {
         /// Who waits for it: is told which commands came of it.
@@ -34,6 +37,28 @@ pub(super) enum Effect {
 pub trait Dispatch: Send + Sync + 'static {
     /// Sends a command to a host's agent; `false` if it is not connected or cannot take more. Never waits.
     fn dispatch(&self, host: &HostId, command: Command) -> bool;
+}
+
+/// How the provider is asked, and where its answers go.
+pub(super) struct Asking {
+    pub(super) provider: Option<Arc<dyn Provider>>,
+    pub(super) answers: mpsc::Sender<Event>,
+}
+
+impl Asking {
+    /// Asks on a thread of its own, which a brain that stops does not wait for: what it left unanswered is asked again, under the same key.
+    fn ask(&self, request: Box<CapacityRequest>) {
+        let Some(provider) = self.provider.clone() else { return };
+        let (key, answers) = (request.key, self.answers.clone());
+        let asking = move || {
+            let answer = provider.ask(&request);
+            tracing::info!(%key, ?answer, "the provider was asked for capacity");
+            let _ = answers.blocking_send(Event::Input(Input::CapacityAnswered { key, answer }));
+        };
+        if let Err(error) = std::thread::Builder::new().name("capacity".into()).spawn(asking) {
+            tracing::error!(%key, %error, "the provider cannot be asked for capacity now");
+        }
+    }
 }
 
 /// The newest fence sent to each host in this term: an agent that has obeyed a newer one has seen a brain that we have
@@ -57,17 +82,19 @@ impl Issued {
 pub(super) fn start(
     journal: Journal,
     dispatch: Arc<dyn Dispatch>,
+    asking: Asking,
     issued: Arc<Issued>,
     metrics: DriveMetrics,
 ) -> (mpsc::Sender<Effect>, JoinHandle<Result<(), Stopped>>) {
     let (queue, effects) = mpsc::channel(EFFECTS_MAX);
-    (queue, tokio::spawn(carry(effects, journal, dispatch, issued, metrics)))
+    (queue, tokio::spawn(carry(effects, journal, dispatch, asking, issued, metrics)))
 }
 
 async fn carry(
     mut effects: mpsc::Receiver<Effect>,
     journal: Journal,
     dispatch: Arc<dyn Dispatch>,
+    asking: Asking,
     issued: Arc<Issued>,
     metrics: DriveMetrics,
 ) -> Result<(), Stopped> {
@@ -90,6 +117,7 @@ async fn carry(
                 Effect::Command { host, command, issued: at } => {
                     send(dispatch.as_ref(), &issued, &metrics, &host, command, at);
                 }
+                Effect::Capacity(request) => asking.ask(request),
                 // The operator may have hung up.
                 Effect::Synced { told, commands } => drop(told.send(commands)),
                 Effect::Persist(_) => unreachable!("records were taken out above"),

@@ -1,8 +1,8 @@
 //! What the loop measures.
 
 use gnomon_common::wire::{Action, Origin, Outcome, OutcomeResult, Setting, Whereabouts};
-use gnomon_core::CommandRecord;
 use gnomon_core::plan::local_cause;
+use gnomon_core::{CapacityState, CommandRecord};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -38,6 +38,11 @@ struct LocalAct {
     outcome: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct State {
+    state: &'static str,
+}
+
 /// Metrics of the loop and of what it carries out.
 #[derive(Clone, Debug)]
 pub struct DriveMetrics {
@@ -52,6 +57,7 @@ pub struct DriveMetrics {
     local_acts: Family<LocalAct, Counter>,
     actuation: Histogram,
     moves: Histogram,
+    capacity: Family<State, Gauge>,
 }
 
 impl DriveMetrics {
@@ -69,6 +75,7 @@ impl DriveMetrics {
             local_acts: Family::default(),
             actuation: Histogram::new(exponential_buckets(0.000_5, 2.0, 16)),
             moves: Histogram::new(exponential_buckets(0.5, 2.0, 13)),
+            capacity: Family::default(),
         };
         registry.register_with_unit(
             "gnomon_brain_core_handle",
@@ -116,6 +123,11 @@ impl DriveMetrics {
             Unit::Seconds,
             metrics.moves.clone(),
         );
+        registry.register(
+            "gnomon_brain_capacity_requests",
+            "Requests for capacity, open ones and those closed last, by state; absent where there never was one",
+            metrics.capacity.clone(),
+        );
         metrics
     }
 
@@ -155,6 +167,13 @@ impl DriveMetrics {
         }
         let outcome = result.map_or("unanswered", result_name);
         self.settled.get_or_create(&Settled { action: action_name(&record.command.action), outcome }).inc();
+    }
+
+    pub(super) fn asked(&self, states: impl Iterator<Item = (CapacityState, usize)>) {
+        for (state, requests) in states {
+            let state = State { state: state.name() };
+            self.capacity.get_or_create(&state).set(i64::try_from(requests).unwrap_or(i64::MAX));
+        }
     }
 
     pub(super) fn acted(&self, act: &Outcome) {

@@ -60,9 +60,14 @@ impl Turn {
             | Restored::Lesson(_)
             | Restored::Hold { .. }
             | Restored::Drain { .. }
+            | Restored::Capacity(_)
             | Restored::Setting { .. } => {}
         }
+        let is_capacity = matches!(restored, Restored::Capacity(_));
         self.desk.core.restore(restored);
+        if is_capacity {
+            self.metrics.asked(self.desk.core.capacity_states());
+        }
     }
 
     pub(super) fn event(&mut self, now: Timestamp, event: Event) {
@@ -73,7 +78,7 @@ impl Turn {
                 self.input(now, Input::Operator { actor, request });
                 let commands = self.effects.range(before..).filter_map(|effect| match effect {
                     Effect::Command { command, .. } => Some(command.id),
-                    Effect::Persist(_) | Effect::Synced { .. } => None,
+                    Effect::Persist(_) | Effect::Capacity(_) | Effect::Synced { .. } => None,
                 });
                 let commands = commands.collect();
                 self.effects.push_back(Effect::Synced { told: synced, commands });
@@ -169,6 +174,7 @@ impl Turn {
                 }
                 Output::Notice(notice) => self.notice(&notice),
                 Output::Fit(job) => self.fits_waiting.push_back(*job),
+                Output::Capacity(request) => self.effects.push_back(Effect::Capacity(request)),
             }
         }
         self.start_fits();
@@ -183,6 +189,7 @@ impl Turn {
             }
             Record::Command(record) => drop(self.unanswered.insert(record.command.id, record.clone())),
             Record::LocalAct { outcome, .. } => self.metrics.acted(outcome),
+            Record::Capacity(_) => self.metrics.asked(self.desk.core.capacity_states()),
             _ => {}
         }
     }

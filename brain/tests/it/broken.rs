@@ -95,7 +95,7 @@ async fn the_loop_ends_with_the_task_that_carries_its_effects_out() {
     let drive = Drive::restore(Policy::default(), 1, retention, &store, telemetry.drive.clone()).await.unwrap();
     let handle = drive.handle();
     let journal = Journal::start(store, telemetry.journal.clone());
-    let ran = drive.run(journal, Arc::new(NoWayOut), Arc::new(Issued::default()), CancellationToken::new());
+    let ran = drive.run(journal, Arc::new(NoWayOut), None, Arc::new(Issued::default()), CancellationToken::new());
     let report = report("a", 1, 1, now().unix_ms(), vm(1), 0.3);
     let (synced, _) = oneshot::channel();
     let request = OperatorRequest::Release { scope: Scope::Fleet };

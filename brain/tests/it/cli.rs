@@ -3,8 +3,14 @@
 use crate::agent::{Agent, hello, report, vm};
 use crate::brain::{Brain, Home};
 use gnomon_brain::clock::now;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 
 async fn gnomon(home: &Home, url: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gnomon"));
@@ -96,4 +102,55 @@ async fn exit_codes_tell_what_kind_of_failure_it_was() {
     assert_eq!(code(&url, &["status", "--token-file", wrong.to_str().unwrap()]).await, 4);
     assert_eq!(code(&url, &["status", "--token-file", "/nowhere"]).await, 4);
     brain.stop().await;
+}
+
+/// Answers every request over TLS in one way, with a certificate for `localhost`; the address.
+fn proxy(home: &Home) -> String {
+    let issued = home.brain_certificate("localhost");
+    let certificate = CertificateDer::from_pem_slice(issued.certificate.as_bytes()).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .unwrap();
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("localhost:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let connection = ServerConnection::new(config.clone()).unwrap();
+            let mut stream = StreamOwned::new(connection, stream.unwrap());
+            let mut head = [0; 4096];
+            // Whoever does not trust the certificate hangs up here.
+            if stream.read(&mut head).is_ok_and(|bytes| bytes > 0) {
+                let body = r#"{"status": 503, "title": "", "detail": "the brain behind the proxy is away"}"#;
+                let head = format!("HTTP/1.1 503 Away\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+                let _ = stream.write_all(format!("{head}{body}").as_bytes());
+            }
+        }
+    });
+    format!("https://localhost:{port}")
+}
+
+#[test]
+fn https_is_spoken_with_whom_the_systems_authorities_vouch_for() {
+    let home = Home::new();
+    let url = proxy(&home);
+    let status = |authorities: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_gnomon"))
+            .arg("status")
+            .env("GNOMON_URL", &url)
+            .env("GNOMON_TOKEN_FILE", home.token_file())
+            .env("SSL_CERT_FILE", home.dir.path().join(authorities))
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, told) = status("ca.pem");
+    assert!(code == Some(1) && told.contains("behind the proxy is away"), "{told}");
+    // The brain's own certificate is no authority.
+    let (code, told) = status("brain.pem");
+    assert!(code == Some(3) && told.contains("certificate"), "{told}");
 }

@@ -5,6 +5,7 @@ mod api;
 mod backup;
 mod brain;
 mod broken;
+mod capacity;
 mod cli;
 mod crash;
 mod crowd;

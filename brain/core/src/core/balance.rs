@@ -152,10 +152,18 @@ impl Core {
         let full_rounds = if is_full { before.map_or(0, |before| before.full_rounds).saturating_add(1) } else { 0 };
         let is_drained = self.moves.draining.contains_key(host);
         let is_told = (is_full || is_drained) && before.is_some_and(|before| before.is_told);
+        let stuck_since = before.and_then(|before| before.stuck_since).filter(|_| is_full && !is_drained);
         let fresh_until = fresh_until(now, length);
         if let Some(entry) = self.fleet.hosts.get_mut(host) {
-            entry.prospect = Some(Prospect { load, fresh_until, full_rounds, is_told });
+            entry.prospect = Some(Prospect { load, fresh_until, full_rounds, is_told, stuck_since });
         }
+        self.relieve(now, host, &load, &room, full_rounds);
+        self.review_capacity(now, host);
+    }
+
+    /// Plans a move from a host that is emptied, or has been too full for long enough.
+    fn relieve(&mut self, now: Timestamp, host: &HostId, load: &Load, room: &Room, full_rounds: u32) {
+        let is_drained = self.moves.draining.contains_key(host);
         let rounds = if self.moves.guards.plans(Guard::Rounds) { self.policy.migrate.rounds } else { 1 };
         if self.policy.migrate_mode() == Mode::Observe || !(is_drained || full_rounds >= rounds) {
             return;
@@ -163,10 +171,22 @@ impl Core {
         if self.has_to_wait(now, host) {
             return;
         }
-        match self.find_move(now, host, &load, &room, is_drained) {
-            Some(action) if self.policy.migrate_mode() == Mode::Auto => self.send(now, vec![action]),
-            Some(action) => self.recommend(now, vec![action]),
-            None => self.tell_stuck(host, &load, &room, is_drained),
+        match self.find_move(now, host, load, room, is_drained) {
+            Some(action) => {
+                if let Some(prospect) = self.fleet.hosts.get_mut(host).and_then(|entry| entry.prospect.as_mut()) {
+                    prospect.stuck_since = None;
+                }
+                match self.policy.migrate_mode() {
+                    Mode::Auto => self.send(now, vec![action]),
+                    _ => self.recommend(now, vec![action]),
+                }
+            }
+            None => {
+                self.tell_stuck(host, load, room, is_drained);
+                if !is_drained {
+                    self.note_stuck(now, host);
+                }
+            }
         }
     }
 
@@ -246,7 +266,7 @@ impl Core {
         })
     }
 
-    fn may_leave(&self, now: Timestamp, host: &HostId, id: VmId, is_drained: bool) -> bool {
+    pub(super) fn may_leave(&self, now: Timestamp, host: &HostId, id: VmId, is_drained: bool) -> bool {
         let Some(vm) = self.fleet.vms.get(&id) else { return false };
         let guards = self.moves.guards;
         let rests = guards.plans(Guard::CoolDown) && self.rests(now, id, vm, is_drained);

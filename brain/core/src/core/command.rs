@@ -262,11 +262,13 @@ impl Core {
             vm.balloon_pace.backoff.clock_set_back(now);
         }
         self.moves.clock_set_back(now);
+        self.capacity.clock_set_back(now);
         for host in self.fleet.hosts.values_mut() {
             host.up_since = host.up_since.min(now);
             // What was told by another clock is not fresh by this one: the next report is.
             if let Some(prospect) = &mut host.prospect {
                 prospect.fresh_until = prospect.fresh_until.min(now);
+                prospect.stuck_since = prospect.stuck_since.map(|at| at.min(now));
             }
         }
         self.fits.clear();

@@ -21,6 +21,8 @@ impl Core {
             OperatorRequest::Migrate { vm, to } => self.migrate(now, actor, vm, &to),
             OperatorRequest::Drain { host } => self.drain(now, actor, host, true),
             OperatorRequest::Undrain { host } => self.drain(now, actor, host, false),
+            OperatorRequest::ApproveCapacity { key } => self.decide_capacity(now, actor, key, true),
+            OperatorRequest::DenyCapacity { key } => self.decide_capacity(now, actor, key, false),
         }
     }
 

@@ -34,6 +34,7 @@ impl Core {
             }
             Restored::Hold { scope, hold } => self.holds.set(scope, hold),
             Restored::Setting { vm, setting } => self.holds.hold_means(vm, setting),
+            Restored::Capacity(request) => self.restore_capacity(*request),
             Restored::Command(record) => self.resume_flight(record),
         }
     }

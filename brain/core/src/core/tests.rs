@@ -2,6 +2,7 @@
 
 mod balance;
 mod bench;
+mod capacity;
 mod culprits;
 mod exits;
 mod invariants;

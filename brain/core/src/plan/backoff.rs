@@ -10,6 +10,11 @@ const FIRST: Duration = Duration::from_secs(5);
 /// Longest pause: an agent that was mended is tried again within this.
 const LONGEST: Duration = Duration::from_mins(10);
 
+/// How long is waited after so many failures before the last one.
+pub(crate) fn pause(failures_before: u32) -> Duration {
+    FIRST.saturating_mul(1 << failures_before.min(16)).min(LONGEST)
+}
+
 /// One for each means of a VM: what the balloon refuses is no reason not to grow the quota.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Backoff {
@@ -20,7 +25,7 @@ pub(crate) struct Backoff {
 impl Backoff {
     /// A command was refused, failed or stayed unanswered: wait longer each time.
     pub(crate) fn back_off(&mut self, now: Timestamp) {
-        let pause = FIRST.saturating_mul(1 << self.refusals.min(16)).min(LONGEST);
+        let pause = pause(self.refusals);
         self.refusals = self.refusals.saturating_add(1);
         self.not_before = Some(now + pause);
     }

@@ -117,6 +117,8 @@ pub(crate) struct Prospect {
     pub(crate) full_rounds: u32,
     /// It was said that nothing can be done about it.
     pub(crate) is_told: bool,
+    /// Since when it is too full, VMs of it may leave, and no host has room for one.
+    pub(crate) stuck_since: Option<Timestamp>,
 }
 
 /// A VM that might leave.

@@ -75,6 +75,9 @@ pub(super) async fn restore(
             (Ok(_), None) => {}
         }
     }
+    for row in query("SELECT request FROM capacity ORDER BY at_ms, term, number").fetch_all(db).await? {
+        json(&row, 0)?.into_iter().for_each(|request| sink(Restored::Capacity(Box::new(request))));
+    }
     let mut answered = Vec::new();
     let unsettled = query(
         "SELECT command.command, outcome.outcome, command.host FROM command LEFT JOIN outcome ON outcome.host = command.host \

@@ -110,6 +110,15 @@ pub(super) async fn record(db: &mut AnyConnection, record: &Record) -> Result<()
         .bind(host.as_str())
         .bind(ms(*since)),
         Record::Drain { host, since: None } => sqlx::query("DELETE FROM drain WHERE host = $1").bind(host.as_str()),
+        Record::Capacity(request) => sqlx::query(
+            "INSERT INTO capacity (term, number, settled, at_ms, request) VALUES ($1, $2, $3, $4, $5) \
+             ON CONFLICT (term, number) DO UPDATE SET settled = excluded.settled, at_ms = excluded.at_ms, request = excluded.request",
+        )
+        .bind(integer(request.key.term))
+        .bind(integer(request.key.number))
+        .bind(i64::from(!request.state.is_open()))
+        .bind(ms(request.since))
+        .bind(serde_json::to_string(request)?),
         Record::LocalAct { host, outcome } => {
             sqlx::query("UPDATE outcome SET taken_in = 1 WHERE host = $1 AND term = $2 AND number = $3")
                 .bind(host.as_str())

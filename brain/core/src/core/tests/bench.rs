@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::Core;
 use crate::io::{Input, OperatorRequest, Output, Record};
-use crate::policy::{CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy, Mode, Policy};
+use crate::policy::{CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy, Mode, Policy};
 
 /// Windows of ten seconds, steps of ten seconds.
 pub(super) fn policy(mode: Mode) -> Policy {
@@ -33,6 +33,7 @@ pub(super) fn policy(mode: Mode) -> Policy {
             ..MemoryPolicy::default()
         },
         migrate: MigratePolicy { lead_ms: 60_000, ..MigratePolicy::default() },
+        capacity: CapacityPolicy::default(),
     }
 }
 

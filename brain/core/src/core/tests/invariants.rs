@@ -154,7 +154,7 @@ impl Driver {
                 }
                 Output::Command { host, command } => self.sent(host, command),
                 Output::Fit(job) => self.fits.push(*job),
-                Output::Persist(_) | Output::Notice(_) => {}
+                Output::Persist(_) | Output::Notice(_) | Output::Capacity(_) => {}
             }
         }
     }

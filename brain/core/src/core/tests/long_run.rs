@@ -112,7 +112,7 @@ impl Fleet {
                         let before = self.quotas.insert(vm, after).unwrap_or(1.0);
                         self.bench.outcome_of(vm, (minute + WINDOW_MIN) * 60, id, applied(before, after));
                     }
-                    Output::Persist(_) => {}
+                    Output::Persist(_) | Output::Capacity(_) => {}
                 }
             }
         }
