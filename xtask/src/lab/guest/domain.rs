@@ -11,14 +11,18 @@ const QUOTA_PERIOD_US: u32 = 100_000;
 /// What the guest's kernel leaves out to boot quickly under emulation.
 const KERNEL_OPTIONS: &str = "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off nokaslr random.trust_cpu=on \
                               audit=0 cryptomgr.notests";
-/// An emulated guest does not use the TSC as a clock: under TCG it is the host's, calibrated against an emulated timer while
-/// other guests boot, and then runs at a wrong speed for ever. With KVM there is a clock of KVM's own.
-const EMULATED_CLOCK: &str = "tsc=unstable clocksource=hpet ";
+/// What an emulated guest needs besides. It does not use the TSC as a clock: under TCG it is the host's, calibrated against an
+/// emulated timer while other guests boot, and then runs at a wrong speed for ever. With KVM there is a clock of KVM's own.
+///
+/// Isolated page tables make the guest flush its TLB at each system call. QEMU before 9.0 forgets, while it migrates an emulated guest,
+/// that pages in that TLB are to be marked as written to ("physmem: Fix migration dirty bitmap coherency with TCG memory access"): a guest
+/// that hardly ever flushes it arrives without some of its writes, and dies of that.
+const EMULATED: &str = "tsc=unstable clocksource=hpet pti=on ";
 
 pub(in crate::lab) fn xml(options: &GuestOptions, image: &Image, console: &Path) -> String {
     let GuestOptions { name, uuid, vcpus, vcpus_max, memory_mib, memory_mib_max, schedule, quota_cores, cpus, kvm } =
         options;
-    let (kind, clock) = if *kvm { ("kvm", "") } else { ("qemu", EMULATED_CLOCK) };
+    let (kind, emulated) = if *kvm { ("kvm", "") } else { ("qemu", EMULATED) };
     let mut tuning = String::new();
     if let Some(cpus) = cpus {
         for vcpu in 0..*vcpus_max {
@@ -30,7 +34,7 @@ pub(in crate::lab) fn xml(options: &GuestOptions, image: &Image, console: &Path)
         tuning += &format!("<global_period>{QUOTA_PERIOD_US}</global_period><global_quota>{quota_us}</global_quota>");
     }
     let (kernel, initrd, console) = (path(&image.kernel), path(&image.initrd), path(console));
-    let command_line = escape(&format!("{KERNEL_OPTIONS} {clock}gnomon.load={schedule}"));
+    let command_line = escape(&format!("{KERNEL_OPTIONS} {emulated}gnomon.load={schedule}"));
     format!(
         "\
 <domain type='{kind}'>
@@ -88,10 +92,14 @@ mod tests {
         let mut options = GuestOptions::new("g1", "constant:0.5".parse().unwrap());
         let image = Image { kernel: "/k".into(), initrd: "/i".into() };
         let emulated = xml(&options, &image, Path::new("/c"));
-        assert!(emulated.contains("<domain type='qemu'>") && emulated.contains("clocksource=hpet gnomon.load="));
+        assert!(emulated.contains("<domain type='qemu'>") && emulated.contains("clocksource=hpet pti=on gnomon.load="));
         options.kvm = true;
         let accelerated = xml(&options, &image, Path::new("/c"));
-        assert!(accelerated.contains("<domain type='kvm'>") && !accelerated.contains("clocksource"));
+        assert!(
+            accelerated.contains("<domain type='kvm'>")
+                && !accelerated.contains("clocksource")
+                && !accelerated.contains("pti")
+        );
     }
 
     #[test]
