@@ -226,15 +226,20 @@ fn a_guest_that_its_own_quota_holds_back_blames_no_other_guest() -> Result<()> {
     }
     let mut options = GuestOptions::new("g1", "constant:0.9".parse()?);
     options.quota_cores = Some(0.3);
-    let (stack, _guests) = stack_of("ownquota", vec![options], observing())?;
+    let (stack, guests) = stack_of("ownquota", vec![options], observing())?;
+    let (began, before, stolen_before) = (Instant::now(), virtual_cpu(&guests[0])?, stolen_cpu()?);
     let waited = Waited::follow(&stack, &["g1"], Duration::from_secs(12))?;
+    let (after, stolen) = (virtual_cpu(&guests[0])?, stolen_cpu()? - stolen_before);
+    // QEMU's other threads have hardly anything to do: what they wait is for a CPU to wake up.
+    let kernel = Duration::from_nanos(after.1 - before.1).as_secs_f64() / began.elapsed().as_secs_f64();
     let waited = waited.first().context("nothing was followed")?;
-    println!("{waited:.3?}");
-    ensure!(waited.windows >= 8 && waited.all > 0.3, "it was hardly held back: {waited:?}");
+    println!("{waited:.3?}, {kernel:.3} by schedstat; {stolen:.3?} stolen from this machine");
+    ensure!(waited.windows >= 8 && kernel > 0.3, "it was hardly held back: {waited:?}");
     ensure!(waited.vms.is_empty(), "there is no other guest: {:?}", waited.vms);
     // Whoever else is busy on this machine is named rightly; the rest is the quota's.
     let tasks = waited.others + waited.tasks.values().sum::<f64>();
-    ensure!(waited.own_quota >= 0.9 * (waited.all - waited.own - tasks), "{:.3} cores for its quota", waited.own_quota);
+    ensure!(waited.own_quota >= 0.95 * (kernel - waited.own - tasks), "{:.3} cores for its quota", waited.own_quota);
+    ensure!(waited.own_quota <= 1.1 * waited.all, "{:.3} cores for its quota", waited.own_quota);
     ensure!(waited.own_quota > tasks, "host tasks are blamed for what its quota did");
     Ok(())
 }
