@@ -109,10 +109,8 @@ fn a_guest_leaves_before_the_surge_that_its_host_has_no_room_for() -> Result<()>
     policy.migrate.rounds = 2;
     let settings = BrainSettings { policy, heartbeat_ms: 500 };
     let (stack, guests) = scene("foresee", &[("g1", DAY), ("g2", DAY)], settings)?;
-    let truths = ["g1", "g2"].map(|name| stack.lab.truth(name));
-    let truths = [truths[0].as_ref().ok(), truths[1].as_ref().ok()].map(|truth| truth.cloned());
-    let level_at =
-        |time: SystemTime| -> f64 { truths.iter().flatten().map(|truth| truth.level_at(time)).fold(0.0, f64::max) };
+    let truths = guests.iter().map(|guest| stack.lab.truth(guest.name())).collect::<Result<Vec<_>>>()?;
+    let level_at = |time: SystemTime| truths.iter().map(|truth| truth.level_at(time)).fold(0.0, f64::max);
     // Days pass in which nothing is moved and the brain learns them.
     wait_for("the season of both guests", Duration::from_secs(330), || {
         let seasons = guests.iter().map(|guest| stack.api().get(&format!("/api/v1/vms/{}", guest.name())));
@@ -154,7 +152,7 @@ fn a_guest_leaves_before_the_surge_that_its_host_has_no_room_for() -> Result<()>
     for (guest, home) in guests.iter().zip(&homes) {
         ensure!(told_on(&stack, guest)? == home[0], "the brain says {}", told_on(&stack, guest)?);
     }
-    for ((guest, ticks), truth) in guests.iter().zip(watched).zip(truths.iter().flatten()) {
+    for ((guest, ticks), truth) in guests.iter().zip(watched).zip(&truths) {
         let gap = ticks.longest_gap()?;
         lived_once(guest)?;
         let plateau = surge.duration_since(truth.started_at)?.as_secs_f64() + 4.0;
@@ -213,8 +211,8 @@ fn a_host_is_emptied_through_a_pause_and_the_death_of_the_brain() -> Result<()> 
     // Long enough for some reports: nothing else begins.
     thread::sleep(Duration::from_secs(6));
     let commands = stack.api().get("/api/v1/commands?limit=1000")?;
-    let late = commands.as_array().context("no list")?.iter().filter_map(|record| issued_ms(record).ok());
-    let late: Vec<u64> = late.filter(|issued_ms| *issued_ms > paused_ms + 1000).collect();
+    let issued = commands.as_array().context("no list")?.iter().map(issued_ms).collect::<Result<Vec<_>>>()?;
+    let late: Vec<u64> = issued.into_iter().filter(|issued_ms| *issued_ms > paused_ms + 1000).collect();
     ensure!(late.is_empty(), "sent after the pause of {paused_ms}: {late:?}");
     ensure!(stack.api().get("/api/v1/hosts/h1")?["vms"] == 1, "{}", stack.api().get("/api/v1/hosts/h1")?);
 
