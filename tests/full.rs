@@ -47,12 +47,20 @@ fn the_light_lab_works_where_there_is_cgroup_version_2_alone() -> Result<()> {
         let script = format!("CARGO_TARGET_DIR=/lab/target /lab/bin/xtask lab --name inner {arguments}");
         host.run_within(&script, Duration::from_secs(patience_s)).with_context(|| format!("xtask lab {arguments}"))
     };
-    xtask("up --hosts 1 --capacity-cores 0.8", 180)?;
+    const UP: &str = "up --hosts 1 --capacity-cores 0.8";
+    const BOOT: &str = "boot h1 g1 --kvm --quota-cores 0.5 --load constant:0.2";
+    xtask(UP, 180)?;
     let group = "/sys/fs/cgroup/gnomon-inner-h1";
     let capacity = host.run(&format!("cat {group}/machine/cpu.max"))?;
     ensure!(capacity.trim() == "80000 100000", "the guests' ceiling is {capacity:?}");
 
-    xtask("boot h1 g1 --kvm --quota-cores 0.5 --load constant:0.2", 240)?;
+    // The emulated KVM hangs a part of its guests while they boot: once, the lab begins anew.
+    if let Err(hang) = xtask(BOOT, 240) {
+        println!("begins anew: {hang:#}");
+        xtask("down", 60)?;
+        xtask(UP, 180)?;
+        xtask(BOOT, 240)?;
+    }
     let guest = format!("{group}/machine/qemu-1-g1.libvirt-qemu");
     let quota = host.run(&format!("cat {guest}/cpu.max"))?;
     ensure!(quota.trim() == "50000 100000", "the guest's quota is {quota:?}");

@@ -13,7 +13,7 @@ use gnomon_common::wire::{
     Action, Command, CommandId, Fence, HostId, Immovable, Migration, Moved, Outcome, OutcomeResult, RefusedCommand,
     Setting, VmId, Whereabouts,
 };
-use gnomon_e2e::ticks::Ticks;
+use gnomon_e2e::ticks::{TICKS_GAP_MAX, Ticks};
 use gnomon_e2e::usurper::Usurper;
 use gnomon_e2e::{agent_metrics, let_migrate, observing, reconfigure, run, skipped, wait_for};
 use witness::Witness;
@@ -176,10 +176,8 @@ async fn a_guest_is_moved_while_it_runs_and_what_was_set_goes_with_it() -> Resul
     scene.brain.serve(Duration::from_secs(3)).await?;
     let gap = ticks.longest_gap()?;
     let seen = witness.finish(&scene.guest)?;
-    println!(
-        "took {took_us} us, downtime {downtime_us:?} us, {sent_bytes:?} bytes; longest gap between two ticks {gap:?}"
-    );
-    ensure!(gap < Duration::from_secs(2), "the guest did not tick for {gap:?}");
+    println!("took {took_us} us, downtime {downtime_us:?} us, {sent_bytes:?} bytes; {gap}");
+    ensure!(gap.is_within(TICKS_GAP_MAX), "{gap}");
     ensure!(seen.ran.iter().all(|looks| *looks > 5), "it did not run on both hosts: {seen:?}");
     ensure!(downtime_us.is_some_and(|us| (1..2_000_000).contains(&us)), "a downtime of {downtime_us:?}");
     ensure!(sent_bytes.is_some_and(|bytes| bytes > MIB), "{sent_bytes:?} bytes were sent");

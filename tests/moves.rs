@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use gnomon_common::time::Timestamp;
 use gnomon_core::Policy;
-use gnomon_e2e::ticks::{Ticks, lived_once};
-use gnomon_e2e::{let_migrate, now_ms, reconfigure, skipped, wait_for};
+use gnomon_e2e::ticks::{TICKS_GAP_MAX, Ticks, lived_once};
+use gnomon_e2e::{let_migrate, now_ms, reconfigure, skipped, stolen_cpu, wait_for};
 use serde_json::{Value, json};
 use xtask::lab::{Guest, GuestOptions, Lab, Options};
 use xtask::stack::{AgentSettings, BrainSettings, Mode, Stack, demo_policy};
@@ -111,11 +111,21 @@ fn a_guest_leaves_before_the_surge_that_its_host_has_no_room_for() -> Result<()>
     let (stack, guests) = scene("foresee", &[("g1", DAY), ("g2", DAY)], settings)?;
     let truths = guests.iter().map(|guest| stack.lab.truth(guest.name())).collect::<Result<Vec<_>>>()?;
     let level_at = |time: SystemTime| truths.iter().map(|truth| truth.level_at(time)).fold(0.0, f64::max);
-    // Days pass in which nothing is moved and the brain learns them.
+    wait_for("the brain to hear of both guests", Duration::from_secs(60), || {
+        Ok(guests.iter().all(|guest| told_on(&stack, guest).is_ok()))
+    })?;
+    // Days pass in which nothing is moved and the brain learns them…
     wait_for("the season of both guests", Duration::from_secs(330), || {
         let seasons = guests.iter().map(|guest| stack.api().get(&format!("/api/v1/vms/{}", guest.name())));
         let seasons = seasons.collect::<Result<Vec<_>>>()?;
         Ok(seasons.iter().all(|view| !view["season_ms"].is_null()))
+    })?;
+    // …until it sees a surge that is still some seconds away.
+    wait_for("the brain to foresee a surge", Duration::from_secs(150), || {
+        let at = |seconds: f64| level_at(SystemTime::now() - Duration::from_secs(4) + Duration::from_secs_f64(seconds));
+        let comes = [at(0.0), at(4.0), at(12.0)].into_iter().all(|level| level < CALM) && at(20.0) > CALM;
+        let outlook = &stack.api().get("/api/v1/hosts/h1")?["outlook"];
+        Ok(comes && outlook["demand_cores"].as_f64() > outlook["room_cores"].as_f64())
     })?;
     ensure!(migrations(&stack)?.is_empty(), "it moves although it only may observe");
     // The next surge is to be more than 20 s away, so that nothing of this one is left in what is seen.
@@ -125,6 +135,7 @@ fn a_guest_leaves_before_the_surge_that_its_host_has_no_room_for() -> Result<()>
         Ok([before, now, later].into_iter().all(|time| level_at(time) < CALM))
     })?;
     let watched = guests.iter().map(Ticks::start).collect::<Vec<_>>();
+    let (watched_since, stolen_before) = (Instant::now(), stolen_cpu()?);
     let_the_brain_move(&stack)?;
 
     wait_for("a move", Duration::from_secs_f64(PERIOD_S), || Ok(migrations(&stack)?.iter().any(is_moved)))
@@ -147,6 +158,7 @@ fn a_guest_leaves_before_the_surge_that_its_host_has_no_room_for() -> Result<()>
     // Through the surge: both are served, each by its own host.
     let end = surge + Duration::from_secs(16);
     thread::sleep(end.duration_since(SystemTime::now())?);
+    let stolen = (stolen_cpu()? - stolen_before).as_secs_f64() / watched_since.elapsed().as_secs_f64();
     let homes = guests.iter().map(|guest| runs_on(&stack, guest)).collect::<Result<Vec<_>>>()?;
     ensure!(homes.iter().all(|homes| homes.len() == 1) && homes[0] != homes[1], "they run on {homes:?}");
     for (guest, home) in guests.iter().zip(&homes) {
@@ -164,11 +176,11 @@ fn a_guest_leaves_before_the_surge_that_its_host_has_no_room_for() -> Result<()>
             .collect();
         let served = busy.iter().sum::<f64>() / busy.len().max(1) as f64;
         println!(
-            "{}: longest gap between two ticks {gap:?}; {served:.3} of {PEAK} cores served in the surge",
+            "{}: {gap}; {served:.3} of {PEAK} cores served in the surge, {stolen:.3} stolen from the machine",
             guest.name()
         );
-        ensure!(gap < Duration::from_secs(2), "{} did not tick for {gap:?}", guest.name());
-        ensure!(served >= 0.9 * PEAK, "{} was served {served:.3} of {PEAK} cores in the surge", guest.name());
+        ensure!(gap.is_within(TICKS_GAP_MAX), "{}: {gap}", guest.name());
+        ensure!(served >= 0.9 * PEAK - stolen, "{} was served {served:.3} of {PEAK} cores in the surge", guest.name());
     }
     ensure!(migrations(&stack)?.len() == 1, "one move was enough: {:?}", migrations(&stack)?);
     Ok(())

@@ -12,19 +12,26 @@ const SKIP_MARK: &str = "skipped";
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Tally {
     pub(super) passed: u64,
+    /// Of the passed those that failed at first: see `.config/nextest.toml` for which are tried twice.
+    pub(super) at_second_try: u64,
     pub(super) failed: u64,
     pub(super) skipped: u64,
 }
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+        write!(f, "{} passed", self.passed)?;
+        if self.at_second_try > 0 {
+            write!(f, " ({} at the second try)", self.at_second_try)?;
+        }
+        write!(f, ", {} failed, {} skipped", self.failed, self.skipped)
     }
 }
 
 impl AddAssign for Tally {
     fn add_assign(&mut self, other: Self) {
         self.passed += other.passed;
+        self.at_second_try += other.at_second_try;
         self.failed += other.failed;
         self.skipped += other.skipped;
     }
@@ -47,6 +54,8 @@ impl Tally {
                 tally.skipped += 1;
             } else {
                 tally.passed += 1;
+                let was_tried_twice = case.children().any(|node| node.has_tag_name("flakyFailure"));
+                tally.at_second_try += u64::from(was_tried_twice);
             }
         }
         Ok(tally)
@@ -58,7 +67,7 @@ impl Tally {
         let count = |word: &str| {
             counts.split("; ").find_map(|part| part.strip_suffix(word)?.trim().parse::<u64>().ok()).unwrap_or_default()
         };
-        Some(Self { passed: count("passed"), failed: count("failed"), skipped: count("ignored") })
+        Some(Self { passed: count("passed"), failed: count("failed"), skipped: count("ignored"), ..Self::default() })
     }
 }
 
@@ -73,19 +82,20 @@ mod tests {
     use super::*;
 
     const JUNIT: &str = r#"<?xml version="1.0" encoding="UTF-8"?>
-<testsuites name="nextest-run" tests="4" failures="1" errors="1">
+<testsuites name="nextest-run" tests="5" failures="1" errors="1">
     <testsuite name="gnomon-agent" tests="4" disabled="0" errors="1" failures="1">
         <testcase name="a" classname="gnomon-agent" time="0.01"><system-out>running 1 test</system-out></testcase>
         <testcase name="b"><system-err>noise
 skipped: not root</system-err></testcase>
         <testcase name="c"><failure type="test failure">skipped: too late</failure></testcase>
         <testcase name="d"><error type="execution failure"/></testcase>
+        <testcase name="e"><flakyFailure type="test failure">too late</flakyFailure></testcase>
     </testsuite>
 </testsuites>"#;
 
     #[test]
     fn passed_failed_and_unfit_tests_are_told_apart() {
-        assert_eq!(Tally::of_junit(JUNIT).unwrap(), Tally { passed: 1, failed: 2, skipped: 1 });
+        assert_eq!(Tally::of_junit(JUNIT).unwrap(), Tally { passed: 2, at_second_try: 1, failed: 2, skipped: 1 });
     }
 
     #[test]
@@ -99,6 +109,13 @@ skipped: not root</system-err></testcase>
     }
 
     #[test]
+    fn what_passed_only_at_the_second_try_is_said() {
+        let tally = Tally { passed: 2, at_second_try: 1, ..Tally::default() };
+        assert_eq!(tally.to_string(), "2 passed (1 at the second try), 0 failed, 0 skipped");
+        assert_eq!(Tally { passed: 2, ..Tally::default() }.to_string(), "2 passed, 0 failed, 0 skipped");
+    }
+
+    #[test]
     fn a_broken_report_is_an_error() {
         assert!(Tally::of_junit(&JUNIT[..JUNIT.len() - 5]).is_err());
     }
@@ -106,7 +123,7 @@ skipped: not root</system-err></testcase>
     #[test]
     fn the_closing_line_of_doc_tests_is_read() {
         let line = "test result: ok. 3 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.00s";
-        assert_eq!(Tally::of_libtest(line), Some(Tally { passed: 3, failed: 0, skipped: 2 }));
+        assert_eq!(Tally::of_libtest(line), Some(Tally { passed: 3, skipped: 2, ..Tally::default() }));
         assert_eq!(Tally::of_libtest("running 3 tests"), None);
     }
 }
