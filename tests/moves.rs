@@ -187,6 +187,37 @@ fn a_guest_leaves_before_the_surge_that_its_host_has_no_room_for() -> Result<()>
 }
 
 #[test]
+fn an_operator_gives_a_move_up_and_the_guest_stays() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let mut policy = policy();
+    policy.migrate.bandwidth_bytes_per_s = Some(SLOW_BYTES_PER_S);
+    let (stack, guests) = scene("giveup", &[("g1", "constant:0.02")], BrainSettings { policy, heartbeat_ms: 500 })?;
+    wait_for("the brain to hear of both hosts", Duration::from_secs(30), || {
+        let hosts = ["h1", "h2"].map(|host| stack.api().get(&format!("/api/v1/hosts/{host}")));
+        Ok(told_on(&stack, &guests[0]).is_ok()
+            && hosts.iter().all(|host| host.as_ref().is_ok_and(|host| !host["outlook"].is_null())))
+    })?;
+    let idle = stack.api().delete("/api/v1/vms/g1/migrate");
+    ensure!(idle.is_err_and(|error| error.to_string().contains("no move of this VM")), "there is none to give up");
+    stack.api().post("/api/v1/vms/g1/migrate", &json!({ "to": "h2" }))?;
+    wait_for("the move to be under way", Duration::from_secs(30), || {
+        Ok(!stack.api().get("/api/v1/vms/g1")?["migration"].is_null())
+    })?;
+    let answer = stack.api().delete("/api/v1/vms/g1/migrate")?;
+    wait_for("the move to end", Duration::from_secs(30), || {
+        Ok(migrations(&stack)?.iter().all(|record| !record["outcome"].is_null()))
+    })?;
+    let record = migrations(&stack)?.remove(0);
+    println!("{answer}\n{}", record["outcome"]["result"]);
+    ensure!(answer["migration"] == record["command"]["id"], "{answer}");
+    ensure!(record["outcome"]["result"]["not_moved"]["whereabouts"] == "here", "{}", record["outcome"]);
+    ensure!(runs_on(&stack, &guests[0])? == ["h1"] && told_on(&stack, &guests[0])? == "h1");
+    lived_once(&guests[0])
+}
+
+#[test]
 fn a_host_is_emptied_through_a_pause_and_the_death_of_the_brain() -> Result<()> {
     if skipped() {
         return Ok(());

@@ -20,7 +20,7 @@ pub use affairs::LIMIT_DEFAULT;
 pub use auth::{Tokens, TokensError};
 pub use fleet::ArchivedStep;
 pub use metrics::ApiMetrics;
-pub use moves::{MigrateAnswer, MigrateBody};
+pub use moves::{AbortAnswer, MigrateAnswer, MigrateBody};
 pub use operate::{OperateBody, Operated, ScopeBody, TouchedVm};
 pub use problem::Problem;
 pub use set::{SetAnswer, SetBody};
@@ -98,7 +98,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/vms/{vm}/archive", get(fleet::archive))
         .route("/alerts", get(fleet::alerts))
         .route("/vms/{vm}/set", post(set::set))
-        .route("/vms/{vm}/migrate", post(moves::migrate))
+        .route("/vms/{vm}/migrate", post(moves::migrate).delete(moves::abort))
         .route("/hosts/{host}/drain", post(moves::drain).delete(moves::undrain))
         .route("/capacity", get(capacity::list))
         .route("/capacity/{key}/approve", post(capacity::approve))

@@ -18,7 +18,7 @@ use crate::api::{LIMIT_DEFAULT, ScopeBody};
 use capacity::CapacityCommand;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use moves::{DrainArguments, MigrateArguments};
+use moves::{AbortArguments, DrainArguments, MigrateArguments};
 use set::SetArguments;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -71,6 +71,8 @@ pub enum Command {
     Set(SetArguments),
     /// Move a running VM to another host now
     Migrate(MigrateArguments),
+    /// Give up the move of a VM that is under way: it stays where it is
+    Abort(AbortArguments),
     /// Empty a host: its VMs go elsewhere one after the other, and none comes until `undrain`
     Drain(DrainArguments),
     /// A host may have VMs again; what has left stays where it went
@@ -165,6 +167,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Explain { vm } => commands::explain(&client, json, &vm),
         Command::Set(arguments) => set::set(&client, json, &arguments),
         Command::Migrate(arguments) => moves::migrate(&client, json, &arguments),
+        Command::Abort(arguments) => moves::abort(&client, json, &arguments),
         Command::Drain(arguments) => moves::drain(&client, json, &arguments),
         Command::Undrain { host } => moves::undrain(&client, json, &host),
         Command::Capacity(command) => capacity::run(&client, json, &command),

@@ -4,6 +4,7 @@ mod balance;
 mod capacity;
 mod command;
 mod explain;
+mod feedback;
 mod fit;
 mod hold;
 mod incidents;

@@ -90,6 +90,12 @@ pub enum OperatorRequest {
         /// Where to.
         to: HostId,
     },
+    /// Give up the move of a VM that is under way: it stays where it is, unless it has arrived. See
+    /// [`Core::may_abort_migration`](crate::Core::may_abort_migration) for when it is possible.
+    AbortMigration {
+        /// Which VM.
+        vm: VmId,
+    },
     /// Empty a host, one VM after the other, as far as others have room, and send none there until [`OperatorRequest::Undrain`].
     Drain {
         /// Which host.

@@ -17,6 +17,9 @@
 //! **Moves** are the last means: a host that is emptied, or that will be too full, sends one VM at a time elsewhere: see [`balance`], and
 //! [`guard`] for the rules that keep that safe.
 //!
+//! [`surge`] looks back: whether a surge that was foreseen came, and was served. One that stayed away takes nothing back at once: the VM
+//! shrinks as after any other, slowly and never below what it wants.
+//!
 //! What an operator has set by hand, and what an agent stands down for, is left alone.
 //!
 //! [`lint`] checks every plan by other means before it leaves.
@@ -29,6 +32,7 @@ pub(crate) mod lint;
 pub(crate) mod memory;
 pub(crate) mod pace;
 pub(crate) mod size;
+pub mod surge;
 
 use std::fmt;
 

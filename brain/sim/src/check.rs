@@ -132,6 +132,7 @@ impl Checker {
             }
             OperatorRequest::Set { .. }
             | OperatorRequest::Migrate { .. }
+            | OperatorRequest::AbortMigration { .. }
             | OperatorRequest::ApproveCapacity { .. }
             | OperatorRequest::DenyCapacity { .. } => {}
         }

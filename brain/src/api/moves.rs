@@ -60,20 +60,71 @@ pub(super) async fn migrate(
     let to = host_id(&to)?;
     let (asked, target) = (name.clone(), to.clone());
     let look = move |desk: &Desk| desk.core.find_vm(&asked).map(|vm| desk.core.may_migrate(vm, &target));
-    let unknown =
-        || Problem::not_found(format!("no VM, or more than one, is named {name:?}; see /api/v1/vms for UUIDs"));
-    let action = state.ask(look.clone()).await?.ok_or_else(unknown)??;
+    let action = state.ask(look.clone()).await?.ok_or_else(|| unknown(&name))??;
     let mut command = None;
     if !dry_run {
         let commands = carry_out(&state, actor, OperatorRequest::Migrate { vm: action.vm, to: to.clone() }).await?;
         command = commands.first().copied();
         if command.is_none() {
             // Something came between the look and the request; say what.
-            state.ask(look).await?.ok_or_else(unknown)??;
+            state.ask(look).await?.ok_or_else(|| unknown(&name))??;
             return Err(Problem::new(StatusCode::CONFLICT, "something else was sent to this VM meanwhile; ask again"));
         }
     }
     Ok(Json(MigrateAnswer { vm: action.vm, host: action.host, to, dry_run, command }))
+}
+
+/// What a request to give a move up did, or would do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct AbortAnswer {
+    /// Which VM.
+    #[schema(value_type = String)]
+    pub vm: VmId,
+    /// Where it is, and stays.
+    #[schema(value_type = String)]
+    pub host: HostId,
+    /// The command that began the move, `TERM-NUMBER`: its result tells where the VM is in the end.
+    #[schema(value_type = String)]
+    pub migration: CommandId,
+    /// `true` when it was only asked what would happen.
+    pub dry_run: bool,
+    /// The command that was sent, `TERM-NUMBER`; none in a dry run.
+    #[schema(value_type = Option<String>)]
+    pub command: Option<CommandId>,
+}
+
+/// Give up the move of a VM that is under way: it stays where it is, unless it has arrived already. A host that is being emptied sends it
+/// again after a while; pause the VM, or end the emptying, if it shall stay.
+#[utoipa::path(delete, path = "/api/v1/vms/{vm}/migrate", tag = "operate", security(("token" = [])),
+    params(("vm" = String, Path, description = "The VM's UUID, or its name where only one VM has it"),
+        ("dry_run" = Option<bool>, Query, description = "Only tell what it would do")),
+    responses((status = 200, body = AbortAnswer), (status = 404, body = Problem),
+        (status = 409, description = "It has been told to already", body = Problem),
+        (status = 422, description = "No move of it is under way", body = Problem), (status = 503, body = Problem)))]
+pub(super) async fn abort(
+    State(state): State<ApiState>,
+    Extension(Actor(actor)): Extension<Actor>,
+    path: Result<Path<String>, PathRejection>,
+    query: Result<Query<DryRun>, QueryRejection>,
+) -> Result<Json<AbortAnswer>, Problem> {
+    let Path(name) = path?;
+    let Query(DryRun { dry_run }) = query?;
+    let asked = name.clone();
+    let look = move |desk: &Desk| desk.core.find_vm(&asked).map(|vm| desk.core.may_abort_migration(vm));
+    let (migration, action) = state.ask(look.clone()).await?.ok_or_else(|| unknown(&name))??;
+    let mut command = None;
+    if !dry_run {
+        command = carry_out(&state, actor, OperatorRequest::AbortMigration { vm: action.vm }).await?.first().copied();
+        if command.is_none() {
+            state.ask(look).await?.ok_or_else(|| unknown(&name))??;
+            return Err(Problem::new(StatusCode::CONFLICT, "the move ended meanwhile; ask again"));
+        }
+    }
+    Ok(Json(AbortAnswer { vm: action.vm, host: action.host, migration, dry_run, command }))
+}
+
+fn unknown(name: &str) -> Problem {
+    Problem::not_found(format!("no VM, or more than one, is named {name:?}; see /api/v1/vms for UUIDs"))
 }
 
 /// Empty a host: its VMs go elsewhere one after the other, as far as there is room, and none comes. Holds until it is ended.
@@ -135,6 +186,7 @@ impl From<MoveRefusal> for Problem {
             MoveRefusal::AlreadyThere(_)
             | MoveRefusal::NotRunning(_)
             | MoveRefusal::NotConfigured(_)
+            | MoveRefusal::NotMoving
             | MoveRefusal::Rule(_) => StatusCode::UNPROCESSABLE_ENTITY,
         };
         Self::new(status, refusal.to_string())

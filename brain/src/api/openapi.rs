@@ -18,7 +18,7 @@ use utoipa::{Modify, OpenApi};
         fleet::hosts, fleet::host, fleet::vms, fleet::vm, fleet::forecast, fleet::explain, fleet::history, fleet::archive,
         fleet::alerts,
         affairs::audit, affairs::commands, capacity::list, capacity::approve, capacity::deny,
-        operate::pause, operate::resume, operate::release, set::set, moves::migrate, moves::drain, moves::undrain,
+        operate::pause, operate::resume, operate::release, set::set, moves::migrate, moves::abort, moves::drain, moves::undrain,
     ),
     components(schemas(
         Status, HistoryPoint, ArchivedStep, OperateBody, ScopeBody, Operated, TouchedVm, SetBody, SetAnswer, MigrateBody,

@@ -5,9 +5,9 @@ use super::client::{Client, segment, typed};
 use super::commands::{in_words, print_json};
 use super::set::wait_for;
 use super::table::table;
-use crate::api::{MigrateAnswer, MigrateBody, Operated};
+use crate::api::{AbortAnswer, MigrateAnswer, MigrateBody, Operated};
 use clap::Args;
-use gnomon_common::wire::OutcomeResult;
+use gnomon_common::wire::{OutcomeResult, Whereabouts};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,23 @@ pub struct MigrateArguments {
     #[arg(long)]
     dry_run: bool,
     /// Wait this long for it to arrive, in seconds; 0 does not wait
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    wait: u64,
+}
+
+/// Which VM.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A host that is being emptied sends the VM again after a while: pause the VM, or undrain the host, if it shall stay.\n\n\
+    Examples:\n  gnomon abort web-1 --dry-run\n  gnomon abort web-1 && gnomon pause --vm web-1"
+)]
+pub struct AbortArguments {
+    /// UUID, or name
+    vm: String,
+    /// Only show what would be given up
+    #[arg(long)]
+    dry_run: bool,
+    /// Wait this long to hear where it is in the end, in seconds; 0 does not wait
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     wait: u64,
 }
@@ -71,6 +88,37 @@ pub(super) fn migrate(client: &Client, json: bool, arguments: &MigrateArguments)
             Ok(())
         }
         Some(result) => Err(Failure::Refused(format!("{vm} was not moved: {}", in_words(&result)))),
+    }
+}
+
+pub(super) fn abort(client: &Client, json: bool, arguments: &AbortArguments) -> Result<(), Failure> {
+    let AbortArguments { vm, dry_run, wait } = arguments;
+    let deadline = Instant::now() + Duration::from_secs(*wait);
+    let query = if *dry_run { "?dry_run=true" } else { "" };
+    let answer: AbortAnswer = typed(client.delete(&format!("vms/{}/migrate{query}", segment(vm)))?)?;
+    let AbortAnswer { host, migration, .. } = &answer;
+    let asked = answer.command.is_some() && *wait > 0;
+    let result = if asked { wait_for(client, answer.vm, *migration, deadline)? } else { None };
+    if json {
+        let mut value = json!(answer);
+        value["result"] = json!(result);
+        print_json(&value)?;
+    }
+    match result {
+        Some(OutcomeResult::NotMoved { whereabouts: Whereabouts::Here, .. }) | None if json => Ok(()),
+        Some(OutcomeResult::NotMoved { whereabouts: Whereabouts::Here, .. }) => {
+            println!("{vm} stays on {host}");
+            Ok(())
+        }
+        None if *dry_run => {
+            println!("would give up migration {migration} of {vm}, which is on {host}");
+            Ok(())
+        }
+        None => {
+            println!("migration {migration} is to be given up; what becomes of it: gnomon explain {vm}");
+            Ok(())
+        }
+        Some(result) => Err(Failure::Refused(format!("the move of {vm} ended otherwise: {}", in_words(&result)))),
     }
 }
 

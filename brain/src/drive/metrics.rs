@@ -2,6 +2,7 @@
 
 use gnomon_common::wire::{Action, Origin, Outcome, OutcomeResult, Setting, Whereabouts};
 use gnomon_core::plan::local_cause;
+use gnomon_core::plan::surge::Aftermath;
 use gnomon_core::{CapacityState, CommandRecord};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -39,6 +40,11 @@ struct LocalAct {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcomes {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct State {
     state: &'static str,
 }
@@ -55,6 +61,7 @@ pub struct DriveMetrics {
     not_sent: Family<NotSent, Counter>,
     settled: Family<Settled, Counter>,
     local_acts: Family<LocalAct, Counter>,
+    surges: Family<Outcomes, Counter>,
     actuation: Histogram,
     moves: Histogram,
     capacity: Family<State, Gauge>,
@@ -73,6 +80,7 @@ impl DriveMetrics {
             not_sent: Family::default(),
             settled: Family::default(),
             local_acts: Family::default(),
+            surges: Family::default(),
             actuation: Histogram::new(exponential_buckets(0.000_5, 2.0, 16)),
             moves: Histogram::new(exponential_buckets(0.5, 2.0, 13)),
             capacity: Family::default(),
@@ -110,6 +118,11 @@ impl DriveMetrics {
             "gnomon_brain_local_acts",
             "What agents told that they did without a command, by cause and outcome",
             metrics.local_acts.clone(),
+        );
+        registry.register(
+            "gnomon_brain_surges",
+            "Foreseen surges that VMs were grown for, by what came of them: served, unserved, absent",
+            metrics.surges.clone(),
         );
         registry.register_with_unit(
             "gnomon_brain_actuation",
@@ -167,6 +180,14 @@ impl DriveMetrics {
         }
         let outcome = result.map_or("unanswered", result_name);
         self.settled.get_or_create(&Settled { action: action_name(&record.command.action), outcome }).inc();
+    }
+
+    /// Counts what came of a surge, by the verb of its audit entry.
+    pub(super) fn looked_back(&self, verb: &str) {
+        if let Some(aftermath) = Aftermath::ALL.into_iter().find(|aftermath| aftermath.name() == verb) {
+            let outcome = aftermath.name().trim_start_matches("surge_");
+            self.surges.get_or_create(&Outcomes { outcome }).inc();
+        }
     }
 
     pub(super) fn asked(&self, states: impl Iterator<Item = (CapacityState, usize)>) {

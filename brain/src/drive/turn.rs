@@ -189,6 +189,7 @@ impl Turn {
             }
             Record::Command(record) => drop(self.unanswered.insert(record.command.id, record.clone())),
             Record::LocalAct { outcome, .. } => self.metrics.acted(outcome),
+            Record::Audit(audit) => self.metrics.looked_back(&audit.verb),
             Record::Capacity(_) => self.metrics.asked(self.desk.core.capacity_states()),
             _ => {}
         }

@@ -55,4 +55,13 @@ impl Api {
         ensure!(response.status().is_success(), "POST {path}: {} {text}", response.status());
         Ok(serde_json::from_str(&text).unwrap_or(Value::String(text)))
     }
+
+    /// The answer to a DELETE.
+    pub fn delete(&self, path: &str) -> Result<Value> {
+        let request = self.client.delete(self.url(path)).header("authorization", format!("Bearer {}", self.token));
+        let mut response = request.call().with_context(|| format!("DELETE {path}"))?;
+        let text = response.body_mut().read_to_string()?;
+        ensure!(response.status().is_success(), "DELETE {path}: {} {text}", response.status());
+        Ok(serde_json::from_str(&text).unwrap_or(Value::String(text)))
+    }
 }

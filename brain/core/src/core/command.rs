@@ -45,12 +45,18 @@ impl Core {
         };
         let deadline = deadline(&record);
         if let Some(vm) = self.fleet.vms.get_mut(&action.vm) {
-            vm.flight = Some(Flight { record: record.clone(), deadline });
+            if action.action == Action::AbortMigration {
+                vm.abort = Some(record.clone());
+            } else {
+                vm.flight = Some(Flight { record: record.clone(), deadline });
+            }
         }
         if let Action::Migrate(migration) = &action.action {
             self.set_out(now, id, action.vm, &host, &migration.to);
         }
-        self.deadlines.insert((deadline, action.vm));
+        if action.action != Action::AbortMigration {
+            self.deadlines.insert((deadline, action.vm));
+        }
         let Some(vm) = self.fleet.vms.get_mut(&action.vm) else { return };
         match action.reason {
             Reason::Slack { .. } => vm.pace.dwell.shrinks(now),
@@ -93,7 +99,7 @@ impl Core {
             return self.notice("outcome_of_unknown_vm", format!("host {host} answered {id} for unknown VM {vm_id}"));
         };
         // An agent speaks for its own host only: what it says of another's command is not that command's answer.
-        let mut awaited = vm.flight.iter().map(|flight| &flight.record).chain(&vm.given_up);
+        let mut awaited = vm.flight.iter().map(|flight| &flight.record).chain(&vm.given_up).chain(&vm.abort);
         if let Some(record) = awaited.find(|record| record.command.id == id && record.host != *host) {
             let text = format!("host {host} answered {id}, which was sent to host {}", record.host);
             return self.notice("outcome_of_foreign_command", text);
@@ -108,6 +114,9 @@ impl Core {
                 unanswered: false,
                 ..record
             }));
+        }
+        if let Some(record) = vm.abort.take_if(|abort| abort.command.id == id) {
+            return self.abort_answered(now, outcome, record);
         }
         let record = match vm.flight.take_if(|flight| flight.record.command.id == id) {
             Some(flight) => {
@@ -127,6 +136,7 @@ impl Core {
             },
         };
         self.set_down(vm_id, id);
+        self.end_abort(vm_id);
         self.settle(now, host, &outcome, &record);
         self.persist(Record::Command(CommandRecord { outcome: Some(outcome), unanswered: false, ..record }));
         // A release may have waited for this one.
@@ -144,6 +154,7 @@ impl Core {
                 let released = self.holds.on_vm(vm_id, vm.host.as_ref()) == Some(Hold::Released);
                 vm.restored |= *action == Action::Release && released;
                 self.take_read_back(vm_id, after, outcome.at, now);
+                self.await_surge(vm_id, id);
                 // Released meanwhile: it is restored next, and not held.
                 if let Action::Set(asked) = *action
                     && record.by_operator
@@ -223,6 +234,7 @@ impl Core {
             let record = CommandRecord { unanswered: true, ..flight.record };
             vm.given_up = Some(record.clone());
             self.set_down(vm_id, record.command.id);
+            self.end_abort(vm_id);
             self.back_off(now, &record);
             let text = format!("host {}, VM {vm_id}: no answer to command {}", record.host, record.command.id);
             self.notice("command_unanswered", text);
@@ -242,6 +254,10 @@ impl Core {
             self.resume_move(record.command.id, vm_id, &record.host, &migration.to);
         }
         let Some(vm) = self.fleet.vms.get_mut(&vm_id) else { return };
+        if record.command.action == Action::AbortMigration {
+            vm.abort = Some(record);
+            return;
+        }
         let deadline = deadline(&record);
         if let Some(earlier) = vm.flight.replace(Flight { record, deadline }) {
             self.deadlines.remove(&(earlier.deadline, vm_id));

@@ -19,6 +19,7 @@ impl Core {
             OperatorRequest::Resume { scope } => self.resume(now, actor, &scope),
             OperatorRequest::Set { vm, setting } => self.set(now, actor, vm, setting),
             OperatorRequest::Migrate { vm, to } => self.migrate(now, actor, vm, &to),
+            OperatorRequest::AbortMigration { vm } => self.abort_migration(now, actor, vm),
             OperatorRequest::Drain { host } => self.drain(now, actor, host, true),
             OperatorRequest::Undrain { host } => self.drain(now, actor, host, false),
             OperatorRequest::ApproveCapacity { key } => self.decide_capacity(now, actor, key, true),

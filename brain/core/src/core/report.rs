@@ -35,6 +35,7 @@ impl Core {
         self.order_fits(now, &report.vms);
         self.order_looks(now, &report.vms);
         self.restore_baselines_on(now, &report.host);
+        self.look_back(now, report, end);
         self.plan(now, report, end);
         if Self::is_fresh(now, end, window_of(report)) && self.is_connected(&report.host) {
             self.balance(now, &report.host, end, window_of(report));
@@ -175,6 +176,7 @@ impl Core {
         match taught {
             Taught::Nothing | Taught::Demand | Taught::Filled | Taught::Behind => {}
             Taught::ClockSetBack => {
+                vm.surge = None;
                 self.cancel_fit(window.vm);
                 let text = format!("VM {}: its host's clock was set back; later history was forgotten", window.vm);
                 self.notice("host_clock_set_back", text);

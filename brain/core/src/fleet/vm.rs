@@ -20,6 +20,7 @@ use crate::plan::balance::Travel;
 use crate::plan::memory::{BalloonPace, BalloonVerdict};
 use crate::plan::pace::{Pace, Verdict};
 use crate::plan::size::{Outlook, live_cores};
+use crate::plan::surge::Surge;
 use crate::policy::Policy;
 use crate::sizing::Slot;
 use crate::view::RecentAction;
@@ -128,6 +129,10 @@ pub(crate) struct Vm {
     pub(crate) flight: Option<Flight>,
     /// The last command that stayed unanswered: its answer may still come.
     pub(crate) given_up: Option<CommandRecord>,
+    /// The command to give up its move, until that is answered: the move itself is in flight meanwhile.
+    pub(crate) abort: Option<CommandRecord>,
+    /// What it was grown for and has not come yet.
+    pub(crate) surge: Option<Surge>,
     /// Its baseline was restored under the present release.
     pub(crate) restored: bool,
     pub(crate) recent: VecDeque<RecentAction>,
@@ -170,6 +175,8 @@ impl Vm {
             recommended_bytes: None,
             flight: None,
             given_up: None,
+            abort: None,
+            surge: None,
             restored: false,
             recent: VecDeque::new(),
         }

@@ -66,7 +66,8 @@ pub(crate) fn check(
         let vm = action.vm;
         let facts =
             facts(action).filter(|facts| facts.host.as_ref() == Some(&action.host)).ok_or(Violation::Host(vm))?;
-        if facts.command_in_flight {
+        // What is in flight is what it is about.
+        if facts.command_in_flight && action.action != Action::AbortMigration {
             return Err(Violation::InFlight(vm));
         }
         // What an operator asks for is the operator's judgement, and the agent's: it refuses what its bounds forbid.

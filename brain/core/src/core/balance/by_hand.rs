@@ -31,6 +31,9 @@ pub enum MoveRefusal {
     /// One command at a time.
     #[error("command {0} is on its way to this VM; try again once it is answered")]
     InFlight(CommandId),
+    /// There is nothing to give up.
+    #[error("no move of this VM is under way")]
+    NotMoving,
     /// A rule is against it.
     #[error("{0}")]
     Rule(String),
@@ -67,6 +70,35 @@ impl Core {
         let action = PlannedAction { host, vm, action, before: None, reason: Reason::Operator };
         self.lint_move(&action, &migration).map_err(|bad| MoveRefusal::Rule(bad.to_string()))?;
         Ok(action)
+    }
+
+    /// Whether an operator can have a VM's move given up now: by which command it began, and what would be sent.
+    pub fn may_abort_migration(&self, vm: VmId) -> Result<(CommandId, PlannedAction), MoveRefusal> {
+        let known = self.fleet.vms.get(&vm).ok_or(MoveRefusal::UnknownVm)?;
+        // One that was not answered in time may go on all the same.
+        let awaited = known.flight.iter().map(|flight| &flight.record).chain(&known.given_up);
+        let mut moves = awaited.filter(|record| matches!(record.command.action, Action::Migrate(_)));
+        let record = moves.next().ok_or(MoveRefusal::NotMoving)?;
+        let host = known.host.clone().filter(|host| *host == record.host).ok_or(MoveRefusal::NotMoving)?;
+        if !self.is_connected(&host) {
+            return Err(MoveRefusal::Away(host));
+        }
+        if let Some(abort) = &known.abort {
+            return Err(MoveRefusal::InFlight(abort.command.id));
+        }
+        let action = Action::AbortMigration;
+        Ok((record.command.id, PlannedAction { host, vm, action, before: None, reason: Reason::Operator }))
+    }
+
+    pub(in crate::core) fn abort_migration(&mut self, now: Timestamp, actor: &str, vm: VmId) {
+        let object = format!("vm {vm}");
+        match self.may_abort_migration(vm) {
+            Ok((migration, action)) => {
+                self.audit(now, actor, "abort", object, format!("migration {migration}"));
+                self.send(now, vec![action]);
+            }
+            Err(refusal) => self.audit(now, actor, "refused", object, format!("abort of a migration: {refusal}")),
+        }
     }
 
     pub(in crate::core) fn migrate(&mut self, now: Timestamp, actor: &str, vm: VmId, to: &HostId) {

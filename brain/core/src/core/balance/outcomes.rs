@@ -1,7 +1,7 @@
 //! What came of a move, and what follows from it.
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Action, HostId, Immovable, Moved, Outcome, VmId, Whereabouts};
+use gnomon_common::wire::{Action, HostId, Immovable, Moved, Outcome, OutcomeResult, VmId, Whereabouts};
 
 use crate::core::Core;
 use crate::io::{CommandRecord, Record};
@@ -49,6 +49,7 @@ impl Core {
         let Some(vm) = self.fleet.vms.get_mut(&id).filter(|vm| vm.is_parked) else { return };
         vm.is_parked = false;
         let flight = vm.flight.take();
+        self.end_abort(id);
         if let Some(flight) = flight {
             self.set_down(id, flight.record.command.id);
             let detail = format!("{} it runs on host {host}", flight.record.command.id);
@@ -68,6 +69,29 @@ impl Core {
         self.notice("vm_parked", format!("host {}, VM {id}: {error}; {}", record.host, Whereabouts::Parked));
         let detail = format!("{} not moved: {error}; {}", outcome.id, Whereabouts::Parked);
         self.audit(now, record.host.as_str(), "outcome", format!("vm {id}"), detail);
+    }
+
+    /// An agent has taken the word that a move be given up. Where the VM is then is told by the answer to the move itself.
+    pub(in crate::core) fn abort_answered(&mut self, now: Timestamp, outcome: Outcome, record: CommandRecord) {
+        let id = outcome.vm;
+        if let Some(vm) = self.fleet.vms.get_mut(&id) {
+            vm.note_result(outcome.id, &outcome.result);
+        }
+        let detail = match &outcome.result {
+            OutcomeResult::Applied { .. } => "the move is being given up".to_owned(),
+            OutcomeResult::Refused(why) => format!("refused: {why}"),
+            other => format!("{other:?}"),
+        };
+        self.audit(now, record.host.as_str(), "outcome", format!("vm {id}"), format!("{} {detail}", outcome.id));
+        self.persist(Record::Command(CommandRecord { outcome: Some(outcome), unanswered: false, ..record }));
+    }
+
+    /// The move is over: no answer to the word that it be given up is waited for.
+    pub(in crate::core) fn end_abort(&mut self, id: VmId) {
+        let abort = self.fleet.vms.get_mut(&id).and_then(|vm| vm.abort.take());
+        if let Some(record) = abort {
+            self.persist(Record::Command(CommandRecord { unanswered: true, ..record }));
+        }
     }
 
     pub(in crate::core) fn not_moved(

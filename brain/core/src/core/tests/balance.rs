@@ -4,7 +4,8 @@ use gnomon_common::wire::{Action, Command, Immovable, Moved, OutcomeResult, VmSt
 
 use super::bench::{Bench, facts, host, policy, report_of, vm};
 use super::{Input, at};
-use crate::io::{OperatorRequest, Output, Record, Scope};
+use crate::MoveRefusal;
+use crate::io::{OperatorRequest, Output, Record, Restored, Scope};
 use crate::policy::{MigratePolicy, Mode, Policy};
 
 fn moving() -> Policy {
@@ -246,6 +247,63 @@ fn an_operators_own_move_keeps_the_rules_and_needs_no_mode() {
     windows(&mut bench, 0, &FULL[..1], &crowd);
     let refusal = bench.core.may_migrate(vm(1), &host("b")).unwrap_err();
     assert!(refusal.to_string().contains("too little CPU"), "{refusal}");
+}
+
+#[test]
+fn an_operator_gives_a_move_up_and_hears_where_the_vm_is() {
+    let mut bench = Bench::new(policy(Mode::Observe));
+    windows(&mut bench, 0, &FULL[..1], &[]);
+    let abort = OperatorRequest::AbortMigration { vm: vm(1) };
+    assert_eq!(bench.core.may_abort_migration(vm(1)).unwrap_err(), MoveRefusal::NotMoving);
+    bench.operate(5, abort.clone());
+    assert_eq!(bench.commands(), [], "there is nothing to give up");
+    bench.operate(11, OperatorRequest::Migrate { vm: vm(1), to: host("b") });
+    let migration = bench.commands().remove(0);
+    assert_eq!(bench.core.may_abort_migration(vm(1)).unwrap().0, migration.id);
+    bench.operate(12, abort.clone());
+    let command = bench.commands().remove(0);
+    assert_eq!((&command.action, command.vm), (&Action::AbortMigration, vm(1)));
+    assert!(command.fence > migration.fence, "else the agent refuses it");
+    bench.operate(13, abort);
+    assert_eq!(bench.commands(), [], "it was told to already");
+
+    let taken = OutcomeResult::Applied { before: vec![], after: vec![], took_us: 1 };
+    bench.outcome_of(vm(1), 14, command.id, taken);
+    assert!(bench.core.may_migrate(vm(1), &host("b")).is_err(), "the move itself is not answered yet");
+    let here = OutcomeResult::NotMoved { error: "given up".to_owned(), whereabouts: Whereabouts::Here };
+    bench.outcome_of(vm(1), 15, migration.id, here);
+    let recent = bench.core.explain(vm(1)).unwrap().recent;
+    assert!(recent.iter().filter(|action| action.result.is_some()).count() == 2, "{recent:?}");
+    assert!(!bench.notices().contains(&"outcome_without_command"));
+    assert_eq!(bench.core.vm(vm(1)).unwrap().host, host("a"));
+    assert!(bench.core.may_migrate(vm(1), &host("b")).is_ok(), "it may go later");
+}
+
+#[test]
+fn a_word_to_give_up_that_stays_unanswered_is_forgotten_with_the_move_and_survives_a_restart() {
+    let mut bench = Bench::new(policy(Mode::Observe));
+    windows(&mut bench, 0, &FULL[..1], &[]);
+    bench.operate(11, OperatorRequest::Migrate { vm: vm(1), to: host("b") });
+    bench.operate(12, OperatorRequest::AbortMigration { vm: vm(1) });
+    let records = bench.take().into_iter().filter_map(|output| match output {
+        Output::Persist(Record::Command(record)) => Some(record),
+        _ => None,
+    });
+    let records: Vec<_> = records.collect();
+    let [migration, command] = [&records[0].command, &records[1].command];
+    // A restart takes up both: neither takes the other's place.
+    let mut core = crate::Core::new(policy(Mode::Observe), 1, 2);
+    core.restore(Restored::Host { host: host("a"), facts: facts() });
+    core.restore(Restored::Report(Box::new(report_of("a", 0, &FULL[..1], Some(1.0)))));
+    records.iter().for_each(|record| core.restore(Restored::Command(record.clone())));
+    let mut bench = Bench::of(core);
+    windows(&mut bench, 20, &FULL[..1], &[]);
+    assert!(matches!(bench.core.may_abort_migration(vm(1)), Err(MoveRefusal::InFlight(id)) if id == command.id));
+    bench.outcome_of(vm(1), 25, migration.id, OutcomeResult::Moved(Moved { took_us: 1_000_000, ..Moved::default() }));
+    assert_eq!(bench.core.vm(vm(1)).unwrap().host, host("b"));
+    assert_eq!(bench.core.may_abort_migration(vm(1)).unwrap_err(), MoveRefusal::NotMoving);
+    let unanswered = |output: &Output| matches!(output, Output::Persist(Record::Command(record)) if record.unanswered && record.command.id == command.id);
+    assert!(bench.take().iter().any(unanswered));
 }
 
 #[test]

@@ -40,6 +40,8 @@ struct Fleet {
     blocks: BTreeMap<(VmId, BlockKey), SealedBlock>,
     lessons: BTreeMap<String, Lesson>,
     reports: Vec<Report>,
+    /// What the audit log says came of surges.
+    surges: Vec<(String, String)>,
 }
 
 impl Fleet {
@@ -53,6 +55,7 @@ impl Fleet {
             blocks: BTreeMap::new(),
             lessons: BTreeMap::new(),
             reports: Vec::new(),
+            surges: Vec::new(),
         }
     }
 
@@ -112,6 +115,9 @@ impl Fleet {
                         let before = self.quotas.insert(vm, after).unwrap_or(1.0);
                         self.bench.outcome_of(vm, (minute + WINDOW_MIN) * 60, id, applied(before, after));
                     }
+                    Output::Persist(Record::Audit(audit)) if audit.verb.starts_with("surge_") => {
+                        self.surges.push((audit.verb, audit.detail));
+                    }
                     Output::Persist(_) | Output::Capacity(_) => {}
                 }
             }
@@ -134,6 +140,18 @@ fn a_daily_surge_is_provided_for_before_it_comes() {
     assert!(today.iter().any(|resize| resize.0 > surge + 120 && resize.2 < 0.4), "{today:?}");
     let explained = fleet.bench.core.explain(vm(1)).unwrap().lines.join("\n");
     assert!(explained.contains("Its long history has seasons of a day"), "{explained}");
+
+    // It came; on a day when nobody works it does not.
+    let (verbs, details): (Vec<&str>, Vec<&str>) =
+        fleet.surges.iter().map(|(verb, detail)| (verb.as_str(), detail.as_str())).unzip();
+    assert_eq!(verbs, ["surge_served"], "{details:?}");
+    assert!(details[0].contains("it came and was served: at most 0."), "{}", details[0]);
+    fleet.live(9 * DAY_MIN..10 * DAY_MIN, 1, |_, _| office(0));
+    let stayed_away = &fleet.surges[1..];
+    assert!(!stayed_away.is_empty() && stayed_away.iter().all(|(verb, _)| verb == "surge_absent"), "{stayed_away:?}");
+    let recent = fleet.bench.core.explain(vm(1)).unwrap().recent;
+    let remarks: Vec<&str> = recent.iter().filter_map(|action| action.remark.as_deref()).collect();
+    assert!(remarks.iter().any(|remark| remark.starts_with("it did not come")), "{remarks:?}");
 }
 
 #[test]
