@@ -92,7 +92,7 @@ impl From<ProbeError> for Uncounted {
 pub enum Trial {
     /// It counted what it was made to see.
     Counted,
-    /// The block probe counted a write, but as nobody's: the disk is a stack whose lower half is another task's.
+    /// The block probe counted the write, but as nobody's: the disk is a stack whose lower half is another task's.
     Unattributed,
     /// There was nothing to count: why.
     NotProvoked(String),
