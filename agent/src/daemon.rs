@@ -25,13 +25,14 @@ use crate::sample::{
     self, DropStandby, HostReport, LiveLoads, MigrationBook, SampleMetrics, SamplerConfig, SamplerHandle, Sources,
     StoodDownVms, VmReadings,
 };
-use crate::self_test::{self, Requests};
+use crate::self_test::{self, Trial, Uncounted};
 use crate::telemetry::{self, SelfTestMetrics};
 use crate::uplink::identity::IdentityError;
 use crate::uplink::{self, Spool, SpoolConfig, Uplink};
 use gnomon_common::wire::{AgentEpoch, CpuSource, HostFacts, VmState};
 use prometheus_client::registry::Registry;
 use std::hash::{BuildHasher, RandomState};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -221,9 +222,9 @@ pub(crate) fn sources(
     let sources = Sources {
         cpu: Box::new(cpu),
         disks: disks(config, &self_tests),
-        drops: drops(),
-        reclaim: reclaim(),
-        exits: exits(),
+        drops: drops(&self_tests),
+        reclaim: reclaim(&self_tests),
+        exits: exits(&self_tests),
         cost: CostControl::register(config.cost, config.sample.sample_ms, registry),
     };
     probe::give_back_memory();
@@ -292,62 +293,69 @@ fn sampler(
         .map_err(|error| DaemonError::Sampler(error.into()))
 }
 
-/// The drop probe, where it works: without it, why packets are dropped is not told.
-fn drops() -> Option<DropStandby> {
-    match DropProbe::load() {
-        Ok(probe) => Some(DropStandby::new(probe)),
+/// A probe that works, tried out: without it, `absent` is what is not told.
+fn tried<P>(
+    probe: &'static str,
+    absent: &'static str,
+    self_tests: &SelfTestMetrics,
+    attempt: impl FnOnce() -> Result<(P, Trial), Uncounted>,
+) -> Option<P> {
+    match attempt() {
+        Ok((loaded, trial)) => {
+            if let Trial::NotProvoked(why) = trial {
+                tracing::info!(probe, why, "the probe is attached; that it counts could not be tried");
+            } else {
+                self_tests.show(probe, true);
+                tracing::info!(probe, "the probe counts");
+            }
+            Some(loaded)
+        }
         Err(error) => {
-            tracing::warn!(%error, "why packets are dropped is not told");
+            self_tests.show(probe, false);
+            tracing::warn!(probe, %error, "{absent} not measured");
             None
         }
     }
 }
 
-/// The block probe, where it works: without it, what VMs do on disks is not told.
+/// The drop probe, where it works.
+fn drops(self_tests: &SelfTestMetrics) -> Option<DropStandby> {
+    let probe = tried("drops", "why packets are dropped is", self_tests, || {
+        let mut probe = DropProbe::load()?;
+        let trial = self_test::drops(&mut probe)?;
+        Ok((probe, trial))
+    });
+    probe.map(DropStandby::new)
+}
+
+/// The block probe, where it works.
 fn disks(config: &Config, self_tests: &SelfTestMetrics) -> Option<VmReadings<BlockReading>> {
-    let counting = || -> Result<(BlockProbe, Requests), self_test::Uncounted> {
+    let probe = tried("block", "disks are", self_tests, || {
         let mut probe = BlockProbe::load()?;
-        let found = self_test::disks(&mut probe, &config.state_dir)?;
-        Ok((probe, found))
-    };
-    match counting() {
-        Ok((probe, found)) => {
-            if let Requests::NotProvoked(why) = found {
-                tracing::info!(why, "the block probe is attached; that it counts could not be tried");
-            } else {
-                self_tests.show("block", true);
-                tracing::info!("the block probe counts");
-            }
-            Some(Box::new(Standby::of(probe)))
-        }
-        Err(error) => {
-            self_tests.show("block", false);
-            tracing::warn!(%error, "disks are not measured");
-            None
-        }
-    }
+        let trial = self_test::disks(&mut probe, &config.state_dir)?;
+        Ok((probe, trial))
+    });
+    Some(Box::new(Standby::of(probe?)))
 }
 
 /// The memory probe, where it works: without it, how VMs are held up for want of memory is not told.
-fn reclaim() -> Option<VmReadings<ReclaimReading>> {
-    match MemoryProbe::load() {
-        Ok(probe) => Some(Box::new(Standby::of(probe))),
-        Err(error) => {
-            tracing::warn!(%error, "time in reclaim is not measured");
-            None
-        }
-    }
+fn reclaim(self_tests: &SelfTestMetrics) -> Option<VmReadings<ReclaimReading>> {
+    let probe = tried("memory", "time in reclaim is", self_tests, || {
+        let mut probe = MemoryProbe::load()?;
+        let trial = self_test::reclaim(&mut probe, Path::new(self_test::CGROUP_ROOT))?;
+        Ok((probe, trial))
+    });
+    Some(Box::new(Standby::of(probe?)))
 }
 
 /// The exits probe, where KVM is: without it, why vCPUs leave their guests is not told.
-fn exits() -> Option<VmReadings<ExitReading>> {
-    match ExitProbe::load() {
-        Ok(probe) => Some(Box::new(Standby::of(probe))),
-        Err(error) => {
-            tracing::warn!(%error, "exits of KVM are not measured");
-            None
-        }
-    }
+fn exits(self_tests: &SelfTestMetrics) -> Option<VmReadings<ExitReading>> {
+    let probe = tried("exits", "why vCPUs leave their guests is", self_tests, || {
+        let mut probe = ExitProbe::load()?;
+        let trial = self_test::exits(&mut probe)?;
+        Ok((probe, trial))
+    });
+    Some(Box::new(Standby::of(probe?)))
 }
 
 /// What the hello tells about this host, asked for at every connection because libvirt may be restarted and CPUs plugged meanwhile.

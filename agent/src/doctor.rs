@@ -5,6 +5,7 @@
 //! changed, and a running daemon is not disturbed.
 
 mod brain;
+mod cost;
 mod cpu;
 mod disks;
 mod drops;
@@ -129,6 +130,7 @@ pub async fn examine(config: Result<Config, ConfigError>) -> Diagnosis {
     if let Some(config) = &config {
         checks.push(migration::examine(config).await);
         checks.extend(state::examine(config));
+        checks.push(cost::examine(config).await);
         checks.extend(brain::examine(config).await);
     }
     Diagnosis::new(checks)

@@ -93,7 +93,8 @@ enum Command {
     },
     /// Try every signal on this host: what works, what does not and why, and what would enable it
     ///
-    /// Loads programs, reads counters, asks libvirt, writes to the state directory, greets the brain; changes nothing. Works without
+    /// Loads programs and has them count something (a block written to the state directory, a datagram to itself, an empty control group, a guest
+    /// of one page: all gone again), reads counters, asks libvirt and the running agent, greets the brain; changes nothing. Works without
     /// root, too, and shows what root would add. Ends with 1 when something is missing that the agent needs.
     Doctor {
         #[command(flatten)]

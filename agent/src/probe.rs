@@ -10,7 +10,7 @@
 //! [`BlockReading`](crate::reading::BlockReading). [`MemoryProbe`], likewise, times how long VMs are held up for want of memory,
 //! [`DropProbe`] counts what is dropped on their network devices, and why, and [`ExitProbe`] why their vCPUs leave their guests.
 //!
-//! All user-space code that is unsafe because of eBPF lives here.
+//! All user-space code that is unsafe because of eBPF lives here, and what else is needed to see the probes count (`halting_guest.rs`).
 #![allow(unsafe_code)]
 
 mod accounting;
@@ -29,6 +29,7 @@ mod drops_tests;
 mod exits;
 #[cfg(test)]
 mod exits_tests;
+mod halting_guest;
 #[cfg(test)]
 mod kernel_tests;
 mod keys;
@@ -50,6 +51,7 @@ pub use btf::BtfError;
 pub use cost::{ProgramCost, StatsEnabled};
 pub use drops::{DropProbe, Drops};
 pub use exits::ExitProbe;
+pub use halting_guest::halt_a_guest;
 pub use load::give_back_memory;
 pub use memory::MemoryProbe;
 pub use scheduler::{Mechanism, Scheduler, SchedulerOptions};

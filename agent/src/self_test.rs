@@ -4,6 +4,14 @@
 //! Tried at the agent's start and by `gnomon-agent doctor`, on the agent's own process under an id that no VM has; bounded in time. What
 //! could not be provoked is not held against the probe.
 
+mod drops;
+mod exits;
+mod reclaim;
+
+pub use drops::drops;
+pub use exits::exits;
+pub use reclaim::{CGROUP_ROOT, reclaim};
+
 use crate::probe::{BlockProbe, ProbeError};
 use crate::reading::{BlockReading, DiskCounters, SchedReading};
 use crate::sample::{SchedSource, SourceError};
@@ -62,6 +70,15 @@ pub enum Uncounted {
         /// Where.
         dir: String,
     },
+    /// It missed a drop.
+    #[error("it counted no drop of a packet that the agent sent to a port of nobody's")]
+    Drops,
+    /// It missed a reclaim.
+    #[error("it counted no reclaim that the agent asked for in a control group of its own")]
+    Reclaims,
+    /// It missed an exit.
+    #[error("it counted no exit of a guest that the agent ran")]
+    Exits,
 }
 
 impl From<ProbeError> for Uncounted {
@@ -70,15 +87,26 @@ impl From<ProbeError> for Uncounted {
     }
 }
 
-/// What a trial of the block probe showed.
+/// What a trial showed of a probe that can be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Requests {
-    /// The write was counted as its maker's.
-    Attributed,
-    /// It was counted, but as nobody's: the disk is a stack whose lower half is another task's.
+pub enum Trial {
+    /// It counted what it was made to see.
+    Counted,
+    /// The block probe counted the write, but as nobody's: the disk is a stack whose lower half is another task's.
     Unattributed,
     /// There was nothing to count: why.
     NotProvoked(String),
+}
+
+impl Trial {
+    /// For people, where `what` was to be counted.
+    pub fn in_words(&self, what: &str) -> String {
+        match self {
+            Self::Counted => format!("counted {what}"),
+            Self::Unattributed => format!("counted {what}, but not as this process's own"),
+            Self::NotProvoked(why) => format!("attached, not provoked: {why}"),
+        }
+    }
 }
 
 /// Makes a source of CPU readings count a thread that is born, sleeps and runs for 20 ms.
@@ -145,27 +173,27 @@ fn used_ns() -> u64 {
 ///
 /// # Errors
 /// If it does not count it.
-pub fn disks(probe: &mut BlockProbe, dir: &Path) -> Result<Requests, Uncounted> {
+pub fn disks(probe: &mut BlockProbe, dir: &Path) -> Result<Trial, Uncounted> {
     probe.track(OWN, &[std::process::id()], &[])?;
     let tried = try_disks(probe, dir);
     let untracked = probe.untrack(OWN);
     tried.and_then(|found| untracked.map(|()| found).map_err(Uncounted::from))
 }
 
-fn try_disks(probe: &mut BlockProbe, dir: &Path) -> Result<Requests, Uncounted> {
+fn try_disks(probe: &mut BlockProbe, dir: &Path) -> Result<Trial, Uncounted> {
     if let Err(why) = has_requests(dir) {
-        return Ok(Requests::NotProvoked(why));
+        return Ok(Trial::NotProvoked(why));
     }
     let before = probe.drain()?;
     if let Err(error) = write_in_time(dir) {
-        return Ok(Requests::NotProvoked(format!("{}: {error}", dir.display())));
+        return Ok(Trial::NotProvoked(format!("{}: {error}", dir.display())));
     }
     let after = probe.drain()?;
     let own = |reading: &BlockReading| reading.vms.get(&OWN).map_or(0, operations);
     if own(&after) > own(&before) {
-        Ok(Requests::Attributed)
+        Ok(Trial::Counted)
     } else if operations(&after.rest) > operations(&before.rest) {
-        Ok(Requests::Unattributed)
+        Ok(Trial::Unattributed)
     } else {
         Err(Uncounted::Requests { dir: dir.display().to_string() })
     }
@@ -277,12 +305,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let found = disks(&mut probe, dir.path()).unwrap();
         match has_requests(dir.path()) {
-            Ok(()) => assert_eq!(found, Requests::Attributed),
-            Err(why) => assert_eq!(found, Requests::NotProvoked(why)),
+            Ok(()) => assert_eq!(found, Trial::Counted),
+            Err(why) => assert_eq!(found, Trial::NotProvoked(why)),
         }
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         assert!(probe.drain().unwrap().vms.is_empty());
         let nowhere = disks(&mut probe, &dir.path().join("none")).unwrap();
-        assert!(matches!(nowhere, Requests::NotProvoked(_)), "{nowhere:?}");
+        assert!(matches!(nowhere, Trial::NotProvoked(_)), "{nowhere:?}");
     }
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// It is data, not a clock: nothing in this crate or in `gnomon-core` can ask for the current one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(transparent)]
 pub struct Timestamp(u64);
 

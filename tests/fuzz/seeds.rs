@@ -31,6 +31,13 @@ pub(crate) fn write_all(folder: &Path) -> io::Result<()> {
     let request = EnrolRequest { token, secret: TokenSecret([7; 16]), host: host(), request: vec![0x30, 0x82] };
     let issued = EnrolReply::Issued { certificate: "PEM".to_owned(), ca: "PEM".to_owned() };
     let text = Token { ca: CaPin([7; 32]), id: token, secret: TokenSecret([7; 16]), host: host() }.to_string();
+    let message = |report: &Report| frame::encode_wide(report).expect("a seed fits a message");
+    // Of a recording: what a frame holds before it is deflated, and as a block that is stored as it is.
+    let stored = |bytes: Vec<u8>| {
+        let length = u16::try_from(bytes.len()).expect("a seed fits a block");
+        [&[1], &length.to_le_bytes()[..], &(!length).to_le_bytes(), &bytes].concat()
+    };
+    write(folder, "recording", [message(&report(1)), stored(message(&report(0))), stored(message(&report(3)))])?;
     write(folder, "enrol", [payload(&request), payload(&issued), text.into_bytes()])?;
     write(folder, "report", [payload(&report(0)), payload(&report(3)), payload(&ack)])
 }

@@ -3,6 +3,7 @@
 use super::Costed;
 use super::budget::{Budget, Candidate, Governor, Verdict};
 use super::timing::{Timed, Timing};
+use crate::command::clock::wall_clock;
 use crate::probe::{ProgramCost, give_back_memory};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
@@ -38,6 +39,7 @@ struct Metrics {
     run_seconds: Family<ByProgram, GaugeF64>,
     runs_per_second: Family<ByProgram, GaugeF64>,
     shed: Family<ByProbe, Gauge>,
+    shed_since: Family<ByProbe, GaugeF64>,
     cost_cores: Family<ByPart, GaugeF64>,
     budget_cores: GaugeF64,
 }
@@ -64,6 +66,11 @@ impl Metrics {
             "gnomon_agent_probe_shed",
             "Whether a probe is given up to stay within the budget (1) or not (0)",
             metrics.shed.clone(),
+        );
+        registry.register(
+            "gnomon_agent_probe_shed_timestamp_seconds",
+            "When a probe was given up, in Unix time; absent while it is not",
+            metrics.shed_since.clone(),
         );
         registry.register(
             "gnomon_agent_cost_cores",
@@ -103,6 +110,17 @@ impl Metrics {
         match programs_cores {
             Some(cores) => drop(self.cost_cores.get_or_create(&programs).set(cores)),
             None => drop(self.cost_cores.remove(&programs)),
+        }
+    }
+
+    /// Shows that a probe is given up since now, or is not.
+    fn show_shed(&self, probe: &'static str, is_shed: bool) {
+        let label = ByProbe { probe };
+        self.shed.get_or_create(&label).set(i64::from(is_shed));
+        if is_shed {
+            self.shed_since.get_or_create(&label).set(wall_clock().unix_ms() as f64 / 1e3);
+        } else {
+            self.shed_since.remove(&label);
         }
     }
 
@@ -247,7 +265,7 @@ impl CostControl {
         match done {
             Ok(()) => {
                 self.metrics.forget(&before);
-                self.metrics.shed.get_or_create(&ByProbe { probe }).set(i64::from(shedding));
+                self.metrics.show_shed(probe, shedding);
                 if shedding {
                     tracing::warn!(
                         probe,

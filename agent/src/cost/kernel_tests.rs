@@ -115,6 +115,8 @@ fn a_tiny_budget_sheds_the_block_probe_and_a_large_one_brings_it_back_with_its_v
     bench.measure(1, false, &mut disks, || write(&dir));
     assert!(disks.drain().unwrap().is_none(), "it is given up, and that is not zero");
     assert_eq!(bench.metric("gnomon_agent_probe_shed{probe=\"block\"}"), Some(1.0));
+    let since = bench.metric("gnomon_agent_probe_shed_timestamp_seconds{probe=\"block\"}");
+    assert!(since.is_some_and(|unix_s| unix_s > 1.7e9), "given up at {since:?}");
     assert_eq!(bench.metric("gnomon_agent_probe_busy_cores{program=\"request_issued\"}"), None);
     assert_eq!(await_freed(&programs), 0, "programs are still in the kernel");
 
@@ -125,6 +127,7 @@ fn a_tiny_budget_sheds_the_block_probe_and_a_large_one_brings_it_back_with_its_v
     bench.measure(1, true, &mut disks, || ());
     assert_eq!(written(&disks.drain().unwrap().unwrap()), 0, "its counters begin anew");
     assert_eq!(bench.metric("gnomon_agent_probe_shed{probe=\"block\"}"), Some(0.0));
+    assert_eq!(bench.metric("gnomon_agent_probe_shed_timestamp_seconds{probe=\"block\"}"), None);
     write(&dir);
     assert!(written(&disks.drain().unwrap().unwrap()) >= 4 * 4096, "its VMs are tracked again");
 }

@@ -1,6 +1,6 @@
 //! Who ran while VMs waited: the kernel's table of waits, read from shared memory, and the columns of host tasks' commands.
 //!
-//! Only the rows and columns of tracked VMs are read: the table is 10 MiB, of which a host with few VMs touches little.
+//! Only the rows and columns of tracked VMs are read: the table is 3 MiB, of which a host with few VMs touches little.
 
 use super::ProbeError;
 use super::accounting::{is_not_found, map_error};

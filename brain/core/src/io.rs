@@ -280,6 +280,7 @@ impl Lesson {
 
 /// Why Gnomon keeps its hands off a scope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Hold {
     /// An operator paused it.

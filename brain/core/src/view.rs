@@ -57,6 +57,7 @@ pub struct HostOutlook {
 
 /// A VM as the brain knows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct VmView {
     /// Id.
     pub vm: VmId,
@@ -93,6 +94,7 @@ pub struct VmView {
     /// Its host's agent keeps its hands off it, because someone else changed its limits.
     pub stood_down: bool,
     /// A command on its way.
+    #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
     pub in_flight: Option<CommandId>,
     /// How far its migration has come, while there is one.
     #[serde(default)]
@@ -101,6 +103,7 @@ pub struct VmView {
 
 /// What a VM waited in a window, by who had the CPU meanwhile, each in mean cores.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct WaitView {
     /// Its own quota was used up; `None` where the host's kernel does not tell.
     pub own_quota_cores: Option<f64>,
@@ -114,6 +117,7 @@ pub struct WaitView {
 
 /// One that had the CPU while a VM waited for it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct CulpritView {
     /// The VM; `None` for a task of the host.
     pub vm: Option<VmId>,

@@ -39,7 +39,7 @@ pub(super) async fn host(
 
 /// Every known VM.
 #[utoipa::path(get, path = "/api/v1/vms", tag = "fleet", security(("token" = [])),
-    responses((status = 200, description = "A list of VMs: place, state, demand, allocation", body = Vec<Object>),
+    responses((status = 200, description = "A list of VMs: place, state, demand, allocation", body = Vec<VmView>),
         (status = 401, body = Problem)))]
 pub(super) async fn vms(State(state): State<ApiState>) -> Result<Json<Vec<VmView>>, Problem> {
     Ok(Json(state.ask(|desk| desk.core.vms()).await?))
@@ -48,7 +48,7 @@ pub(super) async fn vms(State(state): State<ApiState>) -> Result<Json<Vec<VmView
 /// One VM.
 #[utoipa::path(get, path = "/api/v1/vms/{vm}", tag = "fleet", security(("token" = [])),
     params(("vm" = String, Path, description = "The VM's UUID, or its name where only one VM has it")),
-    responses((status = 200, description = "The VM", body = Object), (status = 404, body = Problem)))]
+    responses((status = 200, description = "The VM", body = VmView), (status = 404, body = Problem)))]
 pub(super) async fn vm(
     State(state): State<ApiState>,
     path: Result<Path<String>, PathRejection>,

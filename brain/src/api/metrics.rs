@@ -1,11 +1,14 @@
 //! `/metrics`, and what the API measures of itself.
 
+mod disks;
+
 use super::{ApiState, Problem};
 use crate::telemetry::METRICS_CONTENT_TYPE;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use disks::DiskGauges;
 use gnomon_common::wire::{InterfaceWindow, Traffic, VmId};
 use gnomon_core::view::VmView;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -102,6 +105,7 @@ async fn vm_gauges(state: &ApiState, registry: &mut Registry, vms: &[VmView]) {
         "gnomon_vm_network_sent_bytes_per_second",
         "Traffic out of the VM in the latest window, all its interfaces together",
     );
+    let disks = DiskGauges::register(registry);
     let stood_down = gauge(
         registry,
         "gnomon_vm_stood_down",
@@ -140,6 +144,9 @@ async fn vm_gauges(state: &ApiState, registry: &mut Registry, vms: &[VmView]) {
                 };
                 received.get_or_create(&labels).set(sum(|interface| &interface.received));
                 sent.get_or_create(&labels).set(sum(|interface| &interface.sent));
+            }
+            if let Some(window) = &view.disk {
+                disks.show(&labels, window);
             }
             let Some(Some(forecast)) = forecasts.get(index) else { continue };
             if let Some(next) = forecast.steps.first() {

@@ -1,7 +1,7 @@
 //! Records of the drop probe (`agent-ebpf/src/drops.rs`).
 
 /// How many network devices can be watched: sixteen of each VM that a host can have.
-pub const TAPS_MAX: usize = 16_384;
+pub const TAPS_MAX: usize = super::sched::VM_SLOTS_MAX * 16;
 
 /// How many pairs of device and reason are counted apart.
 pub const DROPS_MAX: usize = 4096;

@@ -17,6 +17,7 @@ pub const EXIT_REASONS_ROOM: usize = 16;
 /// Why a vCPU left its guest. KVM tells the processor's own reason, of which there are far more; the kinds are the same for Intel's and AMD's.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "wire", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum ExitReason {
     /// The guest has nothing to do (`HLT`).

@@ -4,8 +4,9 @@
 //! copies by [`ThreadAccount::seq`]. The transitions of an account are here and not in the probe, so that they are tested
 //! where tests can run.
 
-/// How many VMs one host can have under measurement. A slot is freed when its VM goes away.
-pub const VM_SLOTS_MAX: usize = 1024;
+/// How many VMs one host can have under measurement. A slot is freed when its VM goes away. The table of who waited for whom grows with its
+/// square: 3 MiB.
+pub const VM_SLOTS_MAX: usize = 512;
 
 /// How many VM threads one host can have under measurement, all VMs together (vCPU, iothread, vhost and emulator threads).
 pub const THREADS_MAX: usize = 16_384;

@@ -15,6 +15,7 @@ pub const DISKS_MAX: usize = 8;
 /// Counted at the host's block devices: below the page cache and QEMU's own, so what a cache answered is not in it, and what was read ahead or
 /// written twice (a copy-on-write image's tables, a journal) is. Where one device lies on another (a file on a loop device), each counts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct DiskWindow {
     /// Reads of all disks.
     pub read: DiskFlow,
@@ -59,6 +60,7 @@ impl DiskWindow {
 
 /// Reads or writes in a window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct DiskFlow {
     /// Bytes per second.
     pub bytes_per_s: MeanMax,
@@ -72,6 +74,7 @@ pub struct DiskFlow {
 
 /// A VM's part in one disk.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct DiskShare {
     /// As in `/sys/block`; `MAJOR:MINOR` where it is no longer there.
     pub name: String,
@@ -88,6 +91,7 @@ pub struct DiskShare {
 /// Bytes per second that a process is charged with (`read_bytes` and `write_bytes` of `/proc/PID/io`): reads when they go to a device, writes
 /// when they go to a device or make a page of the cache dirty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct ProcessIo {
     /// Read.
     pub read_bytes_per_s: f64,
@@ -108,6 +112,7 @@ pub struct DiskRest {
 
 /// Requests by time at the device: bucket `b` counts `2^b ..= 2^(b+1)-1` µs (of 1,024 ns), the first also all shorter, the last all longer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct LatencyHistogram(pub [u32; LATENCY_BUCKETS]);
 
 impl LatencyHistogram {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// What one kind of exits did in a window.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct ExitShare {
     /// Why.
     pub reason: ExitReason,

@@ -38,7 +38,7 @@ fn config() -> impl bincode::config::Config {
     bincode::config::standard().with_limit::<FRAME_BYTES_MAX>()
 }
 
-/// The largest message of [`encode_wide`]: 8 MiB, room for what an agent reads at once of the 1,024 VMs that it can measure.
+/// The largest message of [`encode_wide`]: 8 MiB, room for what an agent reads at once of the 512 VMs that it can measure.
 pub const WIDE_BYTES_MAX: usize = 8 << 20;
 
 fn wide_config() -> impl bincode::config::Config {

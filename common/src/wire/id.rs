@@ -9,6 +9,7 @@ use uuid::Uuid;
 /// A hypervisor host's name: what its certificate says it is. 1 to 63 characters of `a-z 0-9 . -`, starting with a letter
 /// or digit (so that it is also a legal DNS name in the certificate, RFC 1123).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(try_from = "String", into = "String")]
 pub struct HostId(String);
 
@@ -69,6 +70,8 @@ impl fmt::Display for HostId {
 
 /// A virtual machine: its libvirt UUID, which survives renames and migrations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "schema", schema(value_type = String))]
 #[serde(transparent)]
 pub struct VmId(pub Uuid);
 

@@ -42,6 +42,7 @@ pub struct Moved {
 
 /// How far a migration has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct MigrationProgress {
     /// Since it began, in milliseconds.
     pub elapsed_ms: u64,

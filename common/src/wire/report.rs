@@ -43,6 +43,7 @@ pub struct ReportAck {
 
 /// Mean and maximum over a window's samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct MeanMax {
     /// Time-weighted mean.
     pub mean: f64,
@@ -94,6 +95,7 @@ pub struct VmWindow {
 
 /// What libvirt says a VM is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum VmState {
     /// Executing.
@@ -116,6 +118,7 @@ pub enum VmState {
 /// most `run + wait`. `wait` already contains the time a quota held it back; adding `throttled` would count that twice. What was not
 /// counted is `None`, never zero: which it is depends on the host's [`CpuSource`](super::CpuSource).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct CpuWindow {
     /// How much of the window the samples cover, 0..=1 (less after a start, a pause or a lost sample).
     pub covered: f64,
@@ -138,10 +141,12 @@ pub struct CpuWindow {
 
 /// Run-queue waits by length: bucket `b` counts waits of `2^b ..= 2^(b+1)-1` ns; the last one also all longer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct WaitHistogram(pub [u32; WAIT_BUCKETS]);
 
 /// A VM's memory in a window: what it has, what it uses, and whether it lacks some.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct MemoryWindow {
     /// Resident on the host (`VmRSS` of the QEMU process) at the window's end, in bytes.
     pub resident_bytes: u64,
@@ -172,6 +177,7 @@ impl MemoryWindow {
 
 /// What a VM wanted of memory: an interval, as with CPU. Where both ends agree, it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct MemoryDemand {
     /// It wanted at least this, in bytes.
     pub low_bytes: u64,
@@ -190,6 +196,7 @@ impl MemoryDemand {
 
 /// Who tells what a VM wants of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum DemandSource {
     /// Its guest's balloon driver: what it uses, and what it shows to lack. In bytes of what the balloon leaves to it.
@@ -201,6 +208,7 @@ pub enum DemandSource {
 /// How a VM's threads were held up in a window because they had to reclaim memory for what they asked for (direct reclaim, or their control
 /// group's limit).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct ReclaimStalls {
     /// Reclaims begun, per second.
     pub reclaims_per_s: f64,
@@ -210,6 +218,7 @@ pub struct ReclaimStalls {
 
 /// What a guest's balloon driver says of its memory (virtio 1.2, section 5.5.6.3), at a window's end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct GuestMemory {
     /// All the guest's kernel manages, in bytes.
     pub total_bytes: u64,
@@ -230,6 +239,7 @@ pub const INTERFACES_MAX: usize = 16;
 
 /// One network interface of a VM in a window, by the counters of its device on the host (a tap). Directions are the VM's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct InterfaceWindow {
     /// Its device on the host (`vnet0`).
     pub device: String,
@@ -250,6 +260,7 @@ const REASON_BYTES_MAX: usize = 64;
 /// Packets that the kernel dropped on a device for one reason. Not only those that the device counts itself
 /// ([`Traffic::dropped_per_s`]): a packet for which nobody listens is dropped as well.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Dropped {
     /// The kernel's name for it, `full_ring` for one: `include/net/dropreason-core.h`.
     pub reason: String,
@@ -276,6 +287,7 @@ pub(super) fn is_quantity(value: f64) -> bool {
 
 /// Traffic in one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Traffic {
     /// Bytes that went through, each second, link-level headers included.
     pub bytes_per_s: MeanMax,
@@ -287,6 +299,7 @@ pub struct Traffic {
 
 /// What a VM may use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Allocation {
     /// CPU quota of the whole domain, in cores; `None` is unlimited.
     pub quota_cores: Option<f64>,

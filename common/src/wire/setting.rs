@@ -45,6 +45,7 @@ impl fmt::Display for Means {
 
 /// One means and the state it is in, or is to be brought to. Absolute: setting it twice is setting it once.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Setting {
     /// CPU time of the whole domain (all vCPU, iothread and emulator threads together).

@@ -201,6 +201,7 @@ fn checked(stack: &FullStack, host: &Machine, guest: &Guest<'_>) -> Result<Findi
     let only_v2 = host.run("grep -c ' - cgroup ' /proc/self/mountinfo || true")?;
     ensure!(only_v2.trim() == "0", "there are mounts of cgroup version 1 on {}", host.name());
     let kvm = kvm(host)?;
+    ensure_probes_counted(host)?;
     await_vm(stack, host)?;
     let source = stack.api().get(&format!("/api/v1/hosts/{}", host.name()))?["facts"]["cpu_source"].clone();
     ensure!(source == "task_storage", "the best source of CPU readings does not work on {kernel}: {source}");
@@ -236,6 +237,15 @@ fn kvm(host: &Machine) -> Result<String> {
     )?;
     ensure!(exits.trim() != "0", "the tracepoint kvm:kvm_exit does not fire on {}", host.name());
     Ok(format!("{} vCPUs, {} exits in a second by the tracepoint kvm:kvm_exit", in_use.trim(), exits.trim()))
+}
+
+/// On this kernel all that the agent provokes at its start can be.
+fn ensure_probes_counted(host: &Machine) -> Result<()> {
+    let counted = host.run("sed -n 's/.*the probe counts probe=\"\\([a-z]*\\)\".*/\\1/p' /var/log/gnomon-agent.log")?;
+    for probe in ["drops", "block", "memory", "exits"] {
+        ensure!(counted.lines().any(|told| told == probe), "the probe {probe} did not count, but {counted:?}");
+    }
+    Ok(())
 }
 
 fn await_vm(stack: &FullStack, host: &Machine) -> Result<()> {

@@ -145,10 +145,14 @@ fn a_recording_cut_short_tells_the_windows_before_that() {
 proptest! {
     /// Whoever writes a recording by hand gets strange windows, or none.
     #[test]
-    fn ticks_of_any_content_break_nothing(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<[u8; 8]>()), 1..60)) {
+    fn a_start_and_ticks_of_any_content_break_nothing(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<[u8; 8]>()), 1..60),
+        sample_ms in prop_oneof![Just(0), Just(1_000), any::<u32>()],
+        window_ms in prop_oneof![Just(0), Just(10_000), any::<u32>()],
+    ) {
         let (_, bytes) = RECORDED.get_or_init(|| recorded(false)).clone();
         let mut frames = Frames::new(bytes).unwrap();
-        let start = frames.next::<Start>().unwrap().unwrap();
+        let start = Start { sample_ms, window_ms, ..frames.next::<Start>().unwrap().unwrap() };
         let mut series = HostSeries::new(&start, LiveLoads::default(), SampleMetrics::default());
         let mut changes = changes.into_iter().cycle();
         while let Some(tick) = frames.next::<Tick>().unwrap() {
