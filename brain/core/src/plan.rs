@@ -61,6 +61,9 @@ pub struct PlannedAction {
     pub before: Option<Setting>,
     /// Why.
     pub reason: Reason,
+    /// The operator who approved it, in mode `approve`.
+    #[serde(default)]
+    pub approved_by: Option<String>,
 }
 
 /// What a move is expected to bring, as shares of what hosts have for VMs, the fuller of CPU and memory each: above 1 is too full.
@@ -164,12 +167,30 @@ impl PlannedAction {
             Action::AbortMigration => "give up its migration".to_owned(),
         }
     }
+
+    /// What is expected of it, for a person.
+    pub fn effect(&self) -> String {
+        match (&self.action, &self.reason) {
+            (Action::Set(Setting::CpuQuota { cores: Some(cores) }), _) => format!("it can use up to {cores:.2} cores"),
+            (Action::Set(Setting::Memory { bytes }), _) => format!("its guest has {}", mib(*bytes)),
+            (Action::Migrate(_), Reason::HostFull { expected, .. } | Reason::HostMemoryFull { expected, .. }) => {
+                expected.to_string()
+            }
+            (Action::Migrate(migration), _) => format!("it runs on host {}", migration.to),
+            _ => self.summary(),
+        }
+    }
 }
 
 impl Reason {
     /// Whether it is one to take something away.
     pub(crate) fn is_slack(&self) -> bool {
         matches!(self, Self::Slack { .. } | Self::MemorySlack { .. })
+    }
+
+    /// Whether it keeps to maintenance windows: it takes something away, or moves a VM that nobody asked to move.
+    pub(crate) fn keeps_to_windows(&self) -> bool {
+        self.is_slack() || matches!(self, Self::HostFull { .. } | Self::HostMemoryFull { .. })
     }
 
     /// For a person, with the time left until a forecast surge.

@@ -1,10 +1,12 @@
 //! The operator's policy: every number that decides how Gnomon behaves. Read from the `[policy]` part of the brain's configuration.
 
+use gnomon_common::wire::Action;
 use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::calendar::Calendar;
+use crate::windows::{Window, Windows};
 
 /// The levels that forecasts come in; [`CpuPolicy::quantile`] is one of them.
 pub const QUANTILES: [f64; 4] = [0.5, 0.9, 0.95, 0.99];
@@ -24,8 +26,14 @@ pub const MOVES_LIMIT: usize = 1000;
 /// Most requests for capacity that are open at once: all of them are looked at whenever the time is.
 pub const CAPACITY_OPEN_LIMIT: usize = 100;
 
-/// Longest of a capacity request's times, in milliseconds: 30 days.
-pub const CAPACITY_TIME_LIMIT_MS: u64 = 30 * 86_400_000;
+/// Longest time that something waits for an operator or a provider, in milliseconds: 30 days.
+pub const WAIT_LIMIT_MS: u64 = 30 * 86_400_000;
+
+/// Most windows of each kind: all of them are looked at for each plan.
+pub const WINDOWS_LIMIT: usize = 100;
+
+/// Most proposals that wait for an operator at once: more than a person would read.
+pub const PROPOSALS_LIMIT: usize = 10_000;
 
 /// All settings of the core. Every one has a default; unknown keys are refused.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -43,6 +51,10 @@ pub struct Policy {
     pub migrate: MigratePolicy,
     /// When and how more capacity is asked for.
     pub capacity: CapacityPolicy,
+    /// How proposals wait for an operator in mode `approve`.
+    pub approve: ApprovePolicy,
+    /// When VMs may be shrunk and moved.
+    pub windows: WindowsPolicy,
 }
 
 /// What Gnomon does with a plan.
@@ -54,8 +66,22 @@ pub enum Mode {
     Observe,
     /// Make and show plans; send nothing.
     Recommend,
+    /// Make plans and carry out what an operator approves of them.
+    Approve,
     /// Make plans and carry them out.
     Auto,
+}
+
+impl Mode {
+    /// Its name in settings and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Observe => "observe",
+            Self::Recommend => "recommend",
+            Self::Approve => "approve",
+            Self::Auto => "auto",
+        }
+    }
 }
 
 /// How demand is forecast.
@@ -190,6 +216,51 @@ pub struct CapacityPolicy {
     pub attempts_max: u32,
 }
 
+/// How proposals wait for an operator in mode `approve`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ApprovePolicy {
+    /// A proposal that nobody approves or denies expires after this, in milliseconds.
+    pub timeout_ms: u64,
+    /// What was denied is not proposed again for so long, in milliseconds.
+    pub cool_down_ms: u64,
+    /// Proposals that wait at once in the whole fleet; of one VM and means it is one.
+    pub open_max: usize,
+}
+
+impl Default for ApprovePolicy {
+    fn default() -> Self {
+        Self { timeout_ms: 3_600_000, cool_down_ms: 3_600_000, open_max: 1000 }
+    }
+}
+
+/// When plans may shrink and move VMs, by the clock of [`ForecastPolicy::time_zone`]; [`Window`](crate::windows::Window) says how one is
+/// written. Growth, a host that is emptied and what an operator asks for keep to none.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WindowsPolicy {
+    /// Only then; empty: at any time.
+    pub allow: Vec<String>,
+    /// Not then, whatever `allow` says.
+    pub freeze: Vec<String>,
+}
+
+impl WindowsPolicy {
+    /// The windows, read.
+    pub(crate) fn windows(&self) -> Result<Windows, PolicyError> {
+        let read = |setting, texts: &[String]| {
+            let windows = texts.iter().map(|text| text.parse::<Window>()).collect::<Result<Vec<_>, _>>();
+            let windows = windows.map_err(|error| PolicyError { setting, problem: error.to_string() })?;
+            if windows.len() > WINDOWS_LIMIT {
+                let problem = format!("{} windows are more than {WINDOWS_LIMIT}", windows.len());
+                return Err(PolicyError { setting, problem });
+            }
+            Ok(windows)
+        };
+        Ok(Windows { allow: read("windows.allow", &self.allow)?, freeze: read("windows.freeze", &self.freeze)? })
+    }
+}
+
 /// Who decides that capacity is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -290,6 +361,14 @@ pub struct PolicyError {
 }
 
 impl Policy {
+    /// What is done with a plan's action.
+    pub fn mode_for(&self, action: &Action) -> Mode {
+        match action {
+            Action::Migrate(_) | Action::AbortMigration => self.migrate_mode(),
+            Action::Set(_) | Action::Release => self.mode,
+        }
+    }
+
     /// What is done with plans to move VMs: what their own mode says, as far as the mode of all plans allows.
     pub fn migrate_mode(&self) -> Mode {
         self.mode.min(self.migrate.mode)
@@ -297,7 +376,7 @@ impl Policy {
 
     /// Whether every value makes sense, alone and together. The core refuses a policy that does not pass.
     pub fn validate(&self) -> Result<(), PolicyError> {
-        let Self { mode: _, forecast, cpu, memory, migrate, capacity } = self;
+        let Self { mode: _, forecast, cpu, memory, migrate, capacity, approve, windows } = self;
         let check =
             |good: bool, setting, problem: String| if good { Ok(()) } else { Err(PolicyError { setting, problem }) };
         check(
@@ -321,6 +400,7 @@ impl Policy {
             format!("{} is over {SEASON_STEPS_LIMIT}; use a coarser resolution", forecast.season_steps_max),
         )?;
         forecast.calendar()?;
+        windows.windows()?;
         check(
             QUANTILES.contains(&cpu.quantile),
             "cpu.quantile",
@@ -426,15 +506,22 @@ impl Policy {
             "capacity.attempts_max",
             format!("{} is not within 1..=100", capacity.attempts_max),
         )?;
+        check(
+            (1..=PROPOSALS_LIMIT).contains(&approve.open_max),
+            "approve.open_max",
+            format!("{} is not within 1..={PROPOSALS_LIMIT}", approve.open_max),
+        )?;
         let times = [
             ("capacity.full_for_ms", capacity.full_for_ms),
             ("capacity.cool_down_ms", capacity.cool_down_ms),
             ("capacity.approval_timeout_ms", capacity.approval_timeout_ms),
             ("capacity.arrival_timeout_ms", capacity.arrival_timeout_ms),
+            ("approve.timeout_ms", approve.timeout_ms),
+            ("approve.cool_down_ms", approve.cool_down_ms),
         ];
-        let wrong = times.into_iter().find(|(_, ms)| !(1_000..=CAPACITY_TIME_LIMIT_MS).contains(ms));
+        let wrong = times.into_iter().find(|(_, ms)| !(1_000..=WAIT_LIMIT_MS).contains(ms));
         wrong.map_or(Ok(()), |(setting, ms)| {
-            check(false, setting, format!("{ms} is not within 1000..={CAPACITY_TIME_LIMIT_MS} (1 s to 30 days)"))
+            check(false, setting, format!("{ms} is not within 1000..={WAIT_LIMIT_MS} (1 s to 30 days)"))
         })
     }
 }
@@ -470,6 +557,10 @@ mod tests {
         assert_eq!(refused(|p| p.memory.shrink_step_max = 0.06), "memory.shrink_step_max");
         assert_eq!(refused(|p| p.memory.shrink_step_max = 0.0), "memory.shrink_step_max");
         assert_eq!(refused(|p| p.memory.hysteresis = 0.6), "memory.hysteresis");
+        assert_eq!(refused(|p| p.windows.allow = vec!["nights".to_owned()]), "windows.allow");
+        assert_eq!(refused(|p| p.windows.freeze = vec!["Fri 25:00-26:00".to_owned()]), "windows.freeze");
+        assert_eq!(refused(|p| p.approve.open_max = 0), "approve.open_max");
+        assert_eq!(refused(|p| p.approve.timeout_ms = 0), "approve.timeout_ms");
         assert_eq!(refused(|p| p.capacity.open_max = 0), "capacity.open_max");
         assert_eq!(refused(|p| p.capacity.attempts_max = 0), "capacity.attempts_max");
         assert_eq!(refused(|p| p.capacity.cool_down_ms = 999), "capacity.cool_down_ms");

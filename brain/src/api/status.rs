@@ -16,7 +16,7 @@ pub struct Status {
     pub leader: String,
     /// Its lease term.
     pub term: u64,
-    /// What it does with plans: `observe`, `recommend` or `auto`.
+    /// What it does with plans: `observe`, `recommend`, `approve` or `auto`.
     #[schema(value_type = String)]
     pub mode: Mode,
     /// When the process started, in milliseconds since the epoch.

@@ -61,12 +61,17 @@ impl Turn {
             | Restored::Hold { .. }
             | Restored::Drain { .. }
             | Restored::Capacity(_)
+            | Restored::Proposal(_)
             | Restored::Setting { .. } => {}
         }
         let is_capacity = matches!(restored, Restored::Capacity(_));
+        let is_proposal = matches!(restored, Restored::Proposal(_));
         self.desk.core.restore(restored);
         if is_capacity {
             self.metrics.asked(self.desk.core.capacity_states());
+        }
+        if is_proposal {
+            self.metrics.proposed(self.desk.core.proposals_open());
         }
     }
 
@@ -190,6 +195,7 @@ impl Turn {
             Record::Command(record) => drop(self.unanswered.insert(record.command.id, record.clone())),
             Record::LocalAct { outcome, .. } => self.metrics.acted(outcome),
             Record::Capacity(_) => self.metrics.asked(self.desk.core.capacity_states()),
+            Record::Proposal(_) => self.metrics.proposed(self.desk.core.proposals_open()),
             _ => {}
         }
     }
@@ -244,6 +250,7 @@ mod tests {
                 outcome: None,
                 unanswered: false,
                 by_operator: false,
+                approved_by: None,
             };
             turn.restore(Restored::Command(record));
         }

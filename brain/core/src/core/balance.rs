@@ -164,11 +164,15 @@ impl Core {
     /// Plans a move from a host that is emptied, or has been too full for long enough.
     fn relieve(&mut self, now: Timestamp, host: &HostId, load: &Load, room: &Room, full_rounds: u32) {
         let is_drained = self.moves.draining.contains_key(host);
-        let rounds = if self.moves.guards.plans(Guard::Rounds) { self.policy.migrate.rounds } else { 1 };
-        if self.policy.migrate_mode() == Mode::Observe || !(is_drained || full_rounds >= rounds) {
+        let mode = self.acting(self.policy.migrate_mode());
+        if mode == Mode::Approve && self.confirm_move(now, host) {
             return;
         }
-        if self.has_to_wait(now, host) {
+        let rounds = if self.moves.guards.plans(Guard::Rounds) { self.policy.migrate.rounds } else { 1 };
+        if mode == Mode::Observe || !(is_drained || full_rounds >= rounds) {
+            return;
+        }
+        if (!is_drained && self.is_closed(now)) || self.has_to_wait(now, host) {
             return;
         }
         match self.find_move(now, host, load, room, is_drained) {
@@ -176,8 +180,9 @@ impl Core {
                 if let Some(prospect) = self.fleet.hosts.get_mut(host).and_then(|entry| entry.prospect.as_mut()) {
                     prospect.stuck_since = None;
                 }
-                match self.policy.migrate_mode() {
+                match mode {
                     Mode::Auto => self.send(now, vec![action]),
+                    Mode::Approve => self.propose(now, vec![action]),
                     _ => self.recommend(now, vec![action]),
                 }
             }
@@ -218,7 +223,7 @@ impl Core {
     }
 
     /// Whether moves are at their limits now.
-    fn has_to_wait(&self, now: Timestamp, host: &HostId) -> bool {
+    pub(super) fn has_to_wait(&self, now: Timestamp, host: &HostId) -> bool {
         let guards = self.moves.guards;
         let policy = &self.policy.migrate;
         let leaving = self.moves.under_way.values().any(|way| way.from == *host);
@@ -262,7 +267,14 @@ impl Core {
             };
             let migration = self.migration(to.clone(), facts.migration.as_ref()?.uri.clone());
             let (vm, host) = (candidate.vm, host.clone());
-            Some(PlannedAction { host, vm, action: Action::Migrate(migration), before: None, reason })
+            Some(PlannedAction {
+                host,
+                vm,
+                action: Action::Migrate(migration),
+                before: None,
+                reason,
+                approved_by: None,
+            })
         })
     }
 
@@ -273,7 +285,8 @@ impl Core {
         let held = guards.plans(Guard::Hold) && (vm.stood_down || self.holds.on_vm(id, Some(host)).is_some());
         let stays = (guards.plans(Guard::Terms) && vm.terms.stays_because().is_some()) || vm.travel.is_rooted(now);
         let backs_off = vm.travel.backoff.until(now).is_some();
-        vm.state == VmState::Running && vm.flight.is_none() && !rests && !held && !stays && !backs_off
+        let is_denied = self.is_move_denied(now, id);
+        vm.state == VmState::Running && vm.flight.is_none() && !rests && !held && !stays && !backs_off && !is_denied
     }
 
     /// The host that is left with the most after taking a VM in.

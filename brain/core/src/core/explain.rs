@@ -161,6 +161,9 @@ impl Core {
             Mode::Recommend => {
                 lines.push("The policy's mode is recommend: plans are shown, not carried out.".to_owned());
             }
+            Mode::Approve => {
+                lines.push("The policy's mode is approve: what is planned waits for an operator.".to_owned());
+            }
             Mode::Auto => {}
         }
         match self.holds.on_vm(id, vm.host.as_ref()) {
@@ -171,6 +174,14 @@ impl Core {
             }
             None => {}
         }
+        if !self.windows.are_open(&self.calendar, self.now) {
+            let until = self.windows.change(&self.calendar, self.now);
+            let until = until.map_or_else(|| "for a week at least".to_owned(), |at| format!("until {at}"));
+            lines.push(format!(
+                "By the maintenance windows of the policy, plans neither shrink nor move VMs {until}; they still grow."
+            ));
+        }
+        lines.extend(self.proposals_in_words(id));
         for setting in self.holds.settings_of(id) {
             lines.push(format!(
                 "An operator set the {} to {setting}: it is left alone until the VM is resumed or released.",

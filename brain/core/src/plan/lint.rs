@@ -19,6 +19,10 @@ pub(crate) struct VmFacts {
     pub(crate) command_in_flight: bool,
     /// An operator or the agent keeps Gnomon's hands off what the action would change.
     pub(crate) hands_off: bool,
+    /// It is no time to shrink or move VMs.
+    pub(crate) outside_windows: bool,
+    /// It is to leave, and the mode asks for an operator's word.
+    pub(crate) needs_approval: bool,
 }
 
 /// A rule that a plan breaks. Such a plan is dropped whole: whatever made it cannot be trusted.
@@ -34,6 +38,10 @@ pub(crate) enum Violation {
     InFlight(VmId),
     #[error("what would be changed of VM {0} is not Gnomon's to change now")]
     HandsOff(VmId),
+    #[error("VM {0} would be shrunk or moved outside the maintenance windows")]
+    Windows(VmId),
+    #[error("what would be changed of VM {0} waits for an operator's approval")]
+    Unapproved(VmId),
     #[error("VM {0} would be changed by a means that nothing is planned by")]
     Means(VmId),
     #[error("{cores} cores for VM {vm} are outside its bounds, or not a multiple of {QUOTA_STEP_CORES}")]
@@ -75,6 +83,12 @@ pub(crate) fn check(
         }
         if facts.hands_off {
             return Err(Violation::HandsOff(vm));
+        }
+        if facts.outside_windows && action.reason.keeps_to_windows() {
+            return Err(Violation::Windows(vm));
+        }
+        if facts.needs_approval && action.approved_by.is_none() {
+            return Err(Violation::Unapproved(vm));
         }
         match action.action {
             Action::Set(Setting::CpuQuota { cores: Some(cores) }) => quota(vm, cores, action.reason, &facts)?,
@@ -155,7 +169,14 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn set(number: u128, target: Setting, reason: Reason) -> PlannedAction {
-        PlannedAction { host: host(), vm: vm(number), action: Action::Set(target), before: None, reason }
+        PlannedAction {
+            host: host(),
+            vm: vm(number),
+            action: Action::Set(target),
+            before: None,
+            reason,
+            approved_by: None,
+        }
     }
 
     fn action(number: u128, cores: f64, reason: Reason) -> PlannedAction {
@@ -185,6 +206,8 @@ mod tests {
                 }),
                 command_in_flight: asked.vm == vm(9),
                 hands_off: asked.vm == vm(8),
+                outside_windows: asked.vm == vm(6),
+                needs_approval: asked.vm == vm(7),
             })
         })
     }
@@ -205,6 +228,11 @@ mod tests {
         assert_eq!(verdict(vec![action(1, 0.8, shrink)]), Err(Violation::Reason(vm(1))));
         assert_eq!(verdict(vec![action(1, 0.4, grow)]), Err(Violation::Reason(vm(1))));
         assert_eq!(verdict(vec![action(8, 0.8, grow)]), Err(Violation::HandsOff(vm(8))));
+        assert_eq!(verdict(vec![action(6, 0.8, grow)]), Ok(()));
+        assert_eq!(verdict(vec![action(6, 0.33, shrink)]), Err(Violation::Windows(vm(6))));
+        assert_eq!(verdict(vec![action(7, 0.8, grow)]), Err(Violation::Unapproved(vm(7))));
+        let approved = PlannedAction { approved_by: Some("alice".to_owned()), ..action(7, 0.8, grow) };
+        assert_eq!(verdict(vec![approved]), Ok(()));
         let means = verdict(vec![set(1, Setting::CpuWeight { weight: 7 }, grow)]);
         assert_eq!(means, Err(Violation::Means(vm(1))));
     }
@@ -248,6 +276,8 @@ mod tests {
                 }),
                 command_in_flight: false,
                 hands_off: false,
+                outside_windows: false,
+                needs_approval: false,
             })
         });
         assert!(matches!(refused, Err(Violation::Step { .. })), "{refused:?}");

@@ -64,7 +64,7 @@ impl Core {
         let uri = target.facts.migration.as_ref().map(|facts| facts.uri.clone()).unwrap_or_default();
         let migration = self.migration(to.clone(), uri);
         let action = Action::Migrate(migration.clone());
-        let action = PlannedAction { host, vm, action, before: None, reason: Reason::Operator };
+        let action = PlannedAction { host, vm, action, before: None, reason: Reason::Operator, approved_by: None };
         self.lint_move(&action, &migration).map_err(|bad| MoveRefusal::Rule(bad.to_string()))?;
         Ok(action)
     }
