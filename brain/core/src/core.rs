@@ -16,6 +16,7 @@ mod report;
 mod restore;
 mod set;
 mod sizes;
+mod surplus;
 #[cfg(test)]
 mod tests;
 mod views;
@@ -65,6 +66,7 @@ pub struct Core {
     moves: balance::Moves,
     capacity: capacity::Capacity,
     proposals: proposals::Proposals,
+    surpluses: surplus::Surpluses,
     /// What the store gave back of VMs that were not seen yet.
     stored: BTreeMap<VmId, Pattern>,
     outputs: VecDeque<Output>,
@@ -93,6 +95,7 @@ impl Core {
             moves: balance::Moves::default(),
             capacity: capacity::Capacity::default(),
             proposals: proposals::Proposals::default(),
+            surpluses: surplus::Surpluses::default(),
             stored: BTreeMap::new(),
             outputs: VecDeque::new(),
         };

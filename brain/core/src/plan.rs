@@ -5,6 +5,8 @@
 //!   forecast with a season that has earned its say can ask for more than live demand; one without can only hold back shrinking.
 //! - **Keep the promise**: once the fleet has a past to learn from, [`crate::sizing`] says which size is too small for no more than the promised
 //!   share of time, and that size takes the place of quantile and headroom; live demand beyond it is provided for all the same.
+//! - **Be generous when it is out of the ordinary**: while an incident says that it wants more than it ever did, policy may give something on
+//!   top, within a budget and for a while.
 //! - **Grow at once**, exempt from dwell: growing needs no proof, and a starved VM cannot show what it wants.
 //! - **Shrink slowly**: only when every window of a dwell time would have been content with less, only to the most that any of them
 //!   wanted, only so often, and never below live demand. Shrinking needs fresh evidence, so no plan is made without a report.
@@ -104,6 +106,15 @@ pub enum Reason {
     Promise {
         /// Share of time in which VMs may be too small.
         violation_rate: f64,
+    },
+    /// Demand is out of the ordinary, and policy gives something on top of it for a while.
+    Anomaly {
+        /// What is wanted now, in cores.
+        demand_cores: f64,
+        /// What is given on top of that and its headroom, in cores.
+        surplus_cores: f64,
+        /// Until when.
+        until: Timestamp,
     },
     /// Neither live nor forecast demand has needed the quota for the dwell time.
     Slack {
@@ -212,6 +223,10 @@ impl fmt::Display for Reason {
             Self::Promise { violation_rate } => {
                 write!(f, "larger, VMs like it are too small for {:.2} % of the time at most", violation_rate * 100.0)
             }
+            Self::Anomaly { demand_cores, surplus_cores, until } => write!(
+                f,
+                "live demand of {demand_cores:.2} cores is out of the ordinary: {surplus_cores:.2} cores are given on top until {until}"
+            ),
             Self::Slack { demand_cores } => {
                 write!(f, "at most {demand_cores:.2} cores were wanted or forecast during the dwell time")
             }

@@ -113,7 +113,7 @@ pub enum ProposalRefusal {
         state: ProposalState,
     },
     /// Its host tells nothing now to judge it by.
-    #[error("host {0} has not told of its VMs for a while; approve it again once it has")]
+    #[error("host {0} has told nothing to judge it by for a while; approve it again once it has")]
     Silent(HostId),
     /// One command at a time.
     #[error("command {0} is on its way to this VM; approve it again once that is answered")]

@@ -3,7 +3,7 @@
 use gnomon_common::wire::{HostId, VmTerms};
 use gnomon_core::plan::guard::Guard;
 use gnomon_core::policy::{
-    ApprovePolicy, CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy, WindowsPolicy,
+    AnomalyPolicy, ApprovePolicy, CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy, WindowsPolicy,
 };
 use gnomon_core::{Mode, OperatorRequest, Policy, Scope};
 use rand::{RngExt as _, SeedableRng as _};
@@ -73,7 +73,7 @@ pub fn scenario(seed: u64) -> Scenario {
     }
 }
 
-/// Some operators want to be asked, and some want quiet at times. The world begins at midnight in UTC, on a Thursday.
+/// Some operators want to be asked, some trust good forecasts only, and some want quiet at times. The world begins at midnight in UTC, on a Thursday.
 fn restrain(rng: &mut ChaCha8Rng, policy: &mut Policy, events: &mut Vec<Timed>) {
     if rng.random_bool(0.15) {
         policy.mode = Mode::Approve;
@@ -82,6 +82,9 @@ fn restrain(rng: &mut ChaCha8Rng, policy: &mut Policy, events: &mut Vec<Timed>) 
             event: Event::Decide { approves: rng.random_bool(0.8) },
         });
         events.extend(decisions.collect::<Vec<_>>());
+    }
+    if rng.random_bool(0.15) {
+        policy.forecast.skill_min = Some(rng.random_range(0.0..0.6));
     }
     if rng.random_bool(0.15) {
         let (from, length) = (rng.random_range(1..14), rng.random_range(2..5));
@@ -126,6 +129,7 @@ fn policy(rng: &mut ChaCha8Rng) -> Policy {
         capacity: CapacityPolicy::default(),
         approve: ApprovePolicy { timeout_ms: 300_000, cool_down_ms: 120_000, ..ApprovePolicy::default() },
         windows: WindowsPolicy::default(),
+        anomaly: AnomalyPolicy::default(),
     }
 }
 

@@ -1,5 +1,5 @@
-//! Rules that must hold whatever befalls a world, judged by the world's truth and by what the brain was told. Two are held against the brain's own
-//! word, since only it has a forecast: for how many reports a host was full, and what a move is expected to gain.
+//! Rules that must hold whatever befalls a world, judged by the world's truth and by what the brain was told. Three are held against the brain's own
+//! word, since only it has a forecast: for how many reports a host was full, what a move is expected to gain, and how good a forecast was.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -184,6 +184,13 @@ impl Checker {
         let scopes = [Scope::Fleet, Scope::Host(host.clone()), Scope::Vm(command.vm)];
         let held = scopes.iter().find(|scope| self.held.contains(*scope));
         ensure(held.is_none(), "nothing is done to what is held", || format!("{held:?}"))?;
+        if let (Some(skill_min), Reason::ForecastSurge { .. }) = (scene.policy.forecast.skill_min, planned.reason) {
+            let near = scene.core.forecast(command.vm).filter(|forecast| forecast.season_ms.is_some());
+            // Nothing to err about is no skill.
+            let skill = near.map(|forecast| 1.0 - forecast.relative_error.unwrap_or(1.0));
+            let is_good = skill.is_some_and(|skill| skill >= skill_min);
+            ensure(is_good, "no poor forecast is acted on", || format!("{skill:?} of {skill_min}"))?;
+        }
         let takes = matches!(planned.reason, Reason::Slack { .. } | Reason::MemorySlack { .. });
         if takes || matches!(planned.reason, Reason::HostFull { .. } | Reason::HostMemoryFull { .. }) {
             let windows = &scene.policy.windows;

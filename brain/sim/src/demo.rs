@@ -2,7 +2,7 @@
 
 use gnomon_common::wire::VmTerms;
 use gnomon_core::policy::{
-    ApprovePolicy, CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy, WindowsPolicy,
+    AnomalyPolicy, ApprovePolicy, CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy, WindowsPolicy,
 };
 use gnomon_core::{Mode, Policy};
 use rand::{RngExt as _, SeedableRng as _};
@@ -91,6 +91,7 @@ pub fn demo_policy() -> Policy {
         capacity: CapacityPolicy::default(),
         approve: ApprovePolicy::default(),
         windows: WindowsPolicy::default(),
+        anomaly: AnomalyPolicy::default(),
     }
 }
 

@@ -27,6 +27,9 @@ pub(super) fn status(client: &Client, json: bool) -> Result<(), Failure> {
         status.vms, status.vms_held, status.vms_stood_down
     );
     println!("commands  {} in flight", status.commands_in_flight);
+    if status.proposals_open > 0 {
+        println!("proposals {} wait for an operator: gnomon proposals list", status.proposals_open);
+    }
     let store =
         if status.store_writable { "accepts writes" } else { "FAILS: nothing is acknowledged, no command is sent" };
     println!("store     {store}");

@@ -55,7 +55,7 @@ async fn nothing_under_the_api_is_told_without_a_token() {
     for path in ["/healthz", "/metrics", "/api/v1/openapi.json"] {
         assert_eq!(brain.status(path, None).await, 200, "{path}");
     }
-    assert_eq!(brain.metric("gnomon_brain_api_tokens_refused_total").await, 26.0);
+    assert_eq!(brain.metric("gnomon_brain_api_tokens_refused_total").await, 28.0);
     brain.stop().await;
 }
 

@@ -268,6 +268,7 @@ impl Core {
         for vm in self.fleet.vms.values_mut() {
             vm.pace.backoff.clock_set_back(now);
             vm.travel.clock_set_back(now);
+            vm.incident_at = vm.incident_at.map(|at| at.min(now));
             vm.balloon_pace.backoff.clock_set_back(now);
         }
         self.moves.clock_set_back(now);

@@ -54,6 +54,11 @@ impl Core {
         self.moves.guards.plans(Guard::Windows) && !self.windows.are_open(&self.calendar, now)
     }
 
+    /// The skill that a forecast must have to be acted on, as far as the planner keeps to that.
+    pub(super) fn skill_min(&self) -> Option<f64> {
+        self.policy.forecast.skill_min.filter(|_| self.moves.guards.plans(Guard::Skill))
+    }
+
     /// Sizes one VM and says what to do about it, if anything may be done: growth first, and CPU before memory.
     fn judge(
         &mut self,
@@ -76,7 +81,7 @@ impl Core {
         };
         let mut free: Vec<Wish> = wishes.into_iter().flatten().filter(is_free).collect();
         if self.acting(self.policy.mode) == Mode::Approve {
-            self.confirm_sizes(now, host, id, &free);
+            self.confirm_sizes(now, host, id, &free, is_held);
             free.retain(|wish| !self.is_proposed(now, id, wish));
         }
         // Of equals the first.
@@ -93,12 +98,16 @@ impl Core {
     }
 
     fn judge_cpu(&mut self, now: Timestamp, host: &HostId, id: VmId, end: Timestamp, length: Duration) -> Option<Wish> {
+        let skill_min = self.skill_min();
         let facts = self.fleet.hosts.get(host)?;
         let vm = self.fleet.vms.get_mut(&id).filter(|vm| vm.host.as_ref() == Some(host))?;
-        let Some(sizing) = sizing(vm, facts, &self.policy, end) else {
+        let Some(mut sizing) = sizing(vm, facts, &self.policy, skill_min, end) else {
             vm.verdict = None;
+            self.surpluses.end(id);
             return None;
         };
+        self.set_aside(now, id, host, &mut sizing);
+        let vm = self.fleet.vms.get_mut(&id)?;
         let verdict = vm.pace.judge(now, length, &sizing, &self.policy.cpu);
         vm.verdict = Some(verdict);
         let Some((cores, reason)) = verdict.resize else {
@@ -206,6 +215,9 @@ impl Core {
                 command_in_flight: vm.flight.is_some(),
                 hands_off: (guards.lints(Guard::Terms) && vm.terms.hands_off())
                     || (guards.lints(Guard::Hold) && is_held),
+                surplus: vm.host.as_ref().and_then(|host| self.surplus_of(plan.at, action.vm, vm, host)),
+                ordinary_cores: vm.cpu.map_or(0.0, |cpu| live_cores(&cpu, &vm.allocation)) * self.policy.cpu.headroom,
+                is_doubted: guards.lints(Guard::Skill) && vm.is_doubted(self.policy.forecast.skill_min),
                 outside_windows: guards.lints(Guard::Windows) && !self.windows.are_open(&self.calendar, plan.at),
                 needs_approval: leaves
                     && guards.lints(Guard::Approval)
@@ -227,7 +239,7 @@ pub(super) fn balloon_sizing(vm: &Vm, host: &Host, policy: &Policy) -> Option<Re
 }
 
 /// What decides a VM's CPU now; `None` where nothing can be said, no size is allowed, or its host's agent may not change it.
-pub(super) fn sizing(vm: &Vm, host: &Host, policy: &Policy, end: Timestamp) -> Option<Sizing> {
+pub(super) fn sizing(vm: &Vm, host: &Host, policy: &Policy, skill_min: Option<f64>, end: Timestamp) -> Option<Sizing> {
     let managed = vm.state == VmState::Running && host.facts.means.contains(&Means::CpuQuota);
     let cpu = vm.cpu.filter(|_| managed)?;
     let bounds = Bounds::new(&policy.cpu, &host.facts.cpu_bounds, vm.allocation.vcpus)?;
@@ -237,7 +249,8 @@ pub(super) fn sizing(vm: &Vm, host: &Host, policy: &Policy, end: Timestamp) -> O
         vcpus: vm.allocation.vcpus,
         live_cores: live_cores(&cpu, &vm.allocation),
         peak_cores: cpu.demand_low.max.min(f64::from(vm.allocation.vcpus)),
-        outlook: vm.outlook(end, policy),
+        outlook: vm.outlook(end, policy, skill_min),
         promised_cores: vm.promised_cores,
+        surplus: None,
     })
 }

@@ -124,7 +124,13 @@ impl Core {
             return Err(ProposalRefusal::InFlight(flight.record.command.id));
         }
         let prospect = self.fleet.hosts.get(host).filter(|host| host.connected).and_then(|host| host.prospect);
-        if prospect.is_none_or(|prospect| self.now > prospect.fresh_until) {
+        let is_told = match action {
+            Action::Set(Setting::CpuQuota { .. }) => known.cpu.is_some(),
+            Action::Set(Setting::Memory { .. }) => known.memory.is_some(),
+            _ => true,
+        };
+        let is_running = known.state == VmState::Running;
+        if (is_running && !is_told) || prospect.is_none_or(|prospect| self.now > prospect.fresh_until) {
             return Err(ProposalRefusal::Silent(host.clone()));
         }
         if matches!(action, Action::Migrate(_)) && self.has_to_wait(self.now, host) {
@@ -220,11 +226,14 @@ impl Core {
     }
 
     /// Withdraws what is proposed for a VM's size and no longer wanted: `wishes` are those of its latest report on `host` that may
-    /// be carried out.
-    pub(super) fn confirm_sizes(&mut self, now: Timestamp, host: &HostId, vm: VmId, wishes: &[Wish]) {
-        for means in [Means::CpuQuota, Means::Memory] {
+    /// be carried out. Where that told nothing, and nobody holds the VM, the proposal waits for the next one.
+    pub(super) fn confirm_sizes(&mut self, now: Timestamp, host: &HostId, vm: VmId, wishes: &[Wish], is_held: bool) {
+        let Some(known) = self.fleet.vms.get(&vm) else { return };
+        let told = [(Means::CpuQuota, known.verdict.is_some()), (Means::Memory, known.balloon_verdict.is_some())];
+        for (means, is_told) in told {
             let Some(proposal) = self.proposals.about((vm, Some(means))) else { continue };
-            if proposal.action.host != *host || !wishes.iter().any(|wish| wish.target.means() == means) {
+            let is_wanted = wishes.iter().any(|wish| wish.target.means() == means) || !(is_told || is_held);
+            if proposal.action.host != *host || !is_wanted {
                 self.withdraw(now, proposal.key, "it is not wanted any more");
             }
         }

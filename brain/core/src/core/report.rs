@@ -198,6 +198,7 @@ impl Core {
                 self.sizes.leave(slot);
             }
             self.withdraw_all_of(id);
+            self.surpluses.end(id);
             if let Some(vm) = self.fleet.vms.get(&id) {
                 let (name, state) = (vm.name.clone(), vm.state);
                 self.persist(Record::Vm { vm: id, name, host: None, state, at: end });

@@ -11,6 +11,7 @@ mod local;
 mod long_run;
 mod memory;
 mod set;
+mod skill;
 mod windows;
 
 use gnomon_common::time::Timestamp;

@@ -33,6 +33,8 @@ pub enum Guard {
     Fresh,
     /// Where somebody else moves VMs, Gnomon does not.
     Stranger,
+    /// On the word of a forecast that policy finds too poor, nothing is done.
+    Skill,
     /// Nothing is shrunk or moved outside maintenance windows.
     Windows,
     /// In mode `approve`, nothing leaves that no operator approved.
@@ -41,7 +43,7 @@ pub enum Guard {
 
 impl Guard {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Terms,
         Self::Hold,
         Self::Draining,
@@ -57,6 +59,7 @@ impl Guard {
         Self::Together,
         Self::Fresh,
         Self::Stranger,
+        Self::Skill,
         Self::Windows,
         Self::Approval,
     ];

@@ -80,7 +80,11 @@ fn a_plan_that_changes_replaces_its_proposal_and_one_that_is_not_wanted_is_withd
     assert_eq!((state(&bench, first), open(&bench).len()), (ProposalState::Superseded, 1));
     let refused = bench.core.may_decide_proposal(first, true);
     assert_eq!(refused, Err(ProposalRefusal::Decided { key: first, state: ProposalState::Superseded }));
-    bench.report(30, &[(1, 0.15, 0.15)], Some(0.2));
+    // What is not believed tells nothing.
+    bench.report(25, &[(1, 0.5, 0.1)], Some(0.2));
+    assert_eq!(state(&bench, second), ProposalState::AwaitingApproval);
+    assert_eq!(bench.core.may_decide_proposal(second, true), Err(ProposalRefusal::Silent(host("a"))));
+    bench.report(35, &[(1, 0.15, 0.15)], Some(0.2));
     assert_eq!(state(&bench, second), ProposalState::Withdrawn);
 }
 

@@ -13,7 +13,8 @@ use uuid::Uuid;
 use crate::Core;
 use crate::io::{Input, OperatorRequest, Output, Record};
 use crate::policy::{
-    ApprovePolicy, CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy, Mode, Policy, WindowsPolicy,
+    AnomalyPolicy, ApprovePolicy, CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy, Mode, Policy,
+    WindowsPolicy,
 };
 
 /// Windows of ten seconds, steps of ten seconds.
@@ -38,6 +39,7 @@ pub(super) fn policy(mode: Mode) -> Policy {
         capacity: CapacityPolicy::default(),
         approve: ApprovePolicy::default(),
         windows: WindowsPolicy::default(),
+        anomaly: AnomalyPolicy::default(),
     }
 }
 
