@@ -13,6 +13,7 @@ mod moves;
 mod openapi;
 mod operate;
 mod problem;
+mod proposals;
 mod set;
 mod status;
 
@@ -103,6 +104,9 @@ pub fn router(state: ApiState) -> Router {
         .route("/capacity", get(capacity::list))
         .route("/capacity/{key}/approve", post(capacity::approve))
         .route("/capacity/{key}/deny", post(capacity::deny))
+        .route("/proposals", get(proposals::list))
+        .route("/proposals/{key}/approve", post(proposals::approve))
+        .route("/proposals/{key}/deny", post(proposals::deny))
         .route("/audit", get(affairs::audit))
         .route("/commands", get(affairs::commands))
         .route("/pause", post(operate::pause))

@@ -6,6 +6,7 @@ mod commands;
 mod failure;
 mod moves;
 mod plot;
+mod proposals;
 mod quantity;
 mod set;
 mod table;
@@ -19,6 +20,7 @@ use capacity::CapacityCommand;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use moves::{AbortArguments, DrainArguments, MigrateArguments};
+use proposals::ProposalsCommand;
 use set::SetArguments;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -83,6 +85,9 @@ pub enum Command {
     /// What the provider is asked for where hosts are too full and no move helps
     #[command(subcommand)]
     Capacity(CapacityCommand),
+    /// What Gnomon would do and asks about, where policy's mode is `approve`
+    #[command(subcommand)]
+    Proposals(ProposalsCommand),
     /// Plan nothing until resumed; observing and forecasting go on
     Pause(ScopeArguments),
     /// Take VMs up again after a pause, a release, a limit set by hand, or one that someone else changed
@@ -171,6 +176,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Drain(arguments) => moves::drain(&client, json, &arguments),
         Command::Undrain { host } => moves::undrain(&client, json, &host),
         Command::Capacity(command) => capacity::run(&client, json, &command),
+        Command::Proposals(command) => proposals::run(&client, json, &command),
         Command::Pause(ScopeArguments { vm, host, .. }) => commands::operate(&client, json, "pause", scope(vm, host)),
         Command::Resume(ScopeArguments { vm, host, .. }) => commands::operate(&client, json, "resume", scope(vm, host)),
         Command::Release(ReleaseArguments { vm, host, dry_run, yes, .. }) => {

@@ -9,57 +9,15 @@
 //!
 //! Where policy approves, a request begins approved. One that was accepted and brought no host expires as well.
 
-use std::fmt;
-use std::str::FromStr;
-
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::HostId;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// What a request is known by, to the provider as well: the same at every attempt and after every restart. Written `TERM-NUMBER`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct CapacityKey {
-    /// The lease term in which it was asked for.
-    pub term: u64,
-    /// Its number within the term, from 1.
-    pub number: u64,
-}
+use crate::approval::ApprovalKey;
 
-impl fmt::Display for CapacityKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.term, self.number)
-    }
-}
-
-/// Text that is no key.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{0:?} is no key of a capacity request: TERM-NUMBER, as `gnomon capacity list` shows it")]
-pub struct NoCapacityKey(String);
-
-impl FromStr for CapacityKey {
-    type Err = NoCapacityKey;
-
-    fn from_str(text: &str) -> Result<Self, NoCapacityKey> {
-        let parsed = text.split_once('-').and_then(|(term, number)| Some((term.parse().ok()?, number.parse().ok()?)));
-        parsed.map(|(term, number)| Self { term, number }).ok_or_else(|| NoCapacityKey(text.to_owned()))
-    }
-}
-
-impl TryFrom<String> for CapacityKey {
-    type Error = NoCapacityKey;
-
-    fn try_from(text: String) -> Result<Self, NoCapacityKey> {
-        text.parse()
-    }
-}
-
-impl From<CapacityKey> for String {
-    fn from(key: CapacityKey) -> Self {
-        key.to_string()
-    }
-}
+/// What a request is known by, to the provider as well: the same at every attempt and after every restart.
+pub type CapacityKey = ApprovalKey;
 
 /// How far a request has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -202,18 +160,4 @@ pub enum CapacityRefusal {
     /// Nobody could be asked.
     #[error("no provider is configured: the request could not be sent; see [capacity] in the brain's configuration")]
     NoProvider,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_key_is_read_as_it_is_written() {
-        let key = CapacityKey { term: 7, number: 12 };
-        assert_eq!(key.to_string().parse(), Ok(key));
-        for text in ["", "7", "7-", "-7-1", "7-1-2", "a-b"] {
-            assert!(text.parse::<CapacityKey>().is_err(), "{text}");
-        }
-    }
 }

@@ -12,10 +12,12 @@ mod local;
 mod operator;
 mod pattern;
 mod planning;
+mod proposals;
 mod report;
 mod restore;
 mod set;
 mod sizes;
+mod surplus;
 #[cfg(test)]
 mod tests;
 mod views;
@@ -31,6 +33,7 @@ use crate::fleet::{Fleet, Host};
 use crate::io::{Audit, Input, Notice, Output, Record};
 use crate::pattern::Pattern;
 use crate::policy::{Mode, Policy};
+use crate::windows::Windows;
 use hold::Holds;
 use incidents::Incidents;
 
@@ -58,10 +61,13 @@ pub struct Core {
     looks: BTreeMap<VmId, fit::Pending>,
     tickets: u64,
     calendar: Arc<Calendar>,
+    windows: Windows,
     incidents: Incidents,
     sizes: Sizes,
     moves: balance::Moves,
     capacity: capacity::Capacity,
+    proposals: proposals::Proposals,
+    surpluses: surplus::Surpluses,
     /// What the store gave back of VMs that were not seen yet.
     stored: BTreeMap<VmId, Pattern>,
     outputs: VecDeque<Output>,
@@ -84,10 +90,13 @@ impl Core {
             looks: BTreeMap::new(),
             tickets: 0,
             calendar: Arc::new(Calendar::utc()),
+            windows: Windows::default(),
             incidents: Incidents::default(),
             sizes: Sizes::new(Policy::default().cpu.violation_rate, seed),
             moves: balance::Moves::default(),
             capacity: capacity::Capacity::default(),
+            proposals: proposals::Proposals::default(),
+            surpluses: surplus::Surpluses::default(),
             stored: BTreeMap::new(),
             outputs: VecDeque::new(),
         };
@@ -110,18 +119,20 @@ impl Core {
         }
     }
 
-    /// Lets due time-outs happen (commands that stayed unanswered, requests for capacity to be sent or given up); call it when
+    /// Lets due time-outs happen (commands that stayed unanswered, requests for capacity to be sent or given up, proposals that expire); call it when
     /// [`Core::poll_timeout`] is due. Nothing is planned here: growing and shrinking alike rest on a report.
     pub fn handle_timeout(&mut self, now: Timestamp) {
         self.tell_time(now);
         self.give_up_commands(now);
         self.tend_capacity(now);
+        self.tend_proposals(now);
     }
 
     /// When [`Core::handle_timeout`] wants to be called next.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         let deadline = self.deadlines.first().map(|&(deadline, _)| deadline);
-        deadline.into_iter().chain(self.capacity.due(&self.policy.capacity)).min()
+        let waiting = self.capacity.due(&self.policy.capacity).into_iter().chain(self.proposals.due(&self.policy));
+        deadline.into_iter().chain(waiting).min()
     }
 
     /// The next thing to do; call until `None` after every `handle*`.
@@ -168,8 +179,11 @@ impl Core {
             self.notice("policy_refused", format!("{error}; the policy in force stays"));
             return;
         }
-        match policy.forecast.calendar() {
-            Ok(calendar) => self.set_calendar(calendar),
+        match policy.forecast.calendar().and_then(|calendar| Ok((calendar, policy.windows.windows()?))) {
+            Ok((calendar, windows)) => {
+                self.set_calendar(calendar);
+                self.windows = windows;
+            }
             Err(error) => return self.notice("policy_refused", format!("{error}; the policy in force stays")),
         }
         let before = std::mem::replace(&mut self.policy, policy);

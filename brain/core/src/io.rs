@@ -7,6 +7,7 @@ use crate::job::{FitJob, FitResult};
 use crate::pattern::Corrections;
 use crate::plan::Plan;
 use crate::policy::Policy;
+use crate::proposal::{Proposal, ProposalKey};
 use crate::sizing::Promise;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Allocation, Command, HostFacts, HostId, Means, Outcome, Report, Setting, VmId, VmState};
@@ -115,6 +116,16 @@ pub enum OperatorRequest {
     DenyCapacity {
         /// Which request.
         key: CapacityKey,
+    },
+    /// Carry out a proposal, if it still holds. See [`Core::may_decide_proposal`](crate::Core::may_decide_proposal).
+    ApproveProposal {
+        /// Which.
+        key: ProposalKey,
+    },
+    /// Do not carry it out, and do not propose the like for a while.
+    DenyProposal {
+        /// Which.
+        key: ProposalKey,
     },
 }
 
@@ -241,6 +252,8 @@ pub enum Record {
     },
     /// A request for capacity was made, or has come further; it takes the place of the one with the same key.
     Capacity(Box<CapacityRequest>),
+    /// A proposal was made, or has come to its end; it takes the place of the one with the same key.
+    Proposal(Box<Proposal>),
 }
 
 /// What Gnomon learnt from how well it did.
@@ -305,6 +318,9 @@ pub struct CommandRecord {
     /// An operator asked for it: what it brings about is held, and what becomes of it is no lesson to the planner.
     #[serde(default)]
     pub by_operator: bool,
+    /// The operator who approved what Gnomon proposed, in mode `approve`.
+    #[serde(default)]
+    pub approved_by: Option<String>,
 }
 
 /// One line of the audit log.
@@ -333,7 +349,7 @@ pub struct Notice {
 
 /// What a restarted brain tells a new core, in this order, before any input: hosts, VMs' histories (a VM's blocks together, in the order
 /// of their keys), lessons, VMs' past reports (oldest first), scopes, hosts that are emptied, operators' settings, requests for
-/// capacity (the closed ones in the order of their closing), unanswered commands.
+/// capacity and proposals (the closed ones in the order of their closing), unanswered commands.
 #[derive(Clone, Debug)]
 pub enum Restored {
     /// A host that was known, and when it was last heard of. It counts as not connected.
@@ -377,6 +393,8 @@ pub enum Restored {
     },
     /// A request for capacity: one that is open, or was closed not long ago.
     Capacity(Box<CapacityRequest>),
+    /// A proposal: one that is open, or was closed not long ago.
+    Proposal(Box<Proposal>),
     /// A command without an outcome: it stays in flight (the driver resends it when its host connects) until answered or expired.
     Command(CommandRecord),
 }

@@ -6,6 +6,7 @@
 //! outcomes, operators' wishes) and leaves as [`Output`] (commands, records to persist, notices, pure fit jobs).
 
 pub mod anomaly;
+pub mod approval;
 pub mod archive;
 pub mod boost;
 pub mod calendar;
@@ -20,9 +21,11 @@ mod job;
 mod pattern;
 pub mod plan;
 pub mod policy;
+pub mod proposal;
 pub mod season;
 pub mod sizing;
 pub mod view;
+pub mod windows;
 
 pub use crate::core::{Core, MovePace, MoveRefusal, SetRefusal};
 pub use capacity::{CapacityAnswer, CapacityKey, CapacityRefusal, CapacityRequest, CapacityState};
@@ -31,3 +34,4 @@ pub use job::{FitJob, FitResult};
 pub use pattern::Corrections;
 pub use plan::{Plan, PlannedAction, Reason};
 pub use policy::{Mode, Policy, PolicyError};
+pub use proposal::{Proposal, ProposalKey, ProposalRefusal, ProposalState};

@@ -5,6 +5,8 @@
 //!   forecast with a season that has earned its say can ask for more than live demand; one without can only hold back shrinking.
 //! - **Keep the promise**: once the fleet has a past to learn from, [`crate::sizing`] says which size is too small for no more than the promised
 //!   share of time, and that size takes the place of quantile and headroom; live demand beyond it is provided for all the same.
+//! - **Be generous when it is out of the ordinary**: while an incident says that it wants more than it ever did, policy may give something on
+//!   top, within a budget and for a while.
 //! - **Grow at once**, exempt from dwell: growing needs no proof, and a starved VM cannot show what it wants.
 //! - **Shrink slowly**: only when every window of a dwell time would have been content with less, only to the most that any of them
 //!   wanted, only so often, and never below live demand. Shrinking needs fresh evidence, so no plan is made without a report.
@@ -65,6 +67,9 @@ pub struct PlannedAction {
     pub before: Option<Setting>,
     /// Why.
     pub reason: Reason,
+    /// The operator who approved it, in mode `approve`.
+    #[serde(default)]
+    pub approved_by: Option<String>,
 }
 
 /// What a move is expected to bring, as shares of what hosts have for VMs, the fuller of CPU and memory each: above 1 is too full.
@@ -105,6 +110,15 @@ pub enum Reason {
     Promise {
         /// Share of time in which VMs may be too small.
         violation_rate: f64,
+    },
+    /// Demand is out of the ordinary, and policy gives something on top of it for a while.
+    Anomaly {
+        /// What is wanted now, in cores.
+        demand_cores: f64,
+        /// What is given on top of that and its headroom, in cores.
+        surplus_cores: f64,
+        /// Until when.
+        until: Timestamp,
     },
     /// Neither live nor forecast demand has needed the quota for the dwell time.
     Slack {
@@ -168,12 +182,30 @@ impl PlannedAction {
             Action::AbortMigration => "give up its migration".to_owned(),
         }
     }
+
+    /// What is expected of it, for a person.
+    pub fn effect(&self) -> String {
+        match (&self.action, &self.reason) {
+            (Action::Set(Setting::CpuQuota { cores: Some(cores) }), _) => format!("it can use up to {cores:.2} cores"),
+            (Action::Set(Setting::Memory { bytes }), _) => format!("its guest has {}", mib(*bytes)),
+            (Action::Migrate(_), Reason::HostFull { expected, .. } | Reason::HostMemoryFull { expected, .. }) => {
+                expected.to_string()
+            }
+            (Action::Migrate(migration), _) => format!("it runs on host {}", migration.to),
+            _ => self.summary(),
+        }
+    }
 }
 
 impl Reason {
     /// Whether it is one to take something away.
     pub(crate) fn is_slack(&self) -> bool {
         matches!(self, Self::Slack { .. } | Self::MemorySlack { .. })
+    }
+
+    /// Whether it keeps to maintenance windows: it takes something away, or moves a VM that nobody asked to move.
+    pub(crate) fn keeps_to_windows(&self) -> bool {
+        self.is_slack() || matches!(self, Self::HostFull { .. } | Self::HostMemoryFull { .. })
     }
 
     /// For a person, with the time left until a forecast surge.
@@ -195,6 +227,10 @@ impl fmt::Display for Reason {
             Self::Promise { violation_rate } => {
                 write!(f, "larger, VMs like it are too small for {:.2} % of the time at most", violation_rate * 100.0)
             }
+            Self::Anomaly { demand_cores, surplus_cores, until } => write!(
+                f,
+                "live demand of {demand_cores:.2} cores is out of the ordinary: {surplus_cores:.2} cores are given on top until {until}"
+            ),
             Self::Slack { demand_cores } => {
                 write!(f, "at most {demand_cores:.2} cores were wanted or forecast during the dwell time")
             }

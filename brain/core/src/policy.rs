@@ -1,10 +1,14 @@
 //! The operator's policy: every number that decides how Gnomon behaves. Read from the `[policy]` part of the brain's configuration.
 
+mod validate;
+
+use gnomon_common::wire::Action;
 use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::calendar::Calendar;
+use crate::windows::{Window, Windows};
 
 /// The levels that forecasts come in; [`CpuPolicy::quantile`] is one of them.
 pub const QUANTILES: [f64; 4] = [0.5, 0.9, 0.95, 0.99];
@@ -24,8 +28,14 @@ pub const MOVES_LIMIT: usize = 1000;
 /// Most requests for capacity that are open at once: all of them are looked at whenever the time is.
 pub const CAPACITY_OPEN_LIMIT: usize = 100;
 
-/// Longest of a capacity request's times, in milliseconds: 30 days.
-pub const CAPACITY_TIME_LIMIT_MS: u64 = 30 * 86_400_000;
+/// Longest time that something waits for an operator or a provider, in milliseconds: 30 days.
+pub const WAIT_LIMIT_MS: u64 = 30 * 86_400_000;
+
+/// Most windows of each kind: all of them are looked at for each plan.
+pub const WINDOWS_LIMIT: usize = 100;
+
+/// Most proposals that wait for an operator at once: more than a person would read.
+pub const PROPOSALS_LIMIT: usize = 10_000;
 
 /// All settings of the core. Every one has a default; unknown keys are refused.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -43,6 +53,12 @@ pub struct Policy {
     pub migrate: MigratePolicy,
     /// When and how more capacity is asked for.
     pub capacity: CapacityPolicy,
+    /// How proposals wait for an operator in mode `approve`.
+    pub approve: ApprovePolicy,
+    /// When VMs may be shrunk and moved.
+    pub windows: WindowsPolicy,
+    /// What a VM is given beyond its demand while that is out of the ordinary.
+    pub anomaly: AnomalyPolicy,
 }
 
 /// What Gnomon does with a plan.
@@ -54,8 +70,22 @@ pub enum Mode {
     Observe,
     /// Make and show plans; send nothing.
     Recommend,
+    /// Make plans and carry out what an operator approves of them.
+    Approve,
     /// Make plans and carry them out.
     Auto,
+}
+
+impl Mode {
+    /// Its name in settings and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Observe => "observe",
+            Self::Recommend => "recommend",
+            Self::Approve => "approve",
+            Self::Auto => "auto",
+        }
+    }
 }
 
 /// How demand is forecast.
@@ -74,6 +104,9 @@ pub struct ForecastPolicy {
     pub time_zone: String,
     /// Days on which nobody works, as `YYYY-MM-DD`: they are forecast as Sundays and teach nothing.
     pub holidays: Vec<String>,
+    /// A forecast grows or moves VMs only where its skill, the share of the error of "the same as a season ago" that it avoided, is not below
+    /// this. Live demand is provided for all the same. Not set: any forecast whose season has earned its say does.
+    pub skill_min: Option<f64>,
 }
 
 impl ForecastPolicy {
@@ -190,6 +223,72 @@ pub struct CapacityPolicy {
     pub attempts_max: u32,
 }
 
+/// How proposals wait for an operator in mode `approve`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ApprovePolicy {
+    /// A proposal that nobody approves or denies expires after this, in milliseconds.
+    pub timeout_ms: u64,
+    /// What was denied is not proposed again for so long, in milliseconds.
+    pub cool_down_ms: u64,
+    /// Proposals that wait at once in the whole fleet; of one VM and means it is one.
+    pub open_max: usize,
+}
+
+impl Default for ApprovePolicy {
+    fn default() -> Self {
+        Self { timeout_ms: 3_600_000, cool_down_ms: 3_600_000, open_max: 1000 }
+    }
+}
+
+/// When plans may shrink and move VMs, by the clock of [`ForecastPolicy::time_zone`]; [`Window`](crate::windows::Window) says how one is
+/// written. Growth, a host that is emptied and what an operator asks for keep to none.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WindowsPolicy {
+    /// Only then; empty: at any time.
+    pub allow: Vec<String>,
+    /// Not then, whatever `allow` says.
+    pub freeze: Vec<String>,
+}
+
+impl WindowsPolicy {
+    /// The windows, read.
+    pub(crate) fn windows(&self) -> Result<Windows, PolicyError> {
+        let read = |setting, texts: &[String]| {
+            let windows = texts.iter().map(|text| text.parse::<Window>()).collect::<Result<Vec<_>, _>>();
+            let windows = windows.map_err(|error| PolicyError { setting, problem: error.to_string() })?;
+            if windows.len() > WINDOWS_LIMIT {
+                let problem = format!("{} windows are more than {WINDOWS_LIMIT}", windows.len());
+                return Err(PolicyError { setting, problem });
+            }
+            Ok(windows)
+        };
+        Ok(Windows { allow: read("windows.allow", &self.allow)?, freeze: read("windows.freeze", &self.freeze)? })
+    }
+}
+
+/// What a VM is given beyond its live demand while an incident says that it wants more CPU than it ever did: nobody knows then how much more
+/// it will want.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AnomalyPolicy {
+    /// So much of its live demand with headroom is given on top; 0: nothing.
+    pub surplus_share: f64,
+    /// What all VMs of a host may be given on top, together, in cores.
+    pub host_cores_max: f64,
+    /// What all VMs of the fleet may be given on top, together, in cores.
+    pub fleet_cores_max: f64,
+    /// For so long after the incident was found, in milliseconds.
+    pub lasts_ms: u64,
+}
+
+impl Default for AnomalyPolicy {
+    fn default() -> Self {
+        Self { surplus_share: 0.0, host_cores_max: 1.0, fleet_cores_max: 4.0, lasts_ms: 1_800_000 }
+    }
+}
+
 /// Who decides that capacity is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -245,6 +344,7 @@ impl Default for ForecastPolicy {
             season_steps_max: 360,
             time_zone: "UTC".to_owned(),
             holidays: Vec::new(),
+            skill_min: None,
         }
     }
 }
@@ -290,189 +390,16 @@ pub struct PolicyError {
 }
 
 impl Policy {
+    /// What is done with a plan's action.
+    pub fn mode_for(&self, action: &Action) -> Mode {
+        match action {
+            Action::Migrate(_) | Action::AbortMigration => self.migrate_mode(),
+            Action::Set(_) | Action::Release => self.mode,
+        }
+    }
+
     /// What is done with plans to move VMs: what their own mode says, as far as the mode of all plans allows.
     pub fn migrate_mode(&self) -> Mode {
         self.mode.min(self.migrate.mode)
-    }
-
-    /// Whether every value makes sense, alone and together. The core refuses a policy that does not pass.
-    pub fn validate(&self) -> Result<(), PolicyError> {
-        let Self { mode: _, forecast, cpu, memory, migrate, capacity } = self;
-        let check =
-            |good: bool, setting, problem: String| if good { Ok(()) } else { Err(PolicyError { setting, problem }) };
-        check(
-            (100..=3_600_000).contains(&forecast.resolution_ms),
-            "forecast.resolution_ms",
-            format!("{} is not within 100..=3600000 (0.1 s to 1 h)", forecast.resolution_ms),
-        )?;
-        check(
-            (1..=HORIZON_STEPS_LIMIT).contains(&forecast.horizon_steps),
-            "forecast.horizon_steps",
-            format!("{} is not within 1..={HORIZON_STEPS_LIMIT}", forecast.horizon_steps),
-        )?;
-        check(
-            forecast.season_steps_min >= 4 && forecast.season_steps_min <= forecast.season_steps_max,
-            "forecast.season_steps_min",
-            format!("{} is not within 4..=season_steps_max", forecast.season_steps_min),
-        )?;
-        check(
-            forecast.season_steps_max <= SEASON_STEPS_LIMIT,
-            "forecast.season_steps_max",
-            format!("{} is over {SEASON_STEPS_LIMIT}; use a coarser resolution", forecast.season_steps_max),
-        )?;
-        forecast.calendar()?;
-        check(
-            QUANTILES.contains(&cpu.quantile),
-            "cpu.quantile",
-            format!("{} is none of 0.5, 0.9, 0.95, 0.99", cpu.quantile),
-        )?;
-        check(
-            (1.0..=10.0).contains(&cpu.headroom),
-            "cpu.headroom",
-            format!("{} is not within 1..=10 (1.1 leaves a tenth to spare)", cpu.headroom),
-        )?;
-        check(
-            cpu.violation_rate == 0.0 || (1e-4..=0.1).contains(&cpu.violation_rate),
-            "cpu.violation_rate",
-            format!(
-                "{} is neither 0 nor a share within 0.0001..=0.1 (0.005 is half a percent of the time)",
-                cpu.violation_rate
-            ),
-        )?;
-        check(
-            cpu.lead_ms > 0 && cpu.lead_ms <= forecast.resolution_ms * forecast.horizon_steps as u64,
-            "cpu.lead_ms",
-            format!(
-                "{} is not within 1..={}, the forecast's horizon",
-                cpu.lead_ms,
-                forecast.resolution_ms * forecast.horizon_steps as u64
-            ),
-        )?;
-        check(
-            (0.01..=1024.0).contains(&cpu.floor_cores),
-            "cpu.floor_cores",
-            format!("{} is not within 0.01..=1024", cpu.floor_cores),
-        )?;
-        check(
-            (0.0..=0.5).contains(&cpu.hysteresis),
-            "cpu.hysteresis",
-            format!("{} is not a share within 0..=0.5", cpu.hysteresis),
-        )?;
-        check(cpu.command_ttl_ms > 0, "cpu.command_ttl_ms", "0 would make every command void at once".to_owned())?;
-        check(
-            (1.0..=10.0).contains(&memory.headroom),
-            "memory.headroom",
-            format!("{} is not within 1..=10 (1.2 leaves a fifth to spare)", memory.headroom),
-        )?;
-        check(
-            memory.floor_bytes >= 1 << 20,
-            "memory.floor_bytes",
-            format!("{} is less than a MiB, with which no guest lives", memory.floor_bytes),
-        )?;
-        check(
-            memory.shrink_step_max > 0.0 && memory.shrink_step_max <= SHRINK_STEP_LIMIT,
-            "memory.shrink_step_max",
-            format!("{} is not within 0..={SHRINK_STEP_LIMIT}, above 0", memory.shrink_step_max),
-        )?;
-        check(
-            (0.0..=0.5).contains(&memory.hysteresis),
-            "memory.hysteresis",
-            format!("{} is not a share within 0..=0.5", memory.hysteresis),
-        )?;
-        let share = |of: f64| (0.0..=0.9).contains(&of);
-        check(
-            share(migrate.reserve_share),
-            "migrate.reserve_share",
-            format!("{} is not a share within 0..=0.9", migrate.reserve_share),
-        )?;
-        check(
-            share(migrate.gain_min),
-            "migrate.gain_min",
-            format!("{} is not a share within 0..=0.9", migrate.gain_min),
-        )?;
-        check(
-            migrate.lead_ms <= forecast.resolution_ms * forecast.horizon_steps as u64,
-            "migrate.lead_ms",
-            format!(
-                "{} is beyond {}, the forecast's horizon",
-                migrate.lead_ms,
-                forecast.resolution_ms * forecast.horizon_steps as u64
-            ),
-        )?;
-        check(migrate.rounds > 0, "migrate.rounds", "0 reports cannot be too full in a row".to_owned())?;
-        check(
-            (1..=MOVES_LIMIT).contains(&migrate.per_hour_max),
-            "migrate.per_hour_max",
-            format!("{} is not within 1..={MOVES_LIMIT}", migrate.per_hour_max),
-        )?;
-        check(migrate.at_once_max > 0, "migrate.at_once_max", "0 would let no VM go: use mode".to_owned())?;
-        check(
-            (1_000..=86_400_000).contains(&migrate.timeout_ms),
-            "migrate.timeout_ms",
-            format!("{} is not within 1000..=86400000 (1 s to a day)", migrate.timeout_ms),
-        )?;
-        check(
-            migrate.bandwidth_bytes_per_s.is_none_or(|bandwidth| bandwidth >= 1 << 20),
-            "migrate.bandwidth_bytes_per_s",
-            "less than a MiB a second moves nothing".to_owned(),
-        )?;
-        check(
-            (1..=CAPACITY_OPEN_LIMIT).contains(&capacity.open_max),
-            "capacity.open_max",
-            format!("{} is not within 1..={CAPACITY_OPEN_LIMIT}", capacity.open_max),
-        )?;
-        check(
-            (1..=100).contains(&capacity.attempts_max),
-            "capacity.attempts_max",
-            format!("{} is not within 1..=100", capacity.attempts_max),
-        )?;
-        let times = [
-            ("capacity.full_for_ms", capacity.full_for_ms),
-            ("capacity.cool_down_ms", capacity.cool_down_ms),
-            ("capacity.approval_timeout_ms", capacity.approval_timeout_ms),
-            ("capacity.arrival_timeout_ms", capacity.arrival_timeout_ms),
-        ];
-        let wrong = times.into_iter().find(|(_, ms)| !(1_000..=CAPACITY_TIME_LIMIT_MS).contains(ms));
-        wrong.map_or(Ok(()), |(setting, ms)| {
-            check(false, setting, format!("{ms} is not within 1000..={CAPACITY_TIME_LIMIT_MS} (1 s to 30 days)"))
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_defaults_make_sense() {
-        assert_eq!(Policy::default().validate(), Ok(()));
-    }
-
-    #[test]
-    fn a_value_that_makes_no_sense_is_named() {
-        let refused = |change: fn(&mut Policy)| {
-            let mut policy = Policy::default();
-            change(&mut policy);
-            policy.validate().unwrap_err().setting
-        };
-        assert_eq!(refused(|p| p.cpu.quantile = 0.8), "cpu.quantile");
-        assert_eq!(refused(|p| p.cpu.quantile = f64::NAN), "cpu.quantile");
-        assert_eq!(refused(|p| p.cpu.headroom = 0.9), "cpu.headroom");
-        assert_eq!(refused(|p| p.cpu.violation_rate = 0.5), "cpu.violation_rate");
-        assert_eq!(refused(|p| p.cpu.lead_ms = 3_600_001), "cpu.lead_ms");
-        assert_eq!(refused(|p| p.forecast.resolution_ms = 0), "forecast.resolution_ms");
-        assert_eq!(refused(|p| p.forecast.season_steps_min = 2000), "forecast.season_steps_min");
-        assert_eq!(refused(|p| p.forecast.time_zone = "Mars/Olympus".to_owned()), "forecast.time_zone");
-        assert_eq!(refused(|p| p.forecast.holidays = vec!["25.12.2026".to_owned()]), "forecast.holidays");
-        assert_eq!(refused(|p| p.cpu.command_ttl_ms = 0), "cpu.command_ttl_ms");
-        assert_eq!(refused(|p| p.memory.headroom = f64::NAN), "memory.headroom");
-        assert_eq!(refused(|p| p.memory.floor_bytes = 0), "memory.floor_bytes");
-        assert_eq!(refused(|p| p.memory.shrink_step_max = 0.06), "memory.shrink_step_max");
-        assert_eq!(refused(|p| p.memory.shrink_step_max = 0.0), "memory.shrink_step_max");
-        assert_eq!(refused(|p| p.memory.hysteresis = 0.6), "memory.hysteresis");
-        assert_eq!(refused(|p| p.capacity.open_max = 0), "capacity.open_max");
-        assert_eq!(refused(|p| p.capacity.attempts_max = 0), "capacity.attempts_max");
-        assert_eq!(refused(|p| p.capacity.cool_down_ms = 999), "capacity.cool_down_ms");
-        assert_eq!(refused(|p| p.capacity.arrival_timeout_ms = u64::MAX), "capacity.arrival_timeout_ms");
     }
 }

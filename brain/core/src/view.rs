@@ -53,6 +53,9 @@ pub struct HostOutlook {
     pub room_bytes: u64,
     /// Reports in a row in which that was more than there is room for.
     pub full_rounds: u32,
+    /// It is more than there is room for only by forecasts with less skill than policy asks for: nothing is done about it.
+    #[serde(default)]
+    pub is_doubted: bool,
 }
 
 /// A VM as the brain knows it.

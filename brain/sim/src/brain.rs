@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Command, CommandId, HostFacts, HostId, Means, Report, Setting, VmId};
 use gnomon_core::archive::{BlockKey, Change, SealedBlock};
-use gnomon_core::{CommandRecord, Core, Hold, Lesson, Policy, Record, Restored, Scope};
+use gnomon_core::{CommandRecord, Core, Hold, Lesson, Policy, Proposal, ProposalKey, Record, Restored, Scope};
 
 /// Reports kept for a restart. The real store keeps them for a time; this many are hours of a small world.
 const REPORTS_MAX: usize = 50_000;
@@ -20,6 +20,7 @@ pub(crate) struct Store {
     settings: BTreeMap<(VmId, Means), Setting>,
     lessons: BTreeMap<String, Lesson>,
     draining: BTreeMap<HostId, Timestamp>,
+    proposals: BTreeMap<ProposalKey, Proposal>,
     commands: BTreeMap<CommandId, CommandRecord>,
 }
 
@@ -48,6 +49,9 @@ impl Store {
         }
         for (&(vm, _), &setting) in &self.settings {
             core.restore(Restored::Setting { vm, setting });
+        }
+        for proposal in self.proposals.values() {
+            core.restore(Restored::Proposal(Box::new(proposal.clone())));
         }
         for record in self.unanswered() {
             core.restore(Restored::Command(record.clone()));
@@ -102,6 +106,9 @@ impl Store {
             Record::LocalAct { .. } => {}
             // This world has no provider.
             Record::Capacity(_) => {}
+            Record::Proposal(proposal) => {
+                self.proposals.insert(proposal.key, *proposal);
+            }
             Record::Vm { .. } | Record::Allocation { .. } | Record::Plan(_) | Record::Audit(_) => {}
         }
     }

@@ -2,7 +2,9 @@
 
 use gnomon_common::wire::{HostId, VmTerms};
 use gnomon_core::plan::guard::Guard;
-use gnomon_core::policy::{CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy};
+use gnomon_core::policy::{
+    AnomalyPolicy, ApprovePolicy, CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy, WindowsPolicy,
+};
 use gnomon_core::{Mode, OperatorRequest, Policy, Scope};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -51,12 +53,15 @@ pub fn scenario(seed: u64) -> Scenario {
     let hosts: Vec<HostSpec> = (0..rng.random_range(3..7)).map(|number| host(&mut rng, number)).collect();
     let per_host = rng.random_range(2..6);
     let vms: Vec<VmSpec> = (0..hosts.len() * per_host).map(|number| vm(&mut rng, number, &hosts)).collect();
-    let events = (0..rng.random_range(2..9)).map(|_| event(&mut rng, &hosts, vms.len())).collect();
+    let mut events: Vec<Timed> = (0..rng.random_range(2..9)).map(|_| event(&mut rng, &hosts, vms.len())).collect();
+    let mut policy = policy(&mut rng);
+    // Drawn apart: what came before it stays as it was.
+    restrain(&mut ChaCha8Rng::seed_from_u64(!seed), &mut policy, &mut events);
     Scenario {
         name: format!("chaos {seed}"),
         seed,
         duration_s: DURATION_S,
-        policy: policy(&mut rng),
+        policy,
         window_s: 10,
         link_ms: rng.random_range(1..300),
         actuation_ms: rng.random_range(10..2000),
@@ -65,6 +70,30 @@ pub fn scenario(seed: u64) -> Scenario {
         hosts,
         vms,
         events,
+    }
+}
+
+/// Some operators want to be asked, some trust good forecasts only, and some want quiet at times. The world begins at midnight in UTC, on a Thursday.
+fn restrain(rng: &mut ChaCha8Rng, policy: &mut Policy, events: &mut Vec<Timed>) {
+    if rng.random_bool(0.15) {
+        policy.mode = Mode::Approve;
+        let decisions = (0..24).map(|_| Timed {
+            at_s: rng.random_range(60..DURATION_S - 100),
+            event: Event::Decide { approves: rng.random_bool(0.8) },
+        });
+        events.extend(decisions.collect::<Vec<_>>());
+    }
+    if rng.random_bool(0.15) {
+        policy.forecast.skill_min = Some(rng.random_range(0.0..0.6));
+    }
+    if rng.random_bool(0.15) {
+        let (from, length) = (rng.random_range(1..14), rng.random_range(2..5));
+        let window = |from: u32, to: u32| format!("Thu 00:{from:02}-00:{to:02}");
+        match rng.random_range(0..3) {
+            0 => policy.windows.freeze = vec![window(from, from + length), "Wed,Fri 00:00-24:00".to_owned()],
+            1 => policy.windows.freeze = vec![format!("Wed 23:30-00:{from:02}")],
+            _ => policy.windows.allow = vec![window(0, from), window(from + length, 59)],
+        }
     }
 }
 
@@ -98,6 +127,9 @@ fn policy(rng: &mut ChaCha8Rng) -> Policy {
             ..MigratePolicy::default()
         },
         capacity: CapacityPolicy::default(),
+        approve: ApprovePolicy { timeout_ms: 300_000, cool_down_ms: 120_000, ..ApprovePolicy::default() },
+        windows: WindowsPolicy::default(),
+        anomaly: AnomalyPolicy::default(),
     }
 }
 

@@ -1,5 +1,5 @@
-//! Rules that must hold whatever befalls a world, judged by the world's truth and by what the brain was told. Two are held against the brain's own
-//! word, since only it has a forecast: for how many reports a host was full, and what a move is expected to gain.
+//! Rules that must hold whatever befalls a world, judged by the world's truth and by what the brain was told. Three are held against the brain's own
+//! word, since only it has a forecast: for how many reports a host was full, what a move is expected to gain, and how good a forecast was.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -9,7 +9,7 @@ use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     Action, Command, CommandId, Fence, HostId, Migration, Outcome, OutcomeResult, Report, Setting, VmId, VmState,
 };
-use gnomon_core::{Core, OperatorRequest, Plan, PlannedAction, Policy, Reason, Record, Scope};
+use gnomon_core::{Core, Mode, OperatorRequest, Plan, PlannedAction, Policy, Reason, Record, Scope};
 
 use crate::agent::{Agent, SimVm};
 
@@ -65,6 +65,8 @@ pub(crate) struct Checker {
     sent_to: BTreeSet<(VmId, HostId)>,
     stranger_at: Option<Timestamp>,
     plans: VecDeque<Plan>,
+    /// What operators have approved, until it is commanded.
+    approved: Vec<(VmId, Action)>,
 }
 
 impl Checker {
@@ -134,8 +136,14 @@ impl Checker {
             | OperatorRequest::Migrate { .. }
             | OperatorRequest::AbortMigration { .. }
             | OperatorRequest::ApproveCapacity { .. }
-            | OperatorRequest::DenyCapacity { .. } => {}
+            | OperatorRequest::DenyCapacity { .. }
+            | OperatorRequest::ApproveProposal { .. }
+            | OperatorRequest::DenyProposal { .. } => {}
         }
+    }
+
+    pub(crate) fn approve(&mut self, action: &PlannedAction) {
+        self.approved.push((action.vm, action.action.clone()));
     }
 
     pub(crate) fn command(&mut self, scene: &Scene<'_>, host: &HostId, command: &Command) {
@@ -169,9 +177,28 @@ impl Checker {
         if planned.reason == Reason::Operator {
             return Ok(());
         }
+        if scene.policy.mode_for(&command.action) == Mode::Approve {
+            let word = self.approved.iter().position(|(vm, action)| *vm == command.vm && *action == command.action);
+            ensure(word.is_some(), "nothing is done that nobody approved", || planned.summary())?;
+            word.map(|place| self.approved.remove(place));
+        }
         let scopes = [Scope::Fleet, Scope::Host(host.clone()), Scope::Vm(command.vm)];
         let held = scopes.iter().find(|scope| self.held.contains(*scope));
         ensure(held.is_none(), "nothing is done to what is held", || format!("{held:?}"))?;
+        if let (Some(skill_min), Reason::ForecastSurge { .. }) = (scene.policy.forecast.skill_min, planned.reason) {
+            let near = scene.core.forecast(command.vm).filter(|forecast| forecast.season_ms.is_some());
+            // Nothing to err about is no skill.
+            let skill = near.map(|forecast| 1.0 - forecast.relative_error.unwrap_or(1.0));
+            let is_good = skill.is_some_and(|skill| skill >= skill_min);
+            ensure(is_good, "no poor forecast is acted on", || format!("{skill:?} of {skill_min}"))?;
+        }
+        let takes = matches!(planned.reason, Reason::Slack { .. } | Reason::MemorySlack { .. });
+        if takes || matches!(planned.reason, Reason::HostFull { .. } | Reason::HostMemoryFull { .. }) {
+            let windows = &scene.policy.windows;
+            let is_in = |windows: &[String]| windows.iter().any(|window| is_within(scene.now, window));
+            let is_open = (windows.allow.is_empty() || is_in(&windows.allow)) && !is_in(&windows.freeze);
+            ensure(is_open, "nothing is shrunk or moved at the wrong time", || format!("{windows:?}"))?;
+        }
         let vm = scene.agents.get(host).and_then(|agent| agent.vms.iter().find(|vm| vm.id == command.vm));
         if let Some(vm) = vm {
             ensure(!vm.terms.hands_off(), "an owner's word is kept", || format!("{:?}", vm.terms))?;
@@ -274,6 +301,21 @@ impl Checker {
             ensure(!left, "VMs that belong together are not parted", || group.clone())?;
         }
         Ok(())
+    }
+}
+
+/// Whether it is within a window of a drawn world, which lasts for some minutes of one Thursday in UTC: `Thu 00:05-00:09` is a part of it, one
+/// of Wednesday reaches into it if it ends after midnight, and no other concerns it.
+fn is_within(now: Timestamp, window: &str) -> bool {
+    let number = |text: &str| text.parse().unwrap_or(0_u64);
+    let minute = |time: &str| time.split_once(':').map_or(0, |(hour, minute)| number(hour) * 60 + number(minute));
+    let (day, times) = window.split_once(' ').unwrap_or_default();
+    let (from, to) = times.split_once('-').map_or((0, 0), |(from, to)| (minute(from), minute(to)));
+    let at = now.unix_ms() / 60_000 % (24 * 60);
+    match day {
+        "Thu" => (from..to).contains(&at),
+        "Wed" => to < from && at < to,
+        _ => false,
     }
 }
 

@@ -1,7 +1,9 @@
 //! The fleet of the demo: three hosts with a guest that has a day, one that is flat, and one that wanders.
 
 use gnomon_common::wire::VmTerms;
-use gnomon_core::policy::{CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy};
+use gnomon_core::policy::{
+    AnomalyPolicy, ApprovePolicy, CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy, WindowsPolicy,
+};
 use gnomon_core::{Mode, Policy};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -87,6 +89,9 @@ pub fn demo_policy() -> Policy {
         memory: MemoryPolicy::default(),
         migrate: MigratePolicy { lead_ms: 8000, ..MigratePolicy::default() },
         capacity: CapacityPolicy::default(),
+        approve: ApprovePolicy::default(),
+        windows: WindowsPolicy::default(),
+        anomaly: AnomalyPolicy::default(),
     }
 }
 

@@ -220,6 +220,11 @@ pub enum Event {
         /// What.
         request: OperatorRequest,
     },
+    /// An operator approves, or denies, all that is proposed.
+    Decide {
+        /// Which of the two.
+        approves: bool,
+    },
     /// A VM moves.
     Move {
         /// Which.

@@ -9,7 +9,7 @@ use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Action, Command, HostId, Outcome, Report, VmId};
 use gnomon_core::plan::guard::Guard;
 use gnomon_core::view::{Forecast, VmView};
-use gnomon_core::{Core, FitJob, Input, OperatorRequest, Output, Record};
+use gnomon_core::{Core, FitJob, Input, OperatorRequest, Output, Proposal, Record};
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
 use uuid::Uuid;
@@ -388,6 +388,18 @@ impl World {
                     self.check(now, |checker, _| checker.operator(&request));
                 }
                 self.feed(now, Input::Operator { actor: "operator".to_owned(), request });
+            }
+            Event::Decide { approves } => {
+                let proposals = self.core.as_ref().map(Core::proposals).unwrap_or_default();
+                for Proposal { key, action, .. } in proposals.into_iter().filter(|proposal| proposal.state.is_open()) {
+                    let request = if approves {
+                        self.check(now, |checker, _| checker.approve(&action));
+                        OperatorRequest::ApproveProposal { key }
+                    } else {
+                        OperatorRequest::DenyProposal { key }
+                    };
+                    self.feed(now, Input::Operator { actor: "operator".to_owned(), request });
+                }
             }
             Event::Move { vm, host } => self.move_vm(now, &vm, &host),
             Event::SetQuota { vm, cores } => {

@@ -4,7 +4,7 @@ use super::{
     ArchivedStep, MigrateAnswer, MigrateBody, OperateBody, Operated, Problem, ScopeBody, SetAnswer, SetBody, Status,
     TouchedVm,
 };
-use super::{affairs, capacity, fleet, metrics, moves, operate, set, status};
+use super::{affairs, capacity, fleet, metrics, moves, operate, proposals, set, status};
 use crate::drive::HistoryPoint;
 use axum::Json;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
@@ -18,6 +18,7 @@ use utoipa::{Modify, OpenApi};
         fleet::hosts, fleet::host, fleet::vms, fleet::vm, fleet::forecast, fleet::explain, fleet::history, fleet::archive,
         fleet::alerts,
         affairs::audit, affairs::commands, capacity::list, capacity::approve, capacity::deny,
+        proposals::list, proposals::approve, proposals::deny,
         operate::pause, operate::resume, operate::release, set::set, moves::migrate, moves::abort, moves::drain, moves::undrain,
     ),
     components(schemas(
@@ -58,7 +59,7 @@ mod tests {
     fn every_path_is_described_and_needs_a_token_but_for_health_and_metrics() {
         let document = serde_json::to_value(Document::openapi()).unwrap();
         let paths = document["paths"].as_object().unwrap();
-        assert_eq!(paths.len(), 23);
+        assert_eq!(paths.len(), 26);
         for (path, item) in paths {
             let operation = item.get("get").or_else(|| item.get("post")).unwrap();
             assert_eq!(operation.get("security").is_some(), path.starts_with("/api/"), "{path}");

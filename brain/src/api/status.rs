@@ -16,7 +16,7 @@ pub struct Status {
     pub leader: String,
     /// Its lease term.
     pub term: u64,
-    /// What it does with plans: `observe`, `recommend` or `auto`.
+    /// What it does with plans: `observe`, `recommend`, `approve` or `auto`.
     #[schema(value_type = String)]
     pub mode: Mode,
     /// When the process started, in milliseconds since the epoch.
@@ -35,6 +35,8 @@ pub struct Status {
     pub vms_stood_down: usize,
     /// Commands sent and not yet answered.
     pub commands_in_flight: usize,
+    /// Planned actions that wait for an operator's approval.
+    pub proposals_open: usize,
 }
 
 /// The brain at a glance.
@@ -42,7 +44,9 @@ pub struct Status {
     responses((status = 200, body = Status), (status = 401, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn status(State(state): State<ApiState>) -> Result<Json<Status>, Problem> {
     let term = state.drive()?.term();
-    let (mode, hosts, vms) = state.ask(|desk| (desk.core.policy().mode, desk.core.hosts(), desk.core.vms())).await?;
+    let (mode, hosts, vms, proposals_open) = state
+        .ask(|desk| (desk.core.policy().mode, desk.core.hosts(), desk.core.vms(), desk.core.proposals_open()))
+        .await?;
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         leader: state.name.to_string(),
@@ -56,6 +60,7 @@ pub(super) async fn status(State(state): State<ApiState>) -> Result<Json<Status>
         vms_held: vms.iter().filter(|vm| vm.hold.is_some() || !vm.held.is_empty()).count(),
         vms_stood_down: vms.iter().filter(|vm| vm.stood_down).count(),
         commands_in_flight: vms.iter().filter(|vm| vm.in_flight.is_some()).count(),
+        proposals_open,
     }))
 }
 

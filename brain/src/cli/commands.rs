@@ -27,6 +27,9 @@ pub(super) fn status(client: &Client, json: bool) -> Result<(), Failure> {
         status.vms, status.vms_held, status.vms_stood_down
     );
     println!("commands  {} in flight", status.commands_in_flight);
+    if status.proposals_open > 0 {
+        println!("proposals {} wait for an operator: gnomon proposals list", status.proposals_open);
+    }
     let store =
         if status.store_writable { "accepts writes" } else { "FAILS: nothing is acknowledged, no command is sent" };
     println!("store     {store}");
@@ -242,17 +245,8 @@ pub(super) fn release(client: &Client, json: bool, scope: ScopeBody, dry_run: bo
         return Ok(());
     }
     if !yes {
-        if !io::stdin().is_terminal() {
-            return Err(Failure::Usage(
-                "not a terminal, so nobody can be asked: add --yes, or --dry-run to only look".into(),
-            ));
-        }
-        eprint!("release {} ({} VMs)? [y/N] ", operated.scope, operated.vms.len());
-        let mut answer = String::new();
-        let read = io::stderr().flush().and_then(|()| io::stdin().read_line(&mut answer));
-        if read.is_err() || !matches!(answer.trim(), "y" | "Y" | "yes") {
-            return Err(Failure::Refused("nothing was released".into()));
-        }
+        let question = format!("release {} ({} VMs)?", operated.scope, operated.vms.len());
+        confirm(&question, "nothing was released")?;
     }
     let value = client.post("release", &body)?;
     if json {
@@ -260,6 +254,20 @@ pub(super) fn release(client: &Client, json: bool, scope: ScopeBody, dry_run: bo
     }
     println!("released; Gnomon stands down there until: gnomon resume");
     Ok(())
+}
+
+/// Asks a person; anything but a yes is a failure that says `otherwise`.
+pub(super) fn confirm(question: &str, otherwise: &str) -> Result<(), Failure> {
+    if !io::stdin().is_terminal() {
+        return Err(Failure::Usage("not a terminal, so nobody can be asked: look first, then add --yes".into()));
+    }
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    let read = io::stderr().flush().and_then(|()| io::stdin().read_line(&mut answer));
+    match answer.trim() {
+        "y" | "Y" | "yes" if read.is_ok() => Ok(()),
+        _ => Err(Failure::Refused(otherwise.into())),
+    }
 }
 
 pub(super) fn audit(client: &Client, json: bool, limit: u32) -> Result<(), Failure> {

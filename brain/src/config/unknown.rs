@@ -34,7 +34,7 @@ mod tests {
         assert_eq!(explain(near), "unknown key `adress`, did you mean `address`?");
         let far = "unknown field `colour`, expected `address` or `agents_max`";
         assert_eq!(explain(far), "unknown key `colour`; known here: address, agents_max");
-        let variant = "unknown variant `autoo`, expected one of `observe`, `recommend`, `auto`";
+        let variant = "unknown variant `autoo`, expected one of `observe`, `recommend`, `approve`, `auto`";
         assert_eq!(explain(variant), "unknown value `autoo`, did you mean `auto`?");
         assert_eq!(explain("missing field `listen`"), "missing field `listen`");
     }

@@ -65,6 +65,7 @@ pub struct DriveMetrics {
     actuation: Histogram,
     moves: Histogram,
     capacity: Family<State, Gauge>,
+    proposals: Gauge,
 }
 
 impl DriveMetrics {
@@ -84,6 +85,7 @@ impl DriveMetrics {
             actuation: Histogram::new(exponential_buckets(0.000_5, 2.0, 16)),
             moves: Histogram::new(exponential_buckets(0.5, 2.0, 13)),
             capacity: Family::default(),
+            proposals: Gauge::default(),
         };
         registry.register_with_unit(
             "gnomon_brain_core_handle",
@@ -141,6 +143,11 @@ impl DriveMetrics {
             "Requests for capacity, open ones and those closed last, by state; absent where there never was one",
             metrics.capacity.clone(),
         );
+        registry.register(
+            "gnomon_brain_proposals_open",
+            "Planned actions that wait for an operator's approval",
+            metrics.proposals.clone(),
+        );
         metrics
     }
 
@@ -195,6 +202,10 @@ impl DriveMetrics {
             let state = State { state: state.name() };
             self.capacity.get_or_create(&state).set(i64::try_from(requests).unwrap_or(i64::MAX));
         }
+    }
+
+    pub(super) fn proposed(&self, open: usize) {
+        self.proposals.set(i64::try_from(open).unwrap_or(i64::MAX));
     }
 
     pub(super) fn acted(&self, act: &Outcome) {

@@ -61,12 +61,17 @@ impl Turn {
             | Restored::Hold { .. }
             | Restored::Drain { .. }
             | Restored::Capacity(_)
+            | Restored::Proposal(_)
             | Restored::Setting { .. } => {}
         }
         let is_capacity = matches!(restored, Restored::Capacity(_));
+        let is_proposal = matches!(restored, Restored::Proposal(_));
         self.desk.core.restore(restored);
         if is_capacity {
             self.metrics.asked(self.desk.core.capacity_states());
+        }
+        if is_proposal {
+            self.metrics.proposed(self.desk.core.proposals_open());
         }
     }
 
@@ -191,6 +196,7 @@ impl Turn {
             Record::LocalAct { outcome, .. } => self.metrics.acted(outcome),
             Record::Audit(audit) => self.metrics.looked_back(&audit.verb),
             Record::Capacity(_) => self.metrics.asked(self.desk.core.capacity_states()),
+            Record::Proposal(_) => self.metrics.proposed(self.desk.core.proposals_open()),
             _ => {}
         }
     }
@@ -245,6 +251,7 @@ mod tests {
                 outcome: None,
                 unanswered: false,
                 by_operator: false,
+                approved_by: None,
             };
             turn.restore(Restored::Command(record));
         }

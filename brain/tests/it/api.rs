@@ -6,7 +6,7 @@ use gnomon_brain::clock::now;
 use gnomon_common::wire::{Action, OutcomeResult, Setting};
 use serde_json::json;
 
-const PATHS: [&str; 13] = [
+const PATHS: [&str; 14] = [
     "/api/v1/status",
     "/api/v1/hosts",
     "/api/v1/hosts/a",
@@ -20,6 +20,7 @@ const PATHS: [&str; 13] = [
     "/api/v1/audit",
     "/api/v1/commands",
     "/api/v1/capacity",
+    "/api/v1/proposals",
 ];
 
 fn quota(cores: Option<f64>) -> Setting {
@@ -40,7 +41,13 @@ async fn nothing_under_the_api_is_told_without_a_token() {
             assert_eq!(brain.status(path, token).await, 401, "{path} {token:?}");
         }
     }
-    for path in ["/api/v1/pause", "/api/v1/resume", "/api/v1/release", "/api/v1/capacity/1-1/approve"] {
+    for path in [
+        "/api/v1/pause",
+        "/api/v1/resume",
+        "/api/v1/release",
+        "/api/v1/capacity/1-1/approve",
+        "/api/v1/proposals/1-1/approve",
+    ] {
         let (status, _) = brain.request("POST", path, None, Some(json!({"scope": "fleet"}).to_string())).await;
         assert_eq!(status, 401, "{path}");
     }
@@ -48,7 +55,7 @@ async fn nothing_under_the_api_is_told_without_a_token() {
     for path in ["/healthz", "/metrics", "/api/v1/openapi.json"] {
         assert_eq!(brain.status(path, None).await, 200, "{path}");
     }
-    assert_eq!(brain.metric("gnomon_brain_api_tokens_refused_total").await, 26.0);
+    assert_eq!(brain.metric("gnomon_brain_api_tokens_refused_total").await, 28.0);
     brain.stop().await;
 }
 

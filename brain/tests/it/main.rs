@@ -17,6 +17,7 @@ mod history;
 mod ingest;
 mod moves;
 mod process;
+mod proposals;
 mod regression;
 mod set;
 mod store;

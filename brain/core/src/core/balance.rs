@@ -4,6 +4,7 @@
 //! makes the core look at the others, so that a report of a calm host costs nothing beyond its own VMs.
 
 mod by_hand;
+mod lint;
 mod outcomes;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -11,7 +12,6 @@ use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Action, CommandId, HostFacts, HostId, Migration, Moved, VmId, VmState};
-use thiserror::Error;
 
 use super::Core;
 use crate::fleet::{Host, Vm};
@@ -118,23 +118,6 @@ impl MovePace {
     }
 }
 
-/// Why a plan's move must not leave.
-#[derive(Clone, Debug, PartialEq, Error)]
-pub(super) enum BadMove {
-    #[error("it would go to host {0}, which cannot receive now")]
-    Target(HostId),
-    #[error("it has to stay: {0}")]
-    Stays(String),
-    #[error("{0} VMs are on their way already, or one to or from the same host")]
-    Crowd(usize),
-    #[error("host {0} would have too little CPU")]
-    Cpu(HostId),
-    #[error("host {0} would have too little memory")]
-    Memory(HostId),
-    #[error("it would meet a VM that it belongs apart from, or leave one that it belongs with")]
-    Group,
-}
-
 impl Core {
     /// Takes a guard away from the planner, or from the linter: what then goes wrong shows what the guard is for.
     #[doc(hidden)]
@@ -145,39 +128,50 @@ impl Core {
     /// Sums up what a host's VMs will want, and plans a move where something has to be done about it.
     pub(super) fn balance(&mut self, now: Timestamp, host: &HostId, end: Timestamp, length: Duration) {
         let Some(entry) = self.fleet.hosts.get(host) else { return };
-        let load = self.load_of(entry, None, end);
+        let load = self.load_of(entry, None, end, None);
         let room = Room::of(&entry.facts, &self.policy.migrate);
         let before = entry.prospect;
-        let is_full = !room.holds(&load);
+        // What makes it too full must be live demand, or forecasts that may be acted on.
+        let proven = match self.skill_min() {
+            Some(skill_min) if !room.holds(&load) => self.load_of(entry, None, end, Some(skill_min)),
+            _ => load,
+        };
+        let (is_full, is_doubted) = (!room.holds(&proven), room.holds(&proven) && !room.holds(&load));
         let full_rounds = if is_full { before.map_or(0, |before| before.full_rounds).saturating_add(1) } else { 0 };
         let is_drained = self.moves.draining.contains_key(host);
         let is_told = (is_full || is_drained) && before.is_some_and(|before| before.is_told);
         let stuck_since = before.and_then(|before| before.stuck_since).filter(|_| is_full && !is_drained);
         let fresh_until = fresh_until(now, length);
         if let Some(entry) = self.fleet.hosts.get_mut(host) {
-            entry.prospect = Some(Prospect { load, fresh_until, full_rounds, is_told, stuck_since });
+            entry.prospect = Some(Prospect { load, fresh_until, full_rounds, is_doubted, is_told, stuck_since });
         }
-        self.relieve(now, host, &load, &room, full_rounds);
+        self.relieve(now, host, [&load, &proven], &room, full_rounds);
         self.review_capacity(now, host);
     }
 
     /// Plans a move from a host that is emptied, or has been too full for long enough.
-    fn relieve(&mut self, now: Timestamp, host: &HostId, load: &Load, room: &Room, full_rounds: u32) {
+    fn relieve(&mut self, now: Timestamp, host: &HostId, loads: [&Load; 2], room: &Room, full_rounds: u32) {
+        let [load, _] = loads;
         let is_drained = self.moves.draining.contains_key(host);
+        let mode = self.acting(self.policy.migrate_mode());
+        if mode == Mode::Approve && self.confirm_move(now, host) {
+            return;
+        }
         let rounds = if self.moves.guards.plans(Guard::Rounds) { self.policy.migrate.rounds } else { 1 };
-        if self.policy.migrate_mode() == Mode::Observe || !(is_drained || full_rounds >= rounds) {
+        if mode == Mode::Observe || !(is_drained || full_rounds >= rounds) {
             return;
         }
-        if self.has_to_wait(now, host) {
+        if (!is_drained && self.is_closed(now)) || self.has_to_wait(now, host) {
             return;
         }
-        match self.find_move(now, host, load, room, is_drained) {
+        match self.find_move(now, host, loads, room, is_drained) {
             Some(action) => {
                 if let Some(prospect) = self.fleet.hosts.get_mut(host).and_then(|entry| entry.prospect.as_mut()) {
                     prospect.stuck_since = None;
                 }
-                match self.policy.migrate_mode() {
+                match mode {
                     Mode::Auto => self.send(now, vec![action]),
+                    Mode::Approve => self.propose(now, vec![action]),
                     _ => self.recommend(now, vec![action]),
                 }
             }
@@ -190,21 +184,22 @@ impl Core {
         }
     }
 
-    /// What a host's VMs will take together: those that are there, those that arrive, and one more.
-    fn load_of(&self, host: &Host, more: Option<VmId>, at: Timestamp) -> Load {
-        let there =
-            host.vms.iter().chain(&host.arriving).filter_map(|id| self.fleet.vms.get(id)).map(|vm| self.claim(vm, at));
+    /// What a host's VMs will take together: those that are there, those that arrive, and one more. With `skill_min`, a forecast with less
+    /// skill counts for no more than what the VM wants now.
+    fn load_of(&self, host: &Host, more: Option<VmId>, at: Timestamp, skill_min: Option<f64>) -> Load {
+        let known = host.vms.iter().chain(&host.arriving).filter_map(|id| self.fleet.vms.get(id));
+        let there = known.map(|vm| self.claim(vm, at, skill_min));
         let more = more.and_then(|id| self.fleet.vms.get(&id)).map(|vm| self.landing(vm, at));
         Load::of(there.chain(more))
     }
 
     /// What a VM will take where it arrives: that has to have room for all the memory that it is defined with.
     fn landing(&self, vm: &Vm, at: Timestamp) -> Claim {
-        Claim { memory_bytes: vm.allocation.memory_bytes, ..self.claim(vm, at) }
+        Claim { memory_bytes: vm.allocation.memory_bytes, ..self.claim(vm, at, None) }
     }
 
     /// What a VM will take within the time that looking ahead for a move covers.
-    fn claim(&self, vm: &Vm, at: Timestamp) -> Claim {
+    fn claim(&self, vm: &Vm, at: Timestamp, skill_min: Option<f64>) -> Claim {
         let memory_bytes = match vm.state {
             VmState::ShutOff | VmState::Crashed | VmState::Arriving => return Claim::default(),
             _ => vm.memory.and_then(|memory| memory.balloon_bytes).unwrap_or(vm.allocation.memory_bytes),
@@ -213,12 +208,12 @@ impl Core {
             return Claim { memory_bytes, ..Claim::default() };
         }
         let ahead = Duration::from_millis(self.policy.migrate.lead_ms) + self.moves.pace.takes(memory_bytes);
-        let (median_cores, high_cores) = vm.demand_ahead(at, ahead, &self.policy);
+        let (median_cores, high_cores) = vm.demand_ahead(at, ahead, &self.policy, skill_min);
         Claim { median_cores, high_cores, memory_bytes }
     }
 
     /// Whether moves are at their limits now.
-    fn has_to_wait(&self, now: Timestamp, host: &HostId) -> bool {
+    pub(super) fn has_to_wait(&self, now: Timestamp, host: &HostId) -> bool {
         let guards = self.moves.guards;
         let policy = &self.policy.migrate;
         let leaving = self.moves.under_way.values().any(|way| way.from == *host);
@@ -237,7 +232,7 @@ impl Core {
         &self,
         now: Timestamp,
         host: &HostId,
-        load: &Load,
+        [load, proven]: [&Load; 2],
         room: &Room,
         is_drained: bool,
     ) -> Option<PlannedAction> {
@@ -246,7 +241,7 @@ impl Core {
         let free = source.vms.iter().filter(|id| self.may_leave(now, host, **id, is_drained));
         let candidates = free.filter_map(|&id| {
             let vm = self.fleet.vms.get(&id)?;
-            Some(Candidate { vm: id, claim: self.claim(vm, vm.window_end) })
+            Some(Candidate { vm: id, claim: self.claim(vm, vm.window_end, None) })
         });
         let ordered = order(candidates.collect(), load, room);
         ordered.into_iter().take(CANDIDATES_MAX).find_map(|candidate| {
@@ -255,14 +250,21 @@ impl Core {
             let expected = Relief { from_before: room.share(load), from_after, to_after };
             let reason = if is_drained {
                 Reason::Drained
-            } else if room.holds_cpu(load) {
+            } else if room.holds_cpu(proven) {
                 Reason::HostMemoryFull { bytes: load.memory_bytes, room_bytes: room.memory_bytes as u64, expected }
             } else {
-                Reason::HostFull { demand_cores: load.high_cores(), room_cores: room.cores, expected }
+                Reason::HostFull { demand_cores: proven.high_cores(), room_cores: room.cores, expected }
             };
             let migration = self.migration(to.clone(), facts.migration.as_ref()?.uri.clone());
             let (vm, host) = (candidate.vm, host.clone());
-            Some(PlannedAction { host, vm, action: Action::Migrate(migration), before: None, reason })
+            Some(PlannedAction {
+                host,
+                vm,
+                action: Action::Migrate(migration),
+                before: None,
+                reason,
+                approved_by: None,
+            })
         })
     }
 
@@ -273,7 +275,8 @@ impl Core {
         let held = guards.plans(Guard::Hold) && (vm.stood_down || self.holds.on_vm(id, Some(host)).is_some());
         let stays = (guards.plans(Guard::Terms) && vm.terms.stays_because().is_some()) || vm.travel.is_rooted(now);
         let backs_off = vm.travel.backoff.until(now).is_some();
-        vm.state == VmState::Running && vm.flight.is_none() && !rests && !held && !stays && !backs_off
+        let is_denied = self.is_move_denied(now, id);
+        vm.state == VmState::Running && vm.flight.is_none() && !rests && !held && !stays && !backs_off && !is_denied
     }
 
     /// The host that is left with the most after taking a VM in.
@@ -445,44 +448,6 @@ impl Core {
             self.moves.begun.remove(place);
             self.keep_moves(now);
         }
-    }
-
-    /// Checks a plan's move by the facts, not by what the planner made of them.
-    pub(super) fn lint_move(&self, action: &PlannedAction, migration: &Migration) -> Result<(), BadMove> {
-        let (id, to, guards) = (action.vm, &migration.to, self.moves.guards);
-        let target = || BadMove::Target(to.clone());
-        let vm = self.fleet.vms.get(&id).ok_or_else(target)?;
-        let host: &Host = self.fleet.hosts.get(to).filter(|_| *to != action.host).ok_or_else(target)?;
-        let is_closed = (guards.lints(Guard::Draining) && self.moves.draining.contains_key(to))
-            || (guards.lints(Guard::Hold) && self.holds.on_host(to).is_some())
-            || (guards.lints(Guard::Fresh) && !host.connected);
-        if is_closed || host.facts.dry_run || host.facts.migration.as_ref().is_none_or(|to| to.uri != migration.uri) {
-            return Err(target());
-        }
-        if guards.lints(Guard::Terms)
-            && let Some(why) = vm.terms.stays_because()
-        {
-            return Err(BadMove::Stays(why.to_owned()));
-        }
-        let under_way = self.moves.under_way.len();
-        let leaves = self.moves.under_way.values().any(|way| way.from == action.host);
-        let is_crowded = guards.lints(Guard::Inflow) && (leaves || self.is_on_its_way_to(to));
-        if is_crowded || (guards.lints(Guard::AtOnce) && under_way >= self.policy.migrate.at_once_max) {
-            return Err(BadMove::Crowd(under_way));
-        }
-        // Summed up anew: what the planner kept may have been wrong.
-        let load = self.load_of(host, Some(id), vm.window_end);
-        let room = Room::of(&host.facts, &self.policy.migrate);
-        if guards.lints(Guard::Cpu) && !room.holds_cpu(&load) {
-            return Err(BadMove::Cpu(to.clone()));
-        }
-        if guards.lints(Guard::Memory) && !room.holds_memory(&load) {
-            return Err(BadMove::Memory(to.clone()));
-        }
-        let is_drained = self.moves.draining.contains_key(&action.host);
-        let meets = guards.lints(Guard::Apart) && self.meets(id, vm, to);
-        let parts = guards.lints(Guard::Together) && self.parts(id, vm, &action.host, to, is_drained);
-        if meets || parts { Err(BadMove::Group) } else { Ok(()) }
     }
 
     /// A move as policy has it.

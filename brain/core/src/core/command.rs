@@ -32,7 +32,10 @@ impl Core {
             action: action.action.clone(),
             fence,
             time_to_live_ms: self.policy.cpu.command_ttl_ms,
-            reason: action.reason.in_words(now),
+            reason: match &action.approved_by {
+                Some(by) => format!("{}; approved by {by}", action.reason.in_words(now)),
+                None => action.reason.in_words(now),
+            },
         };
         let host = action.host.clone();
         let record = CommandRecord {
@@ -42,6 +45,7 @@ impl Core {
             outcome: None,
             unanswered: false,
             by_operator: action.reason == Reason::Operator,
+            approved_by: action.approved_by.clone(),
         };
         let deadline = deadline(&record);
         if let Some(vm) = self.fleet.vms.get_mut(&action.vm) {
@@ -75,14 +79,19 @@ impl Core {
     /// may, and what an operator set unless the VM was released since.
     pub fn may_send_again(&self, record: &CommandRecord) -> bool {
         let (vm, hold) = (record.command.vm, self.holds.on_vm(record.command.vm, Some(&record.host)));
+        let is_allowed = match self.policy.mode_for(&record.command.action) {
+            Mode::Observe | Mode::Recommend => false,
+            Mode::Approve => record.approved_by.is_some(),
+            Mode::Auto => true,
+        };
         match record.command.action {
             Action::Release | Action::AbortMigration => true,
-            Action::Migrate(_) => hold.is_none() && (record.by_operator || self.policy.migrate_mode() == Mode::Auto),
+            Action::Migrate(_) => hold.is_none() && (record.by_operator || is_allowed),
             Action::Set(_) if record.by_operator => hold != Some(Hold::Released),
             Action::Set(target) => {
                 let stood_down = self.fleet.vms.get(&vm).is_some_and(|vm| vm.stood_down);
                 let is_ours = hold.is_none() && !stood_down && !self.holds.on_means(vm, target.means());
-                self.policy.mode == Mode::Auto && is_ours
+                is_allowed && is_ours
             }
         }
     }
@@ -275,10 +284,12 @@ impl Core {
         for vm in self.fleet.vms.values_mut() {
             vm.pace.backoff.clock_set_back(now);
             vm.travel.clock_set_back(now);
+            vm.incident_at = vm.incident_at.map(|at| at.min(now));
             vm.balloon_pace.backoff.clock_set_back(now);
         }
         self.moves.clock_set_back(now);
         self.capacity.clock_set_back(now);
+        self.proposals.clock_set_back(now, &self.policy.approve);
         for host in self.fleet.hosts.values_mut() {
             host.up_since = host.up_since.min(now);
             // What was told by another clock is not fresh by this one: the next report is.

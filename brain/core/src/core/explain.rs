@@ -78,7 +78,7 @@ impl Core {
     }
 
     fn outlook_line(&self, vm: &Vm) -> Option<String> {
-        let outlook = vm.outlook(vm.window_end, &self.policy)?;
+        let outlook = vm.outlook(vm.window_end, &self.policy, self.policy.forecast.skill_min)?;
         let level = self.policy.cpu.quantile * 100.0;
         let lead_s = self.policy.cpu.lead_ms as f64 / 1000.0;
         let use_of_it =
@@ -88,6 +88,21 @@ impl Core {
              a size to {use_of_it}.",
             outlook.most_cores
         ))
+    }
+
+    /// What a forecast asks for and does not get, because it has too little skill.
+    fn doubt(&self, vm: &Vm) -> Option<String> {
+        let skill_min = self.policy.forecast.skill_min?;
+        let doubted = vm.outlook(vm.window_end, &self.policy, Some(skill_min))?.doubted_cores;
+        let skills: Vec<String> = vm.skills().iter().flatten().map(|skill| format!("{:.0} %", skill * 100.0)).collect();
+        (doubted > 0.0).then(|| {
+            format!(
+                "A forecast of up to {doubted:.2} cores within the lead time is not acted on: it avoids {} of the error of \"the same as a season \
+                 ago\", and policy asks for {:.0} %. It holds back shrinking, and growth follows live demand.",
+                skills.join(" and "),
+                skill_min * 100.0
+            )
+        })
     }
 
     fn promise(&self, vm: &Vm) -> Option<String> {
@@ -116,7 +131,7 @@ impl Core {
                 vm.allocation.vcpus
             ));
         };
-        let sizing = sizing(vm, host, &self.policy, vm.window_end)?;
+        let sizing = sizing(vm, host, &self.policy, self.policy.forecast.skill_min, vm.window_end)?;
         let headroom = self.policy.cpu.headroom;
         let (needed, comfortable) = sizing.quotas(headroom);
         let now = vm.allocation.quota_cores.map_or("unlimited".to_owned(), |quota| format!("{quota:.2} cores"));
@@ -161,6 +176,9 @@ impl Core {
             Mode::Recommend => {
                 lines.push("The policy's mode is recommend: plans are shown, not carried out.".to_owned());
             }
+            Mode::Approve => {
+                lines.push("The policy's mode is approve: what is planned waits for an operator.".to_owned());
+            }
             Mode::Auto => {}
         }
         match self.holds.on_vm(id, vm.host.as_ref()) {
@@ -171,6 +189,16 @@ impl Core {
             }
             None => {}
         }
+        if !self.windows.are_open(&self.calendar, self.now) {
+            let until = self.windows.change(&self.calendar, self.now);
+            let until = until.map_or_else(|| "for a week at least".to_owned(), |at| format!("until {at}"));
+            lines.push(format!(
+                "By the maintenance windows of the policy, plans neither shrink nor move VMs {until}; they still grow."
+            ));
+        }
+        lines.extend(self.doubt(vm));
+        lines.extend(vm.host.as_ref().and_then(|host| self.surplus_in_words(id, vm, host)));
+        lines.extend(self.proposals_in_words(id));
         for setting in self.holds.settings_of(id) {
             lines.push(format!(
                 "An operator set the {} to {setting}: it is left alone until the VM is resumed or released.",

@@ -64,6 +64,7 @@ impl Core {
                 action: Action::Set(target),
                 before,
                 reason: Reason::Local { cause },
+                approved_by: None,
             };
             let (result, remark) = (Some(outcome.result.clone()), Some(remark.to_owned()));
             vm.remember(RecentAction { at: outcome.at, id: Some(outcome.id), action, result, remark });

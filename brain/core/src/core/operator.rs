@@ -24,6 +24,8 @@ impl Core {
             OperatorRequest::Undrain { host } => self.drain(now, actor, host, false),
             OperatorRequest::ApproveCapacity { key } => self.decide_capacity(now, actor, key, true),
             OperatorRequest::DenyCapacity { key } => self.decide_capacity(now, actor, key, false),
+            OperatorRequest::ApproveProposal { key } => self.decide_proposal(now, actor, key, true),
+            OperatorRequest::DenyProposal { key } => self.decide_proposal(now, actor, key, false),
         }
     }
 
@@ -111,7 +113,14 @@ impl Core {
                 self.notice("still_stood_down", text);
                 continue;
             }
-            actions.push(PlannedAction { host, vm, action: Action::Release, before: None, reason: Reason::Operator });
+            actions.push(PlannedAction {
+                host,
+                vm,
+                action: Action::Release,
+                before: None,
+                reason: Reason::Operator,
+                approved_by: None,
+            });
         }
         self.send(now, actions);
     }
@@ -141,6 +150,7 @@ impl Core {
             action: Action::Release,
             before: None,
             reason: Reason::Operator,
+            approved_by: None,
         })
     }
 }

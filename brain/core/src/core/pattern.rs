@@ -46,6 +46,9 @@ impl Core {
         let text = format!("VM {name} ({id}), {kpi}: {}", incident.in_words(write));
         let late = now.unix_ms() / 1000 > incident.at_s.unsigned_abs().saturating_add(LATE_S);
         let vms = self.fleet.vms.len();
+        if !late {
+            self.note_incident(now, id, *kpi, incident);
+        }
         match self.incidents.add(id, sighting, vms) {
             // The backlog of an outage tells of the past: it is listed, and wakes nobody.
             News::One | News::Fleet { .. } if late => {}

@@ -19,9 +19,9 @@ use crate::view::RecentAction;
 
 /// A change that a means of one VM is due.
 #[derive(Clone, Copy, Debug)]
-struct Wish {
-    target: Setting,
-    reason: Reason,
+pub(super) struct Wish {
+    pub(super) target: Setting,
+    pub(super) reason: Reason,
 }
 
 impl Core {
@@ -35,11 +35,28 @@ impl Core {
         let vms: BTreeSet<VmId> =
             report.vms.iter().filter(|window| is_evidence(window)).map(|window| window.vm).collect();
         let actions = vms.into_iter().filter_map(|vm| self.judge(now, &report.host, vm, end, length)).collect();
-        match self.policy.mode {
+        match self.acting(self.policy.mode) {
             Mode::Observe => {}
             Mode::Recommend => self.recommend(now, actions),
+            Mode::Approve => self.propose(now, actions),
             Mode::Auto => self.send(now, actions),
         }
+    }
+
+    /// What is done in a mode. Without its guard, nothing waits for an operator.
+    pub(super) fn acting(&self, mode: Mode) -> Mode {
+        let waits = mode != Mode::Approve || self.moves.guards.plans(Guard::Approval);
+        if waits { mode } else { Mode::Auto }
+    }
+
+    /// Whether it is no time to shrink or move VMs, as far as the planner keeps to that.
+    pub(super) fn is_closed(&self, now: Timestamp) -> bool {
+        self.moves.guards.plans(Guard::Windows) && !self.windows.are_open(&self.calendar, now)
+    }
+
+    /// The skill that a forecast must have to be acted on, as far as the planner keeps to that.
+    pub(super) fn skill_min(&self) -> Option<f64> {
+        self.policy.forecast.skill_min.filter(|_| self.moves.guards.plans(Guard::Skill))
     }
 
     /// Sizes one VM and says what to do about it, if anything may be done: growth first, and CPU before memory.
@@ -54,23 +71,43 @@ impl Core {
         // Both are judged at every report: each has a dwell time to keep.
         let wishes = [self.judge_cpu(now, host, id, end, length), self.judge_memory(now, host, id, length)];
         let vm = self.fleet.vms.get(&id)?;
-        if self.holds.on_vm(id, Some(host)).is_some() || vm.stood_down || vm.terms.hands_off() || vm.flight.is_some() {
+        if vm.flight.is_some() {
             return None;
         }
-        let free = wishes.into_iter().flatten().filter(|wish| !self.holds.on_means(id, wish.target.means()));
+        let is_held = self.holds.on_vm(id, Some(host)).is_some() || vm.stood_down || vm.terms.hands_off();
+        let is_closed = self.is_closed(now);
+        let is_free = |wish: &Wish| {
+            !(is_held || is_closed && wish.reason.keeps_to_windows() || self.holds.on_means(id, wish.target.means()))
+        };
+        let mut free: Vec<Wish> = wishes.into_iter().flatten().filter(is_free).collect();
+        if self.acting(self.policy.mode) == Mode::Approve {
+            self.confirm_sizes(now, host, id, &free, is_held);
+            free.retain(|wish| !self.is_proposed(now, id, wish));
+        }
         // Of equals the first.
-        let Wish { target, reason } = free.min_by_key(|wish| wish.reason.is_slack())?;
-        let before = vm.in_force(target);
-        Some(PlannedAction { host: host.clone(), vm: id, action: Action::Set(target), before, reason })
+        let Wish { target, reason } = free.into_iter().min_by_key(|wish| wish.reason.is_slack())?;
+        let before = self.fleet.vms.get(&id)?.in_force(target);
+        Some(PlannedAction {
+            host: host.clone(),
+            vm: id,
+            action: Action::Set(target),
+            before,
+            reason,
+            approved_by: None,
+        })
     }
 
     fn judge_cpu(&mut self, now: Timestamp, host: &HostId, id: VmId, end: Timestamp, length: Duration) -> Option<Wish> {
+        let skill_min = self.skill_min();
         let facts = self.fleet.hosts.get(host)?;
         let vm = self.fleet.vms.get_mut(&id).filter(|vm| vm.host.as_ref() == Some(host))?;
-        let Some(sizing) = sizing(vm, facts, &self.policy, end) else {
+        let Some(mut sizing) = sizing(vm, facts, &self.policy, skill_min, end) else {
             vm.verdict = None;
+            self.surpluses.end(id);
             return None;
         };
+        self.set_aside(now, id, host, &mut sizing);
+        let vm = self.fleet.vms.get_mut(&id)?;
         let verdict = vm.pace.judge(now, length, &sizing, &self.policy.cpu);
         vm.verdict = Some(verdict);
         let Some((cores, reason)) = verdict.resize else {
@@ -104,7 +141,7 @@ impl Core {
 
     /// Makes a plan of actions and carries it out.
     pub(super) fn send(&mut self, now: Timestamp, actions: Vec<PlannedAction>) {
-        let Some(plan) = self.checked(now, actions) else { return };
+        let Some(plan) = self.checked(now, actions, true) else { return };
         self.persist(Record::Plan(plan.clone()));
         for action in plan.actions {
             self.command(now, action, plan.fence);
@@ -113,7 +150,7 @@ impl Core {
 
     /// Makes a plan of actions and shows it.
     pub(super) fn recommend(&mut self, now: Timestamp, actions: Vec<PlannedAction>) {
-        let Some(plan) = self.checked(now, actions) else { return };
+        let Some(plan) = self.checked(now, actions, false) else { return };
         self.persist(Record::Plan(plan.clone()));
         for action in plan.actions {
             let Some(vm) = self.fleet.vms.get_mut(&action.vm) else { continue };
@@ -127,23 +164,15 @@ impl Core {
         }
     }
 
-    /// A plan, numbered and checked; `None` when there is nothing to do, or the linter refuses.
-    fn checked(&mut self, now: Timestamp, actions: Vec<PlannedAction>) -> Option<Plan> {
+    /// A plan, numbered and checked; `None` when there is nothing to do, or the linter refuses. `leaves`: it is to be carried out.
+    pub(super) fn checked(&mut self, now: Timestamp, actions: Vec<PlannedAction>, leaves: bool) -> Option<Plan> {
         if actions.is_empty() {
             return None;
         }
         let last = self.fence;
         self.fence.generation += 1;
         let plan = Plan { at: now, fence: self.fence, actions };
-        let checked = self.lint(&plan, last).map_err(|violation| violation.to_string());
-        let checked = checked.and_then(|()| {
-            let moves = plan.actions.iter().filter_map(|action| match &action.action {
-                Action::Migrate(migration) => Some(self.lint_move(action, migration)),
-                _ => None,
-            });
-            moves.collect::<Result<(), _>>().map_err(|bad| bad.to_string())
-        });
-        match checked {
+        match self.review(&plan, last, leaves) {
             Ok(()) => Some(plan),
             Err(violation) => {
                 self.notice("plan_refused_by_linter", format!("plan {} was dropped: {violation}", plan.fence));
@@ -152,7 +181,23 @@ impl Core {
         }
     }
 
-    fn lint(&self, plan: &Plan, last: Fence) -> Result<(), lint::Violation> {
+    /// What the linter says of an action, if it were to leave now.
+    pub(super) fn verdict(&self, action: PlannedAction) -> Result<(), String> {
+        let last = self.fence;
+        let fence = Fence { generation: last.generation + 1, ..last };
+        self.review(&Plan { at: self.now, fence, actions: vec![action] }, last, true)
+    }
+
+    fn review(&self, plan: &Plan, last: Fence, leaves: bool) -> Result<(), String> {
+        self.lint(plan, last, leaves).map_err(|violation| violation.to_string())?;
+        plan.actions.iter().try_for_each(|action| match &action.action {
+            Action::Migrate(migration) => self.lint_move(action, migration).map_err(|bad| bad.to_string()),
+            _ => Ok(()),
+        })
+    }
+
+    fn lint(&self, plan: &Plan, last: Fence, leaves: bool) -> Result<(), lint::Violation> {
+        let guards = self.moves.guards;
         lint::check(plan, last, |action| {
             let vm = self.fleet.vms.get(&action.vm)?;
             let host = self.fleet.hosts.get(vm.host.as_ref()?)?;
@@ -168,8 +213,15 @@ impl Core {
                 live_cores: vm.cpu.map_or(0.0, |cpu| live_cores(&cpu, &vm.allocation)),
                 balloon: balloon_sizing(vm, host, &self.policy).and_then(Result::ok),
                 command_in_flight: vm.flight.is_some(),
-                hands_off: (self.moves.guards.lints(Guard::Terms) && vm.terms.hands_off())
-                    || (self.moves.guards.lints(Guard::Hold) && is_held),
+                hands_off: (guards.lints(Guard::Terms) && vm.terms.hands_off())
+                    || (guards.lints(Guard::Hold) && is_held),
+                surplus: vm.host.as_ref().and_then(|host| self.surplus_of(plan.at, action.vm, vm, host)),
+                ordinary_cores: vm.cpu.map_or(0.0, |cpu| live_cores(&cpu, &vm.allocation)) * self.policy.cpu.headroom,
+                is_doubted: guards.lints(Guard::Skill) && vm.is_doubted(self.policy.forecast.skill_min),
+                outside_windows: guards.lints(Guard::Windows) && !self.windows.are_open(&self.calendar, plan.at),
+                needs_approval: leaves
+                    && guards.lints(Guard::Approval)
+                    && self.policy.mode_for(&action.action) == Mode::Approve,
             })
         })
     }
@@ -187,7 +239,7 @@ pub(super) fn balloon_sizing(vm: &Vm, host: &Host, policy: &Policy) -> Option<Re
 }
 
 /// What decides a VM's CPU now; `None` where nothing can be said, no size is allowed, or its host's agent may not change it.
-pub(super) fn sizing(vm: &Vm, host: &Host, policy: &Policy, end: Timestamp) -> Option<Sizing> {
+pub(super) fn sizing(vm: &Vm, host: &Host, policy: &Policy, skill_min: Option<f64>, end: Timestamp) -> Option<Sizing> {
     let managed = vm.state == VmState::Running && host.facts.means.contains(&Means::CpuQuota);
     let cpu = vm.cpu.filter(|_| managed)?;
     let bounds = Bounds::new(&policy.cpu, &host.facts.cpu_bounds, vm.allocation.vcpus)?;
@@ -197,7 +249,8 @@ pub(super) fn sizing(vm: &Vm, host: &Host, policy: &Policy, end: Timestamp) -> O
         vcpus: vm.allocation.vcpus,
         live_cores: live_cores(&cpu, &vm.allocation),
         peak_cores: cpu.demand_low.max.min(f64::from(vm.allocation.vcpus)),
-        outlook: vm.outlook(end, policy),
+        outlook: vm.outlook(end, policy, skill_min),
         promised_cores: vm.promised_cores,
+        surplus: None,
     })
 }

@@ -199,6 +199,8 @@ impl Core {
             if let Some(slot) = self.fleet.vanish(id, end).and_then(|forgotten| forgotten.slot) {
                 self.sizes.leave(slot);
             }
+            self.withdraw_all_of(id);
+            self.surpluses.end(id);
             if let Some(vm) = self.fleet.vms.get(&id) {
                 let (name, state) = (vm.name.clone(), vm.state);
                 self.persist(Record::Vm { vm: id, name, host: None, state, at: end });

@@ -35,6 +35,7 @@ impl Core {
             Restored::Hold { scope, hold } => self.holds.set(scope, hold),
             Restored::Setting { vm, setting } => self.holds.hold_means(vm, setting),
             Restored::Capacity(request) => self.restore_capacity(*request),
+            Restored::Proposal(proposal) => self.restore_proposal(*proposal),
             Restored::Command(record) => self.resume_flight(record),
         }
     }

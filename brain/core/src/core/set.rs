@@ -95,7 +95,14 @@ impl Core {
             return Err(SetRefusal::Full);
         }
         let before = known.in_force(setting);
-        Ok(PlannedAction { host, vm, action: Action::Set(setting), before, reason: Reason::Operator })
+        Ok(PlannedAction {
+            host,
+            vm,
+            action: Action::Set(setting),
+            before,
+            reason: Reason::Operator,
+            approved_by: None,
+        })
     }
 
     pub(super) fn set(&mut self, now: Timestamp, actor: &str, vm: VmId, setting: Setting) {

@@ -1,5 +1,6 @@
 //! The state machine, input by input.
 
+mod approve;
 mod balance;
 mod bench;
 mod capacity;
@@ -10,6 +11,8 @@ mod local;
 mod long_run;
 mod memory;
 mod set;
+mod skill;
+mod windows;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Action, Fence, OutcomeResult, RefusedCommand, Report, Setting, VmState};

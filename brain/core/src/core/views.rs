@@ -172,6 +172,7 @@ impl Core {
             memory_bytes: prospect.load.memory_bytes,
             room_bytes: room.memory_bytes as u64,
             full_rounds: prospect.full_rounds,
+            is_doubted: prospect.is_doubted,
         }
     }
 

@@ -119,6 +119,8 @@ pub(crate) struct Vm {
     pub(crate) slot: Option<Slot>,
     /// The size that keeps the fleet's promise, in cores.
     pub(crate) promised_cores: Option<f64>,
+    /// When an incident was found last that says that it wants more CPU than it ever did.
+    pub(crate) incident_at: Option<Timestamp>,
     pub(crate) pace: Pace,
     pub(crate) verdict: Option<Verdict>,
     pub(crate) balloon_pace: BalloonPace,
@@ -167,6 +169,7 @@ impl Vm {
             pattern,
             slot: None,
             promised_cores: None,
+            incident_at: None,
             pace: Pace::default(),
             verdict: None,
             balloon_pace: BalloonPace::default(),
@@ -323,23 +326,27 @@ impl Vm {
 
     /// What the forecasts say from `at` until `lead_ms` (and the step that this falls into) later. `None` where there are none, or where
     /// `at` is beyond their horizons: a VM that was not measured for so long. O(horizon).
-    pub(crate) fn outlook(&self, at: Timestamp, policy: &Policy) -> Option<Outlook> {
+    /// Only seasonal forecasts of at least `skill_min` count as such.
+    pub(crate) fn outlook(&self, at: Timestamp, policy: &Policy, skill_min: Option<f64>) -> Option<Outlook> {
         let cores_max = f64::from(self.allocation.vcpus);
         let near = self.ready().map_or_else(Vec::new, |forecaster| self.near_demand(forecaster, at, policy));
-        let near_seasonal = self.ready().is_some_and(|forecaster| forecaster.season_steps().is_some());
+        let [near_skill, far_skill] = self.skills();
         // What is promised was chosen with the day in view already.
         let far = if self.promised_cores.is_none() { self.far_demand(at, policy) } else { Vec::new() };
         if near.is_empty() && far.is_empty() {
             return None;
         }
         let limit = self.allocation.cpu_limit_cores();
-        let mut outlook = Outlook { seasonal_cores: 0.0, most_cores: 0.0, outgrown: None };
-        for (demands, seasonal) in [(near, near_seasonal), (far, self.pattern.is_earned())] {
+        let mut outlook = Outlook { seasonal_cores: 0.0, doubted_cores: 0.0, most_cores: 0.0, outgrown: None };
+        for (demands, skill) in [(near, near_skill), (far, far_skill)] {
+            let seasonal = skill.is_some() && !falls_short(skill, skill_min);
             for (start, demand) in demands {
                 let demand = demand.min(cores_max);
                 outlook.most_cores = outlook.most_cores.max(demand);
                 if seasonal {
                     outlook.seasonal_cores = outlook.seasonal_cores.max(demand);
+                } else if skill.is_some() {
+                    outlook.doubted_cores = outlook.doubted_cores.max(demand);
                 }
                 let is_first = outlook.outgrown.is_none_or(|(outgrown, _)| start < outgrown);
                 if is_first && demand * policy.cpu.headroom > limit {
@@ -351,13 +358,20 @@ impl Vm {
     }
 
     /// Its demand within the time from `at` on that is looked ahead for moves, in cores: median and 95 % quantile, each where it is largest.
-    /// Never below what it wants now. A running VM that tells nothing may want all that it is allowed.
-    pub(crate) fn demand_ahead(&self, at: Timestamp, ahead: Duration, policy: &Policy) -> (f64, f64) {
+    /// Never below what it wants now. A forecast with less skill than `skill_min` says nothing. A running VM that tells nothing may want all that it is allowed.
+    pub(crate) fn demand_ahead(
+        &self,
+        at: Timestamp,
+        ahead: Duration,
+        policy: &Policy,
+        skill_min: Option<f64>,
+    ) -> (f64, f64) {
         let limit = self.allocation.cpu_limit_cores();
         let Some(live) = self.cpu.map(|cpu| live_cores(&cpu, &self.allocation)) else { return (limit, limit) };
         let cores_max = f64::from(self.allocation.vcpus);
         let (mut median, mut high) = (live, live);
-        if let Some(forecaster) = self.ready() {
+        let is_doubted = falls_short(self.skills()[0], skill_min);
+        if let Some(forecaster) = self.ready().filter(|_| !is_doubted) {
             let resolution_ms = self.history.resolution_ms();
             let since_ms = at.since(self.history.closed_until()).as_millis() as u64;
             let reach = policy.forecast.horizon_steps as u64;
@@ -369,6 +383,17 @@ impl Vm {
             }
         }
         (median.min(cores_max), high.max(median).min(cores_max))
+    }
+
+    /// The skill of the near and of the far forecast, each where its season has earned its say.
+    pub(crate) fn skills(&self) -> [Option<f64>; 2] {
+        let far = self.pattern.models().filter(|_| self.pattern.is_earned()).map(|(_, skill)| skill);
+        [self.ready().and_then(Forecaster::skill), far]
+    }
+
+    /// Whether no seasonal forecast of it has the skill that policy asks for.
+    pub(crate) fn is_doubted(&self, skill_min: Option<f64>) -> bool {
+        self.skills().iter().all(|&skill| skill.is_none() || falls_short(skill, skill_min))
     }
 
     /// The near forecast's steps within the lead time: when each begins, and its quantile.
@@ -405,6 +430,11 @@ impl Vm {
             action.result = Some(result.clone());
         }
     }
+}
+
+/// Whether a forecast has a skill, and not enough of it.
+fn falls_short(skill: Option<f64>, skill_min: Option<f64>) -> bool {
+    skill.zip(skill_min).is_some_and(|(skill, min)| skill < min)
 }
 
 /// Checks a window and bounds its demand by the VM's vCPUs: emulator threads may add to what it ran, but not to what a quota

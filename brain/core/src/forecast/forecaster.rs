@@ -172,6 +172,12 @@ impl Forecaster {
         };
         (naive > f64::EPSILON).then(|| error / naive)
     }
+
+    /// The share of the error of "the same as a season ago" that its season avoids, where one has earned its say; 0 where there is no such
+    /// error to avoid.
+    pub(crate) fn skill(&self) -> Option<f64> {
+        self.earned().map(|_| 1.0 - self.relative_error().unwrap_or(1.0))
+    }
 }
 
 impl Season {

@@ -21,6 +21,7 @@ const POLICY: ForecastPolicy = ForecastPolicy {
     season_steps_max: 150,
     time_zone: String::new(),
     holidays: Vec::new(),
+    skill_min: None,
 };
 
 /// Series drawn for each claim.

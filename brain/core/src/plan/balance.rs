@@ -115,6 +115,8 @@ pub(crate) struct Prospect {
     pub(crate) fresh_until: Timestamp,
     /// Reports in a row in which it was too full.
     pub(crate) full_rounds: u32,
+    /// It is too full only by forecasts with less skill than policy asks for: nothing is done about it.
+    pub(crate) is_doubted: bool,
     /// It was said that nothing can be done about it.
     pub(crate) is_told: bool,
     /// Since when it is too full, VMs of it may leave, and no host has room for one.

@@ -1,6 +1,6 @@
-//! The rules that keep moves safe, by name, so that a test can take one away and see what then goes wrong.
+//! The rules that keep plans safe, those of moves first, by name, so that a test can take one away and see what then goes wrong.
 
-/// A rule that the planner of moves keeps. Those that a single plan can break the linter keeps as well.
+/// A rule that the planner keeps. Those that a single plan can break the linter keeps as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Guard {
     /// What a VM's owner and its definition say.
@@ -33,11 +33,17 @@ pub enum Guard {
     Fresh,
     /// Where somebody else moves VMs, Gnomon does not.
     Stranger,
+    /// On the word of a forecast that policy finds too poor, nothing is done.
+    Skill,
+    /// Nothing is shrunk or moved outside maintenance windows.
+    Windows,
+    /// In mode `approve`, nothing leaves that no operator approved.
+    Approval,
 }
 
 impl Guard {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::Terms,
         Self::Hold,
         Self::Draining,
@@ -53,6 +59,9 @@ impl Guard {
         Self::Together,
         Self::Fresh,
         Self::Stranger,
+        Self::Skill,
+        Self::Windows,
+        Self::Approval,
     ];
 
     /// Whether the linter sees a plan that breaks it. The others are about more than one plan, or about what is worth while.

@@ -4,7 +4,7 @@ use gnomon_common::wire::{Action, Fence, HostId, Setting, VmId};
 use thiserror::Error;
 
 use super::memory::{BALLOON_STEP_BYTES, BalloonSizing};
-use super::size::{Bounds, QUOTA_STEP_CORES};
+use super::size::{Bounds, QUOTA_STEP_CORES, Surplus};
 use super::{Plan, PlannedAction, Reason};
 
 /// What the linter is told about a VM, apart from the planner.
@@ -19,6 +19,16 @@ pub(crate) struct VmFacts {
     pub(crate) command_in_flight: bool,
     /// An operator or the agent keeps Gnomon's hands off what the action would change.
     pub(crate) hands_off: bool,
+    /// Until when it may be given something on top, and how much, in cores.
+    pub(crate) surplus: Option<Surplus>,
+    /// What provides for its live demand, in cores.
+    pub(crate) ordinary_cores: f64,
+    /// No forecast of it has the skill that policy asks for.
+    pub(crate) is_doubted: bool,
+    /// It is no time to shrink or move VMs.
+    pub(crate) outside_windows: bool,
+    /// It is to leave, and the mode asks for an operator's word.
+    pub(crate) needs_approval: bool,
 }
 
 /// A rule that a plan breaks. Such a plan is dropped whole: whatever made it cannot be trusted.
@@ -34,6 +44,14 @@ pub(crate) enum Violation {
     InFlight(VmId),
     #[error("what would be changed of VM {0} is not Gnomon's to change now")]
     HandsOff(VmId),
+    #[error("VM {0} would be given something on top of its demand without reason, too much, or too late")]
+    Surplus(VmId),
+    #[error("VM {0} would grow on the word of a forecast with too little skill")]
+    Doubted(VmId),
+    #[error("VM {0} would be shrunk or moved outside the maintenance windows")]
+    Windows(VmId),
+    #[error("what would be changed of VM {0} waits for an operator's approval")]
+    Unapproved(VmId),
     #[error("VM {0} would be changed by a means that nothing is planned by")]
     Means(VmId),
     #[error("{cores} cores for VM {vm} are outside its bounds, or not a multiple of {QUOTA_STEP_CORES}")]
@@ -77,6 +95,27 @@ pub(crate) fn check(
         if facts.hands_off {
             return Err(Violation::HandsOff(vm));
         }
+        if let (Reason::Anomaly { until, .. }, Action::Set(Setting::CpuQuota { cores: Some(cores) })) =
+            (action.reason, &action.action)
+        {
+            let within = |surplus: Surplus| {
+                plan.at < surplus.until
+                    && until <= surplus.until
+                    && *cores <= facts.ordinary_cores + surplus.cores + QUOTA_STEP_CORES
+            };
+            if !facts.surplus.is_some_and(within) {
+                return Err(Violation::Surplus(vm));
+            }
+        }
+        if facts.is_doubted && matches!(action.reason, Reason::ForecastSurge { .. }) {
+            return Err(Violation::Doubted(vm));
+        }
+        if facts.outside_windows && action.reason.keeps_to_windows() {
+            return Err(Violation::Windows(vm));
+        }
+        if facts.needs_approval && action.approved_by.is_none() {
+            return Err(Violation::Unapproved(vm));
+        }
         match action.action {
             Action::Set(Setting::CpuQuota { cores: Some(cores) }) => quota(vm, cores, action.reason, &facts)?,
             Action::Set(Setting::Memory { bytes }) => memory(vm, bytes, action.reason, &facts)?,
@@ -97,7 +136,9 @@ fn quota(vm: VmId, cores: f64, reason: Reason, facts: &VmFacts) -> Result<(), Vi
     let shrinks = cores < facts.limit_cores;
     let fits = match reason {
         Reason::Slack { .. } => shrinks,
-        Reason::LiveDemand { .. } | Reason::ForecastSurge { .. } | Reason::Promise { .. } => !shrinks,
+        Reason::LiveDemand { .. } | Reason::ForecastSurge { .. } | Reason::Promise { .. } | Reason::Anomaly { .. } => {
+            !shrinks
+        }
         _ => false,
     };
     if !fits {
@@ -156,7 +197,14 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn set(number: u128, target: Setting, reason: Reason) -> PlannedAction {
-        PlannedAction { host: host(), vm: vm(number), action: Action::Set(target), before: None, reason }
+        PlannedAction {
+            host: host(),
+            vm: vm(number),
+            action: Action::Set(target),
+            before: None,
+            reason,
+            approved_by: None,
+        }
     }
 
     fn action(number: u128, cores: f64, reason: Reason) -> PlannedAction {
@@ -186,6 +234,11 @@ mod tests {
                 }),
                 command_in_flight: asked.vm == vm(9),
                 hands_off: asked.vm == vm(8),
+                surplus: (asked.vm != vm(3)).then_some(Surplus { cores: 0.2, until: Timestamp::from_unix_ms(1000) }),
+                ordinary_cores: 0.5,
+                is_doubted: asked.vm == vm(5),
+                outside_windows: asked.vm == vm(6),
+                needs_approval: asked.vm == vm(7),
             })
         })
     }
@@ -206,8 +259,26 @@ mod tests {
         assert_eq!(verdict(vec![action(1, 0.8, shrink)]), Err(Violation::Reason(vm(1))));
         assert_eq!(verdict(vec![action(1, 0.4, grow)]), Err(Violation::Reason(vm(1))));
         assert_eq!(verdict(vec![action(8, 0.8, grow)]), Err(Violation::HandsOff(vm(8))));
+        let surge = Reason::ForecastSurge { at: Timestamp::default(), demand_cores: 0.7 };
+        assert_eq!(verdict(vec![action(4, 0.8, surge), action(5, 0.8, grow)]), Ok(()));
+        assert_eq!(verdict(vec![action(5, 0.8, surge)]), Err(Violation::Doubted(vm(5))));
+        assert_eq!(verdict(vec![action(6, 0.8, grow)]), Ok(()));
+        assert_eq!(verdict(vec![action(6, 0.33, shrink)]), Err(Violation::Windows(vm(6))));
+        assert_eq!(verdict(vec![action(7, 0.8, grow)]), Err(Violation::Unapproved(vm(7))));
+        let approved = PlannedAction { approved_by: Some("alice".to_owned()), ..action(7, 0.8, grow) };
+        assert_eq!(verdict(vec![approved]), Ok(()));
         let means = verdict(vec![set(1, Setting::CpuWeight { weight: 7 }, grow)]);
         assert_eq!(means, Err(Violation::Means(vm(1))));
+    }
+
+    #[test]
+    fn what_is_given_on_top_is_due_bounded_and_in_time() {
+        let until = |ms| Reason::Anomaly { demand_cores: 0.45, surplus_cores: 0.2, until: Timestamp::from_unix_ms(ms) };
+        assert_eq!(verdict(vec![action(1, 0.7, until(1000))]), Ok(()));
+        assert_eq!(verdict(vec![action(1, 0.72, until(1000))]), Err(Violation::Surplus(vm(1))), "too much");
+        assert_eq!(verdict(vec![action(1, 0.7, until(1001))]), Err(Violation::Surplus(vm(1))), "for too long");
+        assert_eq!(verdict(vec![action(3, 0.7, until(1000))]), Err(Violation::Surplus(vm(3))), "without an incident");
+        assert_eq!(verdict(vec![action(1, 0.4, until(1000))]), Err(Violation::Reason(vm(1))), "it takes away");
     }
 
     #[test]
@@ -249,6 +320,11 @@ mod tests {
                 }),
                 command_in_flight: false,
                 hands_off: false,
+                surplus: None,
+                ordinary_cores: 0.0,
+                is_doubted: false,
+                outside_windows: false,
+                needs_approval: false,
             })
         });
         assert!(matches!(refused, Err(Violation::Step { .. })), "{refused:?}");

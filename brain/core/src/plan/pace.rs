@@ -7,7 +7,7 @@ use gnomon_common::time::Timestamp;
 use super::Reason;
 use super::backoff::Backoff;
 use super::dwell::{Dwell, Evidence, Rhythm};
-use super::size::Sizing;
+use super::size::{Sizing, Surplus};
 use crate::policy::CpuPolicy;
 
 /// What the planner makes of one VM at one report.
@@ -56,6 +56,13 @@ impl Pace {
 }
 
 fn growth_reason(sizing: &Sizing, limit: f64, policy: &CpuPolicy) -> Reason {
+    let (ordinary, _) = sizing.ordinary_quotas(policy.headroom);
+    if let Some(surplus) = sizing.surplus
+        && sizing.generous_quota(policy.headroom).is_some_and(|generous| generous > ordinary)
+    {
+        let Surplus { cores: surplus_cores, until } = surplus;
+        return Reason::Anomaly { demand_cores: sizing.live_cores, surplus_cores, until };
+    }
     let pressing = sizing.pressing_cores();
     if sizing.promised_cores.is_some_and(|promised| pressing <= promised) {
         return Reason::Promise { violation_rate: policy.violation_rate };
@@ -95,12 +102,18 @@ mod tests {
             peak_cores: live,
             outlook,
             promised_cores: None,
+            surplus: None,
         }
     }
 
     fn outlook(seasonal: bool, most_cores: f64) -> Option<Outlook> {
         let seasonal_cores = if seasonal { most_cores } else { 0.0 };
-        Some(Outlook { seasonal_cores, most_cores, outgrown: seasonal.then_some((at(99), most_cores)) })
+        Some(Outlook {
+            seasonal_cores,
+            doubted_cores: 0.0,
+            most_cores,
+            outgrown: seasonal.then_some((at(99), most_cores)),
+        })
     }
 
     #[test]
@@ -169,6 +182,30 @@ mod tests {
         };
         assert_eq!(judge(None), None);
         assert_eq!(judge(outlook(false, 0.3)), Some((0.33, Reason::Slack { demand_cores: 0.3 })));
+    }
+
+    #[test]
+    fn demand_that_is_out_of_the_ordinary_is_given_more_and_keeps_it_until_it_is_over() {
+        let surplus = |cores| Some(Surplus { cores, until: at(600) });
+        let mut pace = Pace::default();
+        let anomaly = |surplus_cores| Reason::Anomaly { demand_cores: 0.8, surplus_cores, until: at(600) };
+        let leaps = Sizing { surplus: surplus(0.44), ..sizing(Some(0.5), 0.8, None) };
+        let verdict = pace.judge(at(0), WINDOW, &leaps, &policy());
+        assert_eq!(verdict.resize, Some((1.32, anomaly(0.44))));
+        let beyond = Sizing { surplus: surplus(9.0), ..sizing(Some(0.5), 0.8, None) };
+        let verdict = pace.judge(at(5), WINDOW, &beyond, &policy());
+        assert_eq!(verdict.resize, Some((2.0, anomaly(9.0))), "within its bounds");
+        let mut pace = Pace::default();
+        for second in (0..200).step_by(10) {
+            let holds = Sizing { surplus: surplus(0.44), ..sizing(Some(1.32), 0.8, None) };
+            assert_eq!(pace.judge(at(second), WINDOW, &holds, &policy()).resize, None);
+        }
+        let over = |second| (at(second), sizing(Some(1.32), 0.8, None));
+        let shrunk = (200..400).step_by(10).find_map(|second| {
+            let (now, sizing) = over(second);
+            pace.judge(now, WINDOW, &sizing, &policy()).resize.map(|resize| (second, resize))
+        });
+        assert_eq!(shrunk, Some((260, (0.88, Reason::Slack { demand_cores: 0.8 }))));
     }
 
     #[test]

@@ -66,6 +66,8 @@ pub(crate) fn live_cores(cpu: &CpuWindow, allocation: &Allocation) -> f64 {
 pub(crate) struct Outlook {
     /// The largest quantile of forecasts that rest on a season which has earned its say, in cores; 0 where none does.
     pub(crate) seasonal_cores: f64,
+    /// The same of those that have earned it, but have less skill than policy asks for; 0 where none has.
+    pub(crate) doubted_cores: f64,
     /// The largest quantile of all forecasts, in cores.
     pub(crate) most_cores: f64,
     /// The first step that the present quota would not provide for, and its quantile.
@@ -87,6 +89,15 @@ pub(crate) struct Sizing {
     pub(crate) outlook: Option<Outlook>,
     /// The size that keeps the fleet's promise, in cores; `None` while nothing is promised, or not enough is known to.
     pub(crate) promised_cores: Option<f64>,
+    /// What is given on top of live demand and its headroom; `None` while demand is ordinary, or the budget is used up.
+    pub(crate) surplus: Option<Surplus>,
+}
+
+/// What a VM is given on top for a while, because its demand is out of the ordinary.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Surplus {
+    pub(crate) cores: f64,
+    pub(crate) until: Timestamp,
 }
 
 impl Sizing {
@@ -104,6 +115,18 @@ impl Sizing {
 
     /// The quota that is needed now, and the one that would be comfortable: shrinking goes no further.
     pub(crate) fn quotas(&self, headroom: f64) -> (f64, f64) {
+        let (needed, comfortable) = self.ordinary_quotas(headroom);
+        let generous = self.generous_quota(headroom).unwrap_or(0.0);
+        (needed.max(generous), comfortable.max(generous))
+    }
+
+    /// The quota that gives something on top of live demand, where that is due.
+    pub(crate) fn generous_quota(&self, headroom: f64) -> Option<f64> {
+        self.surplus.map(|surplus| self.bounds.quota(self.live_cores * headroom + surplus.cores, 1.0))
+    }
+
+    /// The two without anything on top.
+    pub(crate) fn ordinary_quotas(&self, headroom: f64) -> (f64, f64) {
         let grown = self.bounds.quota(self.pressing_cores(), headroom);
         let Some(promised) = self.promised_cores else {
             return (grown, self.bounds.quota(self.possible_cores(), headroom));

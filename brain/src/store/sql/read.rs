@@ -78,6 +78,9 @@ pub(super) async fn restore(
     for row in query("SELECT request FROM capacity ORDER BY at_ms, term, number").fetch_all(db).await? {
         json(&row, 0)?.into_iter().for_each(|request| sink(Restored::Capacity(Box::new(request))));
     }
+    for row in query("SELECT proposal FROM proposal ORDER BY at_ms, term, number").fetch_all(db).await? {
+        json(&row, 0)?.into_iter().for_each(|proposal| sink(Restored::Proposal(Box::new(proposal))));
+    }
     let mut answered = Vec::new();
     let unsettled = query(
         "SELECT command.command, outcome.outcome, command.host FROM command LEFT JOIN outcome ON outcome.host = command.host \

@@ -119,6 +119,15 @@ pub(super) async fn record(db: &mut AnyConnection, record: &Record) -> Result<()
         .bind(i64::from(!request.state.is_open()))
         .bind(ms(request.since))
         .bind(serde_json::to_string(request)?),
+        Record::Proposal(proposal) => sqlx::query(
+            "INSERT INTO proposal (term, number, settled, at_ms, proposal) VALUES ($1, $2, $3, $4, $5) \
+             ON CONFLICT (term, number) DO UPDATE SET settled = excluded.settled, at_ms = excluded.at_ms, proposal = excluded.proposal",
+        )
+        .bind(integer(proposal.key.term))
+        .bind(integer(proposal.key.number))
+        .bind(i64::from(!proposal.state.is_open()))
+        .bind(ms(proposal.since))
+        .bind(serde_json::to_string(proposal)?),
         Record::LocalAct { host, outcome } => {
             sqlx::query("UPDATE outcome SET taken_in = 1 WHERE host = $1 AND term = $2 AND number = $3")
                 .bind(host.as_str())

@@ -67,7 +67,7 @@ impl Core {
         let uri = target.facts.migration.as_ref().map(|facts| facts.uri.clone()).unwrap_or_default();
         let migration = self.migration(to.clone(), uri);
         let action = Action::Migrate(migration.clone());
-        let action = PlannedAction { host, vm, action, before: None, reason: Reason::Operator };
+        let action = PlannedAction { host, vm, action, before: None, reason: Reason::Operator, approved_by: None };
         self.lint_move(&action, &migration).map_err(|bad| MoveRefusal::Rule(bad.to_string()))?;
         Ok(action)
     }
@@ -87,7 +87,10 @@ impl Core {
             return Err(MoveRefusal::InFlight(abort.command.id));
         }
         let action = Action::AbortMigration;
-        Ok((record.command.id, PlannedAction { host, vm, action, before: None, reason: Reason::Operator }))
+        Ok((
+            record.command.id,
+            PlannedAction { host, vm, action, before: None, reason: Reason::Operator, approved_by: None },
+        ))
     }
 
     pub(in crate::core) fn abort_migration(&mut self, now: Timestamp, actor: &str, vm: VmId) {

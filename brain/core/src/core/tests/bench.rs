@@ -12,7 +12,10 @@ use uuid::Uuid;
 
 use crate::Core;
 use crate::io::{Input, OperatorRequest, Output, Record};
-use crate::policy::{CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy, Mode, Policy};
+use crate::policy::{
+    AnomalyPolicy, ApprovePolicy, CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy, Mode, Policy,
+    WindowsPolicy,
+};
 
 /// Windows of ten seconds, steps of ten seconds.
 pub(super) fn policy(mode: Mode) -> Policy {
@@ -34,6 +37,9 @@ pub(super) fn policy(mode: Mode) -> Policy {
         },
         migrate: MigratePolicy { lead_ms: 60_000, ..MigratePolicy::default() },
         capacity: CapacityPolicy::default(),
+        approve: ApprovePolicy::default(),
+        windows: WindowsPolicy::default(),
+        anomaly: AnomalyPolicy::default(),
     }
 }
 

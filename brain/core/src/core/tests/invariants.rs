@@ -42,6 +42,10 @@ enum Happening {
     Lost(usize),
     Operator(OperatorRequest),
     Mode(Mode),
+    /// An operator decides about the proposal that was made last.
+    Decide {
+        approves: bool,
+    },
     Fits,
     TimeOut,
 }
@@ -92,7 +96,7 @@ fn happenings() -> impl Strategy<Value = Vec<(i64, Happening)>> {
         2 | 3 => OperatorRequest::Set { vm: vm(number), setting },
         _ => OperatorRequest::Resume { scope },
     });
-    let mode = prop_oneof![3 => Just(Mode::Auto), 1 => Just(Mode::Recommend), 1 => Just(Mode::Observe)];
+    let mode = prop_oneof![3 => Just(Mode::Auto), 2 => Just(Mode::Approve), 1 => Just(Mode::Recommend), 1 => Just(Mode::Observe)];
     let happening = prop_oneof![
         12 => report,
         4 => any::<bool>().prop_map(|applied| Happening::Answer { applied }),
@@ -101,6 +105,7 @@ fn happenings() -> impl Strategy<Value = Vec<(i64, Happening)>> {
         2 => request.prop_map(Happening::Operator),
         1 => local_act,
         1 => mode.prop_map(Happening::Mode),
+        2 => any::<bool>().prop_map(|approves| Happening::Decide { approves }),
         2 => Just(Happening::Fits),
         2 => Just(Happening::TimeOut),
     ];
@@ -138,6 +143,8 @@ struct Driver {
     fences: BTreeMap<VmId, Fence>,
     ids: BTreeSet<String>,
     fits: Vec<FitJob>,
+    /// The mode is `approve`.
+    asks: bool,
     transcript: String,
 }
 
@@ -167,6 +174,8 @@ impl Driver {
         assert!(before.is_none_or(|before| before < command.fence), "a fence did not rise");
         // What an operator asks for is judged by the agent.
         let planned = command.reason != Reason::Operator.to_string();
+        let is_approved = command.reason.ends_with("; approved by alice");
+        assert!(!planned || is_approved == self.asks, "{}", command.reason);
         if let (true, Action::Set(Setting::CpuQuota { cores: Some(cores) })) = (planned, command.action.clone()) {
             assert!((0.1..=1.0).contains(&cores), "{cores} cores are out of bounds");
             let steps = cores / QUOTA_STEP_CORES;
@@ -241,6 +250,15 @@ fn play(happenings: &[(i64, Happening)]) -> String {
                 core.handle(now_at, Input::Operator { actor: "alice".to_owned(), request });
             }
             Happening::Mode(mode) => core.handle(now_at, Input::Policy(Box::new(policy(mode)))),
+            Happening::Decide { approves } => {
+                let Some(key) = core.proposals().first().map(|proposal| proposal.key) else { continue };
+                let request = if approves {
+                    OperatorRequest::ApproveProposal { key }
+                } else {
+                    OperatorRequest::DenyProposal { key }
+                };
+                core.handle(now_at, Input::Operator { actor: "alice".to_owned(), request });
+            }
             Happening::Fits => {
                 for job in std::mem::take(&mut driver.fits) {
                     core.handle(now_at, Input::FitDone(Box::new(job.run())));
@@ -248,6 +266,7 @@ fn play(happenings: &[(i64, Happening)]) -> String {
             }
             Happening::TimeOut => core.handle_timeout(now_at),
         }
+        driver.asks = core.policy().mode == Mode::Approve;
         driver.drain(&mut core);
         for view in core.vms() {
             assert!(core.explain(view.vm).is_some());

@@ -11,7 +11,7 @@ use crate::archive::{BlockKey, Change, SealedBlock};
 use crate::io::{Input, Lesson, Output, Record, Restored};
 use crate::job::Job;
 use crate::plan::Reason;
-use crate::policy::{CpuPolicy, Mode, Policy};
+use crate::policy::{AnomalyPolicy, CpuPolicy, Mode, Policy};
 
 /// Minutes of a window here.
 const WINDOW_MIN: u64 = 5;
@@ -226,6 +226,40 @@ fn what_many_vms_have_at_once_is_told_once_and_what_one_has_by_its_name() {
     assert!(fleet.notices.len() <= 3, "{:?}", fleet.notices);
     let latest = &fleet.bench.core.alerts()[0];
     assert!(latest.fleet_wide && latest.members.len() >= 9, "{latest:?}");
+}
+
+#[test]
+fn a_vm_that_leaps_is_given_something_on_top_within_the_budget_and_for_a_while() {
+    let anomaly =
+        AnomalyPolicy { surplus_share: 0.5, host_cores_max: 0.3, lasts_ms: 3_600_000, ..AnomalyPolicy::default() };
+    let quiet = |number: u128, minute: u64| 0.2 + office(minute + number as u64 * 60) / 50.0;
+    let leaps = |number, minute| if number <= 2 { 0.5 } else { quiet(number, minute) };
+    let is_anomaly = |reason: &Reason| matches!(reason, Reason::Anomaly { .. });
+    let begins = 5 * DAY_MIN;
+    for (surplus_share, expected) in [(0.0, 0), (0.5, 2)] {
+        let anomaly = AnomalyPolicy { surplus_share, ..anomaly.clone() };
+        let mut fleet = Fleet::new(Core::new(Policy { anomaly, ..policy() }, 1, 1));
+        fleet.fits = |_| false;
+        fleet.live(0..begins, 10, quiet);
+        assert!(!fleet.resizes.iter().any(|(.., reason)| is_anomaly(reason)), "what is ordinary is given nothing");
+        fleet.live(begins..begins + 30, 10, leaps);
+        let given: BTreeMap<VmId, f64> = fleet
+            .resizes
+            .iter()
+            .filter(|(.., reason)| is_anomaly(reason))
+            .map(|&(_, vm, cores, _)| (vm, cores - 0.55))
+            .collect();
+        assert_eq!(given.len(), expected, "{:?}", fleet.resizes);
+        let total: f64 = given.values().sum();
+        assert!(total <= 0.3 + 0.02 && (expected == 0 || total > 0.25), "{given:?}");
+        if expected > 0 {
+            let lines = fleet.bench.core.explain(vm(1)).unwrap().lines;
+            assert!(lines.iter().any(|line| line.contains("are given on top of its live demand")), "{lines:?}");
+            // The demand stays, the incident is over: so is what was given on top.
+            fleet.live(begins + 30..begins + 150, 10, leaps);
+            assert!((1..=2).all(|number| fleet.quotas[&vm(number)] < 0.57), "{:?}", fleet.quotas);
+        }
+    }
 }
 
 #[test]
