@@ -6,11 +6,14 @@
 mod vm;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{AgentEpoch, HostFacts, HostId, HostWindow, Losses, Sequence, VmId};
 
 use crate::plan::balance::Prospect;
+use crate::plan::reaction::Reaction;
+use crate::policy::Policy;
 
 pub(crate) use vm::{Flight, Taught, Vm};
 
@@ -35,6 +38,8 @@ pub(crate) struct Host {
     pub(crate) ghosts: BTreeSet<VmId>,
     /// What its VMs will take together, as of its latest report.
     pub(crate) prospect: Option<Prospect>,
+    /// What its resizes have taken lately.
+    pub(crate) reaction: Reaction,
 }
 
 impl Host {
@@ -51,7 +56,13 @@ impl Host {
             arriving: BTreeSet::new(),
             ghosts: BTreeSet::new(),
             prospect: None,
+            reaction: Reaction::default(),
         }
+    }
+
+    /// How long before a demand a resize has to be decided here.
+    pub(crate) fn lead(&self, policy: &Policy) -> Duration {
+        Duration::from_millis(policy.cpu.lead_ms) + self.reaction.expected()
     }
 }
 

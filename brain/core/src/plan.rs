@@ -1,7 +1,8 @@
 //! Plans: immutable lists of actions, each with its reason.
 //!
 //! How a VM's CPU quota is sized, in prose:
-//! - **Provide** for the larger of live demand and the forecast quantile from now until a lead time ahead, times a headroom. Only a
+//! - **Provide** for the larger of live demand and the forecast quantile from now until a lead time ahead, times a headroom. The lead time is
+//!   the policy's and what resizes of the VM's host have taken lately ([`reaction`]). Only a
 //!   forecast with a season that has earned its say can ask for more than live demand; one without can only hold back shrinking.
 //! - **Keep the promise**: once the fleet has a past to learn from, [`crate::sizing`] says which size is too small for no more than the promised
 //!   share of time, and that size takes the place of quantile and headroom; live demand beyond it is provided for all the same.
@@ -33,6 +34,7 @@ pub mod guard;
 pub(crate) mod lint;
 pub(crate) mod memory;
 pub(crate) mod pace;
+pub(crate) mod reaction;
 pub(crate) mod size;
 pub mod surge;
 

@@ -135,7 +135,7 @@ pub struct CpuPolicy {
     /// Share of time in which VMs may be too small, all together: once the fleet's past tells how, sizes are chosen for that, in place of
     /// quantile and headroom. 0: never.
     pub violation_rate: f64,
-    /// Grow this long before the forecast demand arrives, in milliseconds.
+    /// Grow this long before the forecast demand arrives, in milliseconds; what resizes have taken on the VM's host lately is added.
     pub lead_ms: u64,
     /// Smallest quota, in cores; an agent's own floor counts as well.
     pub floor_cores: f64,

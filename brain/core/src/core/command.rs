@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, Command, CommandId, Fence, HostId, Origin, Outcome, OutcomeResult, RefusedCommand, Whereabouts,
+    Action, Command, CommandId, Fence, HostId, Origin, Outcome, OutcomeResult, RefusedCommand, Setting, Whereabouts,
 };
 
 use super::local::changes;
@@ -164,6 +164,9 @@ impl Core {
                 vm.restored |= *action == Action::Release && released;
                 self.take_read_back(vm_id, after, outcome.at, now);
                 self.await_surge(vm_id, id);
+                if let (Action::Set(Setting::CpuQuota { .. }), Some(host)) = (action, self.fleet.hosts.get_mut(host)) {
+                    host.reaction.learn(now.since(record.issued));
+                }
                 // Released meanwhile: it is restored next, and not held.
                 if let Action::Set(asked) = *action
                     && record.by_operator

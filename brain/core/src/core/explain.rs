@@ -78,9 +78,10 @@ impl Core {
     }
 
     fn outlook_line(&self, vm: &Vm) -> Option<String> {
-        let outlook = vm.outlook(vm.window_end, &self.policy, self.policy.forecast.skill_min)?;
+        let lead = self.fleet.hosts.get(vm.host.as_ref()?)?.lead(&self.policy);
+        let outlook = vm.outlook(vm.window_end, lead, &self.policy, self.policy.forecast.skill_min)?;
         let level = self.policy.cpu.quantile * 100.0;
-        let lead_s = self.policy.cpu.lead_ms as f64 / 1000.0;
+        let lead_s = lead.as_secs_f64();
         let use_of_it =
             if outlook.seasonal_cores >= outlook.most_cores { "grow for" } else { "hold back shrinking for" };
         Some(format!(
@@ -93,7 +94,8 @@ impl Core {
     /// What a forecast asks for and does not get, because it has too little skill.
     fn doubt(&self, vm: &Vm) -> Option<String> {
         let skill_min = self.policy.forecast.skill_min?;
-        let doubted = vm.outlook(vm.window_end, &self.policy, Some(skill_min))?.doubted_cores;
+        let lead = self.fleet.hosts.get(vm.host.as_ref()?)?.lead(&self.policy);
+        let doubted = vm.outlook(vm.window_end, lead, &self.policy, Some(skill_min))?.doubted_cores;
         let skills: Vec<String> = vm.skills().iter().flatten().map(|skill| format!("{:.0} %", skill * 100.0)).collect();
         (doubted > 0.0).then(|| {
             format!(

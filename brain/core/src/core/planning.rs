@@ -249,7 +249,7 @@ pub(super) fn sizing(vm: &Vm, host: &Host, policy: &Policy, skill_min: Option<f6
         vcpus: vm.allocation.vcpus,
         live_cores: live_cores(&cpu, &vm.allocation),
         peak_cores: cpu.demand_low.max.min(f64::from(vm.allocation.vcpus)),
-        outlook: vm.outlook(end, policy, skill_min),
+        outlook: vm.outlook(end, host.lead(policy), policy, skill_min),
         promised_cores: vm.promised_cores,
         surplus: None,
     })

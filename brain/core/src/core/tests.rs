@@ -14,6 +14,8 @@ mod set;
 mod skill;
 mod windows;
 
+use std::time::Duration;
+
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Action, Fence, OutcomeResult, RefusedCommand, Report, Setting, VmState};
 
@@ -48,6 +50,18 @@ fn a_starved_vm_gets_room_at_once_and_only_one_command_at_a_time() {
     assert_eq!(bench.core.vm(vm(1)).unwrap().allocation.quota_cores, Some(0.99));
     bench.report(20, &[(1, 0.9, 0.9)], Some(0.99));
     assert_eq!(bench.commands(), []);
+}
+
+#[test]
+fn a_host_that_takes_long_is_told_earlier() {
+    let mut bench = Bench::new(policy(Mode::Auto));
+    let lead = |bench: &Bench| bench.core.fleet.hosts[&host("a")].lead(&bench.core.policy);
+    let before = lead(&bench);
+    bench.report(0, &[(1, 0.2, 0.9)], Some(0.2));
+    let command = bench.commands().remove(0);
+    // Decided when the report came, at second 10.
+    bench.outcome(14, command.id, applied(0.2, 0.99));
+    assert_eq!(lead(&bench) - before, Duration::from_secs(4 + 4 * 2));
 }
 
 #[test]

@@ -324,15 +324,21 @@ impl Vm {
         }
     }
 
-    /// What the forecasts say from `at` until `lead_ms` (and the step that this falls into) later. `None` where there are none, or where
+    /// What the forecasts say from `at` until a `lead` (and the step that this falls into) later. `None` where there are none, or where
     /// `at` is beyond their horizons: a VM that was not measured for so long. O(horizon).
     /// Only seasonal forecasts of at least `skill_min` count as such.
-    pub(crate) fn outlook(&self, at: Timestamp, policy: &Policy, skill_min: Option<f64>) -> Option<Outlook> {
+    pub(crate) fn outlook(
+        &self,
+        at: Timestamp,
+        lead: Duration,
+        policy: &Policy,
+        skill_min: Option<f64>,
+    ) -> Option<Outlook> {
         let cores_max = f64::from(self.allocation.vcpus);
-        let near = self.ready().map_or_else(Vec::new, |forecaster| self.near_demand(forecaster, at, policy));
+        let near = self.ready().map_or_else(Vec::new, |forecaster| self.near_demand(forecaster, at, lead, policy));
         let [near_skill, far_skill] = self.skills();
         // What is promised was chosen with the day in view already.
-        let far = if self.promised_cores.is_none() { self.far_demand(at, policy) } else { Vec::new() };
+        let far = if self.promised_cores.is_none() { self.far_demand(at, lead, policy) } else { Vec::new() };
         if near.is_empty() && far.is_empty() {
             return None;
         }
@@ -397,12 +403,18 @@ impl Vm {
     }
 
     /// The near forecast's steps within the lead time: when each begins, and its quantile.
-    fn near_demand(&self, forecaster: &Forecaster, at: Timestamp, policy: &Policy) -> Vec<(Timestamp, f64)> {
+    fn near_demand(
+        &self,
+        forecaster: &Forecaster,
+        at: Timestamp,
+        lead: Duration,
+        policy: &Policy,
+    ) -> Vec<(Timestamp, f64)> {
         let resolution_ms = self.history.resolution_ms();
         let since_ms = at.since(self.history.closed_until()).as_millis() as u64;
         let first = 1 + since_ms / resolution_ms;
         let reach = policy.forecast.horizon_steps as u64 + STEPS_PAST_HORIZON;
-        let last = reach.min(1 + (since_ms + policy.cpu.lead_ms + resolution_ms) / resolution_ms);
+        let last = reach.min(1 + (since_ms + lead.as_millis() as u64 + resolution_ms) / resolution_ms);
         let cores_max = f64::from(self.allocation.vcpus);
         let demand = |ahead: u64| {
             let start = self.history.closed_until() + Duration::from_millis((ahead - 1) * resolution_ms);
@@ -412,9 +424,9 @@ impl Vm {
     }
 
     /// The same of the far forecast.
-    fn far_demand(&self, at: Timestamp, policy: &Policy) -> Vec<(Timestamp, f64)> {
+    fn far_demand(&self, at: Timestamp, lead: Duration, policy: &Policy) -> Vec<(Timestamp, f64)> {
         let place = LEVELS.partition_point(|&level| level < policy.cpu.quantile).min(LEVELS.len() - 1);
-        let ahead = self.pattern.ahead(at, Duration::from_millis(policy.cpu.lead_ms));
+        let ahead = self.pattern.ahead(at, lead);
         let Some(Ahead { start, step, quantiles }) = ahead else { return Vec::new() };
         (0..).map(|index| (start + step * index).max(at)).zip(quantiles).map(|(at, of)| (at, of[place])).collect()
     }
