@@ -216,6 +216,19 @@ impl Bench {
         audited.collect()
     }
 
+    /// The commands of a planner that keeps its rules by itself: no plan of it was refused by the linter.
+    pub(super) fn commands_by_the_rules(&mut self) -> Vec<Command> {
+        let outputs = self.take();
+        let is_refused =
+            |output: &Output| matches!(output, Output::Notice(notice) if notice.kind == "plan_refused_by_linter");
+        assert!(!outputs.iter().any(is_refused), "{outputs:?}");
+        let commands = outputs.into_iter().filter_map(|output| match output {
+            Output::Command { command, .. } => Some(command),
+            _ => None,
+        });
+        commands.collect()
+    }
+
     pub(super) fn commands(&mut self) -> Vec<Command> {
         let commands = self.take().into_iter().filter_map(|output| match output {
             Output::Command { command, .. } => Some(command),

@@ -40,6 +40,7 @@ fn live(policy: Policy, vms: u128) -> (Vec<Reason>, bool, Bench) {
                     bench.outcome_of(command.vm, second + 10, command.id, applied(quota, cores));
                     quota = cores;
                 }
+                Output::Notice(notice) => assert_ne!(notice.kind, "plan_refused_by_linter", "{}", notice.text),
                 _ => {}
             }
         }

@@ -26,7 +26,7 @@ fn nothing_is_shrunk_before_the_window_opens_and_growth_does_not_wait() {
     let mut shrunk = Vec::new();
     for second in (0..500).step_by(10) {
         bench.report(second, &[(1, 0.2, 0.2)], Some(1.0));
-        shrunk.extend(bench.commands().iter().map(|command| (second + 10, quota(command) < 1.0)));
+        shrunk.extend(bench.commands_by_the_rules().iter().map(|command| (second + 10, quota(command) < 1.0)));
         if second == 100 {
             let lines = bench.core.explain(vm(1)).unwrap().lines;
             assert!(lines.iter().any(|line| line.contains("neither shrink nor move")), "{lines:?}");
@@ -36,7 +36,7 @@ fn nothing_is_shrunk_before_the_window_opens_and_growth_does_not_wait() {
 
     let mut bench = Bench::new(frozen(policy(Mode::Auto)));
     bench.report(0, &[(1, 0.2, 0.9)], Some(0.2));
-    assert_eq!(quota(&bench.commands()[0]), 0.99);
+    assert_eq!(quota(&bench.commands_by_the_rules()[0]), 0.99);
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn nothing_is_moved_before_the_window_opens_but_for_a_host_that_is_emptied_and_b
         bench.report_on("b", second, &[], Some(1.0));
         bench.report_on("a", second, &full, Some(1.0));
         let is_move = |command: &Command| matches!(command.action, Action::Migrate(_));
-        bench.commands().into_iter().filter(is_move).count()
+        bench.commands_by_the_rules().into_iter().filter(is_move).count()
     };
     let mut bench = moving();
     let moved: Vec<u64> = (0..420).step_by(10).filter(|&second| windows(&mut bench, second) > 0).collect();
@@ -62,7 +62,7 @@ fn nothing_is_moved_before_the_window_opens_but_for_a_host_that_is_emptied_and_b
     let mut bench = moving();
     windows(&mut bench, 0);
     bench.operate(11, OperatorRequest::Migrate { vm: vm(1), to: super::host("b") });
-    assert_eq!(bench.commands().len(), 1);
+    assert_eq!(bench.commands_by_the_rules().len(), 1);
 }
 
 #[test]
@@ -71,8 +71,8 @@ fn windows_that_are_reloaded_count_at_once() {
     for second in (0..100).step_by(10) {
         bench.report(second, &[(1, 0.2, 0.2)], Some(1.0));
     }
-    assert_eq!(bench.commands(), []);
+    assert_eq!(bench.commands_by_the_rules(), []);
     bench.core.handle(at(105), Input::Policy(Box::new(policy(Mode::Auto))));
     bench.report(100, &[(1, 0.2, 0.2)], Some(1.0));
-    assert_eq!(bench.commands().len(), 1);
+    assert_eq!(bench.commands_by_the_rules().len(), 1);
 }
