@@ -1,5 +1,7 @@
 //! One VM: what was reported of it, what was learnt from that, what is being done to it.
 
+mod outlook;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -11,15 +13,14 @@ use gnomon_common::wire::{
 use thiserror::Error;
 
 use crate::forecast::Forecaster;
-use crate::forecast::engine::LEVELS;
 use crate::history::{Accepted, History, Interval, Window};
 use crate::io::CommandRecord;
-use crate::pattern::{Ahead, Pattern};
+use crate::pattern::Pattern;
 use crate::plan::backoff::Backoff;
 use crate::plan::balance::Travel;
 use crate::plan::memory::{BalloonPace, BalloonVerdict};
 use crate::plan::pace::{Pace, Verdict};
-use crate::plan::size::{Outlook, live_cores};
+use crate::plan::size::live_cores;
 use crate::plan::surge::Surge;
 use crate::policy::Policy;
 use crate::sizing::Slot;
@@ -30,9 +31,6 @@ const RECENT_ACTIONS_MAX: usize = 16;
 
 /// More than this many times a VM's vCPUs (and one core for its other threads) cannot be its demand: a counter went mad.
 const DEMAND_PER_VCPU_MAX: f64 = 4.0;
-
-/// Steps beyond the horizon that an outlook may touch: the step that is still open, and the one that the lead time ends in.
-const STEPS_PAST_HORIZON: u64 = 2;
 
 /// How long an outcome's read-back outweighs reports of windows that ended before it.
 const READ_BACK_PREVAILS: Duration = Duration::from_mins(1);
@@ -324,113 +322,6 @@ impl Vm {
         }
     }
 
-    /// What the forecasts say from `at` until a `lead` (and the step that this falls into) later. `None` where there are none, or where
-    /// `at` is beyond their horizons: a VM that was not measured for so long. O(horizon).
-    /// Only seasonal forecasts of at least `skill_min` count as such.
-    pub(crate) fn outlook(
-        &self,
-        at: Timestamp,
-        lead: Duration,
-        policy: &Policy,
-        skill_min: Option<f64>,
-    ) -> Option<Outlook> {
-        let cores_max = f64::from(self.allocation.vcpus);
-        let near = self.ready().map_or_else(Vec::new, |forecaster| self.near_demand(forecaster, at, lead, policy));
-        let [near_skill, far_skill] = self.skills();
-        // What is promised was chosen with the day in view already.
-        let far = if self.promised_cores.is_none() { self.far_demand(at, lead, policy) } else { Vec::new() };
-        if near.is_empty() && far.is_empty() {
-            return None;
-        }
-        let limit = self.allocation.cpu_limit_cores();
-        let mut outlook = Outlook { seasonal_cores: 0.0, doubted_cores: 0.0, most_cores: 0.0, outgrown: None };
-        for (demands, skill) in [(near, near_skill), (far, far_skill)] {
-            let seasonal = skill.is_some() && !falls_short(skill, skill_min);
-            for (start, demand) in demands {
-                let demand = demand.min(cores_max);
-                outlook.most_cores = outlook.most_cores.max(demand);
-                if seasonal {
-                    outlook.seasonal_cores = outlook.seasonal_cores.max(demand);
-                } else if skill.is_some() {
-                    outlook.doubted_cores = outlook.doubted_cores.max(demand);
-                }
-                let is_first = outlook.outgrown.is_none_or(|(outgrown, _)| start < outgrown);
-                if is_first && demand * policy.cpu.headroom > limit {
-                    outlook.outgrown = Some((start, demand));
-                }
-            }
-        }
-        Some(outlook)
-    }
-
-    /// Its demand within the time from `at` on that is looked ahead for moves, in cores: median and 95 % quantile, each where it is largest.
-    /// Never below what it wants now. A forecast with less skill than `skill_min` says nothing. A running VM that tells nothing may want all that it is allowed.
-    pub(crate) fn demand_ahead(
-        &self,
-        at: Timestamp,
-        ahead: Duration,
-        policy: &Policy,
-        skill_min: Option<f64>,
-    ) -> (f64, f64) {
-        let limit = self.allocation.cpu_limit_cores();
-        let Some(live) = self.cpu.map(|cpu| live_cores(&cpu, &self.allocation)) else { return (limit, limit) };
-        let cores_max = f64::from(self.allocation.vcpus);
-        let (mut median, mut high) = (live, live);
-        let is_doubted = falls_short(self.skills()[0], skill_min);
-        if let Some(forecaster) = self.ready().filter(|_| !is_doubted) {
-            let resolution_ms = self.history.resolution_ms();
-            let since_ms = at.since(self.history.closed_until()).as_millis() as u64;
-            let reach = policy.forecast.horizon_steps as u64;
-            let last = reach.min(1 + (since_ms + ahead.as_millis() as u64) / resolution_ms);
-            for step in (1 + since_ms / resolution_ms)..=last {
-                let step = step as usize;
-                median = median.max(forecaster.quantile(step, 0.5, cores_max));
-                high = high.max(forecaster.quantile(step, 0.95, cores_max));
-            }
-        }
-        (median.min(cores_max), high.max(median).min(cores_max))
-    }
-
-    /// The skill of the near and of the far forecast, each where its season has earned its say.
-    pub(crate) fn skills(&self) -> [Option<f64>; 2] {
-        let far = self.pattern.models().filter(|_| self.pattern.is_earned()).map(|(_, skill)| skill);
-        [self.ready().and_then(Forecaster::skill), far]
-    }
-
-    /// Whether no seasonal forecast of it has the skill that policy asks for.
-    pub(crate) fn is_doubted(&self, skill_min: Option<f64>) -> bool {
-        self.skills().iter().all(|&skill| skill.is_none() || falls_short(skill, skill_min))
-    }
-
-    /// The near forecast's steps within the lead time: when each begins, and its quantile.
-    fn near_demand(
-        &self,
-        forecaster: &Forecaster,
-        at: Timestamp,
-        lead: Duration,
-        policy: &Policy,
-    ) -> Vec<(Timestamp, f64)> {
-        let resolution_ms = self.history.resolution_ms();
-        let since_ms = at.since(self.history.closed_until()).as_millis() as u64;
-        let first = 1 + since_ms / resolution_ms;
-        let reach = policy.forecast.horizon_steps as u64 + STEPS_PAST_HORIZON;
-        let last = reach.min(1 + (since_ms + lead.as_millis() as u64 + resolution_ms) / resolution_ms);
-        let cores_max = f64::from(self.allocation.vcpus);
-        let demand = |ahead: u64| {
-            let start = self.history.closed_until() + Duration::from_millis((ahead - 1) * resolution_ms);
-            (start.max(at), forecaster.quantile(ahead as usize, policy.cpu.quantile, cores_max))
-        };
-        (first..=last).map(demand).collect()
-    }
-
-    /// The same of the far forecast.
-    fn far_demand(&self, at: Timestamp, lead: Duration, policy: &Policy) -> Vec<(Timestamp, f64)> {
-        let place = LEVELS.partition_point(|&level| level < policy.cpu.quantile).min(LEVELS.len() - 1);
-        let ahead = self.pattern.ahead(at, lead);
-        let Some(Ahead { start, step, quantiles }) = ahead else { return Vec::new() };
-        (0..).map(|index| (start + step * index).max(at)).zip(quantiles).map(|(at, of)| (at, of[place])).collect()
-    }
-
     pub(crate) fn remember(&mut self, action: RecentAction) {
         self.recent.truncate(RECENT_ACTIONS_MAX - 1);
         self.recent.push_front(action);
@@ -442,11 +333,6 @@ impl Vm {
             action.result = Some(result.clone());
         }
     }
-}
-
-/// Whether a forecast has a skill, and not enough of it.
-fn falls_short(skill: Option<f64>, skill_min: Option<f64>) -> bool {
-    skill.zip(skill_min).is_some_and(|(skill, min)| skill < min)
 }
 
 /// Checks a window and bounds its demand by the VM's vCPUs: emulator threads may add to what it ran, but not to what a quota
