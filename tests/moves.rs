@@ -194,10 +194,9 @@ fn an_operator_gives_a_move_up_and_the_guest_stays() -> Result<()> {
     let mut policy = policy();
     policy.migrate.bandwidth_bytes_per_s = Some(SLOW_BYTES_PER_S);
     let (stack, guests) = scene("giveup", &[("g1", "constant:0.02")], BrainSettings { policy, heartbeat_ms: 500 })?;
-    wait_for("the brain to hear of both hosts", Duration::from_secs(30), || {
-        let hosts = ["h1", "h2"].map(|host| stack.api().get(&format!("/api/v1/hosts/{host}")));
-        Ok(told_on(&stack, &guests[0]).is_ok()
-            && hosts.iter().all(|host| host.as_ref().is_ok_and(|host| !host["outlook"].is_null())))
+    // Both hosts have told, and the guest has calmed down after its boot.
+    wait_for("a move to be possible", Duration::from_secs(60), || {
+        Ok(stack.api().post("/api/v1/vms/g1/migrate?dry_run=true", &json!({ "to": "h2" })).is_ok())
     })?;
     let idle = stack.api().delete("/api/v1/vms/g1/migrate");
     ensure!(idle.is_err_and(|error| error.to_string().contains("no move of this VM")), "there is none to give up");
