@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use ureq::Body;
+use ureq::http::Response;
 
 use crate::lab::Published;
 
@@ -40,28 +42,30 @@ impl Api {
 
     /// The answer to a GET; text that is not JSON comes as a string.
     pub fn get(&self, path: &str) -> Result<Value> {
-        let request = self.client.get(self.url(path)).header("authorization", format!("Bearer {}", self.token));
-        let mut response = request.call().with_context(|| format!("GET {path}"))?;
-        let text = response.body_mut().read_to_string()?;
-        ensure!(response.status().is_success(), "GET {path}: {} {text}", response.status());
-        Ok(serde_json::from_str(&text).unwrap_or(Value::String(text)))
+        let request = self.client.get(self.url(path)).header("authorization", self.bearer());
+        answer("GET", path, request.call())
     }
 
     /// The answer to a POST of JSON.
     pub fn post(&self, path: &str, body: &Value) -> Result<Value> {
-        let request = self.client.post(self.url(path)).header("authorization", format!("Bearer {}", self.token));
-        let mut response = request.send_json(body).with_context(|| format!("POST {path}"))?;
-        let text = response.body_mut().read_to_string()?;
-        ensure!(response.status().is_success(), "POST {path}: {} {text}", response.status());
-        Ok(serde_json::from_str(&text).unwrap_or(Value::String(text)))
+        let request = self.client.post(self.url(path)).header("authorization", self.bearer());
+        answer("POST", path, request.send_json(body))
     }
 
     /// The answer to a DELETE.
     pub fn delete(&self, path: &str) -> Result<Value> {
-        let request = self.client.delete(self.url(path)).header("authorization", format!("Bearer {}", self.token));
-        let mut response = request.call().with_context(|| format!("DELETE {path}"))?;
-        let text = response.body_mut().read_to_string()?;
-        ensure!(response.status().is_success(), "DELETE {path}: {} {text}", response.status());
-        Ok(serde_json::from_str(&text).unwrap_or(Value::String(text)))
+        let request = self.client.delete(self.url(path)).header("authorization", self.bearer());
+        answer("DELETE", path, request.call())
     }
+
+    fn bearer(&self) -> String {
+        format!("Bearer {}", self.token)
+    }
+}
+
+fn answer(verb: &str, path: &str, response: Result<Response<Body>, ureq::Error>) -> Result<Value> {
+    let mut response = response.with_context(|| format!("{verb} {path}"))?;
+    let text = response.body_mut().read_to_string()?;
+    ensure!(response.status().is_success(), "{verb} {path}: {} {text}", response.status());
+    Ok(serde_json::from_str(&text).unwrap_or(Value::String(text)))
 }

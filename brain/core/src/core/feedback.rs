@@ -15,8 +15,7 @@ impl Core {
         let near = Duration::from_millis(self.policy.forecast.resolution_ms);
         let Some(vm) = self.fleet.vms.get_mut(&id) else { return };
         // Which of its forecasts saw the surge is not told: the coarser one is no better known than to its step.
-        let far = vm.pattern.ahead(vm.window_end, Duration::ZERO).map_or(near, |ahead| ahead.step);
-        let step = near.max(far);
+        let step = || vm.pattern.ahead(vm.window_end, Duration::ZERO).map_or(near, |far| near.max(far.step));
         let planned = vm.recent.iter().find(|recent| recent.id == Some(command)).map(|recent| &recent.action);
         let Some(surge) = planned.and_then(|action| Surge::of(command, action, step)) else { return };
         match &mut vm.surge {
@@ -30,12 +29,12 @@ impl Core {
         let headroom = self.policy.cpu.headroom;
         let mut over = Vec::new();
         for window in &report.vms {
-            let Some(vm) = self.fleet.vms.get_mut(&window.vm) else { continue };
-            let limit_cores = vm.allocation.cpu_limit_cores();
-            let wanted_cores = vm.cpu.map(|cpu| live_cores(&cpu, &vm.allocation));
+            // The host that it has left may tell of it for a while.
+            let vm = self.fleet.vms.get_mut(&window.vm).filter(|vm| vm.host.as_ref() == Some(&report.host));
+            let Some(vm) = vm else { continue };
             let Some(surge) = &mut vm.surge else { continue };
-            if let Some(wanted_cores) = wanted_cores {
-                surge.see(end, wanted_cores, limit_cores);
+            if let Some(cpu) = vm.cpu {
+                surge.see(end, live_cores(&cpu, &vm.allocation), vm.allocation.cpu_limit_cores());
             }
             if !surge.is_over(end) {
                 continue;

@@ -181,11 +181,11 @@ impl Core {
         }
     }
 
-    /// What the linter says of an action, if it were to leave now.
+    /// What the linter says of an action now, but for whether it still waits for an operator.
     pub(super) fn verdict(&self, action: PlannedAction) -> Result<(), String> {
         let last = self.fence;
         let fence = Fence { generation: last.generation + 1, ..last };
-        self.review(&Plan { at: self.now, fence, actions: vec![action] }, last, true)
+        self.review(&Plan { at: self.now, fence, actions: vec![action] }, last, false)
     }
 
     fn review(&self, plan: &Plan, last: Fence, leaves: bool) -> Result<(), String> {

@@ -250,7 +250,6 @@ impl Core {
         if self.fleet.vms.get(&action.vm).is_some_and(|vm| vm.host.as_ref() == Some(host) && vm.flight.is_some()) {
             return true;
         }
-        let action = PlannedAction { approved_by: Some(ACTOR.to_owned()), ..action };
         match self.still_holds(now, &action) {
             Ok(()) => true,
             Err(why) => {

@@ -60,14 +60,14 @@ pub(crate) struct Seen {
 }
 
 impl Surge {
-    /// The surge that an action was planned for, if it was for one. `step` is that of the forecast.
-    pub(crate) fn of(command: CommandId, action: &PlannedAction, step: Duration) -> Option<Self> {
+    /// The surge that an action was planned for, if it was for one. `step` tells that of the forecast.
+    pub(crate) fn of(command: CommandId, action: &PlannedAction, step: impl FnOnce() -> Duration) -> Option<Self> {
         let (Reason::ForecastSurge { at, demand_cores }, Some(Setting::CpuQuota { cores: Some(before_cores) })) =
             (action.reason, action.before)
         else {
             return None;
         };
-        let (expected_cores, until) = (demand_cores, at + step * (1 + STEPS_LATE));
+        let (expected_cores, until) = (demand_cores, at + step() * (1 + STEPS_LATE));
         Some(Self { command, expected_cores, before_cores, from: at, until, peak_cores: None, is_starved: false })
     }
 
@@ -137,7 +137,7 @@ mod tests {
     /// Foreseen for second 100, to be over at second 130.
     fn surge() -> Surge {
         let reason = Reason::ForecastSurge { at: at(100), demand_cores: 0.8 };
-        Surge::of(CommandId { term: 1, number: 7 }, &action(reason), STEP).unwrap()
+        Surge::of(CommandId { term: 1, number: 7 }, &action(reason), || STEP).unwrap()
     }
 
     fn aftermath(windows: &[(u64, f64, f64)]) -> Option<Aftermath> {
@@ -164,7 +164,7 @@ mod tests {
     fn a_second_step_up_belongs_to_the_same_surge() {
         let mut first = surge();
         let reason = Reason::ForecastSurge { at: at(110), demand_cores: 1.2 };
-        first.widen(&Surge::of(CommandId { term: 1, number: 8 }, &action(reason), STEP).unwrap());
+        first.widen(&Surge::of(CommandId { term: 1, number: 8 }, &action(reason), || STEP).unwrap());
         assert!(!first.is_over(at(139)) && first.is_over(at(140)));
         first.see(at(135), 1.1, 1.3);
         let seen = first.seen(1.0).unwrap();
@@ -175,11 +175,11 @@ mod tests {
     #[test]
     fn only_what_was_planned_for_a_surge_awaits_one() {
         let live = action(Reason::LiveDemand { demand_cores: 0.8 });
-        assert_eq!(Surge::of(CommandId { term: 1, number: 1 }, &live, STEP), None);
+        assert_eq!(Surge::of(CommandId { term: 1, number: 1 }, &live, || STEP), None);
         let unlimited = PlannedAction {
             before: Some(Setting::CpuQuota { cores: None }),
             ..action(Reason::ForecastSurge { at: at(100), demand_cores: 0.8 })
         };
-        assert_eq!(Surge::of(CommandId { term: 1, number: 1 }, &unlimited, STEP), None);
+        assert_eq!(Surge::of(CommandId { term: 1, number: 1 }, &unlimited, || STEP), None);
     }
 }

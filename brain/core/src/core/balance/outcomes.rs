@@ -80,7 +80,8 @@ impl Core {
         let detail = match &outcome.result {
             OutcomeResult::Applied { .. } => "the move is being given up".to_owned(),
             OutcomeResult::Refused(why) => format!("refused: {why}"),
-            other => format!("{other:?}"),
+            OutcomeResult::Failed { error, .. } => format!("failed: {error}"),
+            _ => "the move goes on".to_owned(),
         };
         self.audit(now, record.host.as_str(), "outcome", format!("vm {id}"), format!("{} {detail}", outcome.id));
         self.persist(Record::Command(CommandRecord { outcome: Some(outcome), unanswered: false, ..record }));
