@@ -383,6 +383,7 @@ fn facts(
             means: means.clone(),
             migration: migration.clone(),
             zone: zone.clone(),
+            shadows: None,
             dry_run,
             cpu_source: *cpu_source.borrow(),
         }

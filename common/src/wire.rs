@@ -20,6 +20,7 @@ pub mod migration;
 pub mod outcome;
 pub mod report;
 pub mod setting;
+pub mod shadow;
 pub mod terms;
 
 pub use command::{Action, Command, Fence};
@@ -44,6 +45,11 @@ pub use report::{
     VmWindow, WaitHistogram,
 };
 pub use setting::{CPU_WEIGHT_DEFAULT, Means, Setting};
+pub use shadow::{
+    BLUEPRINT_DISKS_MAX, BLUEPRINT_INTERFACES_MAX, Base, Blueprint, Boot, DiskBlueprint, Load, PROFILE_STEPS_MAX,
+    PacerWindow, Profile, ProfileStep, ShadowDone, ShadowFacts, ShadowOrder, ShadowSize, ShadowSpec, ShadowWindow,
+    Unshadowable,
+};
 pub use terms::{InvalidTerm, TERM_BYTES_MAX, VmTerms};
 
 /// The application protocol that both sides demand in the TLS handshake.

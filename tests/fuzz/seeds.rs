@@ -4,11 +4,12 @@
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::frame::{self, PREFIX_BYTES};
 use gnomon_common::wire::{
-    Action, AgentEpoch, AgentMessage, Allocation, BrainMessage, CaPin, Command, CommandId, CpuBounds, CpuSource,
-    CpuWindow, DiskShare, DiskWindow, EnrolReply, EnrolRequest, ExitReason, ExitShare, Fence, GuestMemory, Hello,
-    HostFacts, HostId, HostWindow, Immovable, LocalCause, Losses, MeanMax, Means, MemoryBounds, MemoryDemand,
-    MemoryWindow, Migration, MigrationFacts, MigrationProgress, Moved, Origin, Outcome, OutcomeResult, ProcessIo,
-    ReclaimStalls, RefusalCode, RefusedCommand, Report, ReportAck, Sequence, Setting, Token, TokenId, TokenSecret,
+    Action, AgentEpoch, AgentMessage, Allocation, Base, Blueprint, Boot, BrainMessage, CaPin, Command, CommandId,
+    CpuBounds, CpuSource, CpuWindow, DiskBlueprint, DiskShare, DiskWindow, EnrolReply, EnrolRequest, ExitReason,
+    ExitShare, Fence, GuestMemory, Hello, HostFacts, HostId, HostWindow, Immovable, LocalCause, Losses, MeanMax, Means,
+    MemoryBounds, MemoryDemand, MemoryWindow, Migration, MigrationFacts, MigrationProgress, Moved, Origin, Outcome,
+    OutcomeResult, ProcessIo, Profile, ProfileStep, ReclaimStalls, RefusalCode, RefusedCommand, Report, ReportAck,
+    Sequence, Setting, ShadowDone, ShadowOrder, ShadowSize, ShadowSpec, Token, TokenId, TokenSecret, Unshadowable,
     VERSIONS, VmId, VmState, VmTerms, VmWindow, Welcome, Whereabouts,
 };
 use serde::Serialize;
@@ -80,7 +81,26 @@ fn facts() -> HostFacts {
         cpu_source: CpuSource::TaskStorage,
         migration: Some(MigrationFacts { uri: "qemu+tls://a/system".to_owned() }),
         zone: Some("room-1".to_owned()),
+        shadows: None,
         dry_run: false,
+    }
+}
+
+/// A VM that boots by UEFI and has a disk on an image.
+fn blueprint() -> Blueprint {
+    let base = Base::Image { path: "/images/debian.qcow2".to_owned(), format: "qcow2".to_owned() };
+    let disk = DiskBlueprint { device: "vda".to_owned(), bus: "virtio".to_owned(), size_bytes: 10 << 30, base };
+    Blueprint {
+        name: "web".to_owned(),
+        kvm: true,
+        arch: "x86_64".to_owned(),
+        machine: "pc-q35-7.2".to_owned(),
+        cpu_model: Some("host-model".to_owned()),
+        boot: Boot::Uefi { loader: "/firmware/code.fd".to_owned(), template: None },
+        vcpus: 2,
+        memory_bytes: 2 << 30,
+        disks: vec![disk],
+        interfaces: vec!["virtio".to_owned()],
     }
 }
 
@@ -118,6 +138,9 @@ fn agent_messages() -> Vec<AgentMessage> {
         outcome(Origin::Command, OutcomeResult::Moved(Moved { took_us: 2_500_000, ..Moved::default() })),
         outcome(Origin::Command, parked),
         outcome(Origin::Command, OutcomeResult::Immovable(Immovable::Storage("vda".to_owned()))),
+        outcome(Origin::Command, OutcomeResult::Described(Box::new(blueprint()))),
+        outcome(Origin::Command, OutcomeResult::Shadow(ShadowDone::Copied { took_us: 900, copied_bytes: 0 })),
+        outcome(Origin::Command, OutcomeResult::Unshadowable(Unshadowable::NoBase("vda".to_owned()))),
     ]
 }
 
@@ -130,10 +153,23 @@ fn brain_messages() -> Vec<BrainMessage> {
         bandwidth_bytes_per_s: Some(1 << 30),
         auto_converge: true,
     };
+    let size = ShadowSize {
+        cpu_cores: 0.1,
+        vcpus: 1,
+        cpu_weight: 100,
+        memory_bytes: 128 << 20,
+        disk_bytes_per_s: Some(1 << 20),
+        network_bytes_per_s: None,
+    };
     let actions = settings().into_iter().map(Action::Set).chain([
         Action::Release,
         Action::Migrate(migration),
         Action::AbortMigration,
+        Action::Describe,
+        Action::Shadow(ShadowOrder::Copy(Box::new(ShadowSpec { of: vm(2), blueprint: blueprint(), size }))),
+        Action::Shadow(ShadowOrder::Start),
+        Action::Shadow(ShadowOrder::Pace(Profile { valid_ms: 60_000, steps: vec![ProfileStep::default(); 3] })),
+        Action::Shadow(ShadowOrder::Retire),
     ]);
     let command = |action| Command {
         id,
@@ -187,6 +223,7 @@ fn report(vms: u8) -> Report {
         stood_down: false,
         terms: VmTerms { apart: Some("db".to_owned()), ..VmTerms::default() },
         migration: Some(MigrationProgress { sent_bytes: 1 << 20, ..MigrationProgress::default() }),
+        shadow: None,
         culprits: None,
         exits: Some(vec![ExitShare { reason: ExitReason::Halt, exits_per_s: 800.0, away_vcpus: 1.5 }]),
     };

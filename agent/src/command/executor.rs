@@ -11,7 +11,7 @@ pub use duties::Duties;
 use super::clock::{Clock, Now};
 use super::judge::{self, Allowed, Circumstances, Sighting, Verdict};
 use super::ledger::{self, Change, Intent, Ledger, LedgerError, UndoRecord, VmLife};
-use super::metrics::{APPLIED, DRY_RUN, FAILED, IMMOVABLE, MOVED, NOT_MOVED, REFUSED};
+use super::metrics::{APPLIED, DESCRIBED, DRY_RUN, FAILED, IMMOVABLE, MOVED, NOT_MOVED, REFUSED, SHADOW, UNSHADOWABLE};
 use super::presence::BrainPresence;
 use super::reconcile;
 use super::{
@@ -248,6 +248,10 @@ impl Executor {
             Verdict::Obey => match &command.action {
                 Action::Migrate(migration) => self.migrate(command, migration, received, known),
                 Action::AbortMigration => self.abort_migration(command, received),
+                Action::Describe | Action::Shadow(_) => {
+                    let refused = OutcomeResult::Refused(RefusedCommand::ShadowsNotAllowed);
+                    self.conclude(command, None, refused, false)
+                }
                 Action::Set(target) => self.obey(command, vec![*target], received, known),
                 Action::Release => {
                     // A VM that was never changed is already as it was.
@@ -407,6 +411,18 @@ impl Executor {
             OutcomeResult::Immovable(why) => {
                 tracing::warn!(id = %command.id, vm = %command.vm, %why, "VM cannot be migrated");
                 IMMOVABLE
+            }
+            OutcomeResult::Described(_) => {
+                tracing::debug!(id = %command.id, vm = %command.vm, "VM described");
+                DESCRIBED
+            }
+            OutcomeResult::Shadow(done) => {
+                tracing::info!(id = %command.id, vm = %command.vm, ?done, reason = command.reason, "shadow");
+                SHADOW
+            }
+            OutcomeResult::Unshadowable(why) => {
+                tracing::warn!(id = %command.id, vm = %command.vm, %why, "no shadow");
+                UNSHADOWABLE
             }
         };
         let outcome = Outcome { id: command.id, vm: command.vm, at, origin: ledger::origin(command, cause), result };

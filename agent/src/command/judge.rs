@@ -123,6 +123,7 @@ fn refusal(command: &Command, circumstances: &Circumstances) -> Option<RefusedCo
     }
     match &command.action {
         Action::AbortMigration => return None,
+        Action::Describe | Action::Shadow(_) => return Some(RefusedCommand::ShadowsNotAllowed),
         _ if migrations.of_vm => return Some(RefusedCommand::Migrating),
         Action::Set(target) if is_nonsense(*target) => return Some(RefusedCommand::Nonsense),
         Action::Set(target) if !allowed.means.contains(target.means()) => {
@@ -142,7 +143,7 @@ fn refusal(command: &Command, circumstances: &Circumstances) -> Option<RefusedCo
         (Sighting::Unknown, _) | (_, Action::Release) => None,
         _ if opted_out == Some(true) => Some(RefusedCommand::OptedOut),
         (Sighting::Active { vcpus }, Action::Set(target)) => bounds::out_of_bounds(*target, vcpus, bounds, &resources),
-        (Sighting::Active { .. }, Action::Migrate(_) | Action::AbortMigration) => None,
+        (Sighting::Active { .. }, _) => None,
     }
 }
 

@@ -22,6 +22,9 @@ pub(super) const FAILED: ByResult = ByResult { result: "failed" };
 pub(super) const MOVED: ByResult = ByResult { result: "moved" };
 pub(super) const NOT_MOVED: ByResult = ByResult { result: "not_moved" };
 pub(super) const IMMOVABLE: ByResult = ByResult { result: "immovable" };
+pub(super) const DESCRIBED: ByResult = ByResult { result: "described" };
+pub(super) const SHADOW: ByResult = ByResult { result: "shadow" };
+pub(super) const UNSHADOWABLE: ByResult = ByResult { result: "unshadowable" };
 
 /// Label of [`Metrics::migrations`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -95,7 +98,7 @@ impl Metrics {
             migration_downtime_seconds: Histogram::new([0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]),
         };
         new.migrations(0, 0);
-        for result in [MOVED, NOT_MOVED, IMMOVABLE] {
+        for result in [MOVED, NOT_MOVED, IMMOVABLE, DESCRIBED, SHADOW, UNSHADOWABLE] {
             drop(new.commands.get_or_create(&result));
         }
         for result in [APPLIED, DRY_RUN, REFUSED, FAILED] {

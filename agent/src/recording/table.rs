@@ -125,6 +125,7 @@ mod tests {
             stood_down: false,
             terms: VmTerms::default(),
             migration: None,
+            shadow: None,
         };
         let report = HostReport {
             start: Timestamp::from_unix_ms(1_796_000_000_000),

@@ -291,6 +291,7 @@ impl HostSeries {
                 stood_down: end.stood_down.contains(&facts.id),
                 terms: facts.terms.clone().unwrap_or_default(),
                 migration: end.migrations.get(&facts.id).copied(),
+                shadow: None,
             });
         }
         self.metrics.windows.inc();

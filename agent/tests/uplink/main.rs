@@ -173,6 +173,7 @@ fn facts() -> HostFacts {
         means: vec![Means::CpuQuota],
         migration: None,
         zone: None,
+        shadows: None,
         dry_run: false,
         cpu_source: CpuSource::TaskStorage,
     }

@@ -81,6 +81,7 @@ impl Host {
                 means: vec![Means::CpuQuota],
                 migration: None,
                 zone: None,
+                shadows: None,
                 dry_run: false,
                 cpu_source: CpuSource::TaskStorage,
             },
@@ -215,6 +216,7 @@ impl Vm {
             stood_down: false,
             terms: VmTerms::default(),
             migration: None,
+            shadow: None,
             exits: Some(vec![ExitShare { reason: ExitReason::Halt, exits_per_s: 800.0, away_vcpus: 1.5 }]),
             culprits: Some(Culprits {
                 own_quota_cores: Some((wanted - run) as f32),

@@ -41,6 +41,7 @@ fn report(number: u64) -> Report {
             stood_down: false,
             terms: VmTerms::default(),
             migration: None,
+            shadow: None,
             culprits: None,
             exits: None,
         }
@@ -71,6 +72,7 @@ fn warm(reports: u64) -> (Core, Option<FitJob>) {
         means: vec![Means::CpuQuota],
         migration: None,
         zone: None,
+        shadows: None,
         dry_run: false,
         cpu_source: CpuSource::TaskStorage,
     };

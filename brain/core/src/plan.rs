@@ -182,6 +182,8 @@ impl PlannedAction {
             Action::Release => "restore the baseline".to_owned(),
             Action::Migrate(migration) => format!("migrate from host {} {migration}", self.host),
             Action::AbortMigration => "give up its migration".to_owned(),
+            Action::Describe => "tell what a shadow of it is made from".to_owned(),
+            Action::Shadow(order) => order.to_string(),
         }
     }
 

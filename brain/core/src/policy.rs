@@ -394,7 +394,7 @@ impl Policy {
     pub fn mode_for(&self, action: &Action) -> Mode {
         match action {
             Action::Migrate(_) | Action::AbortMigration => self.migrate_mode(),
-            Action::Set(_) | Action::Release => self.mode,
+            Action::Set(_) | Action::Release | Action::Describe | Action::Shadow(_) => self.mode,
         }
     }
 

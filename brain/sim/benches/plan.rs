@@ -40,6 +40,7 @@ fn facts(number: u64) -> HostFacts {
         means: vec![Means::CpuQuota],
         migration: Some(MigrationFacts { uri: format!("qemu+tls://host-{number}/system") }),
         zone: None,
+        shadows: None,
         dry_run: false,
         cpu_source: CpuSource::TaskStorage,
     }
@@ -70,6 +71,7 @@ fn report(number: u64, vms: u64, round: u64) -> Report {
             stood_down: false,
             terms: VmTerms::default(),
             migration: None,
+            shadow: None,
         }
     };
     Report {

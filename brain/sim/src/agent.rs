@@ -154,6 +154,7 @@ impl Agent {
             means: vec![Means::CpuQuota, Means::Memory],
             migration: Some(MigrationFacts { uri: format!("simulated://{}/system", spec.name) }),
             zone: None,
+            shadows: None,
             dry_run: spec.dry_run,
             cpu_source: CpuSource::TaskStorage,
         };
@@ -223,6 +224,7 @@ impl Agent {
                 stood_down: false,
                 terms: vm.terms.clone(),
                 migration: vm.leaving.map(|_| MigrationProgress::default()),
+                shadow: None,
                 culprits: None,
                 exits: None,
             })
@@ -303,6 +305,7 @@ impl Agent {
             Action::Set(Setting::Memory { bytes }) => self.judge_memory(vm, bytes),
             Action::Set(target) => Err(RefusedCommand::NotAllowed { means: target.means() }),
             Action::Release | Action::Migrate(_) | Action::AbortMigration => Ok(()),
+            Action::Describe | Action::Shadow(_) => Err(RefusedCommand::ShadowsNotAllowed),
         }
     }
 
@@ -375,7 +378,7 @@ impl Agent {
                 self.baselines.entry(key).or_insert(vm.in_force(target));
                 vec![target]
             }
-            Action::Migrate(_) | Action::AbortMigration => Vec::new(),
+            Action::Migrate(_) | Action::AbortMigration | Action::Describe | Action::Shadow(_) => Vec::new(),
             Action::Release => {
                 Means::ALL.into_iter().filter_map(|means| self.baselines.remove(&(command.vm, means))).collect()
             }
@@ -402,6 +405,7 @@ fn arriving(vm: VmId, name: &str) -> VmWindow {
         stood_down: false,
         terms: VmTerms::default(),
         migration: None,
+        shadow: None,
     }
 }
 

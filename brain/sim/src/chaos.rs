@@ -195,6 +195,7 @@ fn terms(rng: &mut ChaCha8Rng) -> VmTerms {
         stays: rng.random_bool(0.08),
         apart: rng.random_bool(0.25).then(|| group(rng)),
         together: rng.random_bool(0.15).then(|| group(rng)),
+        shadow: None,
         bound: rng.random_bool(0.05).then(|| "a device of the host".to_owned()),
         misunderstood: rng.random_bool(0.03).then(|| "mode=\"sometimes\"".to_owned()),
     }

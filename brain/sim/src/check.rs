@@ -207,6 +207,7 @@ impl Checker {
             Action::Set(target) => Self::judge_size(scene, host, vm, *target),
             Action::Migrate(migration) => self.judge_move(scene, host, vm, &planned, migration),
             Action::Release | Action::AbortMigration => Err(("a planner neither releases nor aborts", String::new())),
+            Action::Describe | Action::Shadow(_) => Ok(()),
         }
     }
 

@@ -4,7 +4,7 @@ use super::client::{Client, segment, typed};
 use super::table::{at, bytes, cores, duration, limit, table};
 use super::{Failure, plot};
 use crate::api::{OperateBody, Operated, ScopeBody, Status};
-use gnomon_common::wire::{DemandSource, MemoryDemand, OutcomeResult};
+use gnomon_common::wire::{DemandSource, MemoryDemand, OutcomeResult, ShadowDone};
 use gnomon_core::Audit;
 use gnomon_core::archive::Kpi;
 use gnomon_core::view::{Alert, Explanation, Forecast, HostView, RecentAction, VmView};
@@ -305,6 +305,14 @@ pub(super) fn in_words(result: &OutcomeResult) -> String {
         }
         OutcomeResult::NotMoved { error, whereabouts } => format!("not moved: {error}; {whereabouts}"),
         OutcomeResult::Immovable(why) => format!("not moved: {why}"),
+        OutcomeResult::Described(_) => "described".into(),
+        OutcomeResult::Shadow(ShadowDone::Copied { took_us, .. }) => {
+            format!("copied in {:.1} s", *took_us as f64 / 1e6)
+        }
+        OutcomeResult::Shadow(ShadowDone::Started { took_us }) => format!("started in {:.1} s", *took_us as f64 / 1e6),
+        OutcomeResult::Shadow(ShadowDone::Paced) => "paced".into(),
+        OutcomeResult::Shadow(ShadowDone::Retired) => "retired".into(),
+        OutcomeResult::Unshadowable(why) => format!("no shadow: {why}"),
         OutcomeResult::DryRun => "dry run".into(),
         OutcomeResult::Refused(why) => format!("refused: {why}"),
         OutcomeResult::Failed { error, .. } => format!("failed: {error}"),

@@ -125,9 +125,14 @@ pub(super) fn set(client: &Client, json: bool, arguments: &SetArguments) -> Resu
         None => Err(Failure::Refused(format!(
             "command {command} was sent, but not answered within {wait} s; it may still be: gnomon explain {vm}"
         ))),
-        Some(result @ (OutcomeResult::Moved(_) | OutcomeResult::NotMoved { .. } | OutcomeResult::Immovable(_))) => {
-            Err(Failure::Refused(format!("the agent of host {host} answered something else: {}", in_words(&result))))
-        }
+        Some(
+            result @ (OutcomeResult::Moved(_)
+            | OutcomeResult::NotMoved { .. }
+            | OutcomeResult::Immovable(_)
+            | OutcomeResult::Described(_)
+            | OutcomeResult::Shadow(_)
+            | OutcomeResult::Unshadowable(_)),
+        ) => Err(Failure::Refused(format!("the agent of host {host} answered something else: {}", in_words(&result)))),
         Some(OutcomeResult::DryRun) => Err(Failure::Refused(format!(
             "the agent of host {host} runs dry: it judged the command and changed nothing"
         ))),

@@ -1,6 +1,6 @@
 //! What the loop measures.
 
-use gnomon_common::wire::{Action, Origin, Outcome, OutcomeResult, Setting, Whereabouts};
+use gnomon_common::wire::{Action, Origin, Outcome, OutcomeResult, Setting, ShadowOrder, Whereabouts};
 use gnomon_core::plan::local_cause;
 use gnomon_core::plan::surge::Aftermath;
 use gnomon_core::{CapacityState, CommandRecord};
@@ -223,6 +223,9 @@ fn result_name(result: &OutcomeResult) -> &'static str {
         OutcomeResult::NotMoved { whereabouts: Whereabouts::Here, .. } => "not_moved",
         OutcomeResult::NotMoved { whereabouts: Whereabouts::Parked, .. } => "parked",
         OutcomeResult::Immovable(_) => "immovable",
+        OutcomeResult::Described(_) => "described",
+        OutcomeResult::Shadow(_) => "shadow",
+        OutcomeResult::Unshadowable(_) => "unshadowable",
         OutcomeResult::DryRun => "dry_run",
         OutcomeResult::Refused(_) => "refused",
         OutcomeResult::Failed { .. } => "failed",
@@ -240,5 +243,10 @@ fn action_name(action: &Action) -> &'static str {
         Action::Release => "release",
         Action::Migrate(_) => "migrate",
         Action::AbortMigration => "abort_migration",
+        Action::Describe => "describe",
+        Action::Shadow(ShadowOrder::Copy(_)) => "shadow_copy",
+        Action::Shadow(ShadowOrder::Start) => "shadow_start",
+        Action::Shadow(ShadowOrder::Pace(_)) => "shadow_pace",
+        Action::Shadow(ShadowOrder::Retire) => "shadow_retire",
     }
 }

@@ -163,6 +163,7 @@ pub(super) fn report(start_ms: u64, sequence: u64, vm: VmId) -> Report {
         stood_down: false,
         terms: VmTerms::default(),
         migration: None,
+        shadow: None,
         culprits: None,
         exits: None,
     };

@@ -88,6 +88,7 @@ mod tests {
                 means: vec![Means::CpuQuota],
                 migration: None,
                 zone: None,
+                shadows: None,
                 dry_run: false,
                 cpu_source: CpuSource::TaskStorage,
             },

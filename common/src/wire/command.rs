@@ -1,6 +1,6 @@
 //! What the brain tells one agent to do.
 
-use super::{CommandId, Migration, Setting, VmId};
+use super::{CommandId, Migration, Setting, ShadowOrder, VmId};
 use core::fmt;
 use serde::{Deserialize, Serialize};
 use std::string::String;
@@ -34,6 +34,10 @@ pub enum Action {
     Migrate(Migration),
     /// Give up the migration of it that is under way, if there is one: it stays where it is.
     AbortMigration,
+    /// Tell what a shadow of it is made from. Changes nothing.
+    Describe,
+    /// Bring a shadow to this state. The VM of the command is the shadow itself, which need not exist yet.
+    Shadow(ShadowOrder),
 }
 
 /// A command is obeyed only if its fence is newer than any that its VM has seen: first by lease term, then by plan.

@@ -1,6 +1,6 @@
 //! The control stream: introduction, heart-beat, commands in, outcomes out.
 
-use super::{AgentEpoch, Command, CommandId, Fence, HostId, Means, MigrationFacts, Outcome, Sequence};
+use super::{AgentEpoch, Command, CommandId, Fence, HostId, Means, MigrationFacts, Outcome, Sequence, ShadowFacts};
 use crate::time::Timestamp;
 use core::fmt;
 use serde::{Deserialize, Serialize};
@@ -140,6 +140,8 @@ pub struct HostFacts {
     pub migration: Option<MigrationFacts>,
     /// Where it stands, for what must not be in one place: a room, a feed, a rack; `None` where nobody says.
     pub zone: Option<String>,
+    /// What shadows it takes; `None` where the agent is not configured to take any.
+    pub shadows: Option<ShadowFacts>,
     /// The agent judges and logs commands but changes nothing (`--dry-run`).
     pub dry_run: bool,
     /// Where its readings of CPU come from, and so how much they tell.

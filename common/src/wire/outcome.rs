@@ -1,8 +1,11 @@
 //! What became of a command.
 
-use super::{CommandId, Fence, Immovable, Means, Moved, Setting, VmId, Whereabouts};
+use super::{
+    Blueprint, CommandId, Fence, Immovable, Means, Moved, Setting, ShadowDone, Unshadowable, VmId, Whereabouts,
+};
 use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::boxed::Box;
 use std::string::String;
 use std::vec::Vec;
 
@@ -76,6 +79,12 @@ pub enum OutcomeResult {
     },
     /// Looked at, and not even tried to migrate.
     Immovable(Immovable),
+    /// What a shadow of it is made from.
+    Described(Box<Blueprint>),
+    /// The shadow is as it was ordered.
+    Shadow(ShadowDone),
+    /// Looked at, and no shadow was made or changed.
+    Unshadowable(Unshadowable),
     /// Judged and not done: trying again would be refused again.
     Refused(RefusedCommand),
     /// Tried and not achieved. `retryable`: the same command may succeed later.
@@ -163,6 +172,9 @@ pub enum RefusedCommand {
     /// Its owner has opted it out, in its metadata.
     #[error("its owner keeps Gnomon's hands off it, in its metadata")]
     OptedOut,
+    /// The agent is not configured to take shadows.
+    #[error("this host's agent is not configured to take shadows")]
+    ShadowsNotAllowed,
     /// Too many commands were waiting already.
     #[error("the agent's command queue was full")]
     QueueFull,

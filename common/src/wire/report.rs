@@ -1,7 +1,8 @@
 //! What a host measured: windows of one-second samples.
 
 use super::{
-    AgentEpoch, Culprits, DiskRest, DiskWindow, ExitShare, HostId, MigrationProgress, Sequence, VmId, VmTerms,
+    AgentEpoch, Culprits, DiskRest, DiskWindow, ExitShare, HostId, MigrationProgress, Sequence, ShadowWindow, VmId,
+    VmTerms,
 };
 use crate::abi::sched::WAIT_BUCKETS;
 use crate::time::Timestamp;
@@ -91,6 +92,8 @@ pub struct VmWindow {
     pub terms: VmTerms,
     /// How far its migration away from this host has come, while there is one.
     pub migration: Option<MigrationProgress>,
+    /// What it is besides, where it is a shadow.
+    pub shadow: Option<ShadowWindow>,
 }
 
 /// What libvirt says a VM is doing.

@@ -20,6 +20,8 @@ pub struct VmTerms {
     pub apart: Option<String>,
     /// `together="GROUP"`: VMs of this group on one host.
     pub together: Option<String>,
+    /// `shadow="yes"`, `shadow="no"`: it is to have a shadow, or none; `None` leaves that to policy.
+    pub shadow: Option<bool>,
     /// What in its definition binds it to its host (a device passed through, CPUs or memory pinned), for a person; `None` where nothing
     /// does.
     pub bound: Option<String>,
@@ -72,9 +74,14 @@ impl VmTerms {
                 "no" => self.stays = true,
                 _ => return Err(invalid("yes, no")),
             },
+            "shadow" => match value {
+                "yes" => self.shadow = Some(true),
+                "no" => self.shadow = Some(false),
+                _ => return Err(invalid("yes, no")),
+            },
             "apart" => self.apart = Some(group(value).ok_or_else(|| invalid(GROUP))?),
             "together" => self.together = Some(group(value).ok_or_else(|| invalid(GROUP))?),
-            _ => return Err(invalid("the attributes mode, migrate, apart, together")),
+            _ => return Err(invalid("the attributes mode, migrate, shadow, apart, together")),
         }
         Ok(())
     }

@@ -85,7 +85,7 @@ impl Core {
             Mode::Auto => true,
         };
         match record.command.action {
-            Action::Release | Action::AbortMigration => true,
+            Action::Release | Action::AbortMigration | Action::Describe | Action::Shadow(_) => true,
             Action::Migrate(_) => hold.is_none() && (record.by_operator || is_allowed),
             Action::Set(_) if record.by_operator => hold != Some(Hold::Released),
             Action::Set(target) => {
@@ -179,6 +179,9 @@ impl Core {
             OutcomeResult::Moved(moved) => self.moved(now, record, moved, outcome.at),
             OutcomeResult::NotMoved { error, whereabouts } => self.not_moved(now, record, error, *whereabouts),
             OutcomeResult::Immovable(why) => self.immovable(now, record, why),
+            OutcomeResult::Described(_) | OutcomeResult::Shadow(_) | OutcomeResult::Unshadowable(_) => {
+                "not asked for".to_owned()
+            }
             OutcomeResult::DryRun => {
                 self.spare(now, record);
                 self.back_off(now, record);

@@ -35,6 +35,9 @@ impl Core {
                 OutcomeResult::Moved(_) => "it runs on another host now".to_owned(),
                 OutcomeResult::NotMoved { error, whereabouts } => format!("{whereabouts}: {error}"),
                 OutcomeResult::Immovable(why) => format!("not done: {why}"),
+                OutcomeResult::Described(_) => "described".to_owned(),
+                OutcomeResult::Shadow(done) => format!("shadow: {done:?}"),
+                OutcomeResult::Unshadowable(why) => format!("no shadow: {why}"),
                 OutcomeResult::Refused(why) => format!("not done: {why}"),
                 OutcomeResult::Failed { error, .. } => format!("failed: {error}"),
             };

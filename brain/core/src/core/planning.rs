@@ -158,7 +158,7 @@ impl Core {
                 Action::Set(Setting::CpuQuota { cores }) => vm.recommended = cores,
                 Action::Set(Setting::Memory { bytes }) => vm.recommended_bytes = Some(bytes),
                 Action::Migrate(_) => vm.travel.recommended = Some(now),
-                Action::Set(_) | Action::Release | Action::AbortMigration => {}
+                Action::Set(_) | Action::Release | Action::AbortMigration | Action::Describe | Action::Shadow(_) => {}
             }
             vm.remember(RecentAction { at: now, id: None, action, result: None, remark: None });
         }
@@ -203,7 +203,11 @@ impl Core {
             let host = self.fleet.hosts.get(vm.host.as_ref()?)?;
             let set_by_hand = match action.action {
                 Action::Set(target) => self.holds.on_means(action.vm, target.means()),
-                Action::Release | Action::Migrate(_) | Action::AbortMigration => false,
+                Action::Release
+                | Action::Migrate(_)
+                | Action::AbortMigration
+                | Action::Describe
+                | Action::Shadow(_) => false,
             };
             let is_held = set_by_hand || vm.stood_down || self.holds.on_vm(action.vm, vm.host.as_ref()).is_some();
             Some(VmFacts {

@@ -317,7 +317,7 @@ impl Vm {
     pub(crate) fn backoff(&mut self, action: &Action) -> &mut Backoff {
         match action {
             Action::Set(Setting::Memory { .. }) => &mut self.balloon_pace.backoff,
-            Action::Set(_) | Action::Release => &mut self.pace.backoff,
+            Action::Set(_) | Action::Release | Action::Describe | Action::Shadow(_) => &mut self.pace.backoff,
             Action::Migrate(_) | Action::AbortMigration => &mut self.travel.backoff,
         }
     }

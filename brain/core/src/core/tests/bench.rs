@@ -66,6 +66,7 @@ pub(super) fn facts() -> HostFacts {
         means: vec![Means::CpuQuota, Means::Memory],
         migration: Some(MigrationFacts { uri: "test:///default".to_owned() }),
         zone: None,
+        shadows: None,
         dry_run: false,
         cpu_source: CpuSource::TaskStorage,
     }
@@ -100,6 +101,7 @@ pub(super) fn report_of(host_name: &str, second: u64, vms: &[(u128, f64, f64)], 
         exits: None,
         terms: VmTerms::default(),
         migration: None,
+        shadow: None,
     };
     Report {
         host: host(host_name),

@@ -233,6 +233,7 @@ fn play(happenings: &[(i64, Happening)]) -> String {
                     (true, Action::AbortMigration) => {
                         OutcomeResult::Applied { before: vec![], after: vec![], took_us: 1 }
                     }
+                    (true, Action::Describe | Action::Shadow(_)) => unreachable!("no shadows here"),
                     (false, _) => OutcomeResult::Refused(RefusedCommand::UnknownVm),
                 };
                 let outcome = Outcome { id: command.id, vm: command.vm, at: now_at, origin: Origin::Command, result };

@@ -1,0 +1,275 @@
+//! Shadows: small copies of production VMs on other hosts, under a synthetic load.
+//!
+//! A shadow is a VM of its own, with an identity of its own. Its host's agent makes it from a [`Blueprint`], which names what may be copied:
+//! what a blueprint has no field for (a device passed through, a host's folder, a network, a second disk's lock) cannot get into a shadow.
+//! A shadow's life is four [`ShadowOrder`]s, each of which says what is to be, so that doing it twice is doing it once.
+
+use super::VmId;
+use core::fmt;
+use serde::{Deserialize, Serialize};
+use std::boxed::Box;
+use std::string::String;
+use std::vec::Vec;
+
+/// Most disks of a blueprint.
+pub const BLUEPRINT_DISKS_MAX: usize = 16;
+/// Most network interfaces of a blueprint.
+pub const BLUEPRINT_INTERFACES_MAX: usize = 8;
+/// Most steps of a profile.
+pub const PROFILE_STEPS_MAX: usize = 256;
+
+/// What of a production VM makes up its shadow: told by its host's agent, in answer to [`Action::Describe`](super::Action::Describe).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Blueprint {
+    /// The production's name.
+    pub name: String,
+    /// Whether it runs by KVM; else it is emulated, and so is its shadow.
+    pub kvm: bool,
+    /// The guest's architecture, such as `x86_64`.
+    pub arch: String,
+    /// The machine type, such as `pc-q35-7.2`.
+    pub machine: String,
+    /// The CPU model by name; `None` is what the hypervisor has as its default.
+    pub cpu_model: Option<String>,
+    /// What it boots.
+    pub boot: Boot,
+    /// vCPUs plugged in.
+    pub vcpus: u32,
+    /// Memory, in bytes: what its balloon leaves it.
+    pub memory_bytes: u64,
+    /// Its disks, at most [`BLUEPRINT_DISKS_MAX`].
+    pub disks: Vec<DiskBlueprint>,
+    /// The models of its network interfaces, at most [`BLUEPRINT_INTERFACES_MAX`].
+    pub interfaces: Vec<String>,
+}
+
+/// What a guest boots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Boot {
+    /// What its disks begin with, by BIOS.
+    Bios,
+    /// What its disks begin with, by UEFI. The shadow begins with empty variables.
+    Uefi {
+        /// The firmware's code, a file on the host.
+        loader: String,
+        /// What its variables begin with, a file on the host.
+        template: Option<String>,
+    },
+    /// A kernel that QEMU loads.
+    Kernel {
+        /// The kernel, a file on the host.
+        kernel: String,
+        /// Its first root, a file on the host.
+        initrd: Option<String>,
+        /// Its command line.
+        command_line: String,
+    },
+}
+
+/// One disk of a blueprint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskBlueprint {
+    /// The guest's device, such as `vda`.
+    pub device: String,
+    /// Its bus, such as `virtio`.
+    pub bus: String,
+    /// Its size, in bytes.
+    pub size_bytes: u64,
+    /// What it was made from.
+    pub base: Base,
+}
+
+/// What a disk was made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Base {
+    /// An image below the production's own layer, which nobody writes to: a shadow's layer goes on top of the same.
+    Image {
+        /// The file.
+        path: String,
+        /// Its format: `raw`, `qcow2`.
+        format: String,
+    },
+    /// There is none below it: the production writes to the only layer there is. A shadow of it takes a copy of the disk, where that is
+    /// allowed.
+    None,
+}
+
+/// What is to be of a shadow on a host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShadowOrder {
+    /// It is defined here, with disks of its own, and does not run yet.
+    Copy(Box<ShadowSpec>),
+    /// It runs here.
+    Start,
+    /// Its pacer follows this profile, from now on.
+    Pace(Profile),
+    /// Nothing is left of it here: no domain, no file.
+    Retire,
+}
+
+/// A shadow that is to be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ShadowSpec {
+    /// Of which production VM.
+    pub of: VmId,
+    /// What it is made from.
+    pub blueprint: Blueprint,
+    /// Its size.
+    pub size: ShadowSize,
+}
+
+/// The size of a shadow. Bandwidths are of each disk and each interface; `None` is unlimited.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct ShadowSize {
+    /// CPU quota of the whole domain, in cores.
+    pub cpu_cores: f64,
+    /// vCPUs.
+    pub vcpus: u32,
+    /// On the scale of cgroup v2's `cpu.weight`.
+    pub cpu_weight: u32,
+    /// Memory, in bytes.
+    pub memory_bytes: u64,
+    /// Disk traffic, in bytes per second.
+    pub disk_bytes_per_s: Option<u64>,
+    /// Network traffic in each direction, in bytes per second.
+    pub network_bytes_per_s: Option<u64>,
+}
+
+/// What a pacer is to make its guest want, from its receipt on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Profile {
+    /// After this long without another profile it idles, in milliseconds: a brain that is gone leaves no load behind.
+    pub valid_ms: u64,
+    /// At most [`PROFILE_STEPS_MAX`], by time; the last one holds until the profile ends. Before the first it idles.
+    pub steps: Vec<ProfileStep>,
+}
+
+/// A load from some time on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProfileStep {
+    /// After receipt, in milliseconds.
+    pub after_ms: u64,
+    /// What is wanted.
+    pub load: Load,
+    /// Highest second of network traffic over its mean: 1 is even, 10 is a second in ten that carries it all.
+    pub network_burst: f64,
+}
+
+/// What a guest wants or did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Load {
+    /// In cores.
+    pub cpu_cores: f64,
+    /// Memory that is touched again and again, in bytes.
+    pub memory_bytes: u64,
+    /// Read from its disks, in bytes per second.
+    pub disk_read_bytes_per_s: u64,
+    /// Written to its disks, in bytes per second.
+    pub disk_write_bytes_per_s: u64,
+    /// Sent on its network, in bytes per second.
+    pub network_bytes_per_s: u64,
+}
+
+/// What an order came to.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShadowDone {
+    /// It is defined.
+    Copied {
+        /// From receipt until then, in microseconds.
+        took_us: u64,
+        /// Copied from other disks, in bytes; nothing where its disks are layers.
+        copied_bytes: u64,
+    },
+    /// It runs.
+    Started {
+        /// From receipt until then, in microseconds.
+        took_us: u64,
+    },
+    /// Its pacer has the profile.
+    Paced,
+    /// Nothing is left of it.
+    Retired,
+}
+
+/// Why a VM has no shadow, or not there, found before anything was done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum Unshadowable {
+    /// It takes a part that this host has not: an image, a firmware.
+    #[error("this host has no {0}")]
+    Missing(String),
+    /// It has a disk without a base, and copies of disks are not allowed.
+    #[error("its disk {0} is no layer on an image, and copies of disks are not allowed here")]
+    NoBase(String),
+    /// Its definition is nothing that a shadow can be made from.
+    #[error("its definition: {0}")]
+    Definition(String),
+    /// The host has as many shadows as it takes, or no room for this one.
+    #[error("no room: {0}")]
+    NoRoom(String),
+    /// Its identity or name is taken here by a VM that is no shadow of this production.
+    #[error("its identity or name is taken here by another VM")]
+    Taken,
+    /// The order is for a VM that is no shadow.
+    #[error("it is no shadow")]
+    NoShadow,
+}
+
+/// What shadows a host takes; in [`super::HostFacts`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ShadowFacts {
+    /// At most so many.
+    pub shadows_max: u32,
+    /// Together at most this share of its CPU and of its memory, 0..=1.
+    pub share_max: f64,
+}
+
+/// What a window tells of a shadow beside what it tells of any VM.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct ShadowWindow {
+    /// Of which production VM.
+    pub of: VmId,
+    /// What its pacer last said; `None` where none has spoken in this window: an image without one still measures its host.
+    pub pacer: Option<PacerWindow>,
+}
+
+/// What a pacer says, as means over its last seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct PacerWindow {
+    /// What it was to make.
+    pub wanted: Load,
+    /// What it made, by its own measure.
+    pub made: Load,
+}
+
+impl Blueprint {
+    /// Whether it is within its bounds.
+    pub fn is_bounded(&self) -> bool {
+        self.disks.len() <= BLUEPRINT_DISKS_MAX && self.interfaces.len() <= BLUEPRINT_INTERFACES_MAX
+    }
+}
+
+impl fmt::Display for ShadowOrder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Copy(spec) => write!(f, "copy VM {} as its shadow, {}", spec.of, spec.size),
+            Self::Start => f.write_str("start the shadow"),
+            Self::Pace(profile) => write!(f, "pace the shadow by {} steps", profile.steps.len()),
+            Self::Retire => f.write_str("retire the shadow"),
+        }
+    }
+}
+
+impl fmt::Display for ShadowSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.2} cores, {:.0} MiB", self.cpu_cores, self.memory_bytes as f64 / f64::from(1 << 20))
+    }
+}
