@@ -15,6 +15,7 @@ mod operate;
 mod problem;
 mod proposals;
 mod set;
+mod shadows;
 mod status;
 
 pub use affairs::LIMIT_DEFAULT;
@@ -25,6 +26,7 @@ pub use moves::{AbortAnswer, MigrateAnswer, MigrateBody};
 pub use operate::{OperateBody, Operated, ScopeBody, TouchedVm};
 pub use problem::Problem;
 pub use set::{SetAnswer, SetBody};
+pub use shadows::{FidelityBody, ShadowAnswer};
 pub use status::Status;
 
 use crate::drive::{Desk, DriveHandle};
@@ -101,6 +103,11 @@ pub fn router(state: ApiState) -> Router {
         .route("/vms/{vm}/set", post(set::set))
         .route("/vms/{vm}/migrate", post(moves::migrate).delete(moves::abort))
         .route("/hosts/{host}/drain", post(moves::drain).delete(moves::undrain))
+        .route("/shadows", get(shadows::list))
+        .route(
+            "/vms/{vm}/shadow",
+            get(shadows::show).post(shadows::make).put(shadows::fidelity).delete(shadows::retire),
+        )
         .route("/capacity", get(capacity::list))
         .route("/capacity/{key}/approve", post(capacity::approve))
         .route("/capacity/{key}/deny", post(capacity::deny))

@@ -9,6 +9,7 @@ mod plot;
 mod proposals;
 mod quantity;
 mod set;
+mod shadow;
 mod table;
 
 pub use client::{Client, TOKEN_FILE_DEFAULT, URL_DEFAULT};
@@ -22,6 +23,7 @@ use clap_complete::Shell;
 use moves::{AbortArguments, DrainArguments, MigrateArguments};
 use proposals::ProposalsCommand;
 use set::SetArguments;
+use shadow::ShadowCommand;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -88,6 +90,9 @@ pub enum Command {
     /// What Gnomon would do and asks about, where policy's mode is `approve`
     #[command(subcommand)]
     Proposals(ProposalsCommand),
+    /// Small copies of production VMs on other hosts, which try the predicted load first
+    #[command(subcommand)]
+    Shadow(ShadowCommand),
     /// Plan nothing until resumed; observing and forecasting go on
     Pause(ScopeArguments),
     /// Take VMs up again after a pause, a release, a limit set by hand, or one that someone else changed
@@ -177,6 +182,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Undrain { host } => moves::undrain(&client, json, &host),
         Command::Capacity(command) => capacity::run(&client, json, &command),
         Command::Proposals(command) => proposals::run(&client, json, &command),
+        Command::Shadow(command) => shadow::run(&client, json, &command),
         Command::Pause(ScopeArguments { vm, host, .. }) => commands::operate(&client, json, "pause", scope(vm, host)),
         Command::Resume(ScopeArguments { vm, host, .. }) => commands::operate(&client, json, "resume", scope(vm, host)),
         Command::Release(ReleaseArguments { vm, host, dry_run, yes, .. }) => {

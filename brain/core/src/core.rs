@@ -16,6 +16,7 @@ mod proposals;
 mod report;
 mod restore;
 mod set;
+mod shadows;
 mod sizes;
 mod surplus;
 #[cfg(test)]
@@ -68,6 +69,7 @@ pub struct Core {
     capacity: capacity::Capacity,
     proposals: proposals::Proposals,
     surpluses: surplus::Surpluses,
+    shadows: shadows::Shadows,
     /// What the store gave back of VMs that were not seen yet.
     stored: BTreeMap<VmId, Pattern>,
     outputs: VecDeque<Output>,
@@ -97,6 +99,7 @@ impl Core {
             capacity: capacity::Capacity::default(),
             proposals: proposals::Proposals::default(),
             surpluses: surplus::Surpluses::default(),
+            shadows: shadows::Shadows::default(),
             stored: BTreeMap::new(),
             outputs: VecDeque::new(),
         };
@@ -119,20 +122,21 @@ impl Core {
         }
     }
 
-    /// Lets due time-outs happen (commands that stayed unanswered, requests for capacity to be sent or given up, proposals that expire); call it when
+    /// Lets due time-outs happen (commands that stayed unanswered, requests for capacity to be sent or given up, proposals that expire, shadows that need something); call it when
     /// [`Core::poll_timeout`] is due. Nothing is planned here: growing and shrinking alike rest on a report.
     pub fn handle_timeout(&mut self, now: Timestamp) {
         self.tell_time(now);
         self.give_up_commands(now);
         self.tend_capacity(now);
         self.tend_proposals(now);
+        self.tend_shadows(now);
     }
 
     /// When [`Core::handle_timeout`] wants to be called next.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         let deadline = self.deadlines.first().map(|&(deadline, _)| deadline);
         let waiting = self.capacity.due(&self.policy.capacity).into_iter().chain(self.proposals.due(&self.policy));
-        deadline.into_iter().chain(waiting).min()
+        deadline.into_iter().chain(waiting).chain(self.shadows.due()).min()
     }
 
     /// The next thing to do; call until `None` after every `handle*`.

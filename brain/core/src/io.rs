@@ -8,6 +8,7 @@ use crate::pattern::Corrections;
 use crate::plan::Plan;
 use crate::policy::Policy;
 use crate::proposal::{Proposal, ProposalKey};
+use crate::shadow::Shadow;
 use crate::sizing::Promise;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Allocation, Command, HostFacts, HostId, Means, Outcome, Report, Setting, VmId, VmState};
@@ -126,6 +127,23 @@ pub enum OperatorRequest {
     DenyProposal {
         /// Which.
         key: ProposalKey,
+    },
+    /// Have a shadow made of a VM, whatever its owner and policy say.
+    MakeShadow {
+        /// Of which VM.
+        vm: VmId,
+    },
+    /// Have the shadow of a VM replay so much of its load; `None` is what policy says.
+    SetFidelity {
+        /// Of which VM.
+        vm: VmId,
+        /// 0..=1.
+        fidelity: Option<f64>,
+    },
+    /// Take the shadow of a VM away, and make no other until one is asked for.
+    RetireShadow {
+        /// Of which VM.
+        vm: VmId,
     },
 }
 
@@ -254,6 +272,8 @@ pub enum Record {
     Capacity(Box<CapacityRequest>),
     /// A proposal was made, or has come to its end; it takes the place of the one with the same key.
     Proposal(Box<Proposal>),
+    /// A shadow is wanted, or has come further; it takes the place of the one with the same identity.
+    Shadow(Box<Shadow>),
 }
 
 /// What Gnomon learnt from how well it did.
@@ -349,7 +369,7 @@ pub struct Notice {
 
 /// What a restarted brain tells a new core, in this order, before any input: hosts, VMs' histories (a VM's blocks together, in the order
 /// of their keys), lessons, VMs' past reports (oldest first), scopes, hosts that are emptied, operators' settings, requests for
-/// capacity and proposals (the closed ones in the order of their closing), unanswered commands.
+/// capacity and proposals (the closed ones in the order of their closing), shadows, unanswered commands.
 #[derive(Clone, Debug)]
 pub enum Restored {
     /// A host that was known, and when it was last heard of. It counts as not connected.
@@ -395,6 +415,8 @@ pub enum Restored {
     Capacity(Box<CapacityRequest>),
     /// A proposal: one that is open, or was closed not long ago.
     Proposal(Box<Proposal>),
+    /// A shadow: one that is not retired, or of a production that is to have none, in the order of their changes.
+    Shadow(Box<Shadow>),
     /// A command without an outcome: it stays in flight (the driver resends it when its host connects) until answered or expired.
     Command(CommandRecord),
 }

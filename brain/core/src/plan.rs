@@ -41,8 +41,10 @@ pub mod surge;
 use std::fmt;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Action, Fence, HostId, LocalCause, Setting, VmId};
+use gnomon_common::wire::{Action, Fence, HostId, LocalCause, Setting, ShadowOrder, VmId};
 use serde::{Deserialize, Serialize};
+
+use crate::shadow::ShadowCause;
 
 /// What to do now, all VMs together. Nothing is decided later, when it is carried out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -162,6 +164,13 @@ pub enum Reason {
     },
     /// Its host is being emptied.
     Drained,
+    /// It is about a shadow.
+    Shadow {
+        /// Of which production VM.
+        of: VmId,
+        /// Why.
+        cause: ShadowCause,
+    },
     /// An operator asked for it.
     Operator,
     /// The host's agent did it of its own accord.
@@ -196,6 +205,10 @@ impl PlannedAction {
                 expected.to_string()
             }
             (Action::Migrate(migration), _) => format!("it runs on host {}", migration.to),
+            (Action::Shadow(ShadowOrder::Copy(_) | ShadowOrder::Start), Reason::Shadow { of, .. }) => {
+                format!("VM {of} has a shadow on host {}", self.host)
+            }
+            (Action::Shadow(ShadowOrder::Retire), _) => format!("nothing is left of it on host {}", self.host),
             _ => self.summary(),
         }
     }
@@ -262,6 +275,7 @@ impl fmt::Display for Reason {
                 )
             }
             Self::Drained => f.write_str("its host is being emptied"),
+            Self::Shadow { cause, .. } => cause.fmt(f),
             Self::Operator => f.write_str("an operator asked for it"),
             Self::Local { cause } => write!(f, "the host's agent did it of its own accord ({})", local_cause(*cause)),
         }

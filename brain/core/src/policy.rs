@@ -34,6 +34,9 @@ pub const WAIT_LIMIT_MS: u64 = 30 * 86_400_000;
 /// Most windows of each kind: all of them are looked at for each plan.
 pub const WINDOWS_LIMIT: usize = 100;
 
+/// Most shadows: all of them are kept at hand.
+pub const SHADOWS_LIMIT: usize = 10_000;
+
 /// Most proposals that wait for an operator at once: more than a person would read.
 pub const PROPOSALS_LIMIT: usize = 10_000;
 
@@ -59,6 +62,8 @@ pub struct Policy {
     pub windows: WindowsPolicy,
     /// What a VM is given beyond its demand while that is out of the ordinary.
     pub anomaly: AnomalyPolicy,
+    /// Which VMs have shadows, how large these are and what they do.
+    pub shadow: ShadowPolicy,
 }
 
 /// What Gnomon does with a plan.
@@ -286,6 +291,67 @@ pub struct AnomalyPolicy {
 impl Default for AnomalyPolicy {
     fn default() -> Self {
         Self { surplus_share: 0.0, host_cores_max: 1.0, fleet_cores_max: 4.0, lasts_ms: 1_800_000 }
+    }
+}
+
+/// Which VMs have shadows, how large these are and what they do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ShadowPolicy {
+    /// Shadows are made, moved and paced where this and the mode of all plans are `auto`; in any other mode they are left alone.
+    pub mode: Mode,
+    /// Whether VMs whose metadata do not say have one: `shadow="yes"` and `shadow="no"` there go first.
+    pub every_vm: bool,
+    /// Shadows in the whole fleet.
+    pub fleet_max: usize,
+    /// Share of what its production may use of CPU that a shadow may, and of the production's demand that it replays.
+    pub cpu_share: f64,
+    /// The same of memory and its working set.
+    pub memory_share: f64,
+    /// Share of the production's disk traffic that it replays.
+    pub disk_share: f64,
+    /// The same of network traffic.
+    pub network_share: f64,
+    /// No shadow may use less CPU, in cores.
+    pub cpu_floor_cores: f64,
+    /// No shadow has less memory, in bytes. One that does not come up with it gets twice as much, up to what its production has.
+    pub memory_floor_bytes: u64,
+    /// The most that a shadow may read and write of each disk, in bytes per second.
+    pub disk_bytes_per_s_max: u64,
+    /// The most that a shadow may send and receive by each network interface, in bytes per second.
+    pub network_bytes_per_s_max: u64,
+    /// How much of the production's load is replayed, 0..=1: 0 idles, 0.25 CPU, 0.5 and memory, 0.75 and disk, 1 and network.
+    pub fidelity: f64,
+    /// A shadow lives this much ahead of its production's forecast, in milliseconds.
+    pub lead_ms: u64,
+    /// It is told what to do so often, in milliseconds; what it was told holds for three times as long.
+    pub pace_ms: u64,
+    /// One that does not run after this, in milliseconds, is taken away and tried with more memory.
+    pub boot_timeout_ms: u64,
+    /// One that had to leave its host twice within this, in milliseconds, is parked; and one that is parked is tried again after it.
+    pub cool_down_ms: u64,
+}
+
+impl Default for ShadowPolicy {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Observe,
+            every_vm: false,
+            fleet_max: 100,
+            cpu_share: 0.1,
+            memory_share: 0.1,
+            disk_share: 0.1,
+            network_share: 0.1,
+            cpu_floor_cores: 0.05,
+            memory_floor_bytes: 128 << 20,
+            disk_bytes_per_s_max: 16 << 20,
+            network_bytes_per_s_max: 16 << 20,
+            fidelity: 0.5,
+            lead_ms: 600_000,
+            pace_ms: 60_000,
+            boot_timeout_ms: 300_000,
+            cool_down_ms: 600_000,
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Command, CommandId, HostFacts, HostId, Means, Report, Setting, VmId};
 use gnomon_core::archive::{BlockKey, Change, SealedBlock};
-use gnomon_core::{CommandRecord, Core, Hold, Lesson, Policy, Proposal, ProposalKey, Record, Restored, Scope};
+use gnomon_core::{CommandRecord, Core, Hold, Lesson, Policy, Proposal, ProposalKey, Record, Restored, Scope, Shadow};
 
 /// Reports kept for a restart. The real store keeps them for a time; this many are hours of a small world.
 const REPORTS_MAX: usize = 50_000;
@@ -21,6 +21,7 @@ pub(crate) struct Store {
     lessons: BTreeMap<String, Lesson>,
     draining: BTreeMap<HostId, Timestamp>,
     proposals: BTreeMap<ProposalKey, Proposal>,
+    shadows: BTreeMap<VmId, Shadow>,
     commands: BTreeMap<CommandId, CommandRecord>,
 }
 
@@ -52,6 +53,9 @@ impl Store {
         }
         for proposal in self.proposals.values() {
             core.restore(Restored::Proposal(Box::new(proposal.clone())));
+        }
+        for shadow in self.shadows.values() {
+            core.restore(Restored::Shadow(Box::new(shadow.clone())));
         }
         for record in self.unanswered() {
             core.restore(Restored::Command(record.clone()));
@@ -108,6 +112,9 @@ impl Store {
             Record::Capacity(_) => {}
             Record::Proposal(proposal) => {
                 self.proposals.insert(proposal.key, *proposal);
+            }
+            Record::Shadow(shadow) => {
+                self.shadows.insert(shadow.id, *shadow);
             }
             Record::Vm { .. } | Record::Allocation { .. } | Record::Plan(_) | Record::Audit(_) => {}
         }

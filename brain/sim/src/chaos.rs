@@ -3,7 +3,8 @@
 use gnomon_common::wire::{HostId, VmTerms};
 use gnomon_core::plan::guard::Guard;
 use gnomon_core::policy::{
-    AnomalyPolicy, ApprovePolicy, CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy, WindowsPolicy,
+    AnomalyPolicy, ApprovePolicy, CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy, ShadowPolicy,
+    WindowsPolicy,
 };
 use gnomon_core::{Mode, OperatorRequest, Policy, Scope};
 use rand::{RngExt as _, SeedableRng as _};
@@ -130,6 +131,7 @@ fn policy(rng: &mut ChaCha8Rng) -> Policy {
         approve: ApprovePolicy { timeout_ms: 300_000, cool_down_ms: 120_000, ..ApprovePolicy::default() },
         windows: WindowsPolicy::default(),
         anomaly: AnomalyPolicy::default(),
+        shadow: ShadowPolicy::default(),
     }
 }
 

@@ -138,7 +138,10 @@ impl Checker {
             | OperatorRequest::ApproveCapacity { .. }
             | OperatorRequest::DenyCapacity { .. }
             | OperatorRequest::ApproveProposal { .. }
-            | OperatorRequest::DenyProposal { .. } => {}
+            | OperatorRequest::DenyProposal { .. }
+            | OperatorRequest::MakeShadow { .. }
+            | OperatorRequest::SetFidelity { .. }
+            | OperatorRequest::RetireShadow { .. } => {}
         }
     }
 

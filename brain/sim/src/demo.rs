@@ -2,7 +2,8 @@
 
 use gnomon_common::wire::VmTerms;
 use gnomon_core::policy::{
-    AnomalyPolicy, ApprovePolicy, CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy, WindowsPolicy,
+    AnomalyPolicy, ApprovePolicy, CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy, ShadowPolicy,
+    WindowsPolicy,
 };
 use gnomon_core::{Mode, Policy};
 use rand::{RngExt as _, SeedableRng as _};
@@ -92,6 +93,7 @@ pub fn demo_policy() -> Policy {
         approve: ApprovePolicy::default(),
         windows: WindowsPolicy::default(),
         anomaly: AnomalyPolicy::default(),
+        shadow: ShadowPolicy::default(),
     }
 }
 

@@ -1,10 +1,10 @@
 //! The API described for programs.
 
 use super::{
-    ArchivedStep, MigrateAnswer, MigrateBody, OperateBody, Operated, Problem, ScopeBody, SetAnswer, SetBody, Status,
-    TouchedVm,
+    ArchivedStep, FidelityBody, MigrateAnswer, MigrateBody, OperateBody, Operated, Problem, ScopeBody, SetAnswer,
+    SetBody, ShadowAnswer, Status, TouchedVm,
 };
-use super::{affairs, capacity, fleet, metrics, moves, operate, proposals, set, status};
+use super::{affairs, capacity, fleet, metrics, moves, operate, proposals, set, shadows, status};
 use crate::drive::HistoryPoint;
 use axum::Json;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
@@ -19,11 +19,12 @@ use utoipa::{Modify, OpenApi};
         fleet::alerts,
         affairs::audit, affairs::commands, capacity::list, capacity::approve, capacity::deny,
         proposals::list, proposals::approve, proposals::deny,
+        shadows::list, shadows::show, shadows::make, shadows::fidelity, shadows::retire,
         operate::pause, operate::resume, operate::release, set::set, moves::migrate, moves::abort, moves::drain, moves::undrain,
     ),
     components(schemas(
         Status, HistoryPoint, ArchivedStep, OperateBody, ScopeBody, Operated, TouchedVm, SetBody, SetAnswer, MigrateBody,
-        MigrateAnswer, Problem,
+        MigrateAnswer, Problem, FidelityBody, ShadowAnswer,
     )),
     modifiers(&Token),
 )]
@@ -59,7 +60,7 @@ mod tests {
     fn every_path_is_described_and_needs_a_token_but_for_health_and_metrics() {
         let document = serde_json::to_value(Document::openapi()).unwrap();
         let paths = document["paths"].as_object().unwrap();
-        assert_eq!(paths.len(), 26);
+        assert_eq!(paths.len(), 28);
         for (path, item) in paths {
             let operation = item.get("get").or_else(|| item.get("post")).unwrap();
             assert_eq!(operation.get("security").is_some(), path.starts_with("/api/"), "{path}");

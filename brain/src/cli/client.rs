@@ -55,6 +55,12 @@ impl Client {
         self.answer(request.send_json(body))
     }
 
+    /// PUTs below `/api/v1`.
+    pub fn put(&self, path: &str, body: &impl Serialize) -> Result<Value, Failure> {
+        let request = self.agent.put(self.at(path)).header("authorization", &self.authorization);
+        self.answer(request.send_json(body))
+    }
+
     /// DELETEs below `/api/v1`.
     pub fn delete(&self, path: &str) -> Result<Value, Failure> {
         let request = self.agent.delete(self.at(path)).header("authorization", &self.authorization);

@@ -3,7 +3,7 @@
 use gnomon_common::wire::{Action, Origin, Outcome, OutcomeResult, Setting, ShadowOrder, Whereabouts};
 use gnomon_core::plan::local_cause;
 use gnomon_core::plan::surge::Aftermath;
-use gnomon_core::{CapacityState, CommandRecord};
+use gnomon_core::{CapacityState, CommandRecord, ShadowState};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -66,6 +66,7 @@ pub struct DriveMetrics {
     moves: Histogram,
     capacity: Family<State, Gauge>,
     proposals: Gauge,
+    shadows: Family<State, Gauge>,
 }
 
 impl DriveMetrics {
@@ -86,6 +87,7 @@ impl DriveMetrics {
             moves: Histogram::new(exponential_buckets(0.5, 2.0, 13)),
             capacity: Family::default(),
             proposals: Gauge::default(),
+            shadows: Family::default(),
         };
         registry.register_with_unit(
             "gnomon_brain_core_handle",
@@ -148,6 +150,11 @@ impl DriveMetrics {
             "Planned actions that wait for an operator's approval",
             metrics.proposals.clone(),
         );
+        registry.register(
+            "gnomon_brain_shadows",
+            "Shadows that are not retired, by state; absent where there never was one",
+            metrics.shadows.clone(),
+        );
         metrics
     }
 
@@ -201,6 +208,13 @@ impl DriveMetrics {
         for (state, requests) in states {
             let state = State { state: state.name() };
             self.capacity.get_or_create(&state).set(i64::try_from(requests).unwrap_or(i64::MAX));
+        }
+    }
+
+    pub(super) fn shadowed(&self, states: impl Iterator<Item = (ShadowState, usize)>) {
+        for (state, shadows) in states {
+            let state = State { state: state.name() };
+            self.shadows.get_or_create(&state).set(i64::try_from(shadows).unwrap_or(i64::MAX));
         }
     }
 

@@ -62,13 +62,18 @@ impl Turn {
             | Restored::Drain { .. }
             | Restored::Capacity(_)
             | Restored::Proposal(_)
+            | Restored::Shadow(_)
             | Restored::Setting { .. } => {}
         }
         let is_capacity = matches!(restored, Restored::Capacity(_));
         let is_proposal = matches!(restored, Restored::Proposal(_));
+        let is_shadow = matches!(restored, Restored::Shadow(_));
         self.desk.core.restore(restored);
         if is_capacity {
             self.metrics.asked(self.desk.core.capacity_states());
+        }
+        if is_shadow {
+            self.metrics.shadowed(self.desk.core.shadow_states());
         }
         if is_proposal {
             self.metrics.proposed(self.desk.core.proposals_open());
@@ -196,6 +201,7 @@ impl Turn {
             Record::LocalAct { outcome, .. } => self.metrics.acted(outcome),
             Record::Audit(audit) => self.metrics.looked_back(&audit.verb),
             Record::Capacity(_) => self.metrics.asked(self.desk.core.capacity_states()),
+            Record::Shadow(_) => self.metrics.shadowed(self.desk.core.shadow_states()),
             Record::Proposal(_) => self.metrics.proposed(self.desk.core.proposals_open()),
             _ => {}
         }

@@ -111,6 +111,11 @@ impl Brain {
         (status, serde_json::from_str(&body).unwrap())
     }
 
+    pub(crate) async fn put(&self, path: &str, body: Value) -> (u16, Value) {
+        let (status, body) = self.request("PUT", path, Some(&self.token), Some(body.to_string())).await;
+        (status, serde_json::from_str(&body).unwrap())
+    }
+
     pub(crate) async fn status(&self, path: &str, token: Option<&str>) -> u16 {
         self.request("GET", path, token, None).await.0
     }

@@ -20,5 +20,6 @@ mod process;
 mod proposals;
 mod regression;
 mod set;
+mod shadows;
 mod store;
 mod uninvited;

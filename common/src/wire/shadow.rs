@@ -241,7 +241,7 @@ pub struct ShadowWindow {
 }
 
 /// What a pacer says, as means over its last seconds.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct PacerWindow {
     /// What it was to make.

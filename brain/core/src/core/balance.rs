@@ -145,7 +145,10 @@ impl Core {
         if let Some(entry) = self.fleet.hosts.get_mut(host) {
             entry.prospect = Some(Prospect { load, fresh_until, full_rounds, is_doubted, is_told, stuck_since });
         }
-        self.relieve(now, host, [&load, &proven], &room, full_rounds);
+        // Shadows make room first.
+        if !(full_rounds > 0 && self.shadows_make_room(now, host, &proven, &room)) {
+            self.relieve(now, host, [&load, &proven], &room, full_rounds);
+        }
         self.review_capacity(now, host);
     }
 
@@ -199,7 +202,7 @@ impl Core {
     }
 
     /// What a VM will take within the time that looking ahead for a move covers.
-    fn claim(&self, vm: &Vm, at: Timestamp, skill_min: Option<f64>) -> Claim {
+    pub(super) fn claim(&self, vm: &Vm, at: Timestamp, skill_min: Option<f64>) -> Claim {
         let memory_bytes = match vm.state {
             VmState::ShutOff | VmState::Crashed | VmState::Arriving => return Claim::default(),
             _ => vm.memory.and_then(|memory| memory.balloon_bytes).unwrap_or(vm.allocation.memory_bytes),
@@ -217,15 +220,19 @@ impl Core {
         let guards = self.moves.guards;
         let policy = &self.policy.migrate;
         let leaving = self.moves.under_way.values().any(|way| way.from == *host);
-        // Who is where is not known before everyone has told.
-        let is_silent = |host: &Host| host.connected && host.prospect.is_none() && now.since(host.up_since) < SETTLING;
         let stand_down = Duration::from_millis(policy.stand_down_ms);
         let beside_another = self.moves.stranger_at.is_some_and(|at| now.since(at) < stand_down);
         (guards.plans(Guard::Stranger) && beside_another)
-            || (guards.plans(Guard::Fresh) && self.fleet.hosts.values().any(is_silent))
+            || (guards.plans(Guard::Fresh) && self.is_settling(now))
             || (guards.plans(Guard::Inflow) && leaving)
             || (guards.plans(Guard::AtOnce) && self.moves.under_way.len() >= policy.at_once_max)
             || (guards.plans(Guard::Budget) && self.moves.begun_within(now, HOUR) >= policy.per_hour_max)
+    }
+
+    /// Whether a host that has just connected has not told yet who is there.
+    pub(super) fn is_settling(&self, now: Timestamp) -> bool {
+        let is_silent = |host: &Host| host.connected && host.prospect.is_none() && now.since(host.up_since) < SETTLING;
+        self.fleet.hosts.values().any(is_silent)
     }
 
     fn find_move(

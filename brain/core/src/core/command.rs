@@ -85,7 +85,8 @@ impl Core {
             Mode::Auto => true,
         };
         match record.command.action {
-            Action::Release | Action::AbortMigration | Action::Describe | Action::Shadow(_) => true,
+            Action::Release | Action::AbortMigration => true,
+            Action::Describe | Action::Shadow(_) => self.shadows.awaits(record.command.id),
             Action::Migrate(_) => hold.is_none() && (record.by_operator || is_allowed),
             Action::Set(_) if record.by_operator => hold != Some(Hold::Released),
             Action::Set(target) => {
@@ -98,6 +99,9 @@ impl Core {
 
     pub(super) fn outcome(&mut self, now: Timestamp, host: &HostId, outcome: Outcome) {
         let (id, vm_id) = (outcome.id, outcome.vm);
+        if self.shadows.awaits(id) {
+            return self.shadow_answered(now, host, outcome);
+        }
         if let Origin::Local { cause, reason } = &outcome.origin
             && id.is_local()
         {
@@ -262,6 +266,10 @@ impl Core {
         if record.outcome.is_some() || record.unanswered {
             return;
         }
+        // An order about a shadow is given anew, under another id.
+        if matches!(record.command.action, Action::Describe | Action::Shadow(_)) {
+            return;
+        }
         let vm_id = record.command.vm;
         if let Action::Migrate(migration) = &record.command.action
             && self.fleet.vms.contains_key(&vm_id)
@@ -295,6 +303,7 @@ impl Core {
         }
         self.moves.clock_set_back(now);
         self.capacity.clock_set_back(now);
+        self.shadows.clock_set_back(now);
         self.proposals.clock_set_back(now, &self.policy.approve);
         for host in self.fleet.hosts.values_mut() {
             host.up_since = host.up_since.min(now);

@@ -26,6 +26,9 @@ impl Core {
             OperatorRequest::DenyCapacity { key } => self.decide_capacity(now, actor, key, false),
             OperatorRequest::ApproveProposal { key } => self.decide_proposal(now, actor, key, true),
             OperatorRequest::DenyProposal { key } => self.decide_proposal(now, actor, key, false),
+            OperatorRequest::MakeShadow { vm } => self.make_shadow(now, actor, vm),
+            OperatorRequest::SetFidelity { vm, fidelity } => self.set_fidelity(now, actor, vm, fidelity),
+            OperatorRequest::RetireShadow { vm } => self.retire_shadow(now, actor, vm),
         }
     }
 

@@ -232,7 +232,7 @@ impl Core {
 }
 
 fn is_evidence(window: &VmWindow) -> bool {
-    window.state == VmState::Running && (window.cpu.is_some() || window.memory.is_some())
+    window.state == VmState::Running && window.shadow.is_none() && (window.cpu.is_some() || window.memory.is_some())
 }
 
 /// What decides a VM's memory now; `None` where memory is not managed: by policy, or because its host's agent may not.

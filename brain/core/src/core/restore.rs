@@ -36,6 +36,7 @@ impl Core {
             Restored::Setting { vm, setting } => self.holds.hold_means(vm, setting),
             Restored::Capacity(request) => self.restore_capacity(*request),
             Restored::Proposal(proposal) => self.restore_proposal(*proposal),
+            Restored::Shadow(shadow) => self.restore_shadow(*shadow),
             Restored::Command(record) => self.resume_flight(record),
         }
     }

@@ -11,6 +11,7 @@ mod local;
 mod long_run;
 mod memory;
 mod set;
+mod shadows;
 mod skill;
 mod windows;
 

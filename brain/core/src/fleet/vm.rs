@@ -8,7 +8,7 @@ use std::time::Duration;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     Action, Allocation, CommandId, CpuWindow, Culprits, DiskWindow, ExitShare, HostId, INTERFACES_MAX, InterfaceWindow,
-    MemoryWindow, MigrationProgress, OutcomeResult, Setting, VmState, VmTerms, VmWindow,
+    MemoryWindow, MigrationProgress, OutcomeResult, Setting, ShadowWindow, VmState, VmTerms, VmWindow,
 };
 use thiserror::Error;
 
@@ -99,6 +99,8 @@ pub(crate) struct Vm {
     pub(crate) stood_down: bool,
     /// What its owner and its definition allow.
     pub(crate) terms: VmTerms,
+    /// What it is besides, where it is a shadow.
+    pub(crate) shadow: Option<ShadowWindow>,
     /// How far its migration has come, as its host told last.
     pub(crate) migration: Option<MigrationProgress>,
     /// It stands still between two hosts, and its move is still in flight.
@@ -156,6 +158,7 @@ impl Vm {
             exits: None,
             stood_down: false,
             terms: VmTerms::default(),
+            shadow: window.shadow,
             migration: None,
             is_parked: false,
             travel: Travel::default(),
@@ -200,6 +203,14 @@ impl Vm {
         newest: bool,
         restores: bool,
     ) -> Taught {
+        if window.shadow.is_some() {
+            // What it does is what it was told to do: that teaches nothing, and is not forecast.
+            if newest {
+                self.cpu = window.cpu.filter(|cpu| believe(cpu, window.allocation.vcpus, start, length).is_ok());
+                self.memory = window.memory;
+            }
+            return Taught::Nothing;
+        }
         let late = !newest || restores;
         if let Some(memory) = window.memory.as_ref().filter(|_| window.state == VmState::Running) {
             self.pattern.measure_memory(memory, start, length, late);
@@ -275,6 +286,7 @@ impl Vm {
         }
         self.terms = window.terms.clone();
         self.migration = window.migration;
+        self.shadow = window.shadow;
         self.memory = memory;
         let believed = window.interfaces.iter().filter(|interface| interface.is_sane()).take(INTERFACES_MAX);
         self.interfaces = believed.cloned().collect();

@@ -1,14 +1,14 @@
 //! Which settings make sense.
 
 use super::{
-    CAPACITY_OPEN_LIMIT, HORIZON_STEPS_LIMIT, MOVES_LIMIT, PROPOSALS_LIMIT, Policy, PolicyError, QUANTILES,
-    SEASON_STEPS_LIMIT, SHRINK_STEP_LIMIT, WAIT_LIMIT_MS,
+    CAPACITY_OPEN_LIMIT, HORIZON_STEPS_LIMIT, MOVES_LIMIT, Mode, PROPOSALS_LIMIT, Policy, PolicyError, QUANTILES,
+    SEASON_STEPS_LIMIT, SHADOWS_LIMIT, SHRINK_STEP_LIMIT, ShadowPolicy, WAIT_LIMIT_MS,
 };
 
 impl Policy {
     /// Whether every value makes sense, alone and together. The core refuses a policy that does not pass.
     pub fn validate(&self) -> Result<(), PolicyError> {
-        let Self { mode: _, forecast, cpu, memory, migrate, capacity, approve, windows, anomaly } = self;
+        let Self { mode: _, forecast, cpu, memory, migrate, capacity, approve, windows, anomaly, shadow } = self;
         let check =
             |good: bool, setting, problem: String| if good { Ok(()) } else { Err(PolicyError { setting, problem }) };
         check(
@@ -40,6 +40,7 @@ impl Policy {
             ),
         )?;
         forecast.calendar()?;
+        shadow.validate()?;
         windows.windows()?;
         check(
             QUANTILES.contains(&cpu.quantile),
@@ -174,6 +175,63 @@ impl Policy {
         wrong.map_or(Ok(()), |(setting, ms)| {
             check(false, setting, format!("{ms} is not within 1000..={WAIT_LIMIT_MS} (1 s to 30 days)"))
         })
+    }
+}
+
+impl ShadowPolicy {
+    fn validate(&self) -> Result<(), PolicyError> {
+        let check =
+            |good: bool, setting, problem: String| if good { Ok(()) } else { Err(PolicyError { setting, problem }) };
+        check(
+            matches!(self.mode, Mode::Observe | Mode::Auto),
+            "shadow.mode",
+            format!("{} is neither \"observe\" nor \"auto\": shadows are not proposed one by one", self.mode.name()),
+        )?;
+        let share = |share: f64, setting| {
+            let problem = format!("{share} is not a share within 0.01..=0.5 (0.1 is a tenth of the production)");
+            check((0.01..=0.5).contains(&share), setting, problem)
+        };
+        share(self.cpu_share, "shadow.cpu_share")?;
+        share(self.memory_share, "shadow.memory_share")?;
+        share(self.disk_share, "shadow.disk_share")?;
+        share(self.network_share, "shadow.network_share")?;
+        check(
+            self.fleet_max <= SHADOWS_LIMIT,
+            "shadow.fleet_max",
+            format!("{} is over {SHADOWS_LIMIT}", self.fleet_max),
+        )?;
+        check(
+            (0.01..=4.0).contains(&self.cpu_floor_cores),
+            "shadow.cpu_floor_cores",
+            format!("{} is not within 0.01..=4 cores", self.cpu_floor_cores),
+        )?;
+        check(
+            (16 << 20..=1 << 40).contains(&self.memory_floor_bytes),
+            "shadow.memory_floor_bytes",
+            format!("{} is not within 16777216..=1099511627776 (16 MiB to 1 TiB)", self.memory_floor_bytes),
+        )?;
+        for (setting, bytes_per_s) in [
+            ("shadow.disk_bytes_per_s_max", self.disk_bytes_per_s_max),
+            ("shadow.network_bytes_per_s_max", self.network_bytes_per_s_max),
+        ] {
+            let problem = format!("{bytes_per_s} is not within 1024..=1099511627776 bytes per second");
+            check((1 << 10..=1 << 40).contains(&bytes_per_s), setting, problem)?;
+        }
+        check(
+            (0.0..=1.0).contains(&self.fidelity),
+            "shadow.fidelity",
+            format!("{} is not within 0..=1", self.fidelity),
+        )?;
+        for (setting, least_ms, value_ms) in [
+            ("shadow.lead_ms", 0, self.lead_ms),
+            ("shadow.pace_ms", 1_000, self.pace_ms),
+            ("shadow.boot_timeout_ms", 1_000, self.boot_timeout_ms),
+            ("shadow.cool_down_ms", 1_000, self.cool_down_ms),
+        ] {
+            let problem = format!("{value_ms} is not within {least_ms}..=86400000 (a day)");
+            check((least_ms..=86_400_000).contains(&value_ms), setting, problem)?;
+        }
+        Ok(())
     }
 }
 

@@ -81,6 +81,10 @@ pub(super) async fn restore(
     for row in query("SELECT proposal FROM proposal ORDER BY at_ms, term, number").fetch_all(db).await? {
         json(&row, 0)?.into_iter().for_each(|proposal| sink(Restored::Proposal(Box::new(proposal))));
     }
+    let shadows = "SELECT body FROM shadow WHERE settled = 0 OR kept_off = 1 ORDER BY at_ms, shadow";
+    for row in query(shadows).fetch_all(db).await? {
+        json(&row, 0)?.into_iter().for_each(|shadow| sink(Restored::Shadow(Box::new(shadow))));
+    }
     let mut answered = Vec::new();
     let unsettled = query(
         "SELECT command.command, outcome.outcome, command.host FROM command LEFT JOIN outcome ON outcome.host = command.host \

@@ -3,7 +3,7 @@
 use super::{history, integer, ms};
 use crate::store::{StoreError, StoredReport};
 use gnomon_common::wire::{HostId, Outcome};
-use gnomon_core::{Audit, CommandRecord, Record};
+use gnomon_core::{Audit, CommandRecord, Record, ShadowState};
 use sqlx::AnyConnection;
 
 /// Stores a report; `false` if it was there.
@@ -128,6 +128,17 @@ pub(super) async fn record(db: &mut AnyConnection, record: &Record) -> Result<()
         .bind(i64::from(!proposal.state.is_open()))
         .bind(ms(proposal.since))
         .bind(serde_json::to_string(proposal)?),
+        Record::Shadow(shadow) => sqlx::query(
+            "INSERT INTO shadow (shadow, production, settled, kept_off, at_ms, body) VALUES ($1, $2, $3, $4, $5, $6) \
+             ON CONFLICT (shadow) DO UPDATE SET settled = excluded.settled, kept_off = excluded.kept_off, \
+             at_ms = excluded.at_ms, body = excluded.body",
+        )
+        .bind(shadow.id.to_string())
+        .bind(shadow.of.to_string())
+        .bind(i64::from(shadow.state == ShadowState::Retired))
+        .bind(i64::from(shadow.kept_off))
+        .bind(ms(shadow.since))
+        .bind(serde_json::to_string(shadow)?),
         Record::LocalAct { host, outcome } => {
             sqlx::query("UPDATE outcome SET taken_in = 1 WHERE host = $1 AND term = $2 AND number = $3")
                 .bind(host.as_str())

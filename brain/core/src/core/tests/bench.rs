@@ -14,7 +14,7 @@ use crate::Core;
 use crate::io::{Input, OperatorRequest, Output, Record};
 use crate::policy::{
     AnomalyPolicy, ApprovePolicy, CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy, Mode, Policy,
-    WindowsPolicy,
+    ShadowPolicy, WindowsPolicy,
 };
 
 /// Windows of ten seconds, steps of ten seconds.
@@ -40,6 +40,7 @@ pub(super) fn policy(mode: Mode) -> Policy {
         approve: ApprovePolicy::default(),
         windows: WindowsPolicy::default(),
         anomaly: AnomalyPolicy::default(),
+        shadow: ShadowPolicy::default(),
     }
 }
 

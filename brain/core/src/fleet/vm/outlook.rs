@@ -54,6 +54,39 @@ impl Vm {
         Some(outlook)
     }
 
+    /// The median of its demand from `from` on for so long, in cores: each step's begin and level, the first at `from`. Where nothing is
+    /// forecast for that time, what it wants now; `None` where that is not known either.
+    pub(crate) fn median_from(
+        &self,
+        from: Timestamp,
+        length: Duration,
+        policy: &Policy,
+    ) -> Option<Vec<(Timestamp, f64)>> {
+        let cores_max = f64::from(self.allocation.vcpus);
+        let end = from + length;
+        let resolution_ms = self.history.resolution_ms();
+        let closed = self.history.closed_until();
+        let step_of = |at: Timestamp| 1 + at.since(closed).as_millis() as u64 / resolution_ms;
+        if let Some(forecaster) = self.ready().filter(|_| from >= closed)
+            && step_of(end) <= policy.forecast.horizon_steps as u64
+        {
+            let level = |step: u64| {
+                let start = closed + Duration::from_millis((step - 1) * resolution_ms);
+                (start.max(from), forecaster.quantile(step as usize, 0.5, cores_max))
+            };
+            return Some((step_of(from)..=step_of(end)).map(level).collect());
+        }
+        // The far forecast's first level is its median.
+        if let Some(Ahead { start, step, quantiles }) = self.pattern.ahead(from, length)
+            && !quantiles.is_empty()
+        {
+            let levels = (0..).map(|index| (start + step * index).max(from));
+            return Some(levels.zip(quantiles.into_iter().map(|of| of[0].min(cores_max))).collect());
+        }
+        let live = self.cpu.map(|cpu| live_cores(&cpu, &self.allocation))?;
+        Some(vec![(from, live)])
+    }
+
     /// Its demand within the time from `at` on that is looked ahead for moves, in cores: median and 95 % quantile, each where it is largest.
     /// Never below what it wants now. A forecast with less skill than `skill_min` says nothing. A running VM that tells nothing may want all that it is allowed.
     pub(crate) fn demand_ahead(

@@ -1,0 +1,545 @@
+//! Shadows' lives: which VMs are to have one, what each needs next, and when it ends. [`crate::shadow`] has the states.
+//!
+//! A shadow is looked at when its production or its host reports, when an order of it is answered, and when its time has come. It has one
+//! order on its way at most. [`orders`] gives orders and takes answers, [`place`] finds hosts, [`profile`] says what a shadow is to do.
+
+mod by_hand;
+mod orders;
+mod place;
+mod profile;
+mod views;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{CommandId, HostId, Load, Report, ShadowOrder, VmId, VmState, VmWindow};
+
+use super::{ACTOR, Core};
+use crate::draw::draw;
+use crate::io::{CommandRecord, Record};
+use crate::plan::backoff;
+use crate::plan::balance::{Claim, Load as HostLoad, Room};
+use crate::policy::Mode;
+use crate::shadow::{Shadow, ShadowCause, ShadowState};
+
+/// A host that is not connected, or held, is waited for so long before it is looked at again.
+const WAIT: Duration = Duration::from_secs(5);
+
+/// A production that has not been seen running for so long is gone. A restarted brain has to hear of it first.
+const GONE_AFTER: Duration = Duration::from_secs(30);
+const GONE_AFTER_RESTART: Duration = Duration::from_mins(5);
+
+/// A shadow whose host has been away for so long is given up there, and made elsewhere under another identity.
+const HOST_LOST_AFTER: Duration = Duration::from_mins(10);
+
+/// An image without a pacer says nothing: a shadow that has run for so long has come up.
+const QUIET_BOOT: Duration = Duration::from_secs(60);
+
+/// So many windows after a change a report tells of the time after it.
+const WINDOWS_SETTLED: u32 = 2;
+
+/// A step that failed so often in a row is given up on that host.
+const FAILURES_MAX: u32 = 4;
+
+/// A host where it could not be made is left alone by it for so long.
+const AVOIDED_FOR: Duration = Duration::from_hours(1);
+
+/// A shadow nobody knows of is told to go no more often than this.
+const STRAY_EVERY: Duration = Duration::from_secs(30);
+
+/// What the core keeps about shadows.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Shadows {
+    /// Made in this term.
+    made: u64,
+    kept: BTreeMap<VmId, Kept>,
+    /// The shadow of each production, but for those that are retiring.
+    of: BTreeMap<VmId, VmId>,
+    due: BTreeSet<(Timestamp, VmId)>,
+    /// Whose orders are on their way.
+    orders: BTreeMap<CommandId, VmId>,
+    /// Productions that get no shadow, by an operator's word.
+    kept_off: BTreeSet<VmId>,
+    /// Productions that have one by an operator's word, whatever their owner and policy say.
+    asked_for: BTreeSet<VmId>,
+    /// When shadows that nobody knows of were told to go, and by which command.
+    strays: BTreeMap<VmId, (Timestamp, CommandRecord)>,
+}
+
+#[derive(Clone, Debug)]
+struct Kept {
+    shadow: Shadow,
+    flight: Option<Flight>,
+    due: Timestamp,
+    /// It runs, as its host told last, since then.
+    runs_since: Option<Timestamp>,
+    /// When its production was seen running last, or the shadow was first looked at.
+    production_seen: Option<Timestamp>,
+    gone_after: Duration,
+    /// What it was last told to do.
+    ordered: Option<Load>,
+}
+
+#[derive(Clone, Debug)]
+struct Flight {
+    id: CommandId,
+    record: CommandRecord,
+    deadline: Timestamp,
+    /// The answers to orders that only refresh what is there are no news.
+    is_refresh: bool,
+}
+
+impl Shadows {
+    /// When the core has to look at a shadow next.
+    pub(super) fn due(&self) -> Option<Timestamp> {
+        self.due.first().map(|&(due, _)| due)
+    }
+
+    /// Whether an answer to this command is waited for.
+    pub(super) fn awaits(&self, id: CommandId) -> bool {
+        self.orders.contains_key(&id) || self.strays.values().any(|(_, record)| record.command.id == id)
+    }
+
+    fn wake(&mut self, id: VmId, at: Timestamp) {
+        let Some(kept) = self.kept.get_mut(&id) else { return };
+        self.due.remove(&(kept.due, id));
+        kept.due = at;
+        self.due.insert((at, id));
+    }
+
+    fn insert(&mut self, now: Timestamp, shadow: Shadow, gone_after: Duration) {
+        let (id, of) = (shadow.id, shadow.of);
+        if shadow.state != ShadowState::Retiring {
+            self.of.insert(of, id);
+        }
+        let kept =
+            Kept { shadow, flight: None, due: now, runs_since: None, production_seen: None, gone_after, ordered: None };
+        self.due.insert((now, id));
+        self.kept.insert(id, kept);
+    }
+
+    fn forget(&mut self, id: VmId) {
+        let Some(kept) = self.kept.remove(&id) else { return };
+        self.due.remove(&(kept.due, id));
+        if let Some(flight) = kept.flight {
+            self.orders.remove(&flight.id);
+        }
+        if self.of.get(&kept.shadow.of) == Some(&id) {
+            self.of.remove(&kept.shadow.of);
+        }
+    }
+
+    /// Bounds what a clock that was set back can do: nothing counts as younger than now, and everything is looked at.
+    pub(super) fn clock_set_back(&mut self, now: Timestamp) {
+        self.due.clear();
+        for (&id, kept) in &mut self.kept {
+            let shadow = &mut kept.shadow;
+            shadow.since = shadow.since.min(now);
+            shadow.moved = shadow.moved.map(|at| at.min(now));
+            shadow.avoids.iter_mut().for_each(|(_, until)| *until = (*until).min(now + AVOIDED_FOR));
+            kept.runs_since = kept.runs_since.map(|at| at.min(now));
+            kept.production_seen = kept.production_seen.map(|at| at.min(now));
+            kept.due = now;
+            self.due.insert((now, id));
+        }
+        self.strays.values_mut().for_each(|(at, _)| *at = (*at).min(now));
+    }
+
+    /// The shadows that are on a host, or are coming to it.
+    fn coming_to<'a>(&'a self, host: &'a HostId) -> impl Iterator<Item = &'a Shadow> {
+        let shadows = self.kept.values().map(|kept| &kept.shadow);
+        shadows.filter(move |shadow| shadow.state.is_placed() && shadow.host.as_ref() == Some(host))
+    }
+}
+
+impl Core {
+    /// Whether shadows are made, moved and paced now.
+    pub(super) fn makes_shadows(&self) -> bool {
+        self.policy.mode == Mode::Auto && self.policy.shadow.mode == Mode::Auto
+    }
+
+    /// Takes in what a report says of productions and shadows.
+    pub(super) fn look_at_shadows(&mut self, now: Timestamp, report: &Report) {
+        let length = Duration::from_millis(u64::from(report.window_ms));
+        for window in &report.vms {
+            let is_here = self.fleet.vms.get(&window.vm).is_some_and(|vm| vm.host.as_ref() == Some(&report.host));
+            match window.shadow {
+                Some(_) => self.see_shadow(now, &report.host, window, length),
+                None if is_here => self.see_production(now, &report.host, window),
+                None => {}
+            }
+        }
+        if report.inventory_complete && self.makes_shadows() {
+            self.miss_shadows(now, report);
+        }
+    }
+
+    /// A VM that is no shadow told of itself: it may be to have one, or to have none.
+    fn see_production(&mut self, now: Timestamp, host: &HostId, window: &VmWindow) {
+        if window.state != VmState::Running && window.state != VmState::Paused {
+            return;
+        }
+        let wants = self.wants_shadow(window.vm);
+        let Some(&id) = self.shadows.of.get(&window.vm) else {
+            if wants && self.makes_shadows() && self.shadows.of.len() < self.policy.shadow.fleet_max {
+                self.want_shadow(now, window.vm, &window.name, ACTOR);
+            }
+            return;
+        };
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        kept.production_seen = Some(now);
+        kept.gone_after = GONE_AFTER;
+        let meets = kept.shadow.state.is_coming() && kept.shadow.host.as_ref() == Some(host);
+        if meets || !wants {
+            self.shadows.wake(id, now);
+            self.tend_shadow(now, id);
+        }
+    }
+
+    /// Whether a production is to have a shadow: an operator's word goes before its owner's, and that before policy's.
+    fn wants_shadow(&self, vm: VmId) -> bool {
+        let Some(vm_entry) = self.fleet.vms.get(&vm) else { return false };
+        let terms = &vm_entry.terms;
+        let by_owner = terms.shadow.unwrap_or(self.policy.shadow.every_vm && !terms.hands_off());
+        let by_operator = self.shadows.asked_for.contains(&vm);
+        (by_operator || by_owner && terms.misunderstood.is_none()) && !self.shadows.kept_off.contains(&vm)
+    }
+
+    /// A production gets a shadow, which has yet to be made.
+    fn want_shadow(&mut self, now: Timestamp, of: VmId, name: &str, actor: &str) {
+        self.shadows.made += 1;
+        let (high, low) = of.0.as_u64_pair();
+        let number = self.shadows.made ^ (self.fence.term << 32);
+        let id = VmId::made_of(draw(high ^ self.seed, number), draw(low ^ now.unix_ms(), number));
+        let shadow = Shadow {
+            id,
+            of,
+            name: name.to_owned(),
+            state: ShadowState::Wanted,
+            since: now,
+            detail: ShadowCause::Wanted.to_string(),
+            host: None,
+            blueprint: None,
+            size: None,
+            fidelity: None,
+            memory_floor_bytes: 0,
+            failures: 0,
+            moved: None,
+            parks: false,
+            asked_for: self.shadows.asked_for.contains(&of),
+            kept_off: false,
+            avoids: Vec::new(),
+        };
+        self.persist(Record::Shadow(Box::new(shadow.clone())));
+        self.audit(now, actor, "shadow_wanted", format!("vm {of}"), format!("shadow {id}"));
+        self.shadows.insert(now, shadow, GONE_AFTER);
+        self.tend_shadow(now, id);
+    }
+
+    /// A shadow told of itself.
+    fn see_shadow(&mut self, now: Timestamp, host: &HostId, window: &VmWindow, length: Duration) {
+        let id = window.vm;
+        let is_running = window.state == VmState::Running;
+        let is_known = self
+            .shadows
+            .kept
+            .get(&id)
+            .is_some_and(|kept| kept.shadow.state.is_placed() && kept.shadow.host.as_ref() == Some(host));
+        if !is_known {
+            return self.send_stray_away(now, host, window);
+        }
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        kept.runs_since = is_running.then(|| kept.runs_since.unwrap_or(now));
+        let has_pacer = window.shadow.is_some_and(|shadow| shadow.pacer.is_some());
+        let is_up = kept.runs_since.is_some_and(|since| has_pacer || now.since(since) >= QUIET_BOOT);
+        // A window may tell of the time before.
+        let is_settled = now.since(kept.shadow.since) > length * WINDOWS_SETTLED && kept.flight.is_none();
+        let is_down = is_settled && matches!(window.state, VmState::ShutOff | VmState::Crashed);
+        match kept.shadow.state {
+            ShadowState::Booting if is_up => {
+                let pacer =
+                    if has_pacer { "its pacer answers" } else { "no pacer answers: it measures its host alone" };
+                kept.shadow.failures = 0;
+                self.bring_shadow(now, id, ShadowState::Pacing, format!("it runs; {pacer}"));
+                self.tend_shadow(now, id);
+            }
+            // The second time in a row it is the guest's fault.
+            ShadowState::Booting if is_down && kept.shadow.failures > 0 => self.boot_failed(now, id),
+            ShadowState::Pacing | ShadowState::Booting if is_down => {
+                self.shadow_failed(now, id, "its guest has ended by itself");
+            }
+            _ => {}
+        }
+    }
+
+    /// Shadows that should be on a host, of which its complete inventory does not tell, are made there again.
+    fn miss_shadows(&mut self, now: Timestamp, report: &Report) {
+        let told: BTreeSet<VmId> = report.vms.iter().map(|window| window.vm).collect();
+        let settled = Duration::from_millis(u64::from(report.window_ms)) * WINDOWS_SETTLED;
+        let missing = self.shadows.coming_to(&report.host).filter(|shadow| {
+            matches!(shadow.state, ShadowState::Copied | ShadowState::Booting | ShadowState::Pacing)
+                && now.since(shadow.since) > settled
+                && !told.contains(&shadow.id)
+        });
+        let missing: Vec<VmId> = missing.map(|shadow| shadow.id).collect();
+        for id in missing {
+            if self.shadows.kept.get(&id).is_some_and(|kept| kept.flight.is_none()) {
+                self.shadow_failed(now, id, "its host has it no more");
+            }
+        }
+    }
+
+    /// Looks at the shadows whose time has come.
+    pub(super) fn tend_shadows(&mut self, now: Timestamp) {
+        while let Some(&(due, id)) = self.shadows.due.first()
+            && due <= now
+        {
+            // Whatever comes of it, it is not looked at again in this round.
+            self.shadows.wake(id, now + WAIT);
+            self.tend_shadow(now, id);
+        }
+    }
+
+    /// Does what a shadow needs next.
+    fn tend_shadow(&mut self, now: Timestamp, id: VmId) {
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        kept.production_seen.get_or_insert(now);
+        if let Some(flight) = &kept.flight {
+            if now < flight.deadline {
+                let deadline = flight.deadline;
+                return self.shadows.wake(id, deadline);
+            }
+            return self.shadow_unanswered(now, id);
+        }
+        if !self.makes_shadows() {
+            return self.shadows.wake(id, now + WAIT);
+        }
+        if let Some(cause) = self.ends_because(now, id) {
+            return self.end_shadow(now, id, cause);
+        }
+        if let Some((cause, parks)) = self.leaves_because(now, id) {
+            return self.move_shadow(now, id, cause, parks);
+        }
+        let Some(kept) = self.shadows.kept.get(&id) else { return };
+        let shadow = &kept.shadow;
+        let boot_timeout = Duration::from_millis(self.policy.shadow.boot_timeout_ms);
+        match shadow.state {
+            ShadowState::Wanted => self.describe(now, id),
+            ShadowState::Placed => self.order_copy(now, id),
+            ShadowState::Copied => self.order(now, id, ShadowOrder::Start, ShadowCause::Wanted),
+            ShadowState::Booting if now.since(shadow.since) >= boot_timeout => self.boot_failed(now, id),
+            ShadowState::Booting => {
+                let until = shadow.since + boot_timeout;
+                self.shadows.wake(id, until);
+            }
+            ShadowState::Pacing => self.order_pace(now, id),
+            ShadowState::Moving => self.order(now, id, ShadowOrder::Retire, ShadowCause::Failed),
+            ShadowState::Retiring => self.order(now, id, ShadowOrder::Retire, ShadowCause::Unwanted),
+            ShadowState::Parked => {
+                let until = shadow.since + Duration::from_millis(self.policy.shadow.cool_down_ms);
+                if now >= until {
+                    self.bring_shadow(now, id, ShadowState::Wanted, "it is tried again".to_owned());
+                    self.tend_shadow(now, id);
+                } else {
+                    self.shadows.wake(id, until);
+                }
+            }
+            ShadowState::Retired => self.shadows.forget(id),
+        }
+    }
+
+    /// Why a shadow is to be taken away for good, if it is.
+    fn ends_because(&self, now: Timestamp, id: VmId) -> Option<ShadowCause> {
+        let kept = self.shadows.kept.get(&id)?;
+        if kept.shadow.state == ShadowState::Retiring {
+            return None;
+        }
+        let unseen_for = kept.production_seen.map_or(Duration::ZERO, |at| now.since(at));
+        if unseen_for >= kept.gone_after {
+            // A host that is away tells nothing of its VMs: they may run.
+            let host = self.fleet.vms.get(&kept.shadow.of).and_then(|vm| vm.host.as_ref());
+            let is_away = host.is_some_and(|host| !self.is_connected(host));
+            return (!is_away).then_some(ShadowCause::ProductionGone);
+        }
+        let is_known = self.fleet.vms.contains_key(&kept.shadow.of);
+        (is_known && !self.wants_shadow(kept.shadow.of)).then_some(ShadowCause::Unwanted)
+    }
+
+    /// Why a shadow has to leave its host, if it has, and whether it is parked then.
+    fn leaves_because(&self, now: Timestamp, id: VmId) -> Option<(ShadowCause, bool)> {
+        let kept = self.shadows.kept.get(&id)?;
+        let host = kept.shadow.host.as_ref().filter(|_| kept.shadow.state.is_coming())?;
+        let production = self.fleet.vms.get(&kept.shadow.of).and_then(|vm| vm.host.as_ref());
+        if production == Some(host) {
+            return Some((ShadowCause::Together, false));
+        }
+        if self.moves.draining.contains_key(host) {
+            return Some((ShadowCause::Drained, false));
+        }
+        let is_seen = kept.production_seen.is_some_and(|at| now.since(at) < GONE_AFTER);
+        let is_lost = is_seen && !self.is_connected(host);
+        let lost_for = self.fleet.hosts.get(host).and_then(|host| host.last_window).map(|at| now.since(at));
+        (is_lost && lost_for.is_some_and(|lost_for| lost_for >= HOST_LOST_AFTER))
+            .then_some((ShadowCause::Failed, false))
+    }
+
+    /// A shadow that has to leave a full host makes room before any production moves. Says whether their going is enough.
+    pub(super) fn shadows_make_room(&mut self, now: Timestamp, host: &HostId, load: &HostLoad, room: &Room) -> bool {
+        if !self.makes_shadows() {
+            return false;
+        }
+        let mut load = *load;
+        let mut leaving: Vec<(Claim, VmId, bool)> = Vec::new();
+        for shadow in self.shadows.coming_to(host) {
+            let Some(vm) = self.fleet.vms.get(&shadow.id) else { continue };
+            leaving.push((self.claim(vm, vm.window_end, None), shadow.id, shadow.state.is_coming()));
+        }
+        // The largest first: as few as possible go.
+        leaving.sort_by_key(|(claim, id, _)| (std::cmp::Reverse(claim.memory_bytes), *id));
+        for (claim, id, is_coming) in leaving {
+            if room.holds(&load) {
+                break;
+            }
+            load = load.minus(claim);
+            if is_coming {
+                let cool_down = Duration::from_millis(self.policy.shadow.cool_down_ms);
+                let moved = self.shadows.kept.get(&id).and_then(|kept| kept.shadow.moved);
+                let parks = moved.is_some_and(|at| now.since(at) < cool_down);
+                self.move_shadow(now, id, ShadowCause::HostFull, parks);
+            }
+        }
+        room.holds(&load)
+    }
+
+    /// Takes a shadow away from its host, to be made elsewhere, or parked.
+    fn move_shadow(&mut self, now: Timestamp, id: VmId, cause: ShadowCause, parks: bool) {
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        kept.shadow.moved = Some(now);
+        kept.shadow.parks = parks;
+        kept.shadow.failures = 0;
+        self.bring_shadow(now, id, ShadowState::Moving, cause.to_string());
+        let Some(kept) = self.shadows.kept.get(&id) else { return };
+        if kept.flight.is_none() {
+            self.order(now, id, ShadowOrder::Retire, cause);
+        }
+        // A host that is away for long: its shadow is taken away there when it is back, and the production gets another one.
+        let host = self.shadows.kept.get(&id).and_then(|kept| kept.shadow.host.clone());
+        if cause == ShadowCause::Failed && host.is_some_and(|host| !self.is_connected(&host)) {
+            self.end_shadow(now, id, cause);
+        }
+    }
+
+    /// Takes a shadow away for good.
+    fn end_shadow(&mut self, now: Timestamp, id: VmId, cause: ShadowCause) {
+        let Some(kept) = self.shadows.kept.get(&id) else { return };
+        let (of, is_placed) = (kept.shadow.of, kept.shadow.state.is_placed());
+        if self.shadows.of.get(&of) == Some(&id) {
+            self.shadows.of.remove(&of);
+        }
+        if is_placed {
+            self.bring_shadow(now, id, ShadowState::Retiring, cause.to_string());
+            if self.shadows.kept.get(&id).is_some_and(|kept| kept.flight.is_none()) {
+                self.order(now, id, ShadowOrder::Retire, cause);
+            }
+        } else {
+            self.bring_shadow(now, id, ShadowState::Retired, cause.to_string());
+            self.shadows.forget(id);
+        }
+    }
+
+    /// One that did not come up gets twice as much memory, up to what its production has: where a guest boots is found by trying.
+    fn boot_failed(&mut self, now: Timestamp, id: VmId) {
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        let shadow = &mut kept.shadow;
+        let had = shadow.size.map_or(0, |size| size.memory_bytes);
+        let most = shadow.blueprint.as_ref().map_or(0, |blueprint| blueprint.memory_bytes);
+        let (detail, parks) = if had < most {
+            shadow.memory_floor_bytes = had.saturating_mul(2).min(most);
+            (format!("it did not run with {had} bytes of memory: next with {}", shadow.memory_floor_bytes), false)
+        } else {
+            (format!("it did not run with all the memory that its production has, {had} bytes"), true)
+        };
+        shadow.parks = parks;
+        shadow.failures = 0;
+        self.bring_shadow(now, id, ShadowState::Moving, detail);
+        self.order(now, id, ShadowOrder::Retire, ShadowCause::Failed);
+    }
+
+    /// A step was not done: it is done again after a pause; too often in a row, and the shadow leaves that host.
+    fn shadow_failed(&mut self, now: Timestamp, id: VmId, why: &str) {
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        let failures = kept.shadow.failures;
+        kept.shadow.failures = failures.saturating_add(1);
+        kept.runs_since = None;
+        let next = match kept.shadow.state {
+            _ if !kept.shadow.state.is_coming() => None,
+            _ if failures + 1 >= FAILURES_MAX => {
+                kept.avoid(now);
+                Some(ShadowState::Moving)
+            }
+            // Whatever is left there, the same order brings it to be: it is looked at from the start.
+            ShadowState::Booting | ShadowState::Pacing => Some(ShadowState::Placed),
+            _ => None,
+        };
+        if let Some(next) = next {
+            self.bring_shadow(now, id, next, why.to_owned());
+        } else {
+            self.note_shadow(id, why);
+        }
+        self.shadows.wake(id, now + backoff::pause(failures));
+    }
+
+    /// Brings a shadow to a state: written, audited, and looked at soon.
+    fn bring_shadow(&mut self, now: Timestamp, id: VmId, state: ShadowState, detail: String) {
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        let before = kept.shadow.state;
+        kept.shadow.state = state;
+        kept.shadow.since = now;
+        kept.shadow.detail.clone_from(&detail);
+        if !matches!(state, ShadowState::Booting | ShadowState::Pacing) {
+            (kept.runs_since, kept.ordered) = (None, None);
+        }
+        let shadow = kept.shadow.clone();
+        let place = shadow.host.as_ref().map_or_else(String::new, |host| format!(" on host {host}"));
+        let text = format!("shadow {id}{place}: {} -> {}: {detail}", before.name(), state.name());
+        self.audit(now, ACTOR, "shadow", format!("vm {}", shadow.of), text);
+        self.persist(Record::Shadow(Box::new(shadow)));
+        self.shadows.wake(id, now);
+    }
+
+    /// Says of a shadow that stays where it is what came between.
+    fn note_shadow(&mut self, id: VmId, detail: &str) {
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        if kept.shadow.detail != detail {
+            detail.clone_into(&mut kept.shadow.detail);
+            let record = Record::Shadow(Box::new(kept.shadow.clone()));
+            self.persist(record);
+        }
+    }
+
+    /// Takes up what an earlier life of the brain knew of a shadow.
+    pub(super) fn restore_shadow(&mut self, shadow: Shadow) {
+        if shadow.kept_off {
+            self.shadows.kept_off.insert(shadow.of);
+        } else {
+            self.shadows.kept_off.remove(&shadow.of);
+        }
+        if shadow.state == ShadowState::Retired {
+            return;
+        }
+        if shadow.asked_for {
+            self.shadows.asked_for.insert(shadow.of);
+        }
+        self.shadows.insert(self.now, shadow, GONE_AFTER_RESTART);
+    }
+}
+
+impl Kept {
+    /// Leaves its host alone for a while.
+    fn avoid(&mut self, now: Timestamp) {
+        let Some(host) = self.shadow.host.clone() else { return };
+        self.shadow.avoids.retain(|(other, until)| *other != host && *until > now);
+        self.shadow.avoids.push((host, now + AVOIDED_FOR));
+    }
+}

@@ -1,0 +1,366 @@
+//! Orders about shadows: given one at a time, checked before they leave, repeated until they are answered.
+
+use std::time::Duration;
+
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{
+    Action, Command, CommandId, HostId, Outcome, OutcomeResult, ShadowDone, ShadowOrder, ShadowSpec, Unshadowable,
+    VmId, VmState, VmWindow,
+};
+
+use super::{Flight, STRAY_EVERY, WAIT};
+use crate::core::{ACTOR, Core};
+use crate::io::{CommandRecord, Output, Record};
+use crate::plan::{Plan, PlannedAction, Reason};
+use crate::shadow::size::size;
+use crate::shadow::{ShadowCause, ShadowState};
+
+/// After its time to live an order is not begun any more. What was begun may take this long, answer included.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// Making a copy of disks, and starting a guest on a busy host.
+const COPY_MAX: Duration = Duration::from_mins(10);
+const START_MAX: Duration = Duration::from_mins(2);
+
+impl Core {
+    /// Asks its production's host what a shadow is made from.
+    pub(super) fn describe(&mut self, now: Timestamp, id: VmId) {
+        let Some(kept) = self.shadows.kept.get(&id) else { return };
+        let of = kept.shadow.of;
+        let host = self.fleet.vms.get(&of).filter(|vm| vm.state == VmState::Running).and_then(|vm| vm.host.clone());
+        match host {
+            Some(host) => self.give(now, id, of, host, Action::Describe, ShadowCause::Wanted, false),
+            None => self.shadows.wake(id, now + WAIT),
+        }
+    }
+
+    /// Tells its host to have a shadow.
+    pub(super) fn order_copy(&mut self, now: Timestamp, id: VmId) {
+        let Some(kept) = self.shadows.kept.get(&id) else { return };
+        let shadow = &kept.shadow;
+        let (Some(blueprint), Some(size)) = (shadow.blueprint.clone(), shadow.size) else {
+            return self.bring_shadow(now, id, ShadowState::Wanted, "it has to be described anew".to_owned());
+        };
+        let spec = ShadowSpec { of: shadow.of, blueprint, size };
+        self.order(now, id, ShadowOrder::Copy(Box::new(spec)), ShadowCause::Wanted);
+    }
+
+    /// Tells its host what a shadow is to do.
+    pub(super) fn order_pace(&mut self, now: Timestamp, id: VmId) {
+        let every = Duration::from_millis(self.policy.shadow.pace_ms);
+        match self.shadow_profile(now, id) {
+            Some((profile, load)) => {
+                let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+                let is_refresh = kept.ordered.replace(load).is_some();
+                let host = kept.shadow.host.clone();
+                let order = Action::Shadow(ShadowOrder::Pace(profile));
+                if let Some(host) = host {
+                    self.give(now, id, id, host, order, ShadowCause::Paces, is_refresh);
+                }
+            }
+            None => self.shadows.wake(id, now + every),
+        }
+    }
+
+    /// Tells a shadow's host what is to be of it.
+    pub(super) fn order(&mut self, now: Timestamp, id: VmId, order: ShadowOrder, cause: ShadowCause) {
+        let Some(host) = self.shadows.kept.get(&id).and_then(|kept| kept.shadow.host.clone()) else {
+            // It is nowhere: there is nothing to take away.
+            return self.shadow_gone(now, id);
+        };
+        self.give(now, id, id, host, Action::Shadow(order), cause, false);
+    }
+
+    /// Gives an order: checked, written, then sent. `is_refresh`: it only repeats what holds, which is no news to anybody.
+    #[allow(clippy::too_many_arguments, reason = "each says another thing of one order")]
+    fn give(
+        &mut self,
+        now: Timestamp,
+        id: VmId,
+        vm: VmId,
+        host: HostId,
+        action: Action,
+        cause: ShadowCause,
+        is_refresh: bool,
+    ) {
+        let Some(of) = self.shadows.kept.get(&id).map(|kept| kept.shadow.of) else { return };
+        let is_held = self.holds.on_vm(of, Some(&host)).is_some() || self.holds.on_vm(id, Some(&host)).is_some();
+        if is_held || !self.is_connected(&host) || !self.makes_shadows() {
+            return self.shadows.wake(id, now + WAIT);
+        }
+        if let Err(why) = self.lint_shadow(now, id, &host, &action) {
+            self.notice("plan_refused_by_linter", format!("shadow {id} of VM {of}: {why}"));
+            return self.shadow_failed(now, id, &format!("the linter refused: {why}"));
+        }
+        let record = self.shadow_command(now, of, vm, host, action, cause, is_refresh);
+        let deadline = deadline(&record);
+        let flight = Flight { id: record.command.id, record, deadline, is_refresh };
+        self.shadows.orders.insert(flight.id, id);
+        if let Some(kept) = self.shadows.kept.get_mut(&id) {
+            kept.flight = Some(flight);
+        }
+        self.shadows.wake(id, deadline);
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "each says another thing of one command")]
+    fn shadow_command(
+        &mut self,
+        now: Timestamp,
+        of: VmId,
+        vm: VmId,
+        host: HostId,
+        action: Action,
+        cause: ShadowCause,
+        is_refresh: bool,
+    ) -> CommandRecord {
+        self.fence.generation += 1;
+        self.commands += 1;
+        let id = CommandId { term: self.fence.term, number: self.commands };
+        let reason = Reason::Shadow { of, cause };
+        let command = Command {
+            id,
+            vm,
+            action: action.clone(),
+            fence: self.fence,
+            time_to_live_ms: self.policy.cpu.command_ttl_ms,
+            reason: reason.in_words(now),
+        };
+        let record = CommandRecord {
+            host: host.clone(),
+            command: command.clone(),
+            issued: now,
+            outcome: None,
+            unanswered: false,
+            by_operator: false,
+            approved_by: None,
+        };
+        if !is_refresh {
+            let planned = PlannedAction { host: host.clone(), vm, action, before: None, reason, approved_by: None };
+            let detail = format!("{id} {}: {reason}", planned.summary());
+            self.persist(Record::Plan(Plan { at: now, fence: self.fence, actions: vec![planned] }));
+            self.persist(Record::Command(record.clone()));
+            self.audit(now, ACTOR, "command", format!("vm {vm}"), detail);
+        }
+        self.outputs.push_back(Output::Command { host, command });
+        record
+    }
+
+    /// The last look at an order before it leaves, by other means than those that made it.
+    fn lint_shadow(&self, now: Timestamp, id: VmId, host: &HostId, action: &Action) -> Result<(), String> {
+        let Some(kept) = self.shadows.kept.get(&id) else { return Err("it is not known".to_owned()) };
+        let production = self.fleet.vms.get(&kept.shadow.of).and_then(|vm| vm.host.as_ref());
+        if self.fleet.vms.get(&id).is_some_and(|vm| vm.shadow.is_none()) {
+            return Err("a VM of its identity is no shadow".to_owned());
+        }
+        match action {
+            Action::Describe => match production == Some(host) {
+                true => Ok(()),
+                false => Err("its production is on another host".to_owned()),
+            },
+            Action::Shadow(ShadowOrder::Copy(spec)) => {
+                let entry = self.fleet.hosts.get(host).ok_or("its host is not known")?;
+                if production == Some(host) {
+                    return Err("its production is on the same host".to_owned());
+                }
+                let (size, blueprint) = (&spec.size, &spec.blueprint);
+                let is_small = size.cpu_cores > 0.0
+                    && size.cpu_cores <= f64::from(blueprint.vcpus)
+                    && (1..=blueprint.vcpus).contains(&size.vcpus)
+                    && size.memory_bytes <= blueprint.memory_bytes.next_multiple_of(1 << 20);
+                if !is_small {
+                    return Err(format!("{size} is no size for a shadow of {} vCPUs", blueprint.vcpus));
+                }
+                self.shadow_room(now, host, entry, id, size).map(|_| ())
+            }
+            Action::Shadow(ShadowOrder::Start) if production == Some(host) => {
+                Err("its production is on the same host".to_owned())
+            }
+            Action::Shadow(ShadowOrder::Start | ShadowOrder::Pace(_) | ShadowOrder::Retire) => Ok(()),
+            _ => Err("it is no order about a shadow".to_owned()),
+        }
+    }
+
+    /// An order stayed unanswered.
+    pub(super) fn shadow_unanswered(&mut self, now: Timestamp, id: VmId) {
+        let Some(flight) = self.shadows.kept.get_mut(&id).and_then(|kept| kept.flight.take()) else { return };
+        let Flight { id: order, record, is_refresh, .. } = flight;
+        self.shadows.orders.remove(&order);
+        let (host, command) = (record.host.clone(), record.command.id);
+        self.notice("command_unanswered", format!("host {host}, shadow {id}: no answer to command {command}"));
+        if !is_refresh {
+            self.persist(Record::Command(CommandRecord { unanswered: true, ..record }));
+        }
+        self.shadow_failed(now, id, &format!("host {host} did not answer"));
+    }
+
+    /// An order was answered.
+    pub(in crate::core) fn shadow_answered(&mut self, now: Timestamp, host: &HostId, outcome: Outcome) {
+        let of_stray = self.shadows.strays.values().find(|(_, record)| record.command.id == outcome.id);
+        if let Some((_, record)) = of_stray {
+            let record = record.clone();
+            return self.stray_answered(now, host, outcome, record);
+        }
+        let Some(&id) = self.shadows.orders.get(&outcome.id) else { return };
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        if kept.flight.as_ref().is_some_and(|flight| flight.record.host != *host) {
+            let text = format!("host {host} answered {}, which was sent to another host", outcome.id);
+            return self.notice("outcome_of_foreign_command", text);
+        }
+        let Some(Flight { id: order, record, is_refresh, .. }) = kept.flight.take() else { return };
+        self.shadows.orders.remove(&order);
+        let result = outcome.result.clone();
+        if !is_refresh {
+            let object = format!("vm {}", record.command.vm);
+            self.audit(now, host.as_str(), "outcome", object, format!("{} {}", outcome.id, in_words(&result)));
+            self.persist(Record::Command(CommandRecord {
+                outcome: Some(outcome),
+                unanswered: false,
+                ..record.clone()
+            }));
+        }
+        self.settle_shadow(now, id, host, &record.command.action, result);
+    }
+
+    /// Draws the consequences of an answer.
+    fn settle_shadow(&mut self, now: Timestamp, id: VmId, host: &HostId, asked: &Action, result: OutcomeResult) {
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        let state = kept.shadow.state;
+        match (asked, result) {
+            (Action::Describe, OutcomeResult::Described(blueprint)) if blueprint.is_bounded() => {
+                kept.shadow.blueprint = Some(*blueprint);
+                if state == ShadowState::Wanted {
+                    self.place_shadow(now, id);
+                }
+            }
+            (Action::Shadow(ShadowOrder::Retire), OutcomeResult::Shadow(ShadowDone::Retired)) => {
+                if matches!(state, ShadowState::Moving | ShadowState::Retiring) {
+                    self.shadow_gone(now, id);
+                }
+            }
+            (Action::Shadow(_), OutcomeResult::Shadow(done)) => {
+                match (state, done) {
+                    (ShadowState::Placed, ShadowDone::Copied { took_us, .. }) => {
+                        let took = format!("made on host {host} in {:.1} s", took_us as f64 / 1e6);
+                        self.bring_shadow(now, id, ShadowState::Copied, took);
+                        self.tend_shadow(now, id);
+                    }
+                    (ShadowState::Copied, ShadowDone::Started { took_us }) => {
+                        let took = format!("started in {:.1} s", took_us as f64 / 1e6);
+                        self.bring_shadow(now, id, ShadowState::Booting, took);
+                        self.tend_shadow(now, id);
+                    }
+                    (ShadowState::Pacing, ShadowDone::Paced) => {
+                        let every = Duration::from_millis(self.policy.shadow.pace_ms);
+                        self.shadows.wake(id, now + every);
+                    }
+                    // What was asked for before it had to leave.
+                    _ => self.tend_shadow(now, id),
+                }
+            }
+            (Action::Describe, OutcomeResult::Unshadowable(why)) => {
+                self.bring_shadow(now, id, ShadowState::Parked, why.to_string());
+            }
+            (Action::Shadow(_), OutcomeResult::Unshadowable(why)) if state.is_coming() => {
+                // On that host it will not be different soon.
+                kept.avoid(now);
+                kept.shadow.parks = matches!(why, Unshadowable::NoBase(_) | Unshadowable::Definition(_));
+                self.bring_shadow(now, id, ShadowState::Moving, format!("host {host}: {why}"));
+                self.tend_shadow(now, id);
+            }
+            (Action::Shadow(ShadowOrder::Pace(_)), result) => {
+                // It measures its host without a pacer as well.
+                self.note_shadow(id, &format!("it runs, but does not pace: {}", in_words(&result)));
+                let every = Duration::from_millis(self.policy.shadow.pace_ms);
+                self.shadows.wake(id, now + every);
+            }
+            (_, result) => self.shadow_failed(now, id, &format!("host {host}: {}", in_words(&result))),
+        }
+    }
+
+    /// A shadow that was described gets a place, or is parked.
+    fn place_shadow(&mut self, now: Timestamp, id: VmId) {
+        let Some(kept) = self.shadows.kept.get(&id) else { return };
+        let Some(blueprint) = &kept.shadow.blueprint else { return };
+        let quota_cores = self.fleet.vms.get(&kept.shadow.of).and_then(|vm| vm.allocation.quota_cores);
+        let size = size(blueprint, quota_cores, kept.shadow.memory_floor_bytes, &self.policy.shadow);
+        let place = self.find_shadow_place(now, &kept.shadow, &size);
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        match place {
+            Ok(host) => {
+                kept.shadow.size = Some(size);
+                kept.shadow.host = Some(host);
+                self.bring_shadow(now, id, ShadowState::Placed, format!("{size}"));
+                self.tend_shadow(now, id);
+            }
+            // Who has room is not known before everyone has told.
+            Err(_) if self.is_settling(now) => self.shadows.wake(id, now + WAIT),
+            Err(why) => self.bring_shadow(now, id, ShadowState::Parked, why),
+        }
+    }
+
+    /// Nothing is left of a shadow where it was.
+    fn shadow_gone(&mut self, now: Timestamp, id: VmId) {
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        kept.shadow.host = None;
+        kept.shadow.size = None;
+        kept.shadow.failures = 0;
+        let detail = kept.shadow.detail.clone();
+        if kept.shadow.state == ShadowState::Retiring {
+            self.bring_shadow(now, id, ShadowState::Retired, detail);
+            return self.shadows.forget(id);
+        }
+        let next = if std::mem::take(&mut kept.shadow.parks) { ShadowState::Parked } else { ShadowState::Wanted };
+        self.bring_shadow(now, id, next, detail);
+        self.tend_shadow(now, id);
+    }
+
+    /// A shadow that nobody knows of, or that should be elsewhere, is told to go.
+    pub(super) fn send_stray_away(&mut self, now: Timestamp, host: &HostId, window: &VmWindow) {
+        let (id, of) = (window.vm, window.shadow.map_or(window.vm, |shadow| shadow.of));
+        let was_told = self.shadows.strays.get(&id).is_some_and(|(at, _)| now.since(*at) < STRAY_EVERY);
+        let is_held = self.holds.on_vm(id, Some(host)).is_some();
+        if was_told || is_held || !self.makes_shadows() || !self.is_connected(host) {
+            return;
+        }
+        self.shadows.strays.retain(|_, (at, _)| now.since(*at) < STRAY_EVERY * 10);
+        self.notice("shadow_stray", format!("host {host} has a shadow {id} that should not be there"));
+        let order = Action::Shadow(ShadowOrder::Retire);
+        let record = self.shadow_command(now, of, id, host.clone(), order, ShadowCause::Stray, false);
+        self.shadows.strays.insert(id, (now, record));
+    }
+
+    fn stray_answered(&mut self, now: Timestamp, host: &HostId, outcome: Outcome, record: CommandRecord) {
+        let object = format!("vm {}", record.command.vm);
+        self.audit(now, host.as_str(), "outcome", object, format!("{} {}", outcome.id, in_words(&outcome.result)));
+        self.persist(Record::Command(CommandRecord { outcome: Some(outcome), unanswered: false, ..record }));
+    }
+}
+
+fn deadline(record: &CommandRecord) -> Timestamp {
+    let may_take = match &record.command.action {
+        Action::Shadow(ShadowOrder::Copy(_)) => COPY_MAX,
+        Action::Shadow(ShadowOrder::Start | ShadowOrder::Retire) => START_MAX,
+        _ => Duration::ZERO,
+    };
+    record.issued + Duration::from_millis(record.command.time_to_live_ms) + may_take + ANSWER_MAX
+}
+
+/// An answer for a person.
+fn in_words(result: &OutcomeResult) -> String {
+    match result {
+        OutcomeResult::Described(_) => "described".to_owned(),
+        OutcomeResult::Shadow(ShadowDone::Copied { took_us, copied_bytes }) => {
+            format!("made in {:.1} s, {copied_bytes} bytes copied", *took_us as f64 / 1e6)
+        }
+        OutcomeResult::Shadow(ShadowDone::Started { took_us }) => format!("started in {:.1} s", *took_us as f64 / 1e6),
+        OutcomeResult::Shadow(ShadowDone::Paced) => "its pacer has the profile".to_owned(),
+        OutcomeResult::Shadow(ShadowDone::Retired) => "nothing is left of it".to_owned(),
+        OutcomeResult::Unshadowable(why) => why.to_string(),
+        OutcomeResult::Refused(why) => format!("refused: {why}"),
+        OutcomeResult::Failed { error, .. } => error.clone(),
+        OutcomeResult::DryRun => "dry run: nothing was changed".to_owned(),
+        OutcomeResult::Applied { .. }
+        | OutcomeResult::Moved(_)
+        | OutcomeResult::NotMoved { .. }
+        | OutcomeResult::Immovable(_) => "it answered something else".to_owned(),
+    }
+}

@@ -1,0 +1,114 @@
+//! Where a shadow goes: never to its production's host, rather to another zone, and to where the most is to spare.
+
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{HostId, ShadowSize, VmId};
+
+use super::Core;
+use crate::fleet::Host;
+use crate::plan::balance::{Claim, Room};
+use crate::shadow::Shadow;
+
+impl Core {
+    /// The best host for a shadow of a size.
+    ///
+    /// # Errors
+    /// Why there is none, for a person.
+    pub(super) fn find_shadow_place(
+        &self,
+        now: Timestamp,
+        shadow: &Shadow,
+        size: &ShadowSize,
+    ) -> Result<HostId, String> {
+        let production = self.fleet.vms.get(&shadow.of).and_then(|vm| vm.host.clone());
+        let home = production.ok_or("it is not known where its production is")?;
+        let zone = self.fleet.hosts.get(&home).and_then(|host| host.facts.zone.as_ref());
+        let mut refusals: Vec<String> = Vec::new();
+        let mut best: Option<(bool, f64, &HostId)> = None;
+        for (id, host) in self.fleet.hosts.iter().filter(|(id, _)| **id != home) {
+            let is_avoided = shadow.avoids.iter().any(|(avoided, until)| avoided == id && *until > now);
+            let share = if is_avoided {
+                Err("it could not be made there lately".to_owned())
+            } else {
+                self.shadow_room(now, id, host, shadow.id, size)
+            };
+            match share {
+                Ok(share) => {
+                    // Another zone first, then the emptier one, then the first by name.
+                    let is_near = zone.is_some() && host.facts.zone.as_ref() == zone;
+                    let is_better = best.is_none_or(|(near, other, _)| {
+                        (is_near, share).partial_cmp(&(near, other)) == Some(std::cmp::Ordering::Less)
+                    });
+                    if is_better {
+                        best = Some((is_near, share, id));
+                    }
+                }
+                Err(why) => refusals.push(format!("{id}: {why}")),
+            }
+        }
+        refusals.truncate(REFUSALS_TOLD);
+        best.map(|(_, _, host)| host.clone()).ok_or_else(|| match refusals.is_empty() {
+            true => "there is no other host".to_owned(),
+            false => format!("no host has room ({})", refusals.join("; ")),
+        })
+    }
+
+    /// How full a host would be with a shadow more, 0..=1; the fuller of CPU and memory.
+    ///
+    /// # Errors
+    /// Why it cannot have it, for a person.
+    pub(super) fn shadow_room(
+        &self,
+        now: Timestamp,
+        id: &HostId,
+        host: &Host,
+        shadow: VmId,
+        size: &ShadowSize,
+    ) -> Result<f64, String> {
+        let facts = host.facts.shadows.ok_or("it takes no shadows")?;
+        let prospect = host.prospect.filter(|prospect| host.connected && now <= prospect.fresh_until);
+        let prospect = prospect.ok_or("it has told nothing lately")?;
+        if host.facts.dry_run {
+            return Err("its agent runs dry".to_owned());
+        }
+        if self.moves.draining.contains_key(id) {
+            return Err("it is being emptied".to_owned());
+        }
+        if self.holds.on_host(id).is_some() {
+            return Err("it is held by an operator".to_owned());
+        }
+        let others = self.shadows.coming_to(id).filter(|other| other.id != shadow);
+        let (mut count, mut cores, mut bytes) = (1, size.cpu_cores, size.memory_bytes);
+        // What is there already is in the host's load; what is still to come is not.
+        let mut load = prospect.load.plus(claim(size));
+        for other in others {
+            count += 1;
+            let size = other.size.unwrap_or(*size);
+            cores += size.cpu_cores;
+            bytes = bytes.saturating_add(size.memory_bytes);
+            if !host.vms.contains(&other.id) {
+                load = load.plus(claim(&size));
+            }
+        }
+        if count > facts.shadows_max {
+            return Err(format!("it takes {} shadows", facts.shadows_max));
+        }
+        let is_beyond = cores > host.facts.capacity_cores * facts.share_max
+            || bytes as f64 > host.facts.memory_bytes as f64 * facts.share_max;
+        if is_beyond {
+            return Err(format!("shadows would have more than {:.0} % of it", facts.share_max * 100.0));
+        }
+        let room = Room::of(&host.facts, &self.policy.migrate);
+        if !room.holds(&load) {
+            return Err("its VMs need it".to_owned());
+        }
+        Ok(room.share(&load))
+    }
+}
+
+/// Hosts whose refusals a person is told.
+const REFUSALS_TOLD: usize = 8;
+
+/// What a shadow takes at most.
+fn claim(size: &ShadowSize) -> Claim {
+    Claim { median_cores: size.cpu_cores, high_cores: size.cpu_cores, memory_bytes: size.memory_bytes }
+}

@@ -1,0 +1,222 @@
+//! Shadows: small copies of production VMs on other hosts, and how far each has come.
+//!
+//! ```text
+//!            described, a host has room       made            started          runs
+//!  wanted ──────────────────────────▶ placed ──────▶ copied ─────────▶ booting ────▶ pacing
+//!    ▲  │ no host has room                │ failed too often │ failed too often  │     │ its host fills up,
+//!    │  ▼                                 ▼                  ▼  did not come up  ▼     ▼ or production came there
+//!    └─ parked ◀──────────────────────── moving ◀─────────────────────────────────────┘
+//!        later                             │ gone from there
+//!                                          └──▶ wanted
+//!  from anywhere: not wanted any more, or production is gone ──▶ retiring ──▶ retired
+//! ```
+//!
+//! Each step is one order to one host, which says what is to be; it is repeated until it is answered. A shadow is nowhere made before it
+//! is known to be gone from where it was. [`size`] says how large a shadow is, [`fidelity`] what it is to do.
+
+pub(crate) mod fidelity;
+pub(crate) mod size;
+
+use std::fmt;
+
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{Blueprint, HostId, Load, PacerWindow, ShadowSize, VmId};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// How far a shadow has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShadowState {
+    /// It is to be: what it is made from is asked for, and a place is looked for.
+    Wanted,
+    /// It has a place, where it is being made.
+    Placed,
+    /// It is defined there, and being started.
+    Copied,
+    /// It was started.
+    Booting,
+    /// It runs, and lives ahead of its production.
+    Pacing,
+    /// It has to leave its host, and is being taken away there.
+    Moving,
+    /// No host has room for it, or it cannot be made; it is tried again later.
+    Parked,
+    /// It is being taken away for good.
+    Retiring,
+    /// It is gone.
+    Retired,
+}
+
+impl ShadowState {
+    /// All of them, in the order in which a shadow may come to them.
+    pub const ALL: [Self; 9] = [
+        Self::Wanted,
+        Self::Placed,
+        Self::Copied,
+        Self::Booting,
+        Self::Pacing,
+        Self::Moving,
+        Self::Parked,
+        Self::Retiring,
+        Self::Retired,
+    ];
+
+    /// Its name in JSON and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Wanted => "wanted",
+            Self::Placed => "placed",
+            Self::Copied => "copied",
+            Self::Booting => "booting",
+            Self::Pacing => "pacing",
+            Self::Moving => "moving",
+            Self::Parked => "parked",
+            Self::Retiring => "retiring",
+            Self::Retired => "retired",
+        }
+    }
+
+    /// Whether something of it may be on its host.
+    pub fn is_placed(self) -> bool {
+        matches!(self, Self::Placed | Self::Copied | Self::Booting | Self::Pacing | Self::Moving | Self::Retiring)
+    }
+
+    /// Whether it is on its way to running, or runs.
+    pub fn is_coming(self) -> bool {
+        matches!(self, Self::Placed | Self::Copied | Self::Booting | Self::Pacing)
+    }
+}
+
+/// A shadow and what is known of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Shadow {
+    /// Its own identity, which it keeps wherever it goes.
+    pub id: VmId,
+    /// Of which production VM.
+    pub of: VmId,
+    /// The production's name when the shadow was first wanted.
+    pub name: String,
+    /// How far it has come.
+    pub state: ShadowState,
+    /// Since when it is there.
+    pub since: Timestamp,
+    /// What brought it there, in words for a person.
+    pub detail: String,
+    /// Where it is, or is being made or taken away.
+    pub host: Option<HostId>,
+    /// What it is made from; asked for anew whenever it is made.
+    pub blueprint: Option<Blueprint>,
+    /// How large it is.
+    pub size: Option<ShadowSize>,
+    /// How much of the production's load it replays, 0..=1; `None` leaves that to policy.
+    pub fidelity: Option<f64>,
+    /// The least memory with which it comes up, as far as was tried, in bytes.
+    pub memory_floor_bytes: u64,
+    /// Failures in a row.
+    pub failures: u32,
+    /// When it last had to leave a host.
+    pub moved: Option<Timestamp>,
+    /// Once it is gone from its host it is parked, and not made elsewhere at once.
+    pub parks: bool,
+    /// An operator asked for it.
+    pub asked_for: bool,
+    /// An operator retired it: its production gets no other until an operator wants one.
+    pub kept_off: bool,
+    /// Hosts that it is not made on before this.
+    pub avoids: Vec<(HostId, Timestamp)>,
+}
+
+/// Why an order about a shadow is given. `Display` tells a person.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShadowCause {
+    /// Policy, its owner or an operator wants it.
+    Wanted,
+    /// It lives ahead of its production.
+    Paces,
+    /// Its host fills up.
+    HostFull,
+    /// Its host is being emptied.
+    Drained,
+    /// Its production came to its host.
+    Together,
+    /// It could not be made there, or did not come up.
+    Failed,
+    /// Neither policy nor its owner wants it.
+    Unwanted,
+    /// Its production is gone.
+    ProductionGone,
+    /// An operator retired it.
+    Operator,
+    /// No shadow is known that should be there.
+    Stray,
+}
+
+impl fmt::Display for ShadowCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Wanted => "its production is to have a shadow",
+            Self::Paces => "it lives ahead of its production",
+            Self::HostFull => "its host fills up, and shadows leave first",
+            Self::Drained => "its host is being emptied",
+            Self::Together => "its production is on the same host",
+            Self::Failed => "it could not be made there, or did not come up",
+            Self::Unwanted => "its production is to have no shadow",
+            Self::ProductionGone => "its production is gone",
+            Self::Operator => "an operator retired it",
+            Self::Stray => "no shadow is known that should be there",
+        })
+    }
+}
+
+/// A shadow as people and programs are shown it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ShadowView {
+    /// The shadow, its blueprint left out.
+    #[serde(flatten)]
+    pub shadow: Shadow,
+    /// How much of the production's load it replays, 0..=1.
+    pub fidelity_now: f64,
+    /// What it was last told to do.
+    pub ordered: Option<Load>,
+    /// What its pacer said last.
+    pub pacer: Option<PacerWindow>,
+    /// CPU that it used in its latest window, in cores.
+    pub cpu_cores: Option<f64>,
+    /// What it waited for a CPU in the same window, in cores: `None` where that is not measured.
+    pub waited_cores: Option<f64>,
+    /// How much of the window its own quota held it back, 0..=1: only windows without that tell of the host.
+    pub throttled: Option<f64>,
+}
+
+/// Why an operator cannot do that to a shadow.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ShadowRefusal {
+    /// There is no such VM.
+    #[error("there is no VM {0}; see gnomon vms")]
+    UnknownVm(VmId),
+    /// It has no shadow.
+    #[error("VM {0} has no shadow; see gnomon shadow list")]
+    None(VmId),
+    /// It is a shadow itself.
+    #[error("VM {0} is a shadow itself")]
+    OfShadow(VmId),
+    /// It has one.
+    #[error("VM {vm} has a shadow: it is {}", .state.name())]
+    There {
+        /// Which VM.
+        vm: VmId,
+        /// How far its shadow is.
+        state: ShadowState,
+    },
+    /// It is on its way out.
+    #[error("the shadow of VM {0} is being retired")]
+    Retiring(VmId),
+    /// There are as many as policy allows.
+    #[error("there are {0} shadows, as many as policy.shadow.fleet_max allows")]
+    FleetFull(usize),
+    /// Policy makes none.
+    #[error("shadows are not made: policy.mode and policy.shadow.mode have to be \"auto\"")]
+    Off,
+}
