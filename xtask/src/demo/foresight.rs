@@ -1,10 +1,25 @@
 //! What was forecast for a second, a lead time before it came: the only forecast that could have helped.
 
-use gnomon_core::view::Forecast;
+use gnomon_common::time::Timestamp;
+use gnomon_core::Reason;
+use gnomon_core::view::{Explanation, Forecast};
 use std::collections::BTreeMap;
 
 /// Forecasts remembered for seconds that have not come yet; older ones are dropped.
 const REMEMBERED_MAX: usize = 120;
+
+/// A growth counts as just decided for so long, in milliseconds: its command and the next window take a second or two.
+const JUST_MS: u64 = 3000;
+
+/// The live demand for which a VM was grown just before `now`, if that was the reason, in cores.
+pub(super) fn grown_for(explanation: &Explanation, now: Timestamp) -> Option<f64> {
+    let latest =
+        explanation.recent.first().filter(|latest| now.unix_ms().saturating_sub(latest.at.unix_ms()) <= JUST_MS)?;
+    match latest.action.reason {
+        Reason::LiveDemand { demand_cores } => Some(demand_cores),
+        _ => None,
+    }
+}
 
 /// Forecasts by the start of the step they are for, in milliseconds since the epoch: median and 95 % quantile, in cores.
 #[derive(Debug, Default)]

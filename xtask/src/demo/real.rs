@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
+use gnomon_common::time::Timestamp;
 use gnomon_core::view::{Explanation, Forecast, HostView};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::foresight::Foresight;
+use super::foresight::{Foresight, grown_for};
 use super::record::{Kind, Row};
 use super::world::{Guest, GuestSecond, HostLine, Second, World};
 use crate::lab::{self, DayRange, GuestOptions, HostOptions, Lab, Schedule, Truth};
@@ -145,6 +146,7 @@ impl Watched {
             forecast_p50: forecast.map(|(median, _)| median),
             forecast_p95: forecast.map(|(_, high)| high),
             throttled: point.throttled.unwrap_or(0.0),
+            grown_for: None,
         }
     }
 
@@ -176,7 +178,11 @@ impl World for RealWorld {
             let (points, forecast, explanation) = self.look(index)?;
             let watched = &mut self.watched[index];
             let ahead = forecast.map_or(Vec::new(), |forecast| watched.foresight.remember(&forecast, lead_ms));
-            let rows = points.iter().map(|point| watched.row(point, self.start_ms)).collect();
+            let now =
+                Timestamp::from_unix_ms(u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?);
+            let grown_for = explanation.as_ref().and_then(|why| grown_for(why, now));
+            let row = |point: &Point| Row { grown_for, ..watched.row(point, self.start_ms) };
+            let rows = points.iter().map(row).collect();
             let reason = explanation.and_then(|why| why.recent.first().map(|action| action.action.reason.to_string()));
             guests.push(GuestSecond { rows, ahead, reason: reason.unwrap_or_default() });
         }

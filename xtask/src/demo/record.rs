@@ -33,6 +33,9 @@ pub(super) struct Row {
     pub(super) forecast_p95: Option<f64>,
     /// Share of the second that the quota held it back, by the kernel's own counter.
     pub(super) throttled: f64,
+    /// The live demand that Gnomon gave as the reason of a growth in the seconds before.
+    #[serde(default)]
+    pub(super) grown_for: Option<f64>,
 }
 
 /// One VM's recording.

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use super::foresight::Foresight;
+use super::foresight::{Foresight, grown_for};
 use super::record::{Kind, Row};
 use super::world::{Guest, GuestSecond, HostLine, Second, World};
 use gnomon_common::time::Timestamp;
@@ -62,6 +62,7 @@ impl World for SimulatedWorld {
             let ahead = vm.forecast.as_ref().map_or(Vec::new(), |forecast| foresight.remember(forecast, lead_ms));
             let forecast = foresight.recall(snapshot.at.unix_ms());
             let cpu = vm.known.as_ref().and_then(|known| known.cpu);
+            let explanation = self.world.core().and_then(|core| core.explain(vm.vm));
             let row = Row {
                 at_s: snapshot.at.since(start).as_secs_f64(),
                 wanted: vm.demand_cores,
@@ -71,8 +72,8 @@ impl World for SimulatedWorld {
                 forecast_p50: forecast.map(|(median, _)| median),
                 forecast_p95: forecast.map(|(_, high)| high),
                 throttled: cpu.map_or(0.0, |cpu| cpu.throttled.mean),
+                grown_for: explanation.as_ref().and_then(|why| grown_for(why, snapshot.at)),
             };
-            let explanation = self.world.core().and_then(|core| core.explain(vm.vm));
             let reason = explanation.and_then(|why| why.recent.first().map(|action| action.action.reason.to_string()));
             guests.push(GuestSecond { rows: vec![row], ahead, reason: reason.unwrap_or_default() });
         }

@@ -14,6 +14,11 @@ const PROVIDED_SHARE: f64 = 0.95;
 const TROUGH_SHARE: f64 = 0.5;
 /// How long before a rise live demand may have called for it, in seconds: windows, planning and actuation take a few.
 const LIVE_MEMORY_S: f64 = 8.0;
+/// A live demand that Gnomon says it saw is believed up to this share above what the guest's schedule asked for, and this many cores: what
+/// a window measures of a guest with an emulator and a busy host around it.
+const SEEN_SHARE: f64 = 1.25;
+const SEEN_CORES: f64 = 0.02;
+
 /// Surges that must be anticipated, of every five.
 const ANTICIPATED_OF_FIVE: f64 = 4.0 / 5.0;
 
@@ -86,13 +91,14 @@ pub(super) fn surges(rows: &[Row]) -> Vec<Surge> {
 /// Rises of the allocation that live demand had not called for: times in seconds.
 ///
 /// A rise counts when the allocation before it would still have covered the highest demand in the seconds before: what the guest's
-/// schedule asked for, or what it ran and, by the kernel's counter, was kept from running by its own quota. Waiting for a busy host is
-/// left out, or it would excuse every rise.
+/// schedule asked for, what it ran and, by the kernel's counter, was kept from running by its own quota, or the live demand that Gnomon
+/// gave as its reason, as far as that is near the schedule. Waiting for a busy host is left out, or it would excuse every rise.
 pub(super) fn anticipatory_rises(rows: &[Row], terms: &Terms) -> Vec<f64> {
     let live = |row: &Row| {
         // The guests have one vCPU: a quota holds it back for this share of the time at most.
         let held_back = (row.demand_high - row.demand_low).clamp(0.0, row.throttled.max(0.0));
-        (row.demand_low + held_back).min(terms.ceiling_cores).max(row.wanted)
+        let seen = row.grown_for.filter(|seen| *seen <= row.wanted * SEEN_SHARE + SEEN_CORES).unwrap_or_default();
+        (row.demand_low + held_back).min(terms.ceiling_cores).max(row.wanted).max(seen)
     };
     rows.windows(2)
         .filter(|pair| {
@@ -282,6 +288,17 @@ mod tests {
         };
         assert_eq!(failures(0.2), Vec::<String>::new());
         assert!(failures(0.0)[0].contains("rose without demand"));
+    }
+
+    #[test]
+    fn a_live_demand_that_gnomon_gives_as_its_reason_excuses_a_rise_as_far_as_it_is_near_the_truth() {
+        let failures = |seen: f64| {
+            let mut seen_by_gnomon = track(Kind::Flat, |at| if at > 100 { 0.17 } else { 0.14 });
+            seen_by_gnomon.rows[100].grown_for = Some(seen);
+            judge(&[seen_by_gnomon], &TERMS).failures
+        };
+        assert_eq!(failures(0.13), Vec::<String>::new());
+        assert!(failures(0.2)[0].contains("rose without demand"));
     }
 
     #[test]
