@@ -12,6 +12,7 @@ use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{AgentEpoch, HostFacts, HostId, HostWindow, Losses, Sequence, VmId};
 
 use crate::plan::balance::Prospect;
+use crate::plan::contention::Contention;
 use crate::plan::reaction::Reaction;
 use crate::policy::Policy;
 
@@ -40,6 +41,8 @@ pub(crate) struct Host {
     pub(crate) prospect: Option<Prospect>,
     /// What its resizes have taken lately.
     pub(crate) reaction: Reaction,
+    /// How much VMs wait for its CPUs.
+    pub(crate) contention: Contention,
 }
 
 impl Host {
@@ -57,6 +60,7 @@ impl Host {
             ghosts: BTreeSet::new(),
             prospect: None,
             reaction: Reaction::default(),
+            contention: Contention::default(),
         }
     }
 

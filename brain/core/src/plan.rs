@@ -29,6 +29,7 @@
 
 pub(crate) mod backoff;
 pub(crate) mod balance;
+pub mod contention;
 pub(crate) mod dwell;
 pub mod guard;
 pub(crate) mod lint;

@@ -4,10 +4,11 @@ use crate::anomaly::Incident;
 use crate::archive::Kpi;
 use crate::io::Hold;
 use crate::plan::PlannedAction;
+use crate::plan::contention::Witness;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     Allocation, CommandId, CpuWindow, DiskWindow, ExitShare, HostFacts, HostId, HostWindow, InterfaceWindow, Losses,
-    MemoryWindow, MigrationProgress, OutcomeResult, Setting, VmId, VmState,
+    MemoryWindow, MigrationProgress, OutcomeResult, Setting, ShadowWindow, VmId, VmState,
 };
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +39,18 @@ pub struct HostView {
     /// Since when it is being emptied; `None` when it is not.
     #[serde(default)]
     pub draining_since: Option<Timestamp>,
+    /// How much VMs wait for its CPUs; `None` where none has told lately.
+    #[serde(default)]
+    pub contention: Option<ContentionView>,
+}
+
+/// How much VMs wait for a host's CPUs although their quotas let them run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ContentionView {
+    /// Share of the CPU time that they wanted for which they waited, 0..=1.
+    pub share: f64,
+    /// By whose word.
+    pub witness: Witness,
 }
 
 /// What a host's VMs will want within the time that a move takes.
@@ -66,6 +79,9 @@ pub struct VmView {
     pub vm: VmId,
     /// Name.
     pub name: String,
+    /// What it is besides, where it is a shadow.
+    #[serde(default)]
+    pub shadow: Option<ShadowWindow>,
     /// Where it is.
     pub host: HostId,
     /// State.

@@ -49,8 +49,8 @@ mod tests {
     use gnomon_common::time::Timestamp;
     use gnomon_common::wire::{
         Allocation, CommandId, CpuWindow, DiskShare, DiskWindow, Dropped, ExitReason, ExitShare, GuestMemory, HostId,
-        InterfaceWindow, MemoryDemand, MemoryWindow, MigrationProgress, ProcessIo, ReclaimStalls, Setting, VmState,
-        WaitHistogram,
+        InterfaceWindow, MemoryDemand, MemoryWindow, MigrationProgress, PacerWindow, ProcessIo, ReclaimStalls, Setting,
+        ShadowWindow, VmId, VmState, WaitHistogram,
     };
     use gnomon_core::Hold;
     use gnomon_core::view::{CulpritView, VmView, WaitView};
@@ -72,6 +72,7 @@ mod tests {
         VmView {
             vm: "00000000-0000-4000-8000-000000000001".parse().unwrap(),
             name: "shop".to_owned(),
+            shadow: Some(ShadowWindow { of: VmId::made_of(1, 2), pacer: Some(PacerWindow::default()) }),
             host: HostId::new("a").unwrap(),
             state: VmState::Running,
             cpu: Some(CpuWindow {

@@ -42,9 +42,21 @@ pub(super) fn hosts(client: &Client, json: bool) -> Result<(), Failure> {
         return print_json(&value);
     }
     let hosts: Vec<HostView> = typed(value)?;
-    let columns =
-        ["HOST", "AGENT", "VMS", "CPU", "AHEAD", "ALLOCATED", "CAPACITY", "MEM FREE", "CPU FROM", "HOLD", "LOST"];
-    let mut table = table(&columns, &[2, 3, 4, 5, 6, 7, 10]);
+    let columns = [
+        "HOST",
+        "AGENT",
+        "VMS",
+        "CPU",
+        "AHEAD",
+        "WAITS",
+        "ALLOCATED",
+        "CAPACITY",
+        "MEM FREE",
+        "CPU FROM",
+        "HOLD",
+        "LOST",
+    ];
+    let mut table = table(&columns, &[2, 3, 4, 5, 6, 7, 8, 11]);
     for host in &hosts {
         let agent = match (host.connected, host.facts.dry_run) {
             (true, false) => "connected",
@@ -59,6 +71,7 @@ pub(super) fn hosts(client: &Client, json: bool) -> Result<(), Failure> {
             host.vms.to_string(),
             cores(host.window.map(|window| window.cpu_cores.mean)),
             cores(host.outlook.map(|outlook| outlook.demand_cores)),
+            host.contention.map_or_else(|| "-".into(), |told| format!("{:.0} %", told.share * 100.0)),
             cores(Some(host.allocated_cores)),
             cores(Some(host.facts.capacity_cores)),
             host.window.map_or_else(|| "-".into(), |window| bytes(window.memory_available_bytes)),

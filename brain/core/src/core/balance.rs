@@ -286,7 +286,7 @@ impl Core {
         vm.state == VmState::Running && vm.flight.is_none() && !rests && !held && !stays && !backs_off && !is_denied
     }
 
-    /// The host that is left with the most after taking a VM in.
+    /// The host that is left with the most after taking a VM in, and on which VMs wait the least for a CPU by their own word.
     fn find_target(
         &self,
         now: Timestamp,
@@ -320,7 +320,11 @@ impl Core {
         };
         possible
             .filter(|(share, id, _)| worthwhile(*share) && !crowded(id) && of_groups(id))
-            .min_by(|one, other| one.0.total_cmp(&other.0).then(one.1.cmp(other.1)))
+            .min_by(|one, other| {
+                let [one_costs, other_costs] =
+                    [one, other].map(|(share, _, host)| share + self.contention_of(now, host));
+                one_costs.total_cmp(&other_costs).then(one.1.cmp(other.1))
+            })
             .map(|(share, id, host)| (share, id, &host.facts))
     }
 

@@ -13,6 +13,7 @@ mod memory;
 mod set;
 mod shadows;
 mod skill;
+mod town;
 mod windows;
 
 use std::time::Duration;

@@ -15,8 +15,8 @@ use crate::forecast::engine::{LEVELS, Share};
 use crate::pattern::Ahead;
 use crate::plan::balance::{Prospect, Room};
 use crate::view::{
-    Alert, AlertMember, CulpritView, Forecast, HistoryStep, HostOutlook, HostView, ModelShare, Quantiles, VmView,
-    WaitView,
+    Alert, AlertMember, ContentionView, CulpritView, Forecast, HistoryStep, HostOutlook, HostView, ModelShare,
+    Quantiles, VmView, WaitView,
 };
 
 impl Core {
@@ -161,6 +161,10 @@ impl Core {
             losses: host.losses,
             outlook: host.prospect.map(|prospect| self.outlook_view(host, &prospect)),
             draining_since: self.moves.draining.get(id).copied(),
+            contention: host
+                .contention
+                .share(self.now, &self.shadows.calibration)
+                .map(|(share, witness)| ContentionView { share, witness }),
         }
     }
 
@@ -180,6 +184,7 @@ impl Core {
         VmView {
             vm: id,
             name: vm.name.clone(),
+            shadow: vm.shadow,
             host: host.clone(),
             state: vm.state,
             cpu: vm.cpu,

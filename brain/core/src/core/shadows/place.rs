@@ -1,4 +1,4 @@
-//! Where a shadow goes: never to its production's host, rather to another zone, and to where the most is to spare.
+//! Where a shadow goes: never to its production's host, rather to another zone, and to where the most is to spare and VMs wait least.
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{HostId, ShadowSize, VmId};
@@ -52,7 +52,7 @@ impl Core {
         })
     }
 
-    /// How full a host would be with a shadow more, 0..=1; the fuller of CPU and memory.
+    /// How full a host would be with a shadow more, the fuller of CPU and memory, and how much VMs wait there: the less the better.
     ///
     /// # Errors
     /// Why it cannot have it, for a person.
@@ -101,7 +101,7 @@ impl Core {
         if !room.holds(&load) {
             return Err("its VMs need it".to_owned());
         }
-        Ok(room.share(&load))
+        Ok(room.share(&load) + self.contention_of(now, host))
     }
 }
 

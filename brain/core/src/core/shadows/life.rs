@@ -1,0 +1,199 @@
+//! From state to state: why a shadow ends or has to leave its host, and what failures do.
+
+use std::time::Duration;
+
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{HostId, ShadowOrder, VmId};
+
+use super::{AVOIDED_FOR, FAILURES_MAX, GONE_AFTER, HOST_LOST_AFTER, Kept};
+use crate::core::{ACTOR, Core};
+use crate::io::Record;
+use crate::plan::backoff;
+use crate::plan::balance::{Claim, Load, Room};
+use crate::shadow::{ShadowCause, ShadowState};
+
+impl Core {
+    /// Why a shadow is to be taken away for good, if it is.
+    pub(super) fn ends_because(&self, now: Timestamp, id: VmId) -> Option<ShadowCause> {
+        let kept = self.shadows.kept.get(&id)?;
+        if kept.shadow.state == ShadowState::Retiring {
+            return None;
+        }
+        let unseen_for = kept.production_seen.map_or(Duration::ZERO, |at| now.since(at));
+        if unseen_for >= kept.gone_after {
+            // A host that is away tells nothing of its VMs: they may run.
+            let host = self.fleet.vms.get(&kept.shadow.of).and_then(|vm| vm.host.as_ref());
+            let is_away = host.is_some_and(|host| !self.is_connected(host));
+            return (!is_away).then_some(ShadowCause::ProductionGone);
+        }
+        let is_known = self.fleet.vms.contains_key(&kept.shadow.of);
+        (is_known && !self.wants_shadow(kept.shadow.of)).then_some(ShadowCause::Unwanted)
+    }
+
+    /// Why a shadow has to leave its host, if it has, and whether it is parked then.
+    pub(super) fn leaves_because(&self, now: Timestamp, id: VmId) -> Option<(ShadowCause, bool)> {
+        let kept = self.shadows.kept.get(&id)?;
+        let host = kept.shadow.host.as_ref().filter(|_| kept.shadow.state.is_coming())?;
+        let production = self.fleet.vms.get(&kept.shadow.of).and_then(|vm| vm.host.as_ref());
+        if production == Some(host) {
+            return Some((ShadowCause::Together, false));
+        }
+        if self.moves.draining.contains_key(host) {
+            return Some((ShadowCause::Drained, false));
+        }
+        let is_seen = kept.production_seen.is_some_and(|at| now.since(at) < GONE_AFTER);
+        let is_lost = is_seen && !self.is_connected(host);
+        let lost_for = self.fleet.hosts.get(host).and_then(|host| host.last_window).map(|at| now.since(at));
+        (is_lost && lost_for.is_some_and(|lost_for| lost_for >= HOST_LOST_AFTER))
+            .then_some((ShadowCause::Failed, false))
+    }
+
+    /// A shadow that has to leave a full host makes room before any production moves. Says whether their going is enough.
+    pub(in crate::core) fn shadows_make_room(
+        &mut self,
+        now: Timestamp,
+        host: &HostId,
+        load: &Load,
+        room: &Room,
+    ) -> bool {
+        if !self.makes_shadows() {
+            return false;
+        }
+        let mut load = *load;
+        let mut leaving: Vec<(Claim, VmId, bool)> = Vec::new();
+        for shadow in self.shadows.coming_to(host) {
+            let Some(vm) = self.fleet.vms.get(&shadow.id) else { continue };
+            leaving.push((self.claim(vm, vm.window_end, None), shadow.id, shadow.state.is_coming()));
+        }
+        // The largest first: as few as possible go.
+        leaving.sort_by_key(|(claim, id, _)| (std::cmp::Reverse(claim.memory_bytes), *id));
+        for (claim, id, is_coming) in leaving {
+            if room.holds(&load) {
+                break;
+            }
+            load = load.minus(claim);
+            if is_coming {
+                let cool_down = Duration::from_millis(self.policy.shadow.cool_down_ms);
+                let moved = self.shadows.kept.get(&id).and_then(|kept| kept.shadow.moved);
+                let parks = moved.is_some_and(|at| now.since(at) < cool_down);
+                self.move_shadow(now, id, ShadowCause::HostFull, parks);
+            }
+        }
+        room.holds(&load)
+    }
+
+    /// Takes a shadow away from its host, to be made elsewhere, or parked.
+    pub(super) fn move_shadow(&mut self, now: Timestamp, id: VmId, cause: ShadowCause, parks: bool) {
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        kept.shadow.moved = Some(now);
+        kept.shadow.parks = parks;
+        kept.shadow.failures = 0;
+        self.bring_shadow(now, id, ShadowState::Moving, cause.to_string());
+        let Some(kept) = self.shadows.kept.get(&id) else { return };
+        if kept.flight.is_none() {
+            self.order(now, id, ShadowOrder::Retire, cause);
+        }
+        // A host that is away for long: its shadow is taken away there when it is back, and the production gets another one.
+        let host = self.shadows.kept.get(&id).and_then(|kept| kept.shadow.host.clone());
+        if cause == ShadowCause::Failed && host.is_some_and(|host| !self.is_connected(&host)) {
+            self.end_shadow(now, id, cause);
+        }
+    }
+
+    /// Takes a shadow away for good.
+    pub(super) fn end_shadow(&mut self, now: Timestamp, id: VmId, cause: ShadowCause) {
+        let Some(kept) = self.shadows.kept.get(&id) else { return };
+        let (of, is_placed) = (kept.shadow.of, kept.shadow.state.is_placed());
+        if self.shadows.of.get(&of) == Some(&id) {
+            self.shadows.of.remove(&of);
+        }
+        if is_placed {
+            self.bring_shadow(now, id, ShadowState::Retiring, cause.to_string());
+            if self.shadows.kept.get(&id).is_some_and(|kept| kept.flight.is_none()) {
+                self.order(now, id, ShadowOrder::Retire, cause);
+            }
+        } else {
+            self.bring_shadow(now, id, ShadowState::Retired, cause.to_string());
+            self.shadows.forget(id);
+        }
+    }
+
+    /// One that did not come up gets twice as much memory, up to what its production has: where a guest boots is found by trying.
+    pub(super) fn boot_failed(&mut self, now: Timestamp, id: VmId) {
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        let shadow = &mut kept.shadow;
+        let had = shadow.size.map_or(0, |size| size.memory_bytes);
+        let most = shadow.blueprint.as_ref().map_or(0, |blueprint| blueprint.memory_bytes);
+        let (detail, parks) = if had < most {
+            shadow.memory_floor_bytes = had.saturating_mul(2).min(most);
+            (format!("it did not run with {had} bytes of memory: next with {}", shadow.memory_floor_bytes), false)
+        } else {
+            (format!("it did not run with all the memory that its production has, {had} bytes"), true)
+        };
+        shadow.parks = parks;
+        shadow.failures = 0;
+        self.bring_shadow(now, id, ShadowState::Moving, detail);
+        self.order(now, id, ShadowOrder::Retire, ShadowCause::Failed);
+    }
+
+    /// A step was not done: it is done again after a pause; too often in a row, and the shadow leaves that host.
+    pub(super) fn shadow_failed(&mut self, now: Timestamp, id: VmId, why: &str) {
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        let failures = kept.shadow.failures;
+        kept.shadow.failures = failures.saturating_add(1);
+        kept.runs_since = None;
+        let next = match kept.shadow.state {
+            _ if !kept.shadow.state.is_coming() => None,
+            _ if failures + 1 >= FAILURES_MAX => {
+                kept.avoid(now);
+                Some(ShadowState::Moving)
+            }
+            // Whatever is left there, the same order brings it to be: it is looked at from the start.
+            ShadowState::Booting | ShadowState::Pacing => Some(ShadowState::Placed),
+            _ => None,
+        };
+        if let Some(next) = next {
+            self.bring_shadow(now, id, next, why.to_owned());
+        } else {
+            self.note_shadow(id, why);
+        }
+        self.shadows.wake(id, now + backoff::pause(failures));
+    }
+
+    /// Brings a shadow to a state: written, audited, and looked at soon.
+    pub(super) fn bring_shadow(&mut self, now: Timestamp, id: VmId, state: ShadowState, detail: String) {
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        let before = kept.shadow.state;
+        kept.shadow.state = state;
+        kept.shadow.since = now;
+        kept.shadow.detail.clone_from(&detail);
+        if !matches!(state, ShadowState::Booting | ShadowState::Pacing) {
+            (kept.runs_since, kept.ordered) = (None, None);
+        }
+        let shadow = kept.shadow.clone();
+        let place = shadow.host.as_ref().map_or_else(String::new, |host| format!(" on host {host}"));
+        let text = format!("shadow {id}{place}: {} -> {}: {detail}", before.name(), state.name());
+        self.audit(now, ACTOR, "shadow", format!("vm {}", shadow.of), text);
+        self.persist(Record::Shadow(Box::new(shadow)));
+        self.shadows.wake(id, now);
+    }
+
+    /// Says of a shadow that stays where it is what came between.
+    pub(super) fn note_shadow(&mut self, id: VmId, detail: &str) {
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        if kept.shadow.detail != detail {
+            detail.clone_into(&mut kept.shadow.detail);
+            let record = Record::Shadow(Box::new(kept.shadow.clone()));
+            self.persist(record);
+        }
+    }
+}
+
+impl Kept {
+    /// Leaves its host alone for a while.
+    pub(super) fn avoid(&mut self, now: Timestamp) {
+        let Some(host) = self.shadow.host.clone() else { return };
+        self.shadow.avoids.retain(|(other, until)| *other != host && *until > now);
+        self.shadow.avoids.push((host, now + AVOIDED_FOR));
+    }
+}

@@ -1,0 +1,316 @@
+//! A small world for shadows: hosts that obey or do not, links and brains that can fail at any time.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::bench::{at, facts, host, policy, report_of, vm};
+use crate::Core;
+use crate::io::{Input, OperatorRequest, Output, Record, Restored};
+use crate::policy::{Mode, Policy, ShadowPolicy};
+use crate::shadow::{Shadow, ShadowState};
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{
+    Action, Base, Blueprint, Boot, Command, DiskBlueprint, HostFacts, HostId, Load, Origin, Outcome, OutcomeResult,
+    PacerWindow, RefusedCommand, ShadowDone, ShadowFacts, ShadowOrder, ShadowSpec, ShadowWindow, Unshadowable, VmId,
+    VmState,
+};
+
+pub(super) const HOSTS: [&str; 3] = ["a", "b", "c"];
+pub(super) const WINDOW_S: u64 = 10;
+
+pub(super) fn shadowing() -> Policy {
+    let mut policy = policy(Mode::Auto);
+    policy.memory.manage = false;
+    policy.shadow = ShadowPolicy {
+        mode: Mode::Auto,
+        every_vm: true,
+        lead_ms: 60_000,
+        pace_ms: 20_000,
+        boot_timeout_ms: 120_000,
+        cool_down_ms: 60_000,
+        ..ShadowPolicy::default()
+    };
+    policy
+}
+
+pub(super) fn blueprint(name: &str) -> Blueprint {
+    let base = Base::Image { path: "/images/base.qcow2".to_owned(), format: "qcow2".to_owned() };
+    Blueprint {
+        name: name.to_owned(),
+        kvm: true,
+        arch: "x86_64".to_owned(),
+        machine: "q35".to_owned(),
+        cpu_model: None,
+        boot: Boot::Bios,
+        vcpus: 1,
+        memory_bytes: 1 << 30,
+        disks: vec![DiskBlueprint { device: "vda".to_owned(), bus: "virtio".to_owned(), size_bytes: 1 << 30, base }],
+        interfaces: Vec::new(),
+    }
+}
+
+/// A shadow on a host.
+#[derive(Clone, Debug)]
+pub(super) struct There {
+    pub(super) of: VmId,
+    pub(super) memory_bytes: u64,
+    pub(super) runs: bool,
+    pub(super) paced: Option<Load>,
+}
+
+/// Hosts, the VMs on them, the store, and the brain.
+pub(super) struct Town {
+    pub(super) core: Core,
+    pub(super) policy: Policy,
+    pub(super) term: u64,
+    pub(super) second: u64,
+    pub(super) up: BTreeMap<HostId, bool>,
+    pub(super) facts: BTreeMap<HostId, HostFacts>,
+    pub(super) productions: BTreeMap<u128, HostId>,
+    /// What each wants, in cores.
+    pub(super) demand: BTreeMap<u128, f64>,
+    /// What each waits for a CPU besides, though its quota lets it run, in cores.
+    pub(super) waits: BTreeMap<u128, f64>,
+    pub(super) shadows: BTreeMap<(HostId, VmId), There>,
+    /// Kept by the store, the latest last.
+    pub(super) kept: Vec<Shadow>,
+    pub(super) commands: VecDeque<(HostId, Command)>,
+    pub(super) outcomes: VecDeque<(HostId, Outcome)>,
+    pub(super) audit: Vec<String>,
+    pub(super) notices: Vec<String>,
+    /// Guests that have less do not boot.
+    pub(super) boots_from_bytes: u64,
+    pub(super) has_pacer: bool,
+    /// What agents answer in place of obeying, by the kind of order.
+    pub(super) refuses: BTreeMap<&'static str, OutcomeResult>,
+}
+
+pub(super) fn kind(action: &Action) -> &'static str {
+    match action {
+        Action::Describe => "describe",
+        Action::Shadow(ShadowOrder::Copy(_)) => "copy",
+        Action::Shadow(ShadowOrder::Start) => "start",
+        Action::Shadow(ShadowOrder::Pace(_)) => "pace",
+        Action::Shadow(ShadowOrder::Retire) => "retire",
+        _ => "other",
+    }
+}
+
+impl Town {
+    pub(super) fn new() -> Self {
+        Self::of(shadowing())
+    }
+
+    pub(super) fn of(policy: Policy) -> Self {
+        let shadows = Some(ShadowFacts { shadows_max: 4, share_max: 0.25 });
+        let facts_of = |name: &&str| (host(name), HostFacts { shadows, ..facts() });
+        let mut town = Self {
+            core: Core::new(policy.clone(), 1, 1),
+            policy,
+            term: 1,
+            second: 0,
+            up: HOSTS.iter().map(|name| (host(name), true)).collect(),
+            facts: HOSTS.iter().map(facts_of).collect(),
+            productions: BTreeMap::from([(1, host("a"))]),
+            demand: BTreeMap::new(),
+            waits: BTreeMap::new(),
+            shadows: BTreeMap::new(),
+            kept: Vec::new(),
+            commands: VecDeque::new(),
+            outcomes: VecDeque::new(),
+            audit: Vec::new(),
+            notices: Vec::new(),
+            boots_from_bytes: 0,
+            has_pacer: true,
+            refuses: BTreeMap::new(),
+        };
+        for name in HOSTS {
+            town.connect(&host(name));
+        }
+        town
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        at(self.second)
+    }
+
+    pub(super) fn connect(&mut self, name: &HostId) {
+        let input = Input::HostUp { host: name.clone(), facts: self.facts[name].clone() };
+        self.feed(input);
+    }
+
+    pub(super) fn feed(&mut self, input: Input) {
+        self.core.handle(self.now(), input);
+        self.drain();
+    }
+
+    pub(super) fn drain(&mut self) {
+        while let Some(output) = self.core.poll_output() {
+            match output {
+                Output::Persist(Record::Shadow(shadow)) => self.kept.push(*shadow),
+                Output::Persist(Record::Audit(audit)) => {
+                    self.audit.push(format!("{} {} {}: {}", audit.actor, audit.verb, audit.object, audit.detail));
+                }
+                Output::Command { host, command } => self.commands.push_back((host, command)),
+                Output::Notice(notice) => self.notices.push(format!("{}: {}", notice.kind, notice.text)),
+                _ => {}
+            }
+        }
+    }
+
+    /// The brain is killed: what was on its way from it may be lost, and what its store has is all that it knows.
+    pub(super) fn restart_brain(&mut self) {
+        self.term += 1;
+        self.core = Core::new(self.policy.clone(), 1, self.term);
+        for (name, facts) in &self.facts {
+            self.core.restore(Restored::Host { host: name.clone(), facts: facts.clone() });
+        }
+        let mut latest: BTreeMap<VmId, (usize, &Shadow)> = BTreeMap::new();
+        for (place, shadow) in self.kept.iter().enumerate() {
+            latest.insert(shadow.id, (place, shadow));
+        }
+        let mut latest: Vec<(usize, &Shadow)> = latest.into_values().collect();
+        latest.sort_by_key(|(place, _)| *place);
+        for (_, shadow) in latest {
+            self.core.restore(Restored::Shadow(Box::new(shadow.clone())));
+        }
+        self.drain();
+        for name in HOSTS {
+            if self.up[&host(name)] {
+                self.connect(&host(name));
+            }
+        }
+    }
+
+    /// Delivers what is on its way, until nothing is.
+    pub(super) fn settle(&mut self) {
+        for _ in 0..1000 {
+            if let Some((to, command)) = self.commands.pop_front() {
+                if self.up[&to] {
+                    self.obey(&to, &command);
+                }
+            } else if let Some((from, outcome)) = self.outcomes.pop_front() {
+                if self.up[&from] {
+                    self.feed(Input::Outcome { host: from, outcome });
+                }
+            } else {
+                return;
+            }
+        }
+        panic!("orders without end: {:?}", self.audit.iter().rev().take(20).collect::<Vec<_>>());
+    }
+
+    pub(super) fn obey(&mut self, to: &HostId, command: &Command) {
+        let result = self.refuses.get(kind(&command.action)).cloned().unwrap_or_else(|| self.carry_out(to, command));
+        let outcome = Outcome { id: command.id, vm: command.vm, at: self.now(), origin: Origin::Command, result };
+        self.outcomes.push_back((to.clone(), outcome));
+    }
+
+    pub(super) fn carry_out(&mut self, to: &HostId, command: &Command) -> OutcomeResult {
+        let key = (to.clone(), command.vm);
+        match &command.action {
+            Action::Describe => match self.productions.iter().find(|(number, _)| vm(**number) == command.vm) {
+                Some((number, home)) if home == to => {
+                    OutcomeResult::Described(Box::new(blueprint(&format!("vm{number}"))))
+                }
+                _ => OutcomeResult::Refused(RefusedCommand::UnknownVm),
+            },
+            Action::Shadow(ShadowOrder::Copy(spec)) => {
+                let ShadowSpec { of, size, .. } = &**spec;
+                let home = self.productions.iter().find(|(number, _)| vm(**number) == *of).map(|(_, home)| home);
+                assert_ne!(home, Some(to), "never made on its production's host");
+                let there = There { of: *of, memory_bytes: size.memory_bytes, runs: false, paced: None };
+                self.shadows.entry(key).or_insert(there);
+                OutcomeResult::Shadow(ShadowDone::Copied { took_us: 1_000, copied_bytes: 0 })
+            }
+            Action::Shadow(ShadowOrder::Start) => match self.shadows.get_mut(&key) {
+                Some(there) => {
+                    there.runs = there.memory_bytes >= self.boots_from_bytes;
+                    OutcomeResult::Shadow(ShadowDone::Started { took_us: 1_000 })
+                }
+                None => OutcomeResult::Unshadowable(Unshadowable::NoShadow),
+            },
+            Action::Shadow(ShadowOrder::Pace(profile)) => match self.shadows.get_mut(&key) {
+                Some(there) if self.has_pacer => {
+                    there.paced = profile.steps.first().map(|step| step.load);
+                    OutcomeResult::Shadow(ShadowDone::Paced)
+                }
+                Some(_) => OutcomeResult::Failed { error: "no pacer answers".to_owned(), retryable: true },
+                None => OutcomeResult::Unshadowable(Unshadowable::NoShadow),
+            },
+            Action::Shadow(ShadowOrder::Retire) => {
+                self.shadows.remove(&key);
+                OutcomeResult::Shadow(ShadowDone::Retired)
+            }
+            other => OutcomeResult::Failed { error: format!("{other:?}"), retryable: true },
+        }
+    }
+
+    /// A window passes: every host that is up reports.
+    pub(super) fn window(&mut self) {
+        for name in HOSTS {
+            self.report(&host(name));
+            self.settle();
+        }
+        for _ in 0..WINDOW_S {
+            self.second += 1;
+            if self.core.poll_timeout().is_some_and(|due| due <= self.now()) {
+                self.core.handle_timeout(self.now());
+                self.drain();
+                self.settle();
+            }
+        }
+    }
+
+    pub(super) fn windows(&mut self, count: usize) {
+        (0..count).for_each(|_| self.window());
+    }
+
+    pub(super) fn report(&mut self, name: &HostId) {
+        if !self.up[name] {
+            return;
+        }
+        let here = self.productions.iter().filter(|(_, home)| *home == name);
+        let demands: Vec<(u128, f64, f64)> = here
+            .map(|(&number, _)| {
+                let wants = self.demand.get(&number).copied().unwrap_or(0.5);
+                (number, wants, wants)
+            })
+            .collect();
+        let second = self.second.saturating_sub(WINDOW_S);
+        let mut report = report_of(name.as_str(), second, &demands, Some(1.0));
+        for window in &mut report.vms {
+            let waits =
+                self.waits.iter().find(|(number, _)| vm(**number) == window.vm).map_or(0.0, |(_, waits)| *waits);
+            if let Some(cpu) = &mut window.cpu {
+                cpu.demand_high.mean += waits;
+            }
+        }
+        for ((_, id), there) in self.shadows.iter().filter(|((on, _), _)| on == name) {
+            let mut window = report_of(name.as_str(), second, &[(9, 0.05, 0.05)], Some(0.1)).vms.remove(0);
+            let pacer = there.runs.then_some(PacerWindow { wanted: Load::default(), made: Load::default() });
+            window.vm = *id;
+            window.state = if there.runs { VmState::Running } else { VmState::ShutOff };
+            window.allocation.memory_bytes = there.memory_bytes;
+            window.shadow = Some(ShadowWindow { of: there.of, pacer: pacer.filter(|_| self.has_pacer) });
+            report.vms.push(window);
+        }
+        self.feed(Input::Report(Box::new(report)));
+    }
+
+    pub(super) fn shadow(&self) -> Shadow {
+        self.core.shadow(vm(1)).unwrap_or_else(|| panic!("no shadow: {:#?}", self.audit)).shadow
+    }
+
+    pub(super) fn state(&self) -> Option<ShadowState> {
+        self.core.shadow(vm(1)).map(|view| view.shadow.state)
+    }
+
+    pub(super) fn paced(&self) -> Option<Load> {
+        self.shadows.values().find_map(|there| there.paced)
+    }
+
+    pub(super) fn operator(&mut self, request: OperatorRequest) {
+        self.feed(Input::Operator { actor: "ann".to_owned(), request });
+        self.settle();
+    }
+}
