@@ -6,15 +6,19 @@ use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     Action, AgentEpoch, Allocation, Command, CommandId, CpuBounds, CpuSource, CpuWindow, Fence, GuestMemory, HostFacts,
     HostId, HostWindow, Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, MigrationFacts,
-    MigrationProgress, Origin, Outcome, OutcomeResult, RefusedCommand, Report, Sequence, Setting, VmId, VmState,
-    VmTerms, VmWindow,
+    MigrationProgress, Origin, Outcome, OutcomeResult, RefusedCommand, Report, Sequence, Setting, ShadowFacts, VmId,
+    VmState, VmTerms, VmWindow,
 };
 
 use crate::guest::{Guest, Want};
 use crate::scenario::{HostSpec, MemorySpec, VmSpec};
+use crate::shadows::SimShadow;
 
 /// Reports kept while the brain is away; the oldest go first. As the real agent, but smaller.
 const SPOOL_REPORTS_MAX: usize = 1000;
+
+/// What of a host shadows may have together.
+const SHADOW_SHARE_MAX: f64 = 0.25;
 
 /// A VM on a host.
 #[derive(Clone, Debug)]
@@ -135,6 +139,7 @@ pub(crate) struct Agent {
     pub(crate) outcomes: Vec<Outcome>,
     /// VMs on their way here.
     pub(crate) arriving: BTreeMap<VmId, String>,
+    pub(crate) shadows: BTreeMap<VmId, SimShadow>,
     answered: BTreeMap<VmId, Outcome>,
     fences: BTreeMap<VmId, Fence>,
     baselines: BTreeMap<(VmId, Means), Setting>,
@@ -154,7 +159,8 @@ impl Agent {
             means: vec![Means::CpuQuota, Means::Memory],
             migration: Some(MigrationFacts { uri: format!("simulated://{}/system", spec.name) }),
             zone: None,
-            shadows: None,
+            shadows: (spec.shadows_max > 0)
+                .then_some(ShadowFacts { shadows_max: spec.shadows_max, share_max: SHADOW_SHARE_MAX }),
             dry_run: spec.dry_run,
             cpu_source: CpuSource::TaskStorage,
         };
@@ -170,6 +176,7 @@ impl Agent {
             spool: VecDeque::new(),
             outcomes: Vec::new(),
             arriving: BTreeMap::new(),
+            shadows: BTreeMap::new(),
             answered: BTreeMap::new(),
             fences: BTreeMap::new(),
             baselines: BTreeMap::new(),
@@ -230,6 +237,7 @@ impl Agent {
             })
             .collect();
         vms.extend(self.arriving.iter().map(|(&vm, name)| arriving(vm, name)));
+        vms.extend(self.shadow_windows());
         vms.sort_by_key(|window| window.vm);
         self.sequence.0 += 1;
         let used = vms.iter().filter_map(|vm| vm.cpu).map(|cpu| cpu.demand_low.mean).sum();
@@ -290,6 +298,9 @@ impl Agent {
     }
 
     fn judge(&self, command: &Command, waited_ms: u64) -> Result<(), RefusedCommand> {
+        if matches!(command.action, Action::Describe | Action::Shadow(_)) {
+            return self.judge_order(command, waited_ms);
+        }
         let vm = self.vms.iter().find(|vm| vm.id == command.vm).ok_or(RefusedCommand::UnknownVm)?;
         if vm.leaving.is_some() {
             return Err(RefusedCommand::Migrating);
@@ -305,8 +316,19 @@ impl Agent {
             Action::Set(Setting::Memory { bytes }) => self.judge_memory(vm, bytes),
             Action::Set(target) => Err(RefusedCommand::NotAllowed { means: target.means() }),
             Action::Release | Action::Migrate(_) | Action::AbortMigration => Ok(()),
-            Action::Describe | Action::Shadow(_) => Err(RefusedCommand::ShadowsNotAllowed),
+            Action::Describe | Action::Shadow(_) => Ok(()),
         }
+    }
+
+    fn judge_order(&self, command: &Command, waited_ms: u64) -> Result<(), RefusedCommand> {
+        if let Some(&seen) = self.fences.get(&command.vm).filter(|seen| **seen >= command.fence) {
+            return Err(RefusedCommand::StaleFence { seen });
+        }
+        if waited_ms > command.time_to_live_ms {
+            return Err(RefusedCommand::Expired { late_ms: waited_ms - command.time_to_live_ms });
+        }
+        let is_allowed = self.facts.shadows.is_some() || command.action == Action::Describe;
+        if is_allowed { Ok(()) } else { Err(RefusedCommand::ShadowsNotAllowed) }
     }
 
     /// Judges a command to move a VM; a good one makes it leave.
@@ -369,6 +391,9 @@ impl Agent {
 
     fn apply(&mut self, command: &Command, waited_ms: u64) -> OutcomeResult {
         self.fences.insert(command.vm, command.fence);
+        if matches!(command.action, Action::Describe | Action::Shadow(_)) {
+            return self.order(command, waited_ms * 1000);
+        }
         let Some(vm) = self.vms.iter_mut().find(|vm| vm.id == command.vm) else {
             return OutcomeResult::Refused(RefusedCommand::UnknownVm);
         };

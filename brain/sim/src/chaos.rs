@@ -1,6 +1,6 @@
 //! Worlds drawn from a seed: crowded hosts, owners with wishes, failing links, dying agents and brains, operators who interfere.
 
-use gnomon_common::wire::{HostId, VmTerms};
+use gnomon_common::wire::{HostId, VmId, VmTerms};
 use gnomon_core::plan::guard::Guard;
 use gnomon_core::policy::{
     AnomalyPolicy, ApprovePolicy, CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy, ShadowPolicy,
@@ -28,36 +28,41 @@ pub struct Checked {
     pub commands: usize,
     /// Plans that the linter refused.
     pub dropped: usize,
+    /// Shadows that came up.
+    pub shadows: usize,
 }
 
 /// Lives through the world of a seed and checks every command in it. The planner of its brain may lack a guard, the linter another.
 pub fn check(seed: u64, planner_lacks: Option<Guard>, linter_lacks: Option<Guard>) -> Checked {
     let mut world = World::checked(scenario(seed), [planner_lacks, linter_lacks]);
-    let (mut moves, mut commands, mut dropped) = (0, 0, 0);
+    let (mut moves, mut commands, mut dropped, mut shadows) = (0, 0, 0, 0);
     for _ in 0..DURATION_S {
         world.advance();
         for line in world.take_log() {
             moves += usize::from(line.contains(": ") && line.contains(" moved to host "));
             commands += usize::from(line.contains("gnomon command "));
+            shadows += usize::from(line.contains("booting -> pacing"));
             dropped += usize::from(line.contains("notice plan_refused_by_linter"));
         }
         if world.broken().is_some() {
             break;
         }
     }
-    Checked { broken: world.broken().cloned(), moves, commands, dropped }
+    Checked { broken: world.broken().cloned(), moves, commands, dropped, shadows }
 }
 
 /// The world of a seed.
 pub fn scenario(seed: u64) -> Scenario {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let hosts: Vec<HostSpec> = (0..rng.random_range(3..7)).map(|number| host(&mut rng, number)).collect();
+    let mut hosts: Vec<HostSpec> = (0..rng.random_range(3..7)).map(|number| host(&mut rng, number)).collect();
     let per_host = rng.random_range(2..6);
     let vms: Vec<VmSpec> = (0..hosts.len() * per_host).map(|number| vm(&mut rng, number, &hosts)).collect();
     let mut events: Vec<Timed> = (0..rng.random_range(2..9)).map(|_| event(&mut rng, &hosts, vms.len())).collect();
     let mut policy = policy(&mut rng);
     // Drawn apart: what came before it stays as it was.
     restrain(&mut ChaCha8Rng::seed_from_u64(!seed), &mut policy, &mut events);
+    let ids: Vec<VmId> = (0..vms.len()).map(vm_id).collect();
+    shadow(&mut ChaCha8Rng::seed_from_u64(seed.rotate_left(32)), &mut policy, &mut hosts, &mut events, &ids);
     Scenario {
         name: format!("chaos {seed}"),
         seed,
@@ -95,6 +100,34 @@ fn restrain(rng: &mut ChaCha8Rng, policy: &mut Policy, events: &mut Vec<Timed>) 
             1 => policy.windows.freeze = vec![format!("Wed 23:30-00:{from:02}")],
             _ => policy.windows.allow = vec![window(0, from), window(from + length, 59)],
         }
+    }
+}
+
+/// Some fleets have shadows, which operators make, change and retire.
+fn shadow(rng: &mut ChaCha8Rng, policy: &mut Policy, hosts: &mut [HostSpec], events: &mut Vec<Timed>, vms: &[VmId]) {
+    if !rng.random_bool(0.4) {
+        return;
+    }
+    policy.shadow = ShadowPolicy {
+        mode: Mode::Auto,
+        every_vm: rng.random_bool(0.5),
+        fleet_max: rng.random_range(1..20),
+        cpu_share: rng.random_range(0.02..0.2),
+        lead_ms: 60_000,
+        pace_ms: 30_000,
+        boot_timeout_ms: 60_000,
+        cool_down_ms: rng.random_range(20..200) * 1000,
+        ..ShadowPolicy::default()
+    };
+    hosts.iter_mut().for_each(|host| host.shadows_max = rng.random_range(0..6));
+    for _ in 0..rng.random_range(0..8) {
+        let vm = vms[rng.random_range(0..vms.len())];
+        let request = match rng.random_range(0..3) {
+            0 => OperatorRequest::RetireShadow { vm },
+            1 => OperatorRequest::SetFidelity { vm, fidelity: Some(rng.random_range(0.0..1.0)) },
+            _ => OperatorRequest::MakeShadow { vm },
+        };
+        events.push(Timed { at_s: rng.random_range(60..DURATION_S - 100), event: Event::Operator { request } });
     }
 }
 
@@ -144,6 +177,7 @@ fn host(rng: &mut ChaCha8Rng, number: usize) -> HostSpec {
         ceiling_cores: capacity_cores,
         dry_run: rng.random_bool(0.05),
         memory_mib: rng.random_range(3..9) * 1024,
+        shadows_max: 0,
     }
 }
 

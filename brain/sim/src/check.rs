@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, Command, CommandId, Fence, HostId, Migration, Outcome, OutcomeResult, Report, Setting, VmId, VmState,
+    Action, Command, CommandId, Fence, HostId, Migration, Outcome, OutcomeResult, Report, Setting, ShadowOrder, VmId,
+    VmState,
 };
 use gnomon_core::{Core, Mode, OperatorRequest, Plan, PlannedAction, Policy, Reason, Record, Scope};
 
@@ -65,6 +66,8 @@ pub(crate) struct Checker {
     sent_to: BTreeSet<(VmId, HostId)>,
     stranger_at: Option<Timestamp>,
     plans: VecDeque<Plan>,
+    /// VMs of which operators wanted shadows.
+    shadowed: BTreeSet<VmId>,
     /// What operators have approved, until it is commanded.
     approved: Vec<(VmId, Action)>,
 }
@@ -89,7 +92,9 @@ impl Checker {
 
     pub(crate) fn report(&mut self, now: Timestamp, report: &Report) {
         let end = report.start + Duration::from_millis(u64::from(report.window_ms));
-        for window in report.vms.iter().filter(|window| window.state == VmState::Running) {
+        // A shadow that was made elsewhere has not been moved.
+        let productions = report.vms.iter().filter(|window| window.shadow.is_none());
+        for window in productions.filter(|window| window.state == VmState::Running) {
             let known = self.runs_on.get(&window.vm);
             if known.is_some_and(|(_, until)| end <= *until) {
                 continue;
@@ -132,6 +137,9 @@ impl Checker {
             OperatorRequest::Undrain { host } => {
                 self.draining.remove(host);
             }
+            OperatorRequest::MakeShadow { vm } => {
+                self.shadowed.insert(*vm);
+            }
             OperatorRequest::Set { .. }
             | OperatorRequest::Migrate { .. }
             | OperatorRequest::AbortMigration { .. }
@@ -139,7 +147,6 @@ impl Checker {
             | OperatorRequest::DenyCapacity { .. }
             | OperatorRequest::ApproveProposal { .. }
             | OperatorRequest::DenyProposal { .. }
-            | OperatorRequest::MakeShadow { .. }
             | OperatorRequest::SetFidelity { .. }
             | OperatorRequest::RetireShadow { .. } => {}
         }
@@ -170,11 +177,18 @@ impl Checker {
         ensure(self.ids.insert(command.id), "an id is used once", || "it was sent before".to_owned())?;
         let last = self.fences.insert(command.vm, command.fence);
         ensure(last.is_none_or(|last| last < command.fence), "every command is fenced", || format!("after {last:?}"))?;
+        // That what a shadow does goes on is no plan of its own.
+        if matches!(command.action, Action::Shadow(ShadowOrder::Pace(_))) {
+            return Ok(());
+        }
         let of_plan = |plan: &&Plan| plan.fence == command.fence;
         let planned = self.plans.iter().find(of_plan).and_then(|plan| plan.actions.iter().find(|a| a.vm == command.vm));
         let planned = planned.cloned();
         ensure(planned.is_some(), "every command has a plan", || "no plan has its fence".to_owned())?;
         let Some(planned) = planned else { return Ok(()) };
+        if let Action::Shadow(order) = &command.action {
+            return self.judge_order(scene, host, command, order);
+        }
         let copies = scene.agents.values().flat_map(|agent| &agent.vms).filter(|vm| vm.id == command.vm).count();
         ensure(copies == 1, "a VM is in one place", || format!("it is in {copies}"))?;
         if planned.reason == Reason::Operator {
@@ -203,7 +217,8 @@ impl Checker {
             ensure(is_open, "nothing is shrunk or moved at the wrong time", || format!("{windows:?}"))?;
         }
         let vm = scene.agents.get(host).and_then(|agent| agent.vms.iter().find(|vm| vm.id == command.vm));
-        if let Some(vm) = vm {
+        // Looking at a VM is not doing anything to it.
+        if let Some(vm) = vm.filter(|_| command.action != Action::Describe) {
             ensure(!vm.terms.hands_off(), "an owner's word is kept", || format!("{:?}", vm.terms))?;
         }
         match &command.action {
@@ -212,6 +227,37 @@ impl Checker {
             Action::Release | Action::AbortMigration => Err(("a planner neither releases nor aborts", String::new())),
             Action::Describe | Action::Shadow(_) => Ok(()),
         }
+    }
+
+    /// What is true of shadows at any time: where the brain knew, none is made beside its production, none runs twice, and no host has more
+    /// than it takes.
+    fn judge_order(
+        &self,
+        scene: &Scene<'_>,
+        host: &HostId,
+        command: &Command,
+        order: &ShadowOrder,
+    ) -> Result<(), (&'static str, String)> {
+        ensure(scene.policy.shadow.mode == Mode::Auto, "shadows are made where policy says so", || order.to_string())?;
+        let scopes = [Scope::Fleet, Scope::Host(host.clone()), Scope::Vm(command.vm)];
+        let held = scopes.iter().find(|scope| self.held.contains(*scope));
+        ensure(held.is_none(), "nothing is done to what is held", || format!("{held:?}"))?;
+        let is_production = scene.agents.values().flat_map(|agent| &agent.vms).any(|vm| vm.id == command.vm);
+        ensure(!is_production, "no production is taken for a shadow", || command.vm.to_string())?;
+        if let ShadowOrder::Copy(spec) = order {
+            let told = self.runs_on.get(&spec.of).map(|(on, _)| on);
+            ensure(told != Some(host), "no shadow is made beside its production", || format!("{told:?}"))?;
+            let elsewhere =
+                scene.agents.iter().find(|(on, agent)| *on != host && agent.shadows.contains_key(&command.vm));
+            ensure(elsewhere.is_none(), "no shadow is in two places", || format!("{:?}", elsewhere.map(|(on, _)| on)))?;
+            let mut productions = scene.agents.values().flat_map(|agent| &agent.vms);
+            let owner = productions.find(|vm| vm.id == spec.of).map(|vm| &vm.terms);
+            let is_free = owner.is_none_or(|terms| !terms.hands_off()) || self.shadowed.contains(&spec.of);
+            ensure(is_free, "an owner's word is kept", || format!("{owner:?}"))?;
+            let draining = self.draining.contains(host);
+            ensure(!draining, "no VM goes to a host that is being emptied", || host.to_string())?;
+        }
+        Ok(())
     }
 
     /// Whether the brain can know that a VM is on a host: that told so, or it was sent there. Where somebody else has moved it a moment ago

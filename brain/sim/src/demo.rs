@@ -99,5 +99,13 @@ pub fn demo_policy() -> Policy {
 
 fn host(name: &str) -> HostSpec {
     let name = name.to_owned();
-    HostSpec { name, capacity_cores: 2.0, floor_cores: 0.05, ceiling_cores: 2.0, dry_run: false, memory_mib: 8192 }
+    HostSpec {
+        name,
+        capacity_cores: 2.0,
+        floor_cores: 0.05,
+        ceiling_cores: 2.0,
+        dry_run: false,
+        memory_mib: 8192,
+        shadows_max: 0,
+    }
 }

@@ -15,6 +15,7 @@ mod guest;
 pub mod run;
 pub mod scenario;
 pub mod score;
+mod shadows;
 pub mod world;
 
 pub use demo::demo_fleet;

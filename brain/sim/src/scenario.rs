@@ -52,6 +52,9 @@ pub struct HostSpec {
     /// Memory that its VMs share.
     #[serde(default = "host_memory_mib")]
     pub memory_mib: u64,
+    /// Shadows that it takes.
+    #[serde(default)]
+    pub shadows_max: u32,
 }
 
 /// A VM.

@@ -8,16 +8,20 @@ const SEEDS: u64 = 500;
 
 #[test]
 fn no_seed_breaks_a_rule_and_the_planner_keeps_them_by_itself() {
-    let (mut moves, mut commands, mut dropped) = (0, 0, 0);
+    let (mut moves, mut commands, mut dropped, mut shadows) = (0, 0, 0, 0);
     for seed in 0..SEEDS {
         let checked = check(seed, None, None);
         assert_eq!(checked.broken, None, "seed {seed}");
         moves += checked.moves;
         commands += checked.commands;
         dropped += checked.dropped;
+        shadows += checked.shadows;
     }
-    println!("{SEEDS} worlds: {commands} commands, {moves} moves, {dropped} plans dropped by the linter");
+    println!(
+        "{SEEDS} worlds: {commands} commands, {moves} moves, {shadows} shadows, {dropped} plans dropped by the linter"
+    );
     assert!(moves > SEEDS as usize / 4 && commands > 10 * SEEDS as usize, "{moves} moves, {commands} commands");
+    assert!(shadows > SEEDS as usize, "{shadows} shadows");
     // What was known of a host may be a moment older to the planner than to the linter.
     assert!(dropped * 100 <= commands, "{dropped} of {commands} plans were dropped");
 }

@@ -123,7 +123,8 @@ impl Core {
             }
             return;
         }
-        if let (false, VmState::Running, Some(now)) = (here, window.state, now) {
+        // A shadow that was made elsewhere has not been moved.
+        if let (false, VmState::Running, Some(now), None) = (here, window.state, now, window.shadow) {
             self.note_move(now, id, &report.host);
         }
         if let (VmState::Running, Some(now)) = (window.state, now) {

@@ -39,11 +39,13 @@ pub enum Guard {
     Windows,
     /// In mode `approve`, nothing leaves that no operator approved.
     Approval,
+    /// No shadow is made or started beside its production.
+    ShadowApart,
 }
 
 impl Guard {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Terms,
         Self::Hold,
         Self::Draining,
@@ -62,6 +64,7 @@ impl Guard {
         Self::Skill,
         Self::Windows,
         Self::Approval,
+        Self::ShadowApart,
     ];
 
     /// Whether the linter sees a plan that breaks it. The others are about more than one plan, or about what is worth while.

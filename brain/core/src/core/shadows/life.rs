@@ -10,6 +10,7 @@ use crate::core::{ACTOR, Core};
 use crate::io::Record;
 use crate::plan::backoff;
 use crate::plan::balance::{Claim, Load, Room};
+use crate::plan::guard::Guard;
 use crate::shadow::{ShadowCause, ShadowState};
 
 impl Core {
@@ -35,7 +36,7 @@ impl Core {
         let kept = self.shadows.kept.get(&id)?;
         let host = kept.shadow.host.as_ref().filter(|_| kept.shadow.state.is_coming())?;
         let production = self.fleet.vms.get(&kept.shadow.of).and_then(|vm| vm.host.as_ref());
-        if production == Some(host) {
+        if production == Some(host) && self.moves.guards.plans(Guard::ShadowApart) {
             return Some((ShadowCause::Together, false));
         }
         if self.moves.draining.contains_key(host) {

@@ -11,6 +11,7 @@ use gnomon_common::wire::{
 use super::{Flight, STRAY_EVERY, WAIT};
 use crate::core::{ACTOR, Core};
 use crate::io::{CommandRecord, Output, Record};
+use crate::plan::guard::Guard;
 use crate::plan::{Plan, PlannedAction, Reason};
 use crate::shadow::size::size;
 use crate::shadow::{ShadowCause, ShadowState};
@@ -148,6 +149,7 @@ impl Core {
     fn lint_shadow(&self, now: Timestamp, id: VmId, host: &HostId, action: &Action) -> Result<(), String> {
         let Some(kept) = self.shadows.kept.get(&id) else { return Err("it is not known".to_owned()) };
         let production = self.fleet.vms.get(&kept.shadow.of).and_then(|vm| vm.host.as_ref());
+        let meets = production == Some(host) && self.moves.guards.lints(Guard::ShadowApart);
         if self.fleet.vms.get(&id).is_some_and(|vm| vm.shadow.is_none()) {
             return Err("a VM of its identity is no shadow".to_owned());
         }
@@ -158,7 +160,7 @@ impl Core {
             },
             Action::Shadow(ShadowOrder::Copy(spec)) => {
                 let entry = self.fleet.hosts.get(host).ok_or("its host is not known")?;
-                if production == Some(host) {
+                if meets {
                     return Err("its production is on the same host".to_owned());
                 }
                 let (size, blueprint) = (&spec.size, &spec.blueprint);
@@ -171,9 +173,7 @@ impl Core {
                 }
                 self.shadow_room(now, host, entry, id, size).map(|_| ())
             }
-            Action::Shadow(ShadowOrder::Start) if production == Some(host) => {
-                Err("its production is on the same host".to_owned())
-            }
+            Action::Shadow(ShadowOrder::Start) if meets => Err("its production is on the same host".to_owned()),
             Action::Shadow(ShadowOrder::Start | ShadowOrder::Pace(_) | ShadowOrder::Retire) => Ok(()),
             _ => Err("it is no order about a shadow".to_owned()),
         }

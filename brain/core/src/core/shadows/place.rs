@@ -6,6 +6,7 @@ use gnomon_common::wire::{HostId, ShadowSize, VmId};
 use super::Core;
 use crate::fleet::Host;
 use crate::plan::balance::{Claim, Room};
+use crate::plan::guard::Guard;
 use crate::shadow::Shadow;
 
 impl Core {
@@ -24,7 +25,8 @@ impl Core {
         let zone = self.fleet.hosts.get(&home).and_then(|host| host.facts.zone.as_ref());
         let mut refusals: Vec<String> = Vec::new();
         let mut best: Option<(bool, f64, &HostId)> = None;
-        for (id, host) in self.fleet.hosts.iter().filter(|(id, _)| **id != home) {
+        let is_apart = |id: &HostId| *id != home || !self.moves.guards.plans(Guard::ShadowApart);
+        for (id, host) in self.fleet.hosts.iter().filter(|(id, _)| is_apart(id)) {
             let is_avoided = shadow.avoids.iter().any(|(avoided, until)| avoided == id && *until > now);
             let share = if is_avoided {
                 Err("it could not be made there lately".to_owned())
