@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, Command, CommandId, HostId, Outcome, OutcomeResult, ShadowDone, ShadowOrder, ShadowSpec, Unshadowable,
-    VmId, VmState, VmWindow,
+    Action, Command, CommandId, HostId, Outcome, OutcomeResult, RefusedCommand, ShadowDone, ShadowOrder, ShadowSpec,
+    Unshadowable, VmId, VmState, VmWindow,
 };
 
 use super::{Flight, STRAY_EVERY, WAIT};
@@ -257,6 +257,9 @@ impl Core {
                 }
             }
             (Action::Describe, OutcomeResult::Unshadowable(why)) => {
+                self.bring_shadow(now, id, ShadowState::Parked, why.to_string());
+            }
+            (Action::Describe, OutcomeResult::Refused(why @ RefusedCommand::OptedOut)) => {
                 self.bring_shadow(now, id, ShadowState::Parked, why.to_string());
             }
             (Action::Shadow(_), OutcomeResult::Unshadowable(why)) if state.is_coming() => {

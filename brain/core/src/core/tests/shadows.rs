@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use gnomon_common::wire::{OutcomeResult, ShadowFacts, Unshadowable, VmId};
+use gnomon_common::wire::{OutcomeResult, RefusedCommand, ShadowFacts, Unshadowable, VmId};
 use proptest::prelude::*;
 
 use super::bench::{host, vm};
@@ -149,6 +149,22 @@ fn where_no_host_takes_it_a_shadow_is_parked_with_the_reasons_and_tried_again() 
     HOSTS.iter().for_each(|name| town.connect(&host(name)));
     town.windows(12);
     assert_eq!(town.state(), Some(ShadowState::Pacing), "{:#?}", town.audit);
+}
+
+#[test]
+fn what_its_owner_or_definition_forbids_is_parked_and_not_asked_again_and_again() {
+    let reasons = [
+        OutcomeResult::Refused(RefusedCommand::OptedOut),
+        OutcomeResult::Unshadowable(Unshadowable::Definition("Secure Boot".to_owned())),
+    ];
+    for why in reasons {
+        let mut town = Town::new();
+        town.refuses.insert("describe", why);
+        town.windows(5);
+        assert_eq!(town.state(), Some(ShadowState::Parked));
+        let asked = town.audit.iter().filter(|line| line.contains("tell what a shadow of it is made from")).count();
+        assert_eq!(asked, 1, "{:#?}", town.audit);
+    }
 }
 
 #[test]
