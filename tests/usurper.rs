@@ -54,8 +54,15 @@ impl Usurper {
     }
 
     async fn accept(endpoint: Endpoint, term: u64) -> Result<Self> {
-        let incoming = timeout(PATIENCE, endpoint.accept()).await.context("no agent came")?;
-        let connection = incoming.context("the endpoint is closed")?.await?;
+        let connection = loop {
+            let incoming = timeout(PATIENCE, endpoint.accept()).await.context("no agent came")?;
+            match incoming.context("the endpoint is closed")?.await {
+                Ok(connection) => break connection,
+                // One that was killed meanwhile.
+                Err(quinn::ConnectionError::TimedOut) => {}
+                Err(error) => return Err(error.into()),
+            }
+        };
         let (out, mut heard) = timeout(PATIENCE, connection.accept_bi()).await??;
         let AgentMessage::Hello(hello) = read(&mut heard).await? else { bail!("the first message is no hello") };
         let (tell, reports) = unbounded_channel();

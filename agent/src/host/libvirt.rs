@@ -31,7 +31,9 @@ pub use quota::QuotaError;
 pub use reconnect::{Backoff, Reconnecting};
 #[cfg(test)]
 pub(crate) use shadow::parse as parse_shadow;
-pub use shadow::{FoundShadow, SHADOW_BRIDGE, SHADOW_NAMESPACE, SHADOW_NETWORK, SHADOW_SUFFIX, ShadowDomain};
+pub use shadow::{
+    FoundShadow, SHADOW_BRIDGE, SHADOW_FILTER, SHADOW_NAMESPACE, SHADOW_NETWORK, SHADOW_SUFFIX, ShadowDomain,
+};
 
 use super::libvirt_raw::LifecycleSubscription;
 use gnomon_common::wire::{VmId, VmState};

@@ -118,7 +118,7 @@ pub const PACKAGES: &[Package] = &[
     Package {
         name: "iptables",
         purpose: Purpose::Lab,
-        why: "libvirt makes no network of its own without it, and shadows are on one",
+        why: "libvirt makes networks and filters with it, and shadows are on one behind one",
         evidence: &["/usr/sbin/iptables", "/sbin/iptables", "/usr/bin/iptables"],
     },
     Package {

@@ -4,7 +4,9 @@
 //! that no text of a blueprint can be more than the value of its one field.
 
 use crate::config::CPU_FLOOR_CORES_MIN;
-use crate::host::libvirt::{CPU_MODES, NETWORK_UNIT_BYTES_PER_S, SHADOW_NAMESPACE, SHADOW_NETWORK, SHADOW_SUFFIX};
+use crate::host::libvirt::{
+    CPU_MODES, NETWORK_UNIT_BYTES_PER_S, SHADOW_FILTER, SHADOW_NAMESPACE, SHADOW_NETWORK, SHADOW_SUFFIX,
+};
 use gnomon_common::wire::{Blueprint, Boot, ShadowSize, ShadowSpec, Unshadowable, VmId};
 use std::path::Path;
 
@@ -181,7 +183,8 @@ fn devices(
         let (mac, model) = (mac(vm, index), word("network interface", model)?);
         devices += &format!(
             "    <interface type='network'><mac address='{mac}'/><source network='{SHADOW_NETWORK}'/>\
-             <model type='{model}'/><port isolated='yes'/>{bandwidth}</interface>\n"
+             <model type='{model}'/><port isolated='yes'/>\
+             <filterref filter='{SHADOW_FILTER}'/>{bandwidth}</interface>\n"
         );
     }
     let socket = file(folder, PACER_SOCKET)?;

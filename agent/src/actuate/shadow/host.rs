@@ -3,7 +3,7 @@
 use super::ShadowerConfig;
 use crate::host::bridge::Bridge;
 use crate::host::cgroup::CpuWeight;
-use crate::host::libvirt::{FoundShadow, HypervisorError, Reconnecting, SHADOW_BRIDGE, ShadowDomain};
+use crate::host::libvirt::{FoundShadow, HypervisorError, Reconnecting, SHADOW_BRIDGE, SHADOW_FILTER, ShadowDomain};
 use crate::host::machine::Machine;
 use crate::host::process::Proc;
 use gnomon_common::wire::{Blueprint, Unshadowable, VmId};
@@ -20,7 +20,7 @@ pub(super) trait Here: Send {
     fn start(&mut self, vm: VmId) -> Result<(), HypervisorError>;
     /// Returns whether nothing of it is left: a domain that is no shadow stays.
     fn remove(&mut self, vm: VmId) -> Result<bool, HypervisorError>;
-    /// Sees to it that there is the network of shadows; what is wrong with it, if anything is.
+    /// Sees to it that there are the network of shadows and its filter; what is wrong with it, if anything is.
     fn network(&mut self) -> Result<Result<(), String>, HypervisorError>;
     fn remove_network(&mut self) -> Result<(), HypervisorError>;
     /// The bridge of that network.
@@ -32,7 +32,7 @@ pub(super) trait Here: Send {
 }
 
 /// Why the bridge of shadows is not cut off, if it is not: an address that the host answers at, or a port of something that is no shadow, or one
-/// that others can be reached through. Frames that reach a bridge with isolated ports alone go nowhere.
+/// that others can be reached through. What a filter lets pass by mistake meets nobody on such a bridge but the host.
 pub(super) fn is_isolated(bridge: &Bridge, shadows: &[ShadowDomain]) -> Result<(), String> {
     if bridge.has_address {
         return Err(format!("{SHADOW_BRIDGE} has an address"));
@@ -91,7 +91,11 @@ impl Here for LibvirtHere {
     }
 
     fn network(&mut self) -> Result<Result<(), String>, HypervisorError> {
-        self.link.get()?.shadow_network()
+        let libvirt = self.link.get()?;
+        if !libvirt.shadow_filter()? {
+            return Ok(Err(format!("the filter {SHADOW_FILTER} lets something pass")));
+        }
+        libvirt.shadow_network()
     }
 
     fn remove_network(&mut self) -> Result<(), HypervisorError> {

@@ -1,7 +1,7 @@
 //! Domains that are shadows, told from all others by their definition alone, and the network that only they are on.
 //!
 //! A domain is a shadow only if all of this holds: its metadata says of which VM it is one, it is named like one, it has disks and each is a file in a folder that is
-//! named by the domain's own UUID, its interfaces are on the shadows' network, and nothing of the host is passed through to it. So a
+//! named by the domain's own UUID, its interfaces are on the shadows' network behind their filter, and nothing of the host is passed through to it. So a
 //! production VM into whose metadata someone has pasted a shadow's is still none.
 
 use super::blueprint::bytes;
@@ -21,6 +21,10 @@ pub const SHADOW_SUFFIX: &str = ".shadow";
 pub const SHADOW_NETWORK: &str = "gnomon-shadows";
 /// Its bridge; 15 bytes are the most that the kernel takes.
 pub const SHADOW_BRIDGE: &str = "gnomon-shadow";
+
+/// The filter at each of their interfaces, which lets no frame pass. Without it the host itself answers: a bridge without an address takes ARP and
+/// packets for every address that its host has elsewhere.
+pub const SHADOW_FILTER: &str = "gnomon-shadow-sink";
 
 /// What may not be in a shadow: each is a way to the host or to another domain.
 const FOREIGN_DEVICES: [&str; 6] = ["hostdev", "filesystem", "shmem", "redirdev", "smartcard", "vsock"];
@@ -81,7 +85,9 @@ pub(crate) fn parse(xml: &str) -> Option<ShadowDomain> {
         folder == Some(id.hyphenated().to_string().as_str())
     };
     let isolated = |interface: Node<'_, '_>| {
-        children(interface, "source").next().and_then(|source| source.attribute("network")) == Some(SHADOW_NETWORK)
+        let attribute = |child, name| children(interface, child).next().and_then(|child| child.attribute(name));
+        attribute("source", "network") == Some(SHADOW_NETWORK)
+            && attribute("filterref", "filter") == Some(SHADOW_FILTER)
     };
     let is_shadow = vm != of
         && is_named
@@ -119,6 +125,21 @@ pub(super) fn leads_nowhere(xml: &str) -> Result<(), String> {
         Some(SHADOW_BRIDGE) => Ok(()),
         other => Err(format!("the network {SHADOW_NETWORK} has the bridge {:?}", other.unwrap_or_default())),
     }
+}
+
+/// Whether a filter drops everything, by its definition.
+pub(super) fn drops_all(xml: &str) -> bool {
+    let Ok(document) = Document::parse(xml) else { return false };
+    let filter = document.root_element();
+    let attribute = |rule: Node<'_, '_>, name| rule.attribute(name).map(str::to_owned);
+    let mut rules = filter.children().filter(|child| child.is_element() && !child.has_tag_name("uuid"));
+    let is_sink = rules.next().is_some_and(|rule| {
+        rule.has_tag_name("rule")
+            && attribute(rule, "action").as_deref() == Some("drop")
+            && attribute(rule, "direction").as_deref() == Some("inout")
+            && !rule.children().any(|child| child.is_element())
+    });
+    is_sink && rules.next().is_none()
 }
 
 impl Hypervisor {
@@ -193,6 +214,22 @@ impl Hypervisor {
         Ok(true)
     }
 
+    /// Sees to it that the filter of shadows is there; `false` if it is another than it should be. Blocks.
+    pub fn shadow_filter(&self) -> Result<bool, HypervisorError> {
+        let call = |e| HypervisorError::call("make the shadows' filter", &e);
+        let filter = match self.connect.lookup_nwfilter_by_name(SHADOW_FILTER) {
+            Ok(filter) => filter,
+            Err(error) if error.code().is_known_and(|code| code == ErrorNumber::NoNwfilter) => {
+                let xml = format!(
+                    "<filter name='{SHADOW_FILTER}' chain='root'><rule action='drop' direction='inout' priority='-1000'/></filter>"
+                );
+                self.connect.define_nwfilter_xml(&xml).map_err(call)?
+            }
+            Err(error) => return Err(call(error)),
+        };
+        Ok(drops_all(&filter.xml_desc(0).map_err(call)?))
+    }
+
     /// Sees to it that the shadows' network is there, and says what is wrong with its definition, if anything is. It is of this boot only. Blocks.
     pub fn shadow_network(&self) -> Result<Result<(), String>, HypervisorError> {
         let call = |e| HypervisorError::call("make the shadows' network", &e);
@@ -212,8 +249,13 @@ impl Hypervisor {
         Ok(leads_nowhere(&network.xml_desc(0).map_err(call)?))
     }
 
-    /// Takes the shadows' network away, if there is one. Blocks.
+    /// Takes the shadows' network and filter away, if there are any. Blocks.
     pub fn remove_shadow_network(&self) -> Result<(), HypervisorError> {
+        match self.connect.lookup_nwfilter_by_name(SHADOW_FILTER) {
+            Ok(filter) => filter.undefine().map_err(|e| HypervisorError::call("end the shadows' filter", &e))?,
+            Err(error) if error.code().is_known_and(|code| code == ErrorNumber::NoNwfilter) => {}
+            Err(error) => return Err(HypervisorError::call("look the shadows' filter up", &error)),
+        }
         match self.connect.lookup_network_by_name(SHADOW_NETWORK) {
             Ok(network) => network.destroy().map_err(|e| HypervisorError::call("end the shadows' network", &e)),
             Err(error) if error.code().is_known_and(|code| code == ErrorNumber::NoNetwork) => Ok(()),
@@ -231,7 +273,7 @@ mod tests {
         <metadata><g:shadow xmlns:g='urn:gnomon:shadow:1' of='0a0a0a0a-0000-4000-8000-000000000002'/></metadata>\
         <memory unit='KiB'>65536</memory><cputune><global_period>100000</global_period><global_quota>20000</global_quota></cputune>\
         <devices><disk type='file'><source file='/s/0a0a0a0a-0000-4000-8000-000000000001/scratch.raw'/><target dev='vda'/></disk>\
-        <interface type='network'><source network='gnomon-shadows'/><target dev='vnet3'/></interface></devices></domain>";
+        <interface type='network'><source network='gnomon-shadows'/><target dev='vnet3'/><filterref filter='gnomon-shadow-sink'/></interface></devices></domain>";
 
     #[test]
     fn a_shadow_is_read() {
@@ -258,6 +300,7 @@ mod tests {
             ("/s/0a0a0a0a-0000-4000-8000-000000000001/", "/srv/images/"),
             ("<devices>", "<devices><disk type='block'><source dev='/dev/sda'/></disk>"),
             ("<devices>", "<devices><interface type='bridge'><source bridge='br0'/></interface>"),
+            ("<filterref filter='gnomon-shadow-sink'/>", ""),
             ("<devices>", "<devices><hostdev mode='subsystem' type='pci'/>"),
             ("<devices>", "<devices><filesystem type='mount'/>"),
         ] {
@@ -266,6 +309,24 @@ mod tests {
         }
         let disk = SHADOW.find("<disk").unwrap()..SHADOW.find("</disk>").unwrap() + "</disk>".len();
         assert_eq!(parse(&SHADOW.replace(&SHADOW[disk], "")), None, "without a disk of its own");
+    }
+
+    #[test]
+    fn a_filter_that_lets_something_pass_is_not_the_shadows() {
+        let sink = "<filter name='gnomon-shadow-sink' chain='root'>\n<uuid>x</uuid>\n<rule action='drop' direction='inout' priority='-1000'/></filter>";
+        assert!(drops_all(sink));
+        for (from, to) in [
+            ("drop", "accept"),
+            ("inout", "out"),
+            ("priority='-1000'/>", "priority='-1000'><arp/></rule>"),
+            ("<rule", "<filterref filter='x'/><rule"),
+            ("</filter>", "<rule action='accept' direction='out' priority='-1001'/></filter>"),
+            ("<rule action='drop' direction='inout' priority='-1000'/>", ""),
+        ] {
+            assert_ne!(sink.replace(from, to), sink);
+            assert!(!drops_all(&sink.replacen(from, to, 1)), "{from} -> {to}");
+        }
+        assert!(!drops_all("<filter"));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use uuid::Uuid;
 
 /// Every element that a shadow may have.
-const ELEMENTS: [&str; 45] = [
+const ELEMENTS: [&str; 46] = [
     "domain",
     "name",
     "uuid",
@@ -55,6 +55,7 @@ const ELEMENTS: [&str; 45] = [
     "channel",
     "memballoon",
     "stats",
+    "filterref",
 ];
 
 const FOLDER: &str = "/var/lib/gnomon/shadows/0a0a0a0a-0000-4000-8000-000000000001";
@@ -119,7 +120,7 @@ fn a_shadow_has_its_own_identity_and_the_size_that_was_ordered() {
         "<shares>102</shares><global_period>100000</global_period><global_quota>20000</global_quota>",
         "<source file='/var/lib/gnomon/shadows/0a0a0a0a-0000-4000-8000-000000000001/vda.qcow2'/><target dev='vda' bus='virtio'/><iotune><total_bytes_sec>1000000",
         "/scratch.raw'/><target dev='vdb' bus='virtio'/><serial>gnomon-scratch</serial><iotune>",
-        "<mac address='06:00:00:00:00:01'/><source network='gnomon-shadows'/><model type='virtio'/><port isolated='yes'/><bandwidth><inbound average='2'/><outbound average='2'/>",
+        "<mac address='06:00:00:00:00:01'/><source network='gnomon-shadows'/><model type='virtio'/><port isolated='yes'/><filterref filter='gnomon-shadow-sink'/><bandwidth><inbound average='2'/><outbound average='2'/>",
         "<mac address='06:00:00:00:00:00'/>",
         "/pacer.sock'/><target type='virtio' name='org.gnomon.pacer.0'/>",
         "<on_poweroff>destroy</on_poweroff>",
@@ -248,7 +249,7 @@ proptest! {
                     let own = path.map_or(node.attribute("network") == Some(SHADOW_NETWORK), |path| path.starts_with(FOLDER));
                     prop_assert!(own, "{made}");
                 }
-                "interface" => prop_assert!(node.children().any(|child| child.has_tag_name("port"))),
+                "interface" => prop_assert!(node.children().any(|child| child.has_tag_name("filterref"))),
                 _ => {}
             }
         }
