@@ -65,7 +65,7 @@ impl<H: Here> Orders<H> {
             Action::Shadow(ShadowOrder::Copy(spec)) => self.copy(task, spec, begun),
             Action::Shadow(ShadowOrder::Start) => self.start(task, begun),
             Action::Shadow(ShadowOrder::Pace(profile)) => self.pace(task, profile, begun),
-            Action::Shadow(ShadowOrder::Retire) => self.retire(vm).map_err(Snag::from),
+            Action::Shadow(ShadowOrder::Retire) => self.retire(vm),
             _ => Err(Snag::Never("it is no order about a shadow".to_owned())),
         };
         done.map_or_else(OutcomeResult::from, OutcomeResult::Shadow)
