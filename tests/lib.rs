@@ -110,6 +110,13 @@ pub fn let_migrate(stack: &Stack, host: &Host) -> Result<()> {
     reconfigure(stack, host.name(), &[reserve], &migration)
 }
 
+/// Has a host's agent take shadows made from files below these paths. It must not run.
+pub fn let_shadow(stack: &Stack, host: &Host, image_paths: &[String]) -> Result<()> {
+    let shadow = format!("[shadow]\nshadows_max = 4\nimage_paths = {image_paths:?}\n");
+    let reserve = ("[guard]\n", "[guard]\nmemory_host_reserve_bytes = 67108864\n");
+    reconfigure(stack, host.name(), &[reserve], &shadow)
+}
+
 /// What the agent of a host serves to Prometheus, on its host's own loopback address.
 pub fn agent_metrics(stack: &Stack, host: &str) -> Result<String> {
     const GET: &str = "exec 3<>/dev/tcp/127.0.0.1/9479; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";

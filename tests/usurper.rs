@@ -7,13 +7,17 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use gnomon_common::wire::frame::{self, PREFIX_BYTES};
-use gnomon_common::wire::{ALPN, AgentMessage, BrainMessage, Command, Hello, Outcome, Sequence, VERSIONS, Welcome};
+use gnomon_common::wire::{
+    ALPN, AgentMessage, BrainMessage, Command, Hello, Outcome, Report, ReportAck, Sequence, VERSIONS, Welcome,
+};
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{Connection, Endpoint, EndpointConfig, RecvStream, SendStream, TokioRuntime};
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::timeout;
 use xtask::lab::{BRAIN_ADDRESS, Lab};
 
@@ -28,6 +32,7 @@ pub struct Usurper {
     connection: Connection,
     out: SendStream,
     heard: RecvStream,
+    reports: UnboundedReceiver<Report>,
     /// How the agent introduced itself.
     pub hello: Hello,
 }
@@ -49,11 +54,20 @@ impl Usurper {
     }
 
     async fn accept(endpoint: Endpoint, term: u64) -> Result<Self> {
-        let incoming = timeout(PATIENCE, endpoint.accept()).await.context("no agent came")?;
-        let connection = incoming.context("the endpoint is closed")?.await?;
+        let connection = loop {
+            let incoming = timeout(PATIENCE, endpoint.accept()).await.context("no agent came")?;
+            match incoming.context("the endpoint is closed")?.await {
+                Ok(connection) => break connection,
+                // One that was killed meanwhile.
+                Err(quinn::ConnectionError::TimedOut) => {}
+                Err(error) => return Err(error.into()),
+            }
+        };
         let (out, mut heard) = timeout(PATIENCE, connection.accept_bi()).await??;
         let AgentMessage::Hello(hello) = read(&mut heard).await? else { bail!("the first message is no hello") };
-        let mut usurper = Self { endpoint, connection, out, heard, hello };
+        let (tell, reports) = unbounded_channel();
+        tokio::spawn(take_reports(connection.clone(), tell));
+        let mut usurper = Self { endpoint, connection, out, heard, reports, hello };
         let acknowledged = Sequence(0);
         let welcome = Welcome { version: VERSIONS.max, term, heartbeat_ms: 1000, acknowledged };
         usurper.say(&BrainMessage::Welcome(welcome)).await?;
@@ -98,6 +112,17 @@ impl Usurper {
         }
     }
 
+    /// The next report like this; those before it are passed over.
+    pub async fn report(&mut self, like: impl Fn(&Report) -> bool) -> Result<Report> {
+        loop {
+            let report = timeout(PATIENCE, self.reports.recv()).await.context("no such report")?;
+            let report = report.context("the agent is gone")?;
+            if like(&report) {
+                return Ok(report);
+            }
+        }
+    }
+
     /// Sends bytes that are no frame and returns the reason with which the agent closes the connection.
     pub async fn babble(&mut self, bytes: &[u8]) -> Result<String> {
         self.out.write_all(bytes).await?;
@@ -113,8 +138,31 @@ impl Usurper {
 }
 
 async fn read(stream: &mut RecvStream) -> Result<AgentMessage> {
+    timeout(PATIENCE, read_frame(stream)).await.context("the agent says nothing")?
+}
+
+/// Takes the streams on which reports come, and acknowledges each, until the connection ends.
+async fn take_reports(connection: Connection, tell: UnboundedSender<Report>) {
+    while let Ok((mut out, mut heard)) = connection.accept_bi().await {
+        let tell = tell.clone();
+        tokio::spawn(async move {
+            while let Ok(report) = read_frame::<Report>(&mut heard).await {
+                let ack = frame::encode(&ReportAck { epoch: report.epoch, sequence: report.sequence });
+                let acknowledged = match ack {
+                    Ok(ack) => out.write_all(&ack).await.is_ok(),
+                    Err(_) => false,
+                };
+                if !acknowledged || tell.send(report).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+async fn read_frame<T: DeserializeOwned>(stream: &mut RecvStream) -> Result<T> {
     let mut prefix = [0; PREFIX_BYTES];
-    timeout(PATIENCE, stream.read_exact(&mut prefix)).await.context("the agent says nothing")??;
+    stream.read_exact(&mut prefix).await?;
     let mut payload = vec![0; frame::payload_len(prefix)?];
     stream.read_exact(&mut payload).await?;
     Ok(frame::decode(&payload)?)

@@ -13,7 +13,7 @@
 //! | network limit | libvirt, each interface | libvirt, which has run `tc` and believes its result |
 //!
 //! All of these changes are made to the running domain, never to its definition, so that they end with its life. [`migrate`] moves a VM to
-//! another host, which is no means of sizing it.
+//! another host, and [`shadow`] makes small copies of other hosts' VMs, which are no means of sizing.
 
 pub mod cpu_quota;
 pub mod cpu_weight;
@@ -25,6 +25,7 @@ pub mod host;
 pub mod memory;
 pub mod migrate;
 pub mod network_limit;
+pub mod shadow;
 pub mod vcpus;
 
 use crate::host::libvirt::{HypervisorError, NETWORK_UNIT_BYTES_PER_S, QuotaError};

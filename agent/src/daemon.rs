@@ -8,10 +8,11 @@ use crate::actuate::Actuator;
 use crate::actuate::deadline::{ACTUATION_MAX, WithDeadline};
 use crate::actuate::dispatch::ByMeans;
 use crate::actuate::migrate::{LibvirtMover, MoverConfig};
+use crate::actuate::shadow::{LibvirtShadower, ShadowerConfig};
 use crate::command;
 use crate::command::clock::Clock;
 use crate::command::directory::InventoryDirectory;
-use crate::command::executor::{self, Duties, Executor, Policy};
+use crate::command::executor::{self, Beside, Duties, Executor, Policy};
 use crate::command::ledger::{Ledger, LedgerError};
 use crate::config::{Config, Listen};
 use crate::cost::{CostControl, Standby};
@@ -143,10 +144,12 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
     let policy = Policy {
         host: config.host.name.clone(),
         migrations_most: if config.migration.enabled { config.migration.most_at_once } else { 0 },
+        shadows_max: config.shadow.shadows_max,
         bounds: config.guard.cpu_bounds(),
         allowed: config.guard.allowed(),
         dry_run,
     };
+    let shadower = Box::new(shadower(&config, duties.capacity_cores));
     let mover = Box::new(LibvirtMover::new(MoverConfig {
         uri: config.host.libvirt_uri.clone(),
         reserve_bytes: config.guard.memory_host_reserve_bytes,
@@ -154,8 +157,8 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
         book,
     }));
     let directory = Box::new(InventoryDirectory::new(inventory.clone(), clock));
-    let executor = Executor::new(ledger, Box::new(actuator), mover, directory, policy, clock, command_metrics.clone())
-        .with_duties(duties);
+    let (actuator, beside, metrics) = (Box::new(actuator), Beside { mover, shadower }, command_metrics.clone());
+    let executor = Executor::new(ledger, actuator, beside, directory, policy, clock, metrics).with_duties(duties);
 
     let uplink_metrics = uplink::Metrics::register(&mut registry);
     let facts = facts(&config, dry_run, cpu_source, inventory.clone());
@@ -270,6 +273,25 @@ fn duties(config: &Config, epoch: AgentEpoch) -> Duties {
     }
 }
 
+/// What sees to shadows, and by what bounds. There is no way to their pacers yet.
+fn shadower(config: &Config, capacity_cores: f64) -> LibvirtShadower {
+    let config = ShadowerConfig {
+        uri: config.host.libvirt_uri.clone(),
+        shadow: config.shadow.clone(),
+        capacity_cores,
+        memory_bytes: memory_bytes(),
+        reserve_bytes: config.guard.memory_host_reserve_bytes,
+        machine: Machine::new(Proc::default(), config.host.cgroup_root.clone()),
+    };
+    LibvirtShadower::new(config, None)
+}
+
+/// All of the host's memory.
+fn memory_bytes() -> u64 {
+    let memory = rustix::system::sysinfo();
+    memory.totalram.saturating_mul(memory.mem_unit.into())
+}
+
 fn sampler(
     config: &Config,
     inventory: &watch::Receiver<Arc<Inventory>>,
@@ -368,14 +390,13 @@ fn facts(
     let declared_cores = config.host.capacity_cores;
     let (cpu_bounds, memory_bounds) = (config.guard.cpu_bounds(), config.guard.memory_bounds());
     let means = config.guard.means();
-    let (migration, zone) = (config.migration.facts(), config.host.zone.clone());
+    let (migration, shadows, zone) = (config.migration.facts(), config.shadow.facts(), config.host.zone.clone());
     let machine = Machine::new(Proc::default(), config.host.cgroup_root.clone());
     Box::new(move || {
         let online = || machine.cpus().map_or_else(|_| num_cpus(), f64::from);
-        let memory = rustix::system::sysinfo();
         HostFacts {
             capacity_cores: declared_cores.unwrap_or_else(online),
-            memory_bytes: memory.totalram.saturating_mul(memory.mem_unit.into()),
+            memory_bytes: memory_bytes(),
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             hypervisor: inventory.borrow().hypervisor.clone(),
             cpu_bounds,
@@ -383,7 +404,7 @@ fn facts(
             means: means.clone(),
             migration: migration.clone(),
             zone: zone.clone(),
-            shadows: None,
+            shadows,
             dry_run,
             cpu_source: *cpu_source.borrow(),
         }

@@ -13,6 +13,7 @@ mod exits;
 mod kernel;
 mod migration;
 mod reclaim;
+mod shadow;
 mod state;
 mod table;
 mod vms;
@@ -129,6 +130,7 @@ pub async fn examine(config: Result<Config, ConfigError>) -> Diagnosis {
     checks.extend(vms::examine(config.as_ref()).await);
     if let Some(config) = &config {
         checks.push(migration::examine(config).await);
+        checks.push(shadow::examine(config));
         checks.extend(state::examine(config));
         checks.push(cost::examine(config).await);
         checks.extend(brain::examine(config).await);

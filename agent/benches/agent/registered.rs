@@ -84,6 +84,7 @@ pub(super) fn sample() -> Result<()> {
             interfaces: Vec::new(),
             terms: None,
             keepsake: None,
+            shadow_of: None,
             execution_changes: 0,
         });
     }

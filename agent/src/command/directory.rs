@@ -107,6 +107,7 @@ mod tests {
             interfaces: Vec::new(),
             terms: None,
             keepsake: None,
+            shadow_of: None,
             execution_changes: 0,
         }
     }

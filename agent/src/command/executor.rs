@@ -3,26 +3,26 @@
 //! [`Executor`] does one request at a time and can be driven directly by tests; [`spawn`] gives it a thread, a queue, a tick on which
 //! intents left by a crash are tried again until libvirt answers, and one on which it [tends](duties) to its own duties.
 
+mod conclude;
 mod duties;
 mod migrations;
+mod shadows;
 
 pub use duties::Duties;
 
 use super::clock::{Clock, Now};
 use super::judge::{self, Allowed, Circumstances, Sighting, Verdict};
-use super::ledger::{self, Change, Intent, Ledger, LedgerError, UndoRecord, VmLife};
-use super::metrics::{APPLIED, DESCRIBED, DRY_RUN, FAILED, IMMOVABLE, MOVED, NOT_MOVED, REFUSED, SHADOW, UNSHADOWABLE};
+use super::ledger::{Change, Intent, Ledger, LedgerError, UndoRecord, VmLife};
 use super::presence::BrainPresence;
 use super::reconcile;
 use super::{
     Answers, COMMANDS_WAITING_MAX, Commands, Known, Metrics, NOTICES_WAITING_MAX, Request, VmDirectory, took_us,
 };
 use crate::actuate::migrate::Mover;
+use crate::actuate::shadow::Shadower;
 use crate::actuate::{ActuateError, Actuator, same};
 use duties::Tending;
-use gnomon_common::wire::{
-    Action, Command, CpuBounds, HostId, LocalCause, Outcome, OutcomeResult, RefusedCommand, Setting, VmId,
-};
+use gnomon_common::wire::{Action, Command, CpuBounds, HostId, OutcomeResult, RefusedCommand, Setting, VmId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -37,7 +37,10 @@ const RESOLVE_INTERVAL: Duration = Duration::from_secs(5);
 /// How often the agent looks whether it has something to do of its own accord: as often as it samples by default.
 const TEND_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often migrations under way are asked what has become of them.
+/// How often it is seen whether shadows have left something behind.
+const TIDY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often what goes on beside this thread is asked what has become of it.
 const NEWS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What the host allows, whatever a command says.
@@ -47,6 +50,8 @@ pub struct Policy {
     pub host: HostId,
     /// Migrations away from here at once; 0 where none may be.
     pub migrations_most: u32,
+    /// Shadows of other hosts' VMs that may be here; 0 where none may.
+    pub shadows_max: u32,
     /// Floor and ceiling of a VM's CPU.
     pub bounds: CpuBounds,
     /// The means and the bounds of the others.
@@ -55,11 +60,19 @@ pub struct Policy {
     pub dry_run: bool,
 }
 
+/// What takes longer than this thread waits for: done on threads beside it.
+pub struct Beside {
+    /// Moves VMs.
+    pub mover: Box<dyn Mover>,
+    /// Makes, starts and retires shadows.
+    pub shadower: Box<dyn Shadower>,
+}
+
 /// Everything that carrying out a command takes.
 pub struct Executor {
     ledger: Ledger,
     actuator: Box<dyn Actuator>,
-    mover: Box<dyn Mover>,
+    beside: Beside,
     vms: Box<dyn VmDirectory>,
     policy: Policy,
     clock: Box<dyn Fn() -> Now + Send>,
@@ -87,7 +100,7 @@ impl Executor {
     pub fn new(
         ledger: Ledger,
         actuator: Box<dyn Actuator>,
-        mover: Box<dyn Mover>,
+        beside: Beside,
         vms: Box<dyn VmDirectory>,
         policy: Policy,
         clock: Clock,
@@ -95,7 +108,18 @@ impl Executor {
     ) -> Self {
         let presence = BrainPresence::gone_since(clock.now().boot);
         let clock = Box::new(move || clock.now());
-        Self { ledger, actuator, mover, vms, policy, clock, metrics, presence, adopted: BTreeMap::new(), tending: None }
+        Self {
+            ledger,
+            actuator,
+            beside,
+            vms,
+            policy,
+            clock,
+            metrics,
+            presence,
+            adopted: BTreeMap::new(),
+            tending: None,
+        }
     }
 
     /// Gives it duties of its own. In a dry run it has none: nothing that it holds could be defended.
@@ -118,11 +142,17 @@ impl Executor {
         let mut unresolved = self.try_resolve();
         let mut next_try = Instant::now() + resolve_interval;
         let mut next_tend = Instant::now() + TEND_INTERVAL;
+        // What a crash left under way was begun again just now: what nobody knows of is found after that.
+        let mut next_tidy = Instant::now();
         self.publish(publish);
         loop {
             let mut news = true;
+            if Instant::now() >= next_tidy {
+                self.tidy_shadows();
+                next_tidy = Instant::now() + TIDY_INTERVAL;
+            }
             let idle = next_try.min(next_tend).saturating_duration_since(Instant::now());
-            let most = if self.mover.is_idle() { Duration::MAX } else { NEWS_INTERVAL };
+            let most = if self.beside.is_idle() { Duration::MAX } else { NEWS_INTERVAL };
             match requests.recv_timeout(idle.min(most)) {
                 Ok(request) => {
                     let was_command = matches!(request, Request::Command { .. });
@@ -138,11 +168,11 @@ impl Executor {
                 Err(RecvTimeoutError::Timeout) => news = false,
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            match self.take_news() {
+            match self.take_news().and_then(|moved| Ok(moved | self.take_shadow_news()?)) {
                 Ok(acted) => news |= acted,
                 Err(error) => {
                     self.metrics.ledger_errors.inc();
-                    tracing::error!(%error, "the ledger does not work: what became of a migration is found out again");
+                    tracing::error!(%error, "the ledger does not work: what became of a migration or a shadow is found out again");
                     unresolved = true;
                 }
             }
@@ -150,7 +180,7 @@ impl Executor {
             if Instant::now() >= next_try {
                 news |= unresolved;
                 // A migration whose thread has ended without a word is followed anew.
-                unresolved = (unresolved || !self.mover.is_idle()) && self.try_resolve();
+                unresolved = (unresolved || !self.beside.is_idle()) && self.try_resolve();
                 next_try = Instant::now() + resolve_interval;
             }
             if Instant::now() >= next_tend {
@@ -211,8 +241,8 @@ impl Executor {
     fn carry_out(&mut self, command: &Command, received: Now) -> Result<(), LedgerError> {
         // An id is known from its intent on, and an intent of the same VM must not be resolved after a newer command.
         for intent in self.ledger.intents()?.into_iter().filter(|intent| intent.command.vm == command.vm) {
-            // Nothing waits for a migration: the judge will know of it, and its answer comes in time.
-            if intent.is_migration() {
+            // Nothing waits for what is done beside this thread: the judge knows of a migration, shadows are done in order, and answers come in time.
+            if intent.is_migration() || intent.is_shadow() {
                 if intent.command.id != command.id {
                     continue;
                 }
@@ -248,10 +278,8 @@ impl Executor {
             Verdict::Obey => match &command.action {
                 Action::Migrate(migration) => self.migrate(command, migration, received, known),
                 Action::AbortMigration => self.abort_migration(command, received),
-                Action::Describe | Action::Shadow(_) => {
-                    let refused = OutcomeResult::Refused(RefusedCommand::ShadowsNotAllowed);
-                    self.conclude(command, None, refused, false)
-                }
+                Action::Describe => self.describe(command, received),
+                Action::Shadow(_) => self.shadow(command, received, known),
                 Action::Set(target) => self.obey(command, vec![*target], received, known),
                 Action::Release => {
                     // A VM that was never changed is already as it was.
@@ -272,8 +300,12 @@ impl Executor {
             bounds: self.policy.bounds,
             allowed: self.policy.allowed,
             resources: self.vms.resources(command.vm),
-            opted_out: self.vms.terms(command.vm).map(|terms| terms.hands_off()),
+            opted_out: self.vms.terms(command.vm).map(|terms| match command.action {
+                Action::Describe => terms.shadow == Some(false) || terms.misunderstood.is_some(),
+                _ => terms.hands_off(),
+            }),
             migrations: self.migrations(command.vm)?,
+            shadows_max: self.policy.shadows_max,
         })
     }
 
@@ -376,62 +408,6 @@ impl Executor {
         intent.changes.iter().map(|change| self.actuator.in_force(vm, change.target.means())).collect()
     }
 
-    fn conclude(
-        &mut self,
-        command: &Command,
-        cause: Option<LocalCause>,
-        result: OutcomeResult,
-        forget_undo: bool,
-    ) -> Result<(), LedgerError> {
-        let at = (self.clock)().wall;
-        let label = match &result {
-            OutcomeResult::Applied { before, after, took_us } => {
-                for (before, after) in before.iter().zip(after) {
-                    tracing::info!(id = %command.id, vm = %command.vm, %before, %after, took_us, reason = command.reason, "VM changed");
-                }
-                APPLIED
-            }
-            OutcomeResult::DryRun => DRY_RUN,
-            OutcomeResult::Refused(refused) => {
-                tracing::warn!(id = %command.id, vm = %command.vm, action = ?command.action, why = %refused, "command refused");
-                REFUSED
-            }
-            OutcomeResult::Failed { error, retryable } => {
-                tracing::warn!(id = %command.id, vm = %command.vm, action = ?command.action, error, retryable, "command failed");
-                FAILED
-            }
-            OutcomeResult::Moved(moved) => {
-                tracing::info!(id = %command.id, vm = %command.vm, ?moved, reason = command.reason, "VM migrated");
-                MOVED
-            }
-            OutcomeResult::NotMoved { error, whereabouts } => {
-                tracing::warn!(id = %command.id, vm = %command.vm, error, %whereabouts, "VM not migrated");
-                NOT_MOVED
-            }
-            OutcomeResult::Immovable(why) => {
-                tracing::warn!(id = %command.id, vm = %command.vm, %why, "VM cannot be migrated");
-                IMMOVABLE
-            }
-            OutcomeResult::Described(_) => {
-                tracing::debug!(id = %command.id, vm = %command.vm, "VM described");
-                DESCRIBED
-            }
-            OutcomeResult::Shadow(done) => {
-                tracing::info!(id = %command.id, vm = %command.vm, ?done, reason = command.reason, "shadow");
-                SHADOW
-            }
-            OutcomeResult::Unshadowable(why) => {
-                tracing::warn!(id = %command.id, vm = %command.vm, %why, "no shadow");
-                UNSHADOWABLE
-            }
-        };
-        let outcome = Outcome { id: command.id, vm: command.vm, at, origin: ledger::origin(command, cause), result };
-        let forgotten = self.ledger.conclude(&outcome, forget_undo)?;
-        self.metrics.count_concluded(cause, label);
-        self.metrics.outcomes_forgotten.inc_by(forgotten);
-        Ok(())
-    }
-
     /// Resolves what can be resolved and tells whether something is left.
     fn try_resolve(&mut self) -> bool {
         let resolved = self.ledger.intents().and_then(|intents| {
@@ -452,6 +428,9 @@ impl Executor {
     fn resolve(&mut self, intent: &Intent) -> Result<bool, LedgerError> {
         if intent.is_migration() {
             return self.follow_migration(intent);
+        }
+        if intent.is_shadow() {
+            return self.follow_shadow(intent);
         }
         let (command, cause) = (&intent.command, intent.cause);
         tracing::info!(id = %command.id, vm = %command.vm, "resolving a command that was under way when the agent stopped");

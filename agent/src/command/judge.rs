@@ -8,7 +8,10 @@
 //! 5. the host's configuration must allow the means, or one more migration;
 //! 6. the VM must be here and active; where libvirt does not answer, that cannot be known;
 //! 7. its owner must not have opted it out; before its definition is read that cannot be known either;
+//!    to describe a VM changes nothing, and is done unless its owner wants no shadow of it;
 //! 8. the bounds of the means: the host's, and what the VM is defined with ([`bounds`]).
+//!
+//! Orders about a shadow end with rule 5: the rest is judged where they are carried out ([`crate::actuate::shadow`]).
 //!
 //! That far without asking libvirt. What is in force is read next, and the balloon is judged against that: see
 //! [`against_what_is_in_force`].
@@ -22,7 +25,8 @@ mod bounds;
 pub use allowed::{Allowed, MeansSet};
 pub use bounds::{MemoryResources, Resources, against_what_is_in_force};
 
-use gnomon_common::wire::{Action, Command, CpuBounds, Fence, RefusedCommand, Setting};
+use crate::actuate::shadow::is_size;
+use gnomon_common::wire::{Action, Command, CpuBounds, Fence, PROFILE_STEPS_MAX, RefusedCommand, Setting, ShadowOrder};
 use std::time::Duration;
 
 /// What the inventory says about a command's VM.
@@ -71,6 +75,8 @@ pub struct Circumstances {
     pub opted_out: Option<bool>,
     /// Migrations.
     pub migrations: Migrations,
+    /// Shadows that may be here; 0 where none may.
+    pub shadows_max: u32,
 }
 
 /// The judge's answer.
@@ -88,7 +94,7 @@ pub enum Verdict {
 pub fn judge(command: &Command, circumstances: &Circumstances) -> Verdict {
     match refusal(command, circumstances) {
         Some(refused) => Verdict::Refuse(refused),
-        None if command.action == Action::AbortMigration => Verdict::Obey,
+        None if matches!(command.action, Action::AbortMigration | Action::Shadow(_)) => Verdict::Obey,
         None if circumstances.vm == Sighting::Unknown || bounds::unknowable(command, &circumstances.resources) => {
             Verdict::Unknowable
         }
@@ -108,8 +114,18 @@ pub fn expired(command: &Command, waited: Option<Duration>) -> Option<u64> {
 }
 
 fn refusal(command: &Command, circumstances: &Circumstances) -> Option<RefusedCommand> {
-    let Circumstances { waited, term_highest, fence_of_vm, vm, bounds, allowed, resources, opted_out, migrations } =
-        *circumstances;
+    let Circumstances {
+        waited,
+        term_highest,
+        fence_of_vm,
+        vm,
+        bounds,
+        allowed,
+        resources,
+        opted_out,
+        migrations,
+        shadows_max,
+    } = *circumstances;
     if command.fence.term < term_highest {
         // The VM's own fence is the more telling answer where it is the newer of the two.
         let of_host = Fence { term: term_highest, generation: 0 };
@@ -123,7 +139,7 @@ fn refusal(command: &Command, circumstances: &Circumstances) -> Option<RefusedCo
     }
     match &command.action {
         Action::AbortMigration => return None,
-        Action::Describe | Action::Shadow(_) => return Some(RefusedCommand::ShadowsNotAllowed),
+        Action::Shadow(order) => return shadow_refusal(order, shadows_max),
         _ if migrations.of_vm => return Some(RefusedCommand::Migrating),
         Action::Set(target) if is_nonsense(*target) => return Some(RefusedCommand::Nonsense),
         Action::Set(target) if !allowed.means.contains(target.means()) => {
@@ -136,7 +152,7 @@ fn refusal(command: &Command, circumstances: &Circumstances) -> Option<RefusedCo
         Action::Migrate(_) if migrations.under_way >= migrations.most => {
             return Some(RefusedCommand::TooManyMigrations { most: migrations.most });
         }
-        Action::Set(_) | Action::Migrate(_) | Action::Release => {}
+        Action::Set(_) | Action::Migrate(_) | Action::Release | Action::Describe => {}
     }
     match (vm, &command.action) {
         (Sighting::Absent, _) => Some(RefusedCommand::UnknownVm),
@@ -145,6 +161,19 @@ fn refusal(command: &Command, circumstances: &Circumstances) -> Option<RefusedCo
         (Sighting::Active { vcpus }, Action::Set(target)) => bounds::out_of_bounds(*target, vcpus, bounds, &resources),
         (Sighting::Active { .. }, _) => None,
     }
+}
+
+/// A shadow is looked for where the order is carried out, in libvirt and not in the last inventory. What was taken once can always be retired.
+fn shadow_refusal(order: &ShadowOrder, shadows_max: u32) -> Option<RefusedCommand> {
+    let is_nonsense = match order {
+        ShadowOrder::Copy(spec) => !is_size(&spec.size) || !spec.blueprint.is_bounded(),
+        ShadowOrder::Pace(profile) => profile.steps.len() > PROFILE_STEPS_MAX,
+        ShadowOrder::Start | ShadowOrder::Retire => false,
+    };
+    if is_nonsense {
+        return Some(RefusedCommand::Nonsense);
+    }
+    (shadows_max == 0 && *order != ShadowOrder::Retire).then_some(RefusedCommand::ShadowsNotAllowed)
 }
 
 /// Whether a target is no state that anything can be in. "Unlimited" is none for a command's CPU quota: it would be beyond any ceiling.
@@ -195,6 +224,7 @@ mod tests {
             resources: Resources::default(),
             opted_out: Some(false),
             migrations: Migrations { most: 1, under_way: 0, of_vm: false },
+            shadows_max: 0,
         }
     }
 

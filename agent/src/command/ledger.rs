@@ -5,7 +5,7 @@
 //! | `meta`     | name            | number                   | three names: schema, agent epoch, highest lease term             |
 //! | `fences`   | VM              | last fence obeyed        | cleared when the term rises: lower terms are stale by themselves |
 //! | `undo`     | VM              | [`UndoRecord`]           | VMs changed, or stood down for, and not released                 |
-//! | `intents`  | command id      | [`Intent`]               | commands under way: one, those left by a crash, and migrations   |
+//! | `intents`  | command id      | [`Intent`]               | commands under way: one, those left by a crash, those beside it  |
 //! | `outcomes` | running number  | outcome                  | [`OUTCOMES_MAX`], oldest first                                   |
 //! | `seen`     | command id      | number in `outcomes`     | same                                                             |
 //! | `pending`  | running number  | -                        | same: outcomes the brain has not acknowledged                    |

@@ -73,6 +73,7 @@ pub struct Metrics {
     migrations: Family<ByStanding, Gauge>,
     migration_seconds: Histogram,
     migration_downtime_seconds: Histogram,
+    pub(super) shadow_orphans: Counter,
 }
 
 impl Metrics {
@@ -96,6 +97,7 @@ impl Metrics {
             // A small idle guest on a fast link, up to a large busy one on a slow one.
             migration_seconds: Histogram::new([1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0]),
             migration_downtime_seconds: Histogram::new([0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]),
+            shadow_orphans: Counter::default(),
         };
         new.migrations(0, 0);
         for result in [MOVED, NOT_MOVED, IMMOVABLE, DESCRIBED, SHADOW, UNSHADOWABLE] {
@@ -175,6 +177,11 @@ impl Metrics {
             "gnomon_agent_migration_downtime_seconds",
             "How long migrated VMs stood still, as QEMU tells it",
             new.migration_downtime_seconds.clone(),
+        );
+        registry.register(
+            "gnomon_agent_shadow_orphans",
+            "Files of shadows without a shadow, and shadows without their files, that were removed",
+            new.shadow_orphans.clone(),
         );
         new
     }

@@ -129,6 +129,9 @@ pub struct VmFacts {
     /// What came with it from another host. No part of a recording, either.
     #[serde(skip)]
     pub keepsake: Option<String>,
+    /// Of which VM it is the shadow, if it is one, once its definition was read. No part of a recording, either.
+    #[serde(skip)]
+    pub shadow_of: Option<VmId>,
     /// How often its execution was seen to start, stop, pause or resume since the agent started. Two readings between which
     /// this changed do not make a sample: part of the time between them the VM did not run.
     pub execution_changes: u64,

@@ -4,6 +4,7 @@
 //! inventory has one, the actuator another. Keep-alive breaks a connection whose peer is gone; a call that libvirtd itself sits
 //! on is only noticed by its caller's deadline.
 
+mod blueprint;
 mod cpu;
 mod daemon;
 mod devices;
@@ -15,8 +16,12 @@ pub mod migration;
 pub mod needs;
 mod quota;
 mod reconnect;
+mod shadow;
 mod terms;
 
+pub(crate) use blueprint::CPU_MODES;
+#[cfg(test)]
+pub(crate) use blueprint::parse as parse_blueprint;
 pub use daemon::daemon_pid;
 pub use devices::{BalloonDevice, Devices, Interface};
 pub use dirty_rate::DIRTY_RATE_PERIOD_MAX_S;
@@ -24,6 +29,11 @@ pub use limits::{Bandwidth, DiskTune, NETWORK_UNIT_BYTES_PER_S, limited_devices}
 pub use memory::MemoryStats;
 pub use quota::QuotaError;
 pub use reconnect::{Backoff, Reconnecting};
+#[cfg(test)]
+pub(crate) use shadow::parse as parse_shadow;
+pub use shadow::{
+    FoundShadow, SHADOW_BRIDGE, SHADOW_FILTER, SHADOW_NAMESPACE, SHADOW_NETWORK, SHADOW_SUFFIX, ShadowDomain,
+};
 
 use super::libvirt_raw::LifecycleSubscription;
 use gnomon_common::wire::{VmId, VmState};

@@ -18,7 +18,7 @@ use super::{HostReport, SampleMetrics};
 use crate::host::cgroup::CgroupReading;
 use crate::host::inventory::{Inventory, VmFacts};
 use crate::reading::SchedReading;
-use gnomon_common::wire::{Allocation, HostWindow, Losses, VmId, VmWindow};
+use gnomon_common::wire::{Allocation, HostWindow, Losses, ShadowWindow, VmId, VmWindow};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -291,7 +291,7 @@ impl HostSeries {
                 stood_down: end.stood_down.contains(&facts.id),
                 terms: facts.terms.clone().unwrap_or_default(),
                 migration: end.migrations.get(&facts.id).copied(),
-                shadow: None,
+                shadow: facts.shadow_of.map(|of| ShadowWindow { of, pacer: None }),
             });
         }
         self.metrics.windows.inc();

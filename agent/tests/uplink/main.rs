@@ -4,12 +4,15 @@ mod brain;
 
 use brain::{Authority, Brain, PATIENCE, soon};
 use gnomon_agent::actuate::migrate::{LibvirtMover, MoverConfig};
+use gnomon_agent::actuate::shadow::{LibvirtShadower, ShadowerConfig};
 use gnomon_agent::actuate::{ActuateError, Actuator};
 use gnomon_agent::command::clock::Clock;
-use gnomon_agent::command::executor::{self, Executor, Policy};
+use gnomon_agent::command::executor::{self, Beside, Executor, Policy};
 use gnomon_agent::command::judge::{Allowed, Sighting};
 use gnomon_agent::command::ledger::Ledger;
 use gnomon_agent::command::{self, Known, VmDirectory};
+use gnomon_agent::config::ShadowConfig;
+use gnomon_agent::host::machine::Machine;
 use gnomon_agent::sample::{HostReport, MigrationBook};
 use gnomon_agent::uplink::{self, Bounds, Spool, SpoolConfig, Uplink, identity};
 use gnomon_common::time::Timestamp;
@@ -140,6 +143,7 @@ fn executor(ledger: &Path, clock: Clock, metrics: command::Metrics) -> (command:
     let policy = Policy {
         host: HostId::new("h1").unwrap(),
         migrations_most: 0,
+        shadows_max: 0,
         bounds: facts().cpu_bounds,
         allowed: Allowed::default(),
         dry_run: false,
@@ -150,10 +154,21 @@ fn executor(ledger: &Path, clock: Clock, metrics: command::Metrics) -> (command:
         shared_paths: Vec::new(),
         book: MigrationBook::default(),
     });
+    let shadower = LibvirtShadower::new(
+        ShadowerConfig {
+            uri: "test:///default".to_owned(),
+            shadow: ShadowConfig::default(),
+            capacity_cores: 2.0,
+            memory_bytes: 1 << 30,
+            reserve_bytes: 0,
+            machine: Machine::default(),
+        },
+        None,
+    );
     let executor = Executor::new(
         ledger,
         Box::new(OneVm(Setting::CpuQuota { cores: None })),
-        Box::new(mover),
+        Beside { mover: Box::new(mover), shadower: Box::new(shadower) },
         Box::new(Everywhere),
         policy,
         clock,

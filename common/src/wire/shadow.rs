@@ -219,6 +219,9 @@ pub enum Unshadowable {
     /// The order is for a VM that is no shadow.
     #[error("it is no shadow")]
     NoShadow,
+    /// The network of shadows is not cut off from everything else.
+    #[error("the shadows' network is not isolated: {0}")]
+    NotIsolated(String),
 }
 
 /// What shadows a host takes; in [`super::HostFacts`].

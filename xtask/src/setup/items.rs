@@ -110,6 +110,18 @@ pub const PACKAGES: &[Package] = &[
         evidence: &["/usr/bin/qemu-system-x86_64"],
     },
     Package {
+        name: "qemu-utils",
+        purpose: Purpose::Lab,
+        why: "qemu-img, with which the agent makes the disks of shadows",
+        evidence: &["/usr/bin/qemu-img"],
+    },
+    Package {
+        name: "iptables",
+        purpose: Purpose::Lab,
+        why: "libvirt makes networks and filters with it, and shadows are on one behind one",
+        evidence: &["/usr/sbin/iptables", "/sbin/iptables", "/usr/bin/iptables"],
+    },
+    Package {
         name: "busybox-static",
         purpose: Purpose::Lab,
         why: "user space of the lab's guests",

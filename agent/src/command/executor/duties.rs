@@ -356,7 +356,7 @@ impl Executor {
         let outcome = Outcome { id: tending.next_id(), vm: record.vm, at, origin, result };
         let forgotten = self.ledger.conclude_as(&outcome, &record)?;
         self.metrics.outcomes_forgotten.inc_by(forgotten);
-        self.metrics.count_concluded(Some(LocalCause::StandDown), super::APPLIED);
+        self.metrics.count_concluded(Some(LocalCause::StandDown), crate::command::metrics::APPLIED);
         self.metrics.count_foreign_change(LocalCause::StandDown);
         tracing::warn!(
             vm = %record.vm, name = record.name, %found, %why, reason,

@@ -50,7 +50,7 @@ impl Executor {
         self.ledger.begin(&intent, None)?;
         tracing::info!(id = %command.id, vm = %command.vm, name = known.name, to = %migration.to, reason = command.reason, "VM is migrated");
         let order = self.order(&intent, migration, true)?;
-        match self.mover.begin(order) {
+        match self.beside.mover.begin(order) {
             Ok(()) => Ok(()),
             Err(error) => {
                 let error = format!("no thread to migrate it: {error}");
@@ -65,7 +65,7 @@ impl Executor {
         if self.policy.dry_run {
             return self.conclude(command, None, OutcomeResult::DryRun, false);
         }
-        self.mover.abort(command.vm);
+        self.beside.mover.abort(command.vm);
         let took_us = took_us(received.boot, (self.clock)().boot);
         let result = OutcomeResult::Applied { before: Vec::new(), after: Vec::new(), took_us };
         self.conclude(command, None, result, false)
@@ -75,10 +75,10 @@ impl Executor {
     /// to find out where a VM is may take letting it run on: that is left to the next life.
     pub(super) fn follow_migration(&mut self, intent: &Intent) -> Result<bool, LedgerError> {
         let Action::Migrate(migration) = &intent.command.action else { return Ok(false) };
-        if !self.policy.dry_run && !self.mover.has(intent.command.vm) {
+        if !self.policy.dry_run && !self.beside.mover.has(intent.command.vm) {
             tracing::info!(id = %intent.command.id, vm = %intent.command.vm, "a migration was under way when the agent stopped: finding out where the VM is");
             let order = self.order(intent, migration, false)?;
-            if let Err(error) = self.mover.begin(order) {
+            if let Err(error) = self.beside.mover.begin(order) {
                 tracing::error!(%error, "no thread to follow a migration");
             }
         }
@@ -96,7 +96,7 @@ impl Executor {
 
     /// Concludes what has ended. Returns whether there is news in the ledger.
     pub(super) fn take_news(&mut self) -> Result<bool, LedgerError> {
-        let all = self.mover.news();
+        let all = self.beside.mover.news();
         let acted = !all.is_empty();
         for (vm, news) in all {
             let of_vm = |intent: &Intent| intent.is_migration() && intent.command.vm == vm;
@@ -113,7 +113,7 @@ impl Executor {
         Ok(acted)
     }
 
-    fn tell_parked(&mut self, intent: &Intent, result: OutcomeResult) -> Result<(), LedgerError> {
+    pub(super) fn tell_parked(&mut self, intent: &Intent, result: OutcomeResult) -> Result<(), LedgerError> {
         let (command, at) = (&intent.command, (self.clock)().wall);
         let outcome = Outcome { id: command.id, vm: command.vm, at, origin: ledger::origin(command, None), result };
         let forgotten = self.ledger.tell(&outcome, &Intent { parked: true, ..intent.clone() })?;
@@ -140,7 +140,7 @@ impl Executor {
                 Err(error) => tracing::warn!(%vm, %error, "what came with it from another host is not understood"),
             }
             self.adopted.extend(life.map(|life| (vm, life)));
-            self.mover.forget_keepsake(vm);
+            self.beside.mover.forget_keepsake(vm);
         }
         Ok(())
     }

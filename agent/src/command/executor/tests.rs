@@ -6,11 +6,13 @@ mod lives;
 mod migrations;
 mod obedience;
 mod reconcile;
+mod shadows;
 mod steps;
 mod thread;
 
 use super::*;
 use crate::actuate::migrate::{News, Order};
+use crate::actuate::shadow::{ShadowNews, Task};
 use crate::command::clock::BootInstant;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{CommandId, Fence, Means, VmId, VmTerms};
@@ -46,6 +48,10 @@ struct World {
     forgotten: Vec<VmId>,
     /// What it has to tell.
     news: Vec<(VmId, News)>,
+    /// What was begun of shadows, what has become of it, and how often it was looked for what they left.
+    tasks: Vec<Task>,
+    shadow_news: Vec<ShadowNews>,
+    tidied: Vec<BTreeSet<VmId>>,
     terms: VmTerms,
     keepsakes: Vec<(VmId, String)>,
     boot: u128,
@@ -162,6 +168,43 @@ impl Mover for PlayedMover {
     }
 }
 
+/// Sees to shadows when the test says so.
+struct PlayedShadower {
+    world: Shared,
+    under_way: BTreeSet<CommandId>,
+}
+
+impl Shadower for PlayedShadower {
+    fn begin(&mut self, task: Task) -> std::io::Result<()> {
+        self.under_way.insert(task.command.id);
+        self.world.lock().unwrap().tasks.push(task);
+        Ok(())
+    }
+
+    fn has(&self, id: CommandId) -> bool {
+        self.under_way.contains(&id)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.under_way.is_empty()
+    }
+
+    fn tidy(&mut self, under_way: BTreeSet<VmId>) -> std::io::Result<()> {
+        self.world.lock().unwrap().tidied.push(under_way);
+        Ok(())
+    }
+
+    fn news(&mut self) -> Vec<ShadowNews> {
+        let all = std::mem::take(&mut self.world.lock().unwrap().shadow_news);
+        for news in &all {
+            if let ShadowNews::Ended(command, _) = news {
+                self.under_way.remove(&command.id);
+            }
+        }
+        all
+    }
+}
+
 impl VmDirectory for Host {
     fn keepsakes(&self) -> Vec<(VmId, String)> {
         self.0.lock().unwrap().keepsakes.clone()
@@ -198,10 +241,14 @@ fn executor(path: &Path, world: &Shared, dry_run: bool) -> Executor {
         ledger: Ledger::open(path).unwrap(),
         actuator: Box::new(Host(Arc::clone(world))),
         vms: Box::new(Host(Arc::clone(world))),
-        mover: Box::new(PlayedMover { world: Arc::clone(world), under_way: BTreeSet::new() }),
+        beside: Beside {
+            mover: Box::new(PlayedMover { world: Arc::clone(world), under_way: BTreeSet::new() }),
+            shadower: Box::new(PlayedShadower { world: Arc::clone(world), under_way: BTreeSet::new() }),
+        },
         policy: Policy {
             host: HostId::new("h1").unwrap(),
             migrations_most: 1,
+            shadows_max: 2,
             bounds,
             allowed: Allowed::default(),
             dry_run,

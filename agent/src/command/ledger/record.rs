@@ -41,7 +41,8 @@ pub struct Intent {
     /// Why the agent gave itself this command; `None` for one of the brain's.
     #[serde(default)]
     pub cause: Option<LocalCause>,
-    /// Of a migration: the brain has been told that the VM stands still, and it is still to be found out where it is.
+    /// Of a migration: the brain has been told that the VM stands still, and it is still to be found out where it is. Of an order about a
+    /// shadow: that it takes longer than it should.
     #[serde(default)]
     pub parked: bool,
 }
@@ -50,6 +51,11 @@ impl Intent {
     /// Whether it moves a VM to another host.
     pub fn is_migration(&self) -> bool {
         matches!(self.command.action, Action::Migrate(_))
+    }
+
+    /// Whether it is about a shadow.
+    pub fn is_shadow(&self) -> bool {
+        matches!(self.command.action, Action::Shadow(_))
     }
 
     /// What made the agent act.

@@ -177,6 +177,7 @@ impl Surveyor {
                 interfaces: Vec::new(),
                 terms: None,
                 keepsake: None,
+                shadow_of: None,
                 execution_changes: self.execution_changes.get(&facts.vm).copied().unwrap_or(0),
                 name: facts.name,
             }

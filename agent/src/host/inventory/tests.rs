@@ -16,6 +16,7 @@ fn facts(id: u128) -> VmFacts {
         interfaces: Vec::new(),
         terms: None,
         keepsake: None,
+        shadow_of: None,
         execution_changes: 0,
     }
 }

@@ -1,7 +1,7 @@
 //! What a domain's definition says of its balloon, disks and network interfaces, and of what may be done to it. Pure.
 
-use super::{keepsake, terms};
-use gnomon_common::wire::VmTerms;
+use super::{keepsake, shadow, terms};
+use gnomon_common::wire::{VmId, VmTerms};
 use roxmltree::{Document, Node};
 use std::ffi::CString;
 
@@ -22,6 +22,8 @@ pub struct Devices {
     pub terms: VmTerms,
     /// What came with it from another host: see [`Hypervisor::keep`](super::Hypervisor::keep).
     pub keepsake: Option<String>,
+    /// Of which VM it is the shadow, if it is one.
+    pub shadow_of: Option<VmId>,
 }
 
 /// A balloon.
@@ -44,6 +46,10 @@ impl Devices {
     /// Reads a domain's XML. What is not understood is not there; text that is no XML at all has no devices.
     pub fn parse(xml: &str) -> Self {
         let mut found = Self { terms: terms::parse(xml), keepsake: keepsake::parse(xml), ..Self::default() };
+        found.shadow_of = shadow::parse(xml).map(|shadow| shadow.of);
+        if found.shadow_of.is_some() {
+            found.terms.bound = Some("it is a shadow".to_owned());
+        }
         let Ok(document) = Document::parse(xml) else { return found };
         let devices = children(document.root_element(), "devices").next();
         for device in devices.into_iter().flat_map(|devices| devices.children().filter(Node::is_element)) {
@@ -100,6 +106,17 @@ mod tests {
             device: device.map(ToOwned::to_owned),
         };
         assert_eq!(devices.interfaces, [interface("bridge", Some(c"vnet7")), interface("user", None)]);
+    }
+
+    #[test]
+    fn a_shadow_stays_where_it_was_made() {
+        let shadow = "<domain><name>a.shadow</name><uuid>00000000-0000-0000-0000-000000000001</uuid><metadata>\
+            <shadow xmlns='urn:gnomon:shadow:1' of='00000000-0000-0000-0000-000000000002'/></metadata><devices><disk>\
+            <source file='/s/00000000-0000-0000-0000-000000000001/scratch.raw'/><target dev='vda'/></disk></devices></domain>";
+        let devices = Devices::parse(shadow);
+        assert_eq!(devices.shadow_of, Some(VmId(uuid::Uuid::from_u128(2))));
+        assert_eq!(devices.terms.stays_because(), Some("it is a shadow"));
+        assert_eq!(Devices::parse(LIVE).shadow_of, None);
     }
 
     #[test]

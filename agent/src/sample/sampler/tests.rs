@@ -94,6 +94,7 @@ impl Bench {
             interfaces: Vec::new(),
             terms: None,
             keepsake: None,
+            shadow_of: None,
             execution_changes: 0,
         }
     }

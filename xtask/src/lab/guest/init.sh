@@ -14,6 +14,19 @@ for word in $(cat /proc/cmdline); do
     gnomon.address=*)
         ip link set eth0 up && ip address add "${word#*=}" dev eth0 || echo "lab-init failed: no address"
         ;;
+    # gnomon.reach=ADDRESS:PORT,... is what the guest tries to reach, again and again, over its first network interface.
+    gnomon.reach=*)
+        ip route add default dev eth0
+        while sleep 2; do
+            for place in $(echo "${word#*=}" | tr , ' '); do
+                address=${place%:*} said=
+                arping -q -f -c 1 -w 1 -I eth0 "$address" && said="$said arp"
+                ping -q -c 1 -W 1 "$address" >/dev/null 2>&1 && said="$said ping"
+                nc -w 1 "$address" "${place#*:}" </dev/null >/dev/null 2>&1 && said="$said tcp"
+                echo "lab-reach $address:$said."
+            done
+        done &
+        ;;
     esac
 done
 exec gnomon-lab-load

@@ -39,6 +39,7 @@ struct Known {
     interfaces: Vec<String>,
     terms: Option<VmTerms>,
     keepsake: Option<String>,
+    shadow_of: Option<VmId>,
 }
 
 impl MemoryBook {
@@ -50,7 +51,7 @@ impl MemoryBook {
             let active = facts.balloon_bytes.is_some();
             let known = book.get(&facts.id).filter(|_| active).cloned().unwrap_or_default();
             (facts.memory, facts.interfaces) = (known.memory, known.interfaces);
-            (facts.terms, facts.keepsake) = (known.terms, known.keepsake);
+            (facts.terms, facts.keepsake, facts.shadow_of) = (known.terms, known.keepsake, known.shadow_of);
         }
     }
 
@@ -69,6 +70,7 @@ struct Watched {
     interfaces: Vec<String>,
     terms: Option<VmTerms>,
     keepsake: Option<String>,
+    shadow_of: Option<VmId>,
     /// Looks since the definition was read.
     looks: u32,
     watch: MemoryWatch,
@@ -180,6 +182,7 @@ impl MemorySurveyor {
             interfaces: watched.interfaces.clone(),
             terms: watched.terms.clone(),
             keepsake: watched.keepsake.clone(),
+            shadow_of: watched.shadow_of,
         };
         // The book first: a survey that ends in between must not bring the old facts back.
         self.book.replace(self.watched.iter().map(|(id, watched)| (*id, known(watched))).collect());
@@ -209,6 +212,7 @@ impl Watched {
                 let names = devices.interfaces.into_iter().filter_map(|interface| interface.device?.into_string().ok());
                 self.interfaces = names.collect();
                 (self.terms, self.keepsake) = (Some(devices.terms), devices.keepsake);
+                self.shadow_of = devices.shadow_of;
                 let mut device = devices.balloon;
                 if let Some(BalloonDevice { stats_period_s: period @ 0 }) = &mut device
                     && set_period

@@ -1,0 +1,269 @@
+//! What each order does, step by step. Every step may be the last before the agent is killed.
+
+use super::definition::{self, PACER_SOCKET, Place};
+use super::files::Files;
+use super::host::{Here, is_isolated};
+use super::{Pacing, ShadowerConfig, Task};
+use crate::host::libvirt::{FoundShadow, HypervisorError, ShadowDomain};
+use gnomon_common::wire::{
+    Action, OutcomeResult, Profile, RefusedCommand, ShadowDone, ShadowOrder, ShadowSpec, Unshadowable, VmId,
+};
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+/// Carries orders out on a host.
+pub(super) struct Orders<H> {
+    here: H,
+    config: ShadowerConfig,
+    files: Files,
+    pacing: Option<Box<dyn Pacing>>,
+}
+
+/// Why an order was not carried out.
+#[derive(Debug, thiserror::Error)]
+enum Snag {
+    /// It must not be.
+    #[error(transparent)]
+    Unshadowable(#[from] Unshadowable),
+    /// libvirt.
+    #[error(transparent)]
+    Libvirt(#[from] HypervisorError),
+    /// The kernel or a disk.
+    #[error("{0}")]
+    System(#[from] std::io::Error),
+    /// It cannot be, now or later.
+    #[error("{0}")]
+    Never(String),
+    /// Its time is over.
+    #[error("it came too late")]
+    Late(u64),
+}
+
+impl From<Snag> for OutcomeResult {
+    fn from(snag: Snag) -> Self {
+        let error = snag.to_string();
+        match snag {
+            Snag::Unshadowable(why) => Self::Unshadowable(why),
+            Snag::Late(late_ms) => Self::Refused(RefusedCommand::Expired { late_ms }),
+            Snag::Libvirt(cause) => Self::Failed { error, retryable: cause.is_retryable() },
+            Snag::System(_) => Self::Failed { error, retryable: true },
+            Snag::Never(_) => Self::Failed { error, retryable: false },
+        }
+    }
+}
+
+impl<H: Here> Orders<H> {
+    pub(super) fn new(here: H, config: ShadowerConfig, pacing: Option<Box<dyn Pacing>>) -> Self {
+        Self { here, files: Files::new(config.shadow.clone()), config, pacing }
+    }
+
+    /// Carries one out that was begun then, and says what came of it.
+    pub(super) fn carry_out(&mut self, task: &Task, begun: Instant) -> OutcomeResult {
+        let vm = task.command.vm;
+        let done = match &task.command.action {
+            Action::Describe => return self.describe(vm),
+            Action::Shadow(ShadowOrder::Copy(spec)) => self.copy(task, spec, begun),
+            Action::Shadow(ShadowOrder::Start) => self.start(task, begun),
+            Action::Shadow(ShadowOrder::Pace(profile)) => self.pace(task, profile, begun),
+            Action::Shadow(ShadowOrder::Retire) => self.retire(vm),
+            _ => Err(Snag::Never("it is no order about a shadow".to_owned())),
+        };
+        done.map_or_else(OutcomeResult::from, OutcomeResult::Shadow)
+    }
+
+    fn describe(&mut self, vm: VmId) -> OutcomeResult {
+        match self.here.describe(vm) {
+            Ok(Ok(blueprint)) => OutcomeResult::Described(Box::new(blueprint)),
+            Ok(Err(why)) => OutcomeResult::Unshadowable(why),
+            Err(HypervisorError::NoSuchDomain(_)) => OutcomeResult::Refused(RefusedCommand::UnknownVm),
+            Err(error) => Snag::from(error).into(),
+        }
+    }
+
+    fn copy(&mut self, task: &Task, spec: &ShadowSpec, begun: Instant) -> Result<ShadowDone, Snag> {
+        let vm = task.command.vm;
+        match self.here.find(vm)? {
+            FoundShadow::Shadow { shadow, .. } if shadow.of == spec.of => return Ok(copied()),
+            FoundShadow::Absent if vm != spec.of => {}
+            _ => return Err(Unshadowable::Taken.into()),
+        }
+        if let Err(late) = in_time(task, begun) {
+            // What an earlier life of the agent has begun.
+            self.files.remove(vm)?;
+            return Err(late);
+        }
+        let name = definition::name(&spec.blueprint);
+        if self.here.has_name(&name)? {
+            return Err(Unshadowable::Taken.into());
+        }
+        let (folder, shares) = (self.files.folder(vm), self.here.shares(spec.size.cpu_weight));
+        let created = i64::try_from(task.at.unix_ms()).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+        let created = created.unwrap_or_default().to_string();
+        let place = Place { folder: &folder, shares, created, policy: &task.command.reason };
+        let xml = definition::xml(vm, spec, &place)?;
+        self.files.check(&spec.blueprint)?;
+        self.has_room(vm, spec)?;
+        let made = self.files.make(vm, &spec.blueprint).map_err(Snag::from);
+        match made.and_then(|()| Ok(self.here.define(&xml)?)).and_then(|()| self.read_back(vm, spec.of)) {
+            Ok(()) => Ok(copied()),
+            Err(error) => {
+                self.undo(vm);
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether what libvirt made of the definition is seen to be a shadow: else it could not be retired.
+    fn read_back(&mut self, vm: VmId, of: VmId) -> Result<(), Snag> {
+        match self.here.find(vm)? {
+            FoundShadow::Shadow { shadow, .. } if shadow.of == of => Ok(()),
+            found => Err(Snag::Never(format!("libvirt made something else of the definition: {found:?}"))),
+        }
+    }
+
+    /// Takes back what a failed copy has left.
+    fn undo(&mut self, vm: VmId) {
+        let removed = self.here.remove(vm).map_err(Snag::from).and_then(|_| Ok(self.files.remove(vm)?));
+        if let Err(error) = removed {
+            tracing::warn!(%vm, %error, "what a failed copy left is not removed yet");
+        }
+    }
+
+    /// Whether the shadows of this host may have this one's share as well, and the host has it.
+    fn has_room(&mut self, vm: VmId, spec: &ShadowSpec) -> Result<(), Snag> {
+        let mut others = self.here.shadows()?;
+        others.retain(|shadow| shadow.vm != vm);
+        let ShadowerConfig { capacity_cores, memory_bytes, reserve_bytes, shadow: limits, .. } = &self.config;
+        let no_room = |why: String| Err(Unshadowable::NoRoom(why).into());
+        if others.len() >= usize::try_from(limits.shadows_max).unwrap_or(usize::MAX) {
+            return no_room(format!("{} shadows are here, the most that it takes", others.len()));
+        }
+        // One whose quota somebody took away has no bound, so there is no room beside it.
+        let cores: f64 = others.iter().map(|shadow| shadow.quota_cores.unwrap_or(f64::INFINITY)).sum();
+        let (cores, cores_max) = (cores + spec.size.cpu_cores, capacity_cores * limits.share_max);
+        if cores > cores_max {
+            return no_room(format!("shadows would have {cores:.2} cores, and may have {cores_max:.2}"));
+        }
+        let bytes = others.iter().fold(spec.size.memory_bytes, |sum, shadow| sum.saturating_add(shadow.memory_bytes));
+        let bytes_max = *memory_bytes as f64 * limits.share_max;
+        if bytes as f64 > bytes_max {
+            return no_room(format!("shadows would have {bytes} bytes of memory, and may have {bytes_max:.0}"));
+        }
+        let needed = spec.size.memory_bytes.saturating_add(*reserve_bytes);
+        self.has_memory(needed)
+    }
+
+    fn has_memory(&mut self, needed: u64) -> Result<(), Snag> {
+        let available = self.here.available_bytes();
+        if available < needed {
+            let why = format!("{available} bytes of memory are available, and {needed} are needed with the reserve");
+            return Err(Unshadowable::NoRoom(why).into());
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, task: &Task, begun: Instant) -> Result<ShadowDone, Snag> {
+        let vm = task.command.vm;
+        let shadow = match self.here.find(vm)? {
+            // One that an earlier life of the agent has started was not yet seen to be isolated.
+            FoundShadow::Shadow { is_active: true, .. } => return self.started(vm),
+            FoundShadow::Shadow { shadow, .. } => shadow,
+            FoundShadow::Absent | FoundShadow::Other => return Err(Unshadowable::NoShadow.into()),
+        };
+        in_time(task, begun)?;
+        self.has_memory(shadow.memory_bytes.saturating_add(self.config.reserve_bytes))?;
+        self.here.network()?.map_err(Unshadowable::NotIsolated)?;
+        self.ports_are_isolated()?;
+        self.here.start(vm)?;
+        self.started(vm)
+    }
+
+    /// It runs: its own port must be isolated as well, or it does not.
+    fn started(&mut self, vm: VmId) -> Result<ShadowDone, Snag> {
+        let isolated = self.ports_are_isolated();
+        if let Err(error @ Snag::Unshadowable(_)) = &isolated {
+            tracing::error!(%vm, %error, "a shadow is not isolated: it is retired");
+            self.retire(vm)?;
+        }
+        isolated.map(|()| ShadowDone::Started { took_us: 0 })
+    }
+
+    fn ports_are_isolated(&mut self) -> Result<(), Snag> {
+        let shadows = self.here.shadows()?;
+        let bridge = self.here.bridge()?;
+        Ok(is_isolated(&bridge, &shadows).map_err(Unshadowable::NotIsolated)?)
+    }
+
+    fn pace(&mut self, task: &Task, profile: &Profile, begun: Instant) -> Result<ShadowDone, Snag> {
+        let vm = task.command.vm;
+        if !matches!(self.here.find(vm)?, FoundShadow::Shadow { is_active: true, .. }) {
+            return Err(Unshadowable::NoShadow.into());
+        }
+        in_time(task, begun)?;
+        let Some(pacing) = &mut self.pacing else {
+            return Err(Snag::Never("this agent has no pacer link".to_owned()));
+        };
+        let socket = self.files.folder(vm).join(PACER_SOCKET);
+        pacing.pace(vm, &socket, profile).map_err(|error| Snag::System(std::io::Error::other(error)))?;
+        Ok(ShadowDone::Paced)
+    }
+
+    fn retire(&mut self, vm: VmId) -> Result<ShadowDone, Snag> {
+        if !self.here.remove(vm)? {
+            return Err(Unshadowable::NoShadow.into());
+        }
+        self.files.remove(vm)?;
+        if self.here.shadows()?.is_empty()
+            && let Err(error) = self.here.remove_network()
+        {
+            tracing::warn!(%error, "the shadows' network stays, though there is no shadow");
+        }
+        Ok(ShadowDone::Retired)
+    }
+
+    /// Removes files without a domain, and shadows without files. Returns how many of either.
+    pub(super) fn tidy(&mut self, under_way: &BTreeSet<VmId>) -> u64 {
+        self.try_tidy(under_way).unwrap_or_else(|error| {
+            tracing::warn!(%error, "whether shadows have left something behind is not known");
+            0
+        })
+    }
+
+    fn try_tidy(&mut self, under_way: &BTreeSet<VmId>) -> Result<u64, Snag> {
+        let folders = self.files.all()?;
+        // A host that takes none and has none asks libvirt nothing.
+        if folders.is_empty() && self.config.shadow.shadows_max == 0 {
+            return Ok(0);
+        }
+        let mut removed = 0;
+        for vm in folders.into_iter().filter(|vm| !under_way.contains(vm)) {
+            if self.here.find(vm)? == FoundShadow::Absent {
+                tracing::warn!(%vm, "a shadow's files without a shadow: removed");
+                self.files.remove(vm)?;
+                removed += 1;
+            }
+        }
+        let shadows = self.here.shadows()?;
+        for ShadowDomain { vm, of, .. } in shadows.into_iter().filter(|shadow| !under_way.contains(&shadow.vm)) {
+            if !self.files.has(vm)? {
+                tracing::warn!(%vm, %of, "a shadow without its files: retired");
+                self.retire(vm)?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+}
+
+/// Whether its time to live is not over.
+fn in_time(task: &Task, begun: Instant) -> Result<(), Snag> {
+    let late = begun.elapsed().checked_sub(task.time_left).filter(|late| !late.is_zero());
+    late.map_or(Ok(()), |late| Err(Snag::Late(u64::try_from(late.as_millis()).unwrap_or(u64::MAX))))
+}
+
+fn copied() -> ShadowDone {
+    ShadowDone::Copied { took_us: 0, copied_bytes: 0 }
+}
+
+#[cfg(test)]
+mod tests;

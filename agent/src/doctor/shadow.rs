@@ -1,0 +1,56 @@
+//! Shadows: whether what making one takes is here, where this host is to take some.
+
+use super::Check;
+use crate::config::{Config, ShadowConfig};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+const SIGNAL: &str = "shadows";
+
+pub(super) fn examine(config: &Config) -> Check {
+    let shadow = &config.shadow;
+    if shadow.facts().is_none() {
+        return Check::unavailable(SIGNAL, "[shadow]", "switched off")
+            .enable("shadows_max = how many shadows of other hosts' VMs this one takes: docs/shadows.md");
+    }
+    let ShadowConfig { shadows_max, share_max, directory, .. } = shadow;
+    let place = directory.display().to_string();
+    if !is_writable(directory) {
+        let why = "the agent may not make folders there";
+        return Check::unavailable(SIGNAL, place, why)
+            .enable("install -d -m 711 -o gnomon-agent -g gnomon-agent DIRECTORY, and ReadWritePaths= in its unit");
+    }
+    let asked = Command::new("qemu-img").arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).status();
+    if !asked.is_ok_and(|status| status.success()) {
+        return Check::unavailable(SIGNAL, "qemu-img", "is not here: only VMs without disks have shadows")
+            .enable("install qemu-img (Debian: qemu-utils)");
+    }
+    Check::ok(SIGNAL, place, format!("at most {shadows_max}, with {:.0} % of this host", share_max * 100.0))
+}
+
+/// Whether the directory, or what it is yet to be made in, takes new entries.
+fn is_writable(directory: &Path) -> bool {
+    let existing = directory.ancestors().find(|ancestor| ancestor.exists());
+    existing
+        .is_some_and(|existing| existing.is_dir() && rustix::fs::access(existing, rustix::fs::Access::WRITE_OK).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::State;
+
+    fn config(shadow: &str) -> Config {
+        let text = format!("[host]\nname = \"h1\"\n[brain]\naddress = \"brain:1\"\n[shadow]\n{shadow}");
+        Config::parse(&text, Path::new("/etc/gnomon/agent.toml")).unwrap()
+    }
+
+    #[test]
+    fn what_is_off_and_what_cannot_be_made_is_told_with_a_way_out() {
+        let off = examine(&config(""));
+        assert_eq!((off.state, off.needed, off.why.as_str()), (State::Unavailable, false, "switched off"));
+        let lost = examine(&config("shadows_max = 1\ndirectory = \"/dev/null/shadows\"\n"));
+        assert_eq!((lost.state, lost.why.as_str()), (State::Unavailable, "the agent may not make folders there"));
+        assert!(lost.enable.is_some());
+    }
+}

@@ -1,0 +1,241 @@
+//! What of a running domain may be copied into a shadow of it. Pure.
+//!
+//! A whitelist: what [`Blueprint`] has no field for is not looked at, and so cannot get into a shadow: devices passed through, removable
+//! media and seeds of cloud-init, SMBIOS, folders of the host, networks, identities.
+
+use super::devices::children;
+use super::{Hypervisor, HypervisorError, shadow};
+use gnomon_common::wire::{Base, Blueprint, Boot, DiskBlueprint, Unshadowable, VmId};
+use roxmltree::{Document, Node};
+
+/// What libvirt calls a CPU that is not a model by name but whatever the host has.
+pub(crate) const CPU_MODES: [&str; 2] = ["host-passthrough", "maximum"];
+
+impl Hypervisor {
+    /// What a shadow of a running domain is made from, or why none can be. Blocks.
+    pub fn blueprint(&self, vm: VmId) -> Result<Result<Blueprint, Unshadowable>, HypervisorError> {
+        let domain = self.domain(vm)?;
+        let xml = domain.xml_desc(0).map_err(|e| HypervisorError::call("read the definition", &e))?;
+        let mut blueprint = match parse(&xml) {
+            Ok(blueprint) => blueprint,
+            Err(why) => return Ok(Err(why)),
+        };
+        for disk in &mut blueprint.disks {
+            let info = domain.block_info(&disk.device, 0);
+            disk.size_bytes = info.map_err(|e| HypervisorError::call("tell the size of a disk", &e))?.capacity;
+        }
+        Ok(Ok(blueprint))
+    }
+}
+
+/// Reads the XML of a running domain; the sizes of disks are not in it, and are 0.
+pub(crate) fn parse(xml: &str) -> Result<Blueprint, Unshadowable> {
+    let refuse = |why: &str| Unshadowable::Definition(why.to_owned());
+    if shadow::is_marked(xml) {
+        return Err(refuse("it is a shadow itself"));
+    }
+    let document = Document::parse(xml).map_err(|error| Unshadowable::Definition(error.to_string()))?;
+    let domain = document.root_element();
+    let kvm = match domain.attribute("type") {
+        Some("kvm") => true,
+        Some("qemu") => false,
+        _ => return Err(refuse("it is no domain of QEMU's")),
+    };
+    let lacks = |what: &'static str| move || refuse(what);
+    let os = child(domain, "os").ok_or_else(lacks("it has no <os>"))?;
+    let machine = child(os, "type").ok_or_else(lacks("it has no machine type"))?;
+    let attribute = |name| machine.attribute(name).unwrap_or_default().to_owned();
+    let vcpu = child(domain, "vcpu").ok_or_else(lacks("it has no <vcpu>"))?;
+    let vcpus = vcpu.attribute("current").or(vcpu.text()).and_then(|count| count.trim().parse().ok());
+    let memory = child(domain, "currentMemory").or(child(domain, "memory")).and_then(bytes);
+    let devices = child(domain, "devices");
+    let all = |name| devices.into_iter().flat_map(move |devices| children(devices, name));
+    let blueprint = Blueprint {
+        name: text(domain, "name").ok_or_else(lacks("it has no name"))?,
+        kvm,
+        arch: attribute("arch"),
+        machine: attribute("machine"),
+        cpu_model: child(domain, "cpu").and_then(cpu_model),
+        boot: boot(os)?,
+        vcpus: vcpus.ok_or_else(lacks("its <vcpu> is no number"))?,
+        memory_bytes: memory.ok_or_else(lacks("its memory is no number"))?,
+        disks: all("disk").filter_map(disk).collect(),
+        interfaces: all("interface").map(model).collect(),
+    };
+    if !blueprint.is_bounded() {
+        return Err(refuse("it has more disks or network interfaces than a shadow may have"));
+    }
+    Ok(blueprint)
+}
+
+fn boot(os: Node<'_, '_>) -> Result<Boot, Unshadowable> {
+    if let Some(kernel) = text(os, "kernel") {
+        let command_line = text(os, "cmdline").unwrap_or_default();
+        return Ok(Boot::Kernel { kernel, initrd: text(os, "initrd"), command_line });
+    }
+    match child(os, "loader").filter(|loader| loader.attribute("type") == Some("pflash")) {
+        Some(loader) if loader.attribute("secure") == Some("yes") => {
+            Err(Unshadowable::Definition("it boots by Secure Boot, whose keys are in its variables".to_owned()))
+        }
+        Some(loader) => {
+            let template = child(os, "nvram").and_then(|nvram| nvram.attribute("template"));
+            let loader = loader.text().unwrap_or_default().trim().to_owned();
+            Ok(Boot::Uefi { loader, template: template.map(str::to_owned) })
+        }
+        None => Ok(Boot::Bios),
+    }
+}
+
+fn cpu_model(cpu: Node<'_, '_>) -> Option<String> {
+    match cpu.attribute("mode") {
+        Some(mode) if CPU_MODES.contains(&mode) => Some(mode.to_owned()),
+        None | Some("custom") => text(cpu, "model"),
+        Some(_) => None,
+    }
+}
+
+/// Removable media are left out: what seeds a guest's identity comes on them.
+fn disk(disk: Node<'_, '_>) -> Option<DiskBlueprint> {
+    if !matches!(disk.attribute("device"), None | Some("disk" | "lun")) {
+        return None;
+    }
+    let target = child(disk, "target")?;
+    let is_layer = disk.attribute("device") != Some("lun") && matches!(disk.attribute("type"), Some("file" | "block"));
+    let base = child(disk, "backingStore").filter(|_| is_layer).and_then(image);
+    Some(DiskBlueprint {
+        device: target.attribute("dev")?.to_owned(),
+        bus: target.attribute("bus").unwrap_or_default().to_owned(),
+        size_bytes: 0,
+        base: base.unwrap_or(Base::None),
+    })
+}
+
+/// The layer below a disk's own, if it is a file or a block device of the host.
+fn image(backing: Node<'_, '_>) -> Option<Base> {
+    let place = match backing.attribute("type")? {
+        "file" => "file",
+        "block" => "dev",
+        _ => return None,
+    };
+    let path = child(backing, "source")?.attribute(place)?.to_owned();
+    let format = child(backing, "format")?.attribute("type")?.to_owned();
+    Some(Base::Image { path, format })
+}
+
+fn model(interface: Node<'_, '_>) -> String {
+    child(interface, "model").and_then(|model| model.attribute("type")).unwrap_or("virtio").to_owned()
+}
+
+fn child<'a, 'input>(node: Node<'a, 'input>, name: &'static str) -> Option<Node<'a, 'input>> {
+    children(node, name).next()
+}
+
+fn text(node: Node<'_, '_>, name: &'static str) -> Option<String> {
+    child(node, name)?.text().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+/// The bytes that an element with a unit tells; libvirt writes KiB, and `b` at our own wish.
+pub(super) fn bytes(node: Node<'_, '_>) -> Option<u64> {
+    let count: u64 = node.text()?.trim().parse().ok()?;
+    let unit = match node.attribute("unit").unwrap_or("KiB") {
+        "b" | "bytes" => 1,
+        "k" | "KiB" => 1 << 10,
+        "M" | "MiB" => 1 << 20,
+        "G" | "GiB" => 1 << 30,
+        _ => return None,
+    };
+    count.checked_mul(unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIVE: &str = "<domain type='kvm' id='3'><name>web</name><uuid>0a0a0a0a-0000-4000-8000-000000000001</uuid>\
+        <memory unit='KiB'>2097152</memory><currentMemory unit='KiB'>1048576</currentMemory>\
+        <vcpu placement='static' current='2'>4</vcpu><sysinfo type='smbios'><system><entry name='serial'>ds=nocloud</entry></system></sysinfo>\
+        <os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type><smbios mode='sysinfo'/></os>\
+        <cpu mode='custom' match='exact'><model fallback='forbid'>Skylake-Server</model></cpu><devices>\
+        <disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/srv/web.qcow2' index='1'/>\
+        <backingStore type='file' index='2'><format type='raw'/><source file='/images/debian.raw'/><backingStore/></backingStore>\
+        <target dev='vda' bus='virtio'/></disk>\
+        <disk type='file' device='disk'><source file='/srv/data.qcow2'/><backingStore/><target dev='vdb' bus='virtio'/></disk>\
+        <disk type='network' device='disk'><source protocol='rbd' name='p/x'/><target dev='vdc' bus='virtio'/></disk>\
+        <disk type='file' device='cdrom'><source file='/srv/seed.iso'/><target dev='sda' bus='sata'/></disk>\
+        <interface type='bridge'><mac address='52:54:00:00:00:01'/><source bridge='br0'/><model type='e1000'/></interface>\
+        <interface type='network'><source network='lan'/></interface>\
+        <hostdev mode='subsystem' type='pci'/><filesystem type='mount'><source dir='/home'/></filesystem></devices></domain>";
+
+    fn with(from: &str, to: &str) -> Result<Blueprint, Unshadowable> {
+        assert!(LIVE.contains(from), "{from}");
+        parse(&LIVE.replace(from, to))
+    }
+
+    #[test]
+    fn what_a_shadow_is_made_from_is_read_and_nothing_else() {
+        let blueprint = parse(LIVE).unwrap();
+        let disk =
+            |device: &str, base| DiskBlueprint { device: device.into(), bus: "virtio".into(), size_bytes: 0, base };
+        let image = Base::Image { path: "/images/debian.raw".into(), format: "raw".into() };
+        let expected = Blueprint {
+            name: "web".into(),
+            kvm: true,
+            arch: "x86_64".into(),
+            machine: "pc-q35-7.2".into(),
+            cpu_model: Some("Skylake-Server".into()),
+            boot: Boot::Bios,
+            vcpus: 2,
+            memory_bytes: 1 << 30,
+            disks: vec![disk("vda", image), disk("vdb", Base::None), disk("vdc", Base::None)],
+            interfaces: vec!["e1000".into(), "virtio".into()],
+        };
+        assert_eq!(blueprint, expected);
+        let told = format!("{blueprint:?}");
+        for secret in ["seed.iso", "br0", "lan", "52:54", "nocloud", "/home", "/srv", "0a0a0a0a"] {
+            assert!(!told.contains(secret), "{secret} is in {told}");
+        }
+    }
+
+    #[test]
+    fn what_it_boots_is_told_apart() {
+        let kernel = "<kernel>/boot/k</kernel><initrd>/boot/i</initrd><cmdline>a='b' &amp; c</cmdline></os>";
+        let boot =
+            Boot::Kernel { kernel: "/boot/k".into(), initrd: Some("/boot/i".into()), command_line: "a='b' & c".into() };
+        assert_eq!(with("</os>", kernel).unwrap().boot, boot);
+        let uefi = |secure| {
+            let os = "<nvram template='/fw/vars.fd'>/var/web.fd</nvram></os>";
+            with("</os>", &format!("<loader readonly='yes' type='pflash' {secure}>/fw/code.fd</loader>{os}"))
+        };
+        let boot = Boot::Uefi { loader: "/fw/code.fd".into(), template: Some("/fw/vars.fd".into()) };
+        assert_eq!(uefi("").unwrap().boot, boot);
+        assert!(matches!(uefi("secure='yes'"), Err(Unshadowable::Definition(_))));
+    }
+
+    #[test]
+    fn a_cpu_is_a_model_by_name_or_the_hypervisor_s_own_choice() {
+        let cpu = |cpu: &str| {
+            let from = "<cpu mode='custom' match='exact'><model fallback='forbid'>Skylake-Server</model></cpu>";
+            with(from, cpu).unwrap().cpu_model
+        };
+        assert_eq!(cpu(""), None);
+        assert_eq!(cpu("<cpu mode='host-model'/>"), None);
+        assert_eq!(cpu("<cpu mode='host-passthrough'/>").as_deref(), Some("host-passthrough"));
+    }
+
+    #[test]
+    fn what_is_no_vm_of_qemu_s_or_has_too_much_has_no_blueprint() {
+        assert!(with("type='kvm'", "type='xen'").is_err());
+        let many = "<interface type='bridge'/>".repeat(9);
+        assert!(with("<hostdev", &format!("{many}<hostdev")).is_err());
+        assert!(parse("<domain").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_parser_panic(text in "\\PC{0,200}") {
+            let _ = parse(&text);
+            let _ = parse(&format!("<domain type='kvm'><name>a</name><os><type>{text}</type></os></domain>"));
+        }
+    }
+}
