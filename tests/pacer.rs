@@ -9,19 +9,23 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use gnomon_agent::pacer::{PacerLink, WINDOW_SECONDS};
 use gnomon_common::wire::{Load, PacerWindow, Profile, ProfileStep};
-use gnomon_e2e::{run, skipped, wait_for};
+use gnomon_e2e::{qemu_pid, run, schedstat, skipped, wait_for};
 use xtask::lab::{Guest, GuestOptions, Lab, Options};
 
 const MIB: u64 = 1 << 20;
 /// From a profile until what it wants has been reached, and what is measured then: as long as a window's means.
-const SETTLE: Duration = Duration::from_secs(4);
-const SPAN: Duration = Duration::from_secs(WINDOW_SECONDS as u64 + 1);
+const SETTLE: Duration = Duration::from_secs(3);
+const SPAN: Duration = Duration::from_secs(WINDOW_SECONDS as u64);
 const TURN: Duration = Duration::from_millis(200);
 /// How far what is made may be from what is wanted.
 const TOLERANCE: f64 = 0.05;
-/// The same by the host's measure of CPU time: an emulator also works for the guest's interrupts and clocks, in threads of its own and in the
-/// translation of code, and this is told beside what the guest does when it idles.
-const EMULATED_CPU_TOLERANCE: f64 = 0.35;
+/// The same by the host's measure of CPU time, which is that QEMU's threads ran or waited for a CPU: an emulated guest sees no stolen time, so what its
+/// vCPUs wait it takes for its own. On top comes what no thread of the guest is charged with, a twentieth: clocks, interrupts, and the way of a vCPU into
+/// sleep and back, which costs so many cores at ten slices a second however little is done in them.
+const EMULATED_CPU_TOLERANCE: f64 = 0.1;
+const EMULATED_CPU_CORES: f64 = 0.04;
+/// Bursts need not begin with a span.
+const BURST_TOLERANCE: f64 = 0.15;
 /// What a pacer that has nothing to do may cost, in cores.
 const IDLE_CORES_MAX: f64 = 0.01;
 
@@ -30,16 +34,20 @@ const IDLE_CORES_MAX: f64 = 0.01;
 struct Kpi {
     name: &'static str,
     of: fn(&Load) -> f64,
-    /// How far the host's measure may be.
+    /// How far the host's measure may be, as a share and on top of it.
     tolerance: f64,
+    slack: f64,
 }
 
-const CPU: Kpi = Kpi { name: "CPU, cores", of: |load| load.cpu_cores, tolerance: EMULATED_CPU_TOLERANCE };
-const MEMORY: Kpi = Kpi { name: "memory, MiB", of: |load| mib(load.memory_bytes), tolerance: TOLERANCE };
-const READ: Kpi = Kpi { name: "disk read, MiB/s", of: |load| mib(load.disk_read_bytes_per_s), tolerance: TOLERANCE };
+const CPU: Kpi =
+    Kpi { name: "CPU, cores", of: |load| load.cpu_cores, tolerance: EMULATED_CPU_TOLERANCE, slack: EMULATED_CPU_CORES };
+const MEMORY: Kpi = Kpi { name: "memory, MiB", of: |load| mib(load.memory_bytes), tolerance: TOLERANCE, slack: 0.0 };
+const READ: Kpi =
+    Kpi { name: "disk read, MiB/s", of: |load| mib(load.disk_read_bytes_per_s), tolerance: TOLERANCE, slack: 0.0 };
 const WRITE: Kpi =
-    Kpi { name: "disk written, MiB/s", of: |load| mib(load.disk_write_bytes_per_s), tolerance: TOLERANCE };
-const NETWORK: Kpi = Kpi { name: "network, MiB/s", of: |load| mib(load.network_bytes_per_s), tolerance: TOLERANCE };
+    Kpi { name: "disk written, MiB/s", of: |load| mib(load.disk_write_bytes_per_s), tolerance: TOLERANCE, slack: 0.0 };
+const NETWORK: Kpi =
+    Kpi { name: "network, MiB/s", of: |load| mib(load.network_bytes_per_s), tolerance: TOLERANCE, slack: 0.0 };
 
 fn mib(bytes: u64) -> f64 {
     bytes as f64 / MIB as f64
@@ -52,11 +60,16 @@ fn levels() -> Vec<(Kpi, Load, f64)> {
     levels.extend([0.2, 0.5, 0.9].map(|cpu_cores| (CPU, Load { cpu_cores, ..idle }, 1.0)));
     levels.extend([32, 64, 96].map(|mib| (MEMORY, Load { memory_bytes: mib * MIB, ..idle }, 1.0)));
     let rates = [MIB / 4, MIB, 2 * MIB];
-    levels.extend(rates.map(|rate| (WRITE, Load { disk_write_bytes_per_s: rate, ..idle }, 1.0)));
+    // Reads first, of the little that a reader writes for itself.
     levels.extend(rates.map(|rate| (READ, Load { disk_read_bytes_per_s: rate, ..idle }, 1.0)));
+    levels.extend(rates.map(|rate| (WRITE, Load { disk_write_bytes_per_s: rate, ..idle }, 1.0)));
     levels.extend(rates.map(|rate| (NETWORK, Load { network_bytes_per_s: rate, ..idle }, 1.0)));
     let name = "network in bursts of 5, MiB/s";
-    levels.push((Kpi { name, ..NETWORK }, Load { network_bytes_per_s: MIB / 2, ..idle }, 5.0));
+    levels.push((
+        Kpi { name, tolerance: BURST_TOLERANCE, ..NETWORK },
+        Load { network_bytes_per_s: MIB / 2, ..idle },
+        5.0,
+    ));
     levels
 }
 
@@ -64,7 +77,8 @@ fn levels() -> Vec<(Kpi, Load, f64)> {
 #[derive(Clone, Copy, Debug)]
 struct Counted {
     at: Instant,
-    cpu_s: f64,
+    /// Of QEMU's threads: run, and run or waited for a CPU.
+    cpu_s: (f64, f64),
     usable_bytes: u64,
     read_bytes: u64,
     written_bytes: u64,
@@ -80,7 +94,7 @@ impl Counted {
         let received = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
         Ok(Counted {
             at: Instant::now(),
-            cpu_s: guest.cpu_time_s()?,
+            cpu_s: cpu_s(guest)?,
             usable_bytes: usable(guest)?,
             read_bytes: number(&disk, "rd_bytes")?,
             written_bytes: number(&disk, "wr_bytes")?,
@@ -93,13 +107,19 @@ impl Counted {
         let passed_s = (self.at - before.at).as_secs_f64();
         let rate = |now: u64, before: u64| ((now - before) as f64 / passed_s) as u64;
         Load {
-            cpu_cores: (self.cpu_s - before.cpu_s) / passed_s - idle_cores,
+            cpu_cores: (self.cpu_s.1 - before.cpu_s.1) / passed_s - idle_cores,
             memory_bytes: usable_bytes.saturating_sub(self.usable_bytes),
             disk_read_bytes_per_s: rate(self.read_bytes, before.read_bytes),
             disk_write_bytes_per_s: rate(self.written_bytes, before.written_bytes),
             network_bytes_per_s: rate(self.received_bytes, before.received_bytes),
         }
     }
+}
+
+fn cpu_s(guest: &Guest) -> Result<(f64, f64)> {
+    let threads = schedstat(qemu_pid(guest)?)?;
+    let (run_ns, waited_ns) = threads.values().fold((0, 0), |(run, waited), of| (run + of.0, waited + of.1));
+    Ok((run_ns as f64 / 1e9, (run_ns + waited_ns) as f64 / 1e9))
 }
 
 /// What the guest's balloon driver says could still be had, in bytes.
@@ -214,28 +234,33 @@ fn followed(driver: &mut Driver) -> Result<()> {
     ensure!(window.made.cpu_cores < IDLE_CORES_MAX && by_scheduler < IDLE_CORES_MAX, "an idle pacer is not idle");
     ensure!(window.wanted == Load::default() && window.made.memory_bytes == 0, "{window:?}");
 
+    expiry(driver)?;
+    garbage(driver)?;
     let (mut table, mut wrong) = (String::new(), Vec::new());
     writeln!(table, "\n| | wanted | made, by the pacer | by the host |\n|---|---|---|---|")?;
-    for (Kpi { name, of, tolerance }, load, burst) in levels() {
+    for (Kpi { name, of, tolerance, slack }, load, burst) in levels() {
         driver.pace(load, burst, Duration::from_secs(60))?;
         let (window, before, after) = driver.measure()?;
         let host = after.since(&before, idle_cores, usable_bytes);
         let (target, made, by_host) = (of(&load), of(&window.made), of(&host));
         let row = format!("{name} | {target} | {made:.3} | {by_host:.3}");
-        println!("{row}");
+        let run = (after.cpu_s.0 - before.cpu_s.0) / (after.at - before.at).as_secs_f64();
+        println!("{row} (QEMU ran for {run:.3} cores)");
         writeln!(table, "| {row} |")?;
-        ensure!((of(&window.wanted) / target - 1.0).abs() < 0.02, "it wants {:?}, not {load:?}", window.wanted);
-        for (value, tolerance) in [(made, TOLERANCE), (by_host, tolerance)] {
-            if (value / target - 1.0).abs() > tolerance {
-                wrong.push(row.clone());
-            }
+        let wanted = of(&window.wanted);
+        let near = |value: f64, target: f64, tolerance: f64| (value / target - 1.0).abs() <= tolerance;
+        let target_tolerance = if burst > 1.0 { BURST_TOLERANCE } else { TOLERANCE };
+        if !(near(wanted, target, target_tolerance)
+            && near(made, wanted, TOLERANCE)
+            && near(by_host, target, tolerance + slack / target))
+        {
+            wrong.push(format!("{row}; the pacer says that it wants {wanted:.3}"));
         }
     }
     println!("{table}");
+    end(driver, idle_cores, usable_bytes)?;
     ensure!(wrong.is_empty(), "too far from what was wanted: {wrong:#?}");
-    expiry(driver)?;
-    garbage(driver)?;
-    end(driver, idle_cores, usable_bytes)
+    Ok(())
 }
 
 /// A profile that has ended leaves no load.
@@ -244,7 +269,7 @@ fn expiry(driver: &mut Driver) -> Result<()> {
     driver.turn_for(Duration::from_secs(4))?;
     let made = driver.link.latest(Instant::now()).context("the pacer says nothing")?.window.made;
     ensure!(made.memory_bytes > MIB && made.cpu_cores > 0.01, "it has not begun: {made:?}");
-    driver.turn_for(SETTLE + SPAN)?;
+    driver.turn_for(SETTLE + SPAN + Duration::from_secs(2))?;
     let made = driver.link.latest(Instant::now()).context("the pacer says nothing")?.window.made;
     println!("after its profile: {made:?}");
     ensure!(made.memory_bytes == 0 && made.cpu_cores < IDLE_CORES_MAX, "its profile has ended: {made:?}");

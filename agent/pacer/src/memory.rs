@@ -48,11 +48,11 @@ pub(crate) fn hold(board: &Board) {
     let mut held: Vec<u8> = Vec::new();
     loop {
         if held.is_empty() {
-            board.wait_until(|targets| targets.memory_bytes > 0);
+            board.wait_until(|targets| targets.memory_bytes >= PAGE_BYTES as u64);
         }
         let begin = Instant::now();
         for part in 0..PARTS {
-            let wanted = board.targets().memory_bytes;
+            let wanted = board.targets().memory_bytes / PAGE_BYTES as u64 * PAGE_BYTES as u64;
             // What it can spare is asked once a second, and whenever more is wanted.
             if part == 0 || wanted != held.len() as u64 {
                 let room = Room::parse(&fs::read_to_string("/proc/meminfo").unwrap_or_default());

@@ -1,4 +1,5 @@
-//! The loop that follows a profile: ten times a second it hears the port, sets targets and gives out CPU time; once a second it tells.
+//! The loop that follows a profile: ten times a second it hears the port, sets targets and gives out CPU time; once a second it tells. While nothing is
+//! wanted it looks less often.
 
 use std::io;
 use std::sync::Arc;
@@ -16,6 +17,8 @@ use crate::protocol::{Load, Profile, Said, Status, Step};
 
 /// How often targets are set and what was used is looked at.
 pub const SLICE: Duration = Duration::from_millis(100);
+/// The same while nothing is wanted.
+const REST: Duration = Duration::from_millis(250);
 /// A host that has had its end of the port closed for so long is gone, and its profile with it.
 pub const AWAY: Duration = Duration::from_secs(60);
 /// How often is told.
@@ -161,7 +164,7 @@ pub fn follow(mut port: Port, scratch: Option<Scratch>, wire: Option<Wire>) -> i
     let mut orders = Orders::default();
     let (mut load, mut sums, mut made) = (Load::default(), Sums::default(), Made::now(&board));
     loop {
-        thread::sleep(SLICE);
+        thread::sleep(if load == Load::default() { REST } else { SLICE });
         let now = Instant::now();
         let passed = now - before;
         before = now;
