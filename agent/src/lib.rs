@@ -15,6 +15,7 @@ pub mod daemon;
 pub mod doctor;
 pub mod host;
 pub mod join;
+pub mod pacer;
 pub mod probe;
 pub mod reading;
 pub mod recording;

@@ -1,4 +1,4 @@
-//! gnomon-lab-load: the only program of a lab guest. It spends CPU time by the schedule after `gnomon.load=` on the
+//! gnomon-lab-load: the program of a lab guest, of most its only one. It spends CPU time by the schedule after `gnomon.load=` on the
 //! kernel command line, brings hot-plugged CPUs online and prints once a second, on the console, what it wanted and
 //! what the guest's kernel saw.
 //!

@@ -67,6 +67,9 @@ enum Task {
         /// Run it by /dev/kvm instead of emulating it
         #[arg(long)]
         kvm: bool,
+        /// Give it a shadow's pacer, with its port (GUEST.pacer in the host's directory) and a scratch disk
+        #[arg(long)]
+        pacer: bool,
     },
     /// Take the lab down, whoever made it
     Down,
@@ -107,12 +110,12 @@ pub fn run(args: Args) -> Result<()> {
             options.progress = printed();
             Lab::up(options).map(|_| ())
         }
-        Task::Boot { host, guest, load, vcpus, quota_cores, kvm } => {
+        Task::Boot { host, guest, load, vcpus, quota_cores, kvm, pacer } => {
             let mut lab = Lab::attach(name)?;
             lab.progress = printed();
             let mut options = GuestOptions::new(&guest, load);
             (options.vcpus, options.vcpus_max) = (vcpus, vcpus + 1);
-            (options.quota_cores, options.kvm) = (quota_cores, kvm);
+            (options.quota_cores, options.kvm, options.pacer) = (quota_cores, kvm, pacer);
             let guest = lab.define(lab.host(&host)?, &options)?;
             lab.boot(&[guest])
         }

@@ -3,7 +3,7 @@
 pub(super) mod console;
 pub(super) mod domain;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -16,11 +16,15 @@ use uuid::Uuid;
 use super::state::GuestState;
 use super::{Host, Lab, image};
 use console::Console;
+use domain::Files;
 
 /// A guest boots in 3 s on an idle core; a dozen at once on two busy cores take a minute.
 const BOOT_DEADLINE: Duration = Duration::from_secs(180);
 /// How often the console is looked at for the start line; half of it is the mean error of time zero.
 const CONSOLE_POLL: Duration = Duration::from_millis(10);
+
+/// Size of a pacer's scratch disk: a page more than what it uses of one.
+const SCRATCH_BYTES: u64 = (64 << 20) + 4096;
 
 /// Where cgroup v2 keeps quota and period; v1 has a file for each.
 const CPU_MAX: &str = "cpu.max";
@@ -51,6 +55,11 @@ pub struct GuestOptions {
     /// Run by /dev/kvm instead of emulated; off by default, because not every hypervisor that a lab runs in offers one that a
     /// stock kernel boots with.
     pub kvm: bool,
+    /// The pacer of a shadow beside the load program, with its port, a scratch disk that nothing else uses (`vda`), and a port with a shell on
+    /// it; off by default.
+    pub pacer: bool,
+    /// A bridge on its host for a network interface; none by default.
+    pub bridge: Option<String>,
 }
 
 impl GuestOptions {
@@ -67,6 +76,8 @@ impl GuestOptions {
             quota_cores: None,
             cpus: None,
             kvm: false,
+            pacer: false,
+            bridge: None,
         }
     }
 }
@@ -120,6 +131,20 @@ impl Guest {
     /// Everything on its serial console, for error messages.
     pub fn console_path(&self) -> PathBuf {
         self.host.dir().join("console").join(format!("{}.log", self.name))
+    }
+
+    /// The host's end of the pacer's port, where the guest has one, while it runs.
+    pub fn pacer_socket(&self) -> PathBuf {
+        self.files().pacer
+    }
+
+    /// The host's end of a port with a shell in the guest on it, where the guest has a pacer, while it runs. One connection at a time.
+    pub fn shell_socket(&self) -> PathBuf {
+        self.files().shell
+    }
+
+    fn files(&self) -> Files {
+        Files::in_dir(self.host.dir(), &self.name, self.console_path())
     }
 
     /// The guest's own group in the hierarchy of `controller`, as seen from outside, while it runs on its host.
@@ -235,7 +260,12 @@ impl Lab {
         );
         let image = image::ensure(&self.progress)?;
         let guest = Guest { name: options.name.clone(), uuid: options.uuid, host: host.clone() };
-        let xml = domain::xml(options, &image, &guest.console_path());
+        if options.pacer {
+            let scratch = guest.files().scratch;
+            let made = File::create(&scratch).and_then(|file| file.set_len(SCRATCH_BYTES));
+            made.with_context(|| format!("making {}", scratch.display()))?;
+        }
+        let xml = domain::xml(options, &image, &guest.files());
         self.define_xml(&guest, &xml)?;
         self.state().guests.push(GuestState {
             name: options.name.clone(),

@@ -1,5 +1,5 @@
-//! What a guest boots: Debian's cloud kernel and an initramfs of busybox, virtio drivers and the load program. Built once
-//! and cached under `target/lab`, by the content of its parts.
+//! What a guest boots: Debian's cloud kernel and an initramfs of busybox, virtio drivers, the load program and the pacer. Built
+//! once and cached under `target/lab`, by the content of its parts.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -33,6 +33,8 @@ const MODULES: [&str; 11] = [
     "drivers/net/virtio_net.ko",
 ];
 const INIT: &str = include_str!("guest/init.sh");
+/// Our packages for guests, each with a program of its own name.
+const PROGRAMS: [&str; 2] = ["gnomon-lab-load", "gnomon-pacer"];
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Files for QEMU.
@@ -50,10 +52,12 @@ pub(crate) fn ensure(progress: &Progress) -> Result<Image> {
     flock(&lock, FlockOperation::LockExclusive).context("waiting for another build of the guest image")?;
 
     let release = kernel(progress)?;
-    let load = build_load(progress)?;
+    build_programs(progress)?;
     let kernel_file = release.vmlinuz()?;
     let mut parts = initramfs(&release, INIT, &MODULES)?;
-    parts.push(("bin/gnomon-lab-load".to_owned(), read(&load)?, 0o755));
+    for (program, file) in PROGRAMS.iter().zip(guest_programs()) {
+        parts.push((format!("bin/{program}"), read(&file)?, 0o755));
+    }
     let initrd = dir.join(format!("initramfs-{:016x}.cpio", key(&parts)));
     if !initrd.exists() {
         progress.tell(format_args!("building the guest's initramfs"));
@@ -115,31 +119,31 @@ pub(super) fn unpack(package: &str, dir: &Path) -> Result<()> {
     fs::rename(&tree, dir).with_context(|| format!("keeping {}", dir.display()))
 }
 
-/// The load program, static, in a target directory of its own so that it never waits for another build of the workspace.
-/// On a machine that has been given the programs and no compiler it is there already.
-fn build_load(progress: &Progress) -> Result<PathBuf> {
+/// Our programs for guests, static, in a target directory of their own so that they never wait for another build of the workspace.
+/// On a machine that has been given the programs and no compiler they are there already.
+fn build_programs(progress: &Progress) -> Result<()> {
     let target = home().join("load");
-    let program = load_program();
-    if !target.exists() {
-        progress.tell(format_args!("building the guest's load program"));
+    let programs = guest_programs();
+    if !programs.iter().all(|program| program.exists()) {
+        progress.tell(format_args!("building the guest's programs"));
     }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    if program.exists() && ask(Command::new(&cargo).arg("--version")).is_none() {
-        return Ok(program);
+    if programs.iter().all(|program| program.exists()) && ask(Command::new(&cargo).arg("--version")).is_none() {
+        return Ok(());
     }
     let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "--bins", "--release", "--target", TARGET, "--target-dir"]).arg(&target);
+    command.args(PROGRAMS.iter().flat_map(|program| ["--package", program]));
     command
-        .args(["build", "--quiet", "--package", "gnomon-lab-load", "--release", "--target", TARGET, "--target-dir"])
-        .arg(&target)
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
-    output(&mut command).context("building gnomon-lab-load")?;
-    Ok(program)
+    output(&mut command).with_context(|| format!("building {}", PROGRAMS.join(" and ")))?;
+    Ok(())
 }
 
-/// Where the load program is once it is built.
-pub(super) fn load_program() -> PathBuf {
-    home().join("load").join(TARGET).join("release/gnomon-lab-load")
+/// Where our programs for guests are once they are built.
+pub(super) fn guest_programs() -> [PathBuf; 2] {
+    PROGRAMS.map(|program| home().join("load").join(TARGET).join("release").join(program))
 }
 
 /// A file of an initramfs: its path there, its bytes, its mode.

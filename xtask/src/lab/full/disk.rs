@@ -135,7 +135,8 @@ pub(super) fn pack_programs(dir: &Path, progress: &Progress) -> Result<(PathBuf,
         link(&file, tree.join("bin").join(program))?;
     }
     let mut files = release.files_for_guests()?;
-    files.extend([guest.initrd.clone(), image::load_program()]);
+    files.push(guest.initrd.clone());
+    files.extend(image::guest_programs());
     for file in &files {
         link(file, tree.join("target/lab").join(file.strip_prefix(home())?))?;
     }

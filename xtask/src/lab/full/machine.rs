@@ -229,11 +229,15 @@ impl Machine {
     /// The same for a guest whose definition is changed first.
     pub fn boot_changed(&self, options: &GuestOptions, change: impl FnOnce(String) -> String) -> Result<Guest<'_>> {
         check(options)?;
+        ensure!(!options.pacer, "{}: guests of a full lab have no pacer", options.name);
         let name = options.name.clone();
         let file = |name: &str| -> Result<PathBuf> { Ok(self.run(&format!("cat {LAB_DIR}/{name}"))?.trim().into()) };
         let image = Image { kernel: file("guest-kernel")?, initrd: file("guest-initrd")? };
         let console = format!("/var/log/console/{name}.log");
-        self.write(&format!("/run/{name}.xml"), &change(domain::xml(options, &image, Path::new(&console))))?;
+        self.write(
+            &format!("/run/{name}.xml"),
+            &change(domain::xml(options, &image, &domain::Files::in_dir(Path::new("/run"), &name, console.into()))),
+        )?;
         self.virsh(&format!("define /run/{name}.xml"))?;
         let guest = Guest::of(&name, self);
         for attempt in 1..=GUEST_BOOTS_MAX {

@@ -1,6 +1,6 @@
 //! The domain XML of a guest.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::GuestOptions;
 use crate::lab::image::Image;
@@ -19,10 +19,54 @@ const KERNEL_OPTIONS: &str = "console=ttyS0 quiet loglevel=3 panic=-1 mitigation
 /// that hardly ever flushes it arrives without some of its writes, and dies of that.
 const EMULATED: &str = "tsc=unstable clocksource=hpet pti=on ";
 
-pub(in crate::lab) fn xml(options: &GuestOptions, image: &Image, console: &Path) -> String {
-    let GuestOptions { name, uuid, vcpus, vcpus_max, memory_mib, memory_mib_max, schedule, quota_cores, cpus, kvm } =
+/// Where a guest's files are on its host.
+pub(in crate::lab) struct Files {
+    pub(in crate::lab) console: PathBuf,
+    pub(in crate::lab) pacer: PathBuf,
+    pub(in crate::lab) shell: PathBuf,
+    pub(in crate::lab) scratch: PathBuf,
+}
+
+impl Files {
+    /// By the guest's name in a directory, but for the console.
+    pub(in crate::lab) fn in_dir(dir: &Path, name: &str, console: PathBuf) -> Self {
+        let [pacer, shell, scratch] = ["pacer", "shell", "scratch"].map(|kind| dir.join(format!("{name}.{kind}")));
+        Files { console, pacer, shell, scratch }
+    }
+}
+
+/// Ports and scratch disk of a guest with a pacer; its init finds the ports by these names.
+fn pacer_devices(files: &Files) -> String {
+    let channel = |name: &str, socket: &Path| {
+        format!(
+            "<channel type='unix'><source mode='bind' path='{}'/><target type='virtio' name='{name}'/></channel>",
+            path(socket)
+        )
+    };
+    channel("org.gnomon.pacer.0", &files.pacer)
+        + &channel("org.gnomon.lab.0", &files.shell)
+        + &format!(
+            "<disk type='file' device='disk'><driver name='qemu' type='raw' cache='none'/><source file='{}'/>\
+             <target dev='vda' bus='virtio'/></disk>",
+            path(&files.scratch)
+        )
+}
+
+pub(in crate::lab) fn xml(options: &GuestOptions, image: &Image, files: &Files) -> String {
+    let GuestOptions { name, uuid, vcpus, vcpus_max, memory_mib, memory_mib_max, schedule, quota_cores, cpus, .. } =
         options;
-    let (kind, emulated) = if *kvm { ("kvm", "") } else { ("qemu", EMULATED) };
+    let mut devices = String::new();
+    if options.pacer {
+        devices += &pacer_devices(files);
+    }
+    if let Some(bridge) = &options.bridge {
+        devices += &format!(
+            "<interface type='bridge'><source bridge='{}'/><model type='virtio'/></interface>",
+            escape(bridge)
+        );
+    }
+    let pacer = if options.pacer { "gnomon.pacer " } else { "" };
+    let (kind, emulated) = if options.kvm { ("kvm", "") } else { ("qemu", EMULATED) };
     let mut tuning = String::new();
     if let Some(cpus) = cpus {
         for vcpu in 0..*vcpus_max {
@@ -33,8 +77,8 @@ pub(in crate::lab) fn xml(options: &GuestOptions, image: &Image, console: &Path)
         let quota_us = (cores * f64::from(QUOTA_PERIOD_US)).round();
         tuning += &format!("<global_period>{QUOTA_PERIOD_US}</global_period><global_quota>{quota_us}</global_quota>");
     }
-    let (kernel, initrd, console) = (path(&image.kernel), path(&image.initrd), path(console));
-    let command_line = escape(&format!("{KERNEL_OPTIONS} {emulated}gnomon.load={schedule}"));
+    let (kernel, initrd, console) = (path(&image.kernel), path(&image.initrd), path(&files.console));
+    let command_line = escape(&format!("{KERNEL_OPTIONS} {emulated}{pacer}gnomon.load={schedule}"));
     format!(
         "\
 <domain type='{kind}'>
@@ -60,6 +104,7 @@ pub(in crate::lab) fn xml(options: &GuestOptions, image: &Image, console: &Path)
     <controller type='virtio-serial' index='0'/>
     <serial type='file'><source path='{console}' append='on'/><target port='0'/></serial>
     <memballoon model='virtio' freePageReporting='on'><stats period='1'/></memballoon>
+    {devices}
   </devices>
 </domain>
 "
@@ -78,11 +123,28 @@ fn escape(text: &str) -> String {
 mod tests {
     use super::*;
 
+    fn files(console: &str) -> Files {
+        Files::in_dir(Path::new("/run"), "g1", console.into())
+    }
+
+    #[test]
+    fn a_pacer_comes_with_ports_a_disk_and_a_word_for_init() {
+        let mut options = GuestOptions::new("g1", "constant:0".parse().unwrap());
+        let image = Image { kernel: "/k".into(), initrd: "/i".into() };
+        let without = xml(&options, &image, &files("/c"));
+        assert!(!without.contains("<channel") && !without.contains("<interface") && !without.contains("gnomon.pacer"));
+        (options.pacer, options.bridge) = (true, Some("net0".to_owned()));
+        let with = xml(&options, &image, &files("/c"));
+        assert!(with.contains("path='/run/g1.pacer'/><target type='virtio' name='org.gnomon.pacer.0'/>"));
+        assert!(with.contains("<source file='/run/g1.scratch'/>") && with.contains("<source bridge='net0'/>"));
+        assert!(with.contains("gnomon.pacer gnomon.load="));
+    }
+
     #[test]
     fn a_path_cannot_break_out_of_its_attribute() {
         let options = GuestOptions::new("g1", "constant:0.5".parse().unwrap());
         let image = Image { kernel: "/a&b/vmlinuz".into(), initrd: "/it's/initrd".into() };
-        let xml = xml(&options, &image, Path::new("/x'/><evil/>"));
+        let xml = xml(&options, &image, &files("/x'/><evil/>"));
         assert!(xml.contains("<kernel>/a&amp;b/vmlinuz</kernel>") && xml.contains("/it&apos;s/initrd"));
         assert!(!xml.contains("<evil/>") && xml.contains("gnomon.load=constant:0.5</cmdline>"));
     }
@@ -91,10 +153,10 @@ mod tests {
     fn a_guest_under_kvm_uses_the_clock_that_kvm_has() {
         let mut options = GuestOptions::new("g1", "constant:0.5".parse().unwrap());
         let image = Image { kernel: "/k".into(), initrd: "/i".into() };
-        let emulated = xml(&options, &image, Path::new("/c"));
+        let emulated = xml(&options, &image, &files("/c"));
         assert!(emulated.contains("<domain type='qemu'>") && emulated.contains("clocksource=hpet pti=on gnomon.load="));
         options.kvm = true;
-        let accelerated = xml(&options, &image, Path::new("/c"));
+        let accelerated = xml(&options, &image, &files("/c"));
         assert!(
             accelerated.contains("<domain type='kvm'>")
                 && !accelerated.contains("clocksource")
@@ -106,10 +168,10 @@ mod tests {
     fn pins_and_quota_are_there_when_asked_for() {
         let mut options = GuestOptions::new("g1", "constant:0.5".parse().unwrap());
         let image = Image { kernel: "/k".into(), initrd: "/i".into() };
-        assert!(xml(&options, &image, Path::new("/c")).contains("<cputune></cputune>"));
+        assert!(xml(&options, &image, &files("/c")).contains("<cputune></cputune>"));
         options.quota_cores = Some(0.25);
         options.cpus = Some("1".into());
-        let xml = xml(&options, &image, Path::new("/c"));
+        let xml = xml(&options, &image, &files("/c"));
         assert!(xml.contains("<global_quota>25000</global_quota>"));
         assert!(xml.contains("<vcpupin vcpu='0' cpuset='1'/><vcpupin vcpu='1' cpuset='1'/>"));
     }
