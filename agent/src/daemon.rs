@@ -20,6 +20,7 @@ use crate::cpu_source::{self, Footing, SignalMetrics, SourceUnavailable};
 use crate::host::inventory::{self, Inventory, InventoryConfig, InventoryMetrics};
 use crate::host::machine::Machine;
 use crate::host::process::Proc;
+use crate::pacer::Pacers;
 use crate::probe::{self, BlockProbe, DropProbe, ExitProbe, MemoryProbe};
 use crate::reading::{BlockReading, ExitReading, ReclaimReading};
 use crate::sample::{
@@ -138,7 +139,9 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
     let (report, reports) = mpsc::channel(REPORTS_WAITING_MAX);
     let duties = duties(&config, epoch);
     let book = MigrationBook::default();
-    let sampler = sampler(&config, &inventory, sources, (&duties, &book), report, &mut registry)?;
+    let pacers = Pacers::default();
+    pacers.start(inventory.clone(), config.shadow.directory.clone()).map_err(system("the thread of pacers"))?;
+    let sampler = sampler(&config, &inventory, sources, (&duties, &book, &pacers), report, &mut registry)?;
     let command_metrics = command::Metrics::register(&mut registry);
     let actuator = actuator(&config, inventory.clone()).map_err(system("the actuation thread"))?;
     let policy = Policy {
@@ -149,7 +152,7 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
         allowed: config.guard.allowed(),
         dry_run,
     };
-    let shadower = Box::new(shadower(&config, duties.capacity_cores));
+    let shadower = Box::new(shadower(&config, duties.capacity_cores, &pacers));
     let mover = Box::new(LibvirtMover::new(MoverConfig {
         uri: config.host.libvirt_uri.clone(),
         reserve_bytes: config.guard.memory_host_reserve_bytes,
@@ -273,8 +276,8 @@ fn duties(config: &Config, epoch: AgentEpoch) -> Duties {
     }
 }
 
-/// What sees to shadows, and by what bounds. There is no way to their pacers yet.
-fn shadower(config: &Config, capacity_cores: f64) -> LibvirtShadower {
+/// What sees to shadows, and by what bounds.
+fn shadower(config: &Config, capacity_cores: f64, pacers: &Pacers) -> LibvirtShadower {
     let config = ShadowerConfig {
         uri: config.host.libvirt_uri.clone(),
         shadow: config.shadow.clone(),
@@ -283,7 +286,7 @@ fn shadower(config: &Config, capacity_cores: f64) -> LibvirtShadower {
         reserve_bytes: config.guard.memory_host_reserve_bytes,
         machine: Machine::new(Proc::default(), config.host.cgroup_root.clone()),
     };
-    LibvirtShadower::new(config, None)
+    LibvirtShadower::new(config, Some(Box::new(pacers.clone())))
 }
 
 /// All of the host's memory.
@@ -296,7 +299,7 @@ fn sampler(
     config: &Config,
     inventory: &watch::Receiver<Arc<Inventory>>,
     sources: Sources,
-    (duties, book): (&Duties, &MigrationBook),
+    (duties, book, pacers): (&Duties, &MigrationBook, &Pacers),
     report: mpsc::Sender<HostReport>,
     registry: &mut Registry,
 ) -> Result<SamplerHandle, DaemonError> {
@@ -309,6 +312,7 @@ fn sampler(
         live: duties.live.clone(),
         stood_down: duties.stood_down.clone(),
         migrations: book.clone(),
+        pacers: pacers.clone(),
         ..SamplerConfig::default()
     };
     sample::spawn(config, inventory.clone(), sources, report, metrics)

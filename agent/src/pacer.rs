@@ -8,6 +8,10 @@
 //! A profile's time runs from [`PacerLink::pace`]. It is sent once the guest has spoken, because QEMU keeps what is written to a guest that still boots;
 //! what is sent then, and again where a guest turns out to have none, is what is left of it.
 
+mod board;
+
+pub use board::Pacers;
+
 use gnomon_common::wire;
 use gnomon_pacer::protocol::{self, LineError, Lines, Said, Status};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};

@@ -10,7 +10,7 @@
 //! Each says what is to be, so that an agent that was killed in the middle does it again and comes to the same end. Only what
 //! [is a shadow](crate::host::libvirt::ShadowDomain) is ever touched. Orders are done in their order: what one has left is seen by the next.
 
-mod definition;
+pub(crate) mod definition;
 mod files;
 mod host;
 mod orders;

@@ -8,6 +8,7 @@ use super::{DropStandby, HostReport, LiveLoads, MigrationBook, SampleMetrics, Sc
 use crate::cost::CostControl;
 use crate::host::inventory::Inventory;
 use crate::host::process::Proc;
+use crate::pacer::Pacers;
 use crate::reading::{BlockReading, ExitReading, ReclaimReading};
 use crate::recording::Tape;
 use reader::Reader;
@@ -41,6 +42,8 @@ pub struct SamplerConfig {
     pub stood_down: StoodDownVms,
     /// How far migrations away from here have come.
     pub migrations: MigrationBook,
+    /// What the pacers in shadows say.
+    pub pacers: Pacers,
     /// Keeps what is read.
     pub tape: Option<Tape>,
 }
@@ -55,6 +58,7 @@ impl Default for SamplerConfig {
             live: LiveLoads::default(),
             stood_down: StoodDownVms::default(),
             migrations: MigrationBook::default(),
+            pacers: Pacers::default(),
             tape: None,
         }
     }

@@ -291,7 +291,7 @@ impl HostSeries {
                 stood_down: end.stood_down.contains(&facts.id),
                 terms: facts.terms.clone().unwrap_or_default(),
                 migration: end.migrations.get(&facts.id).copied(),
-                shadow: facts.shadow_of.map(|of| ShadowWindow { of, pacer: None }),
+                shadow: facts.shadow_of.map(|of| ShadowWindow { of, pacer: end.pacers.get(&facts.id).copied() }),
             });
         }
         self.metrics.windows.inc();

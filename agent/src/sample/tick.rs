@@ -11,7 +11,7 @@ use crate::host::inventory::Inventory;
 use crate::host::network::DeviceCounters;
 use crate::host::process::ProcessIoReading;
 use crate::reading::{BlockReading, DiskId, ExitReading, SchedReading};
-use gnomon_common::wire::{MigrationProgress, VmId};
+use gnomon_common::wire::{MigrationProgress, PacerWindow, VmId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -72,6 +72,9 @@ pub(crate) struct WindowEnd {
     pub(crate) stood_down: BTreeSet<VmId>,
     /// How far migrations away from here have come.
     pub(crate) migrations: BTreeMap<VmId, MigrationProgress>,
+    /// What the pacers in shadows say. No part of a recording.
+    #[serde(skip)]
+    pub(crate) pacers: BTreeMap<VmId, PacerWindow>,
     /// What the VMs' processes hold, and how they are held up for want of it.
     pub(crate) memory: BTreeMap<VmId, HostMemoryReading>,
     /// What the VMs' processes were charged with.

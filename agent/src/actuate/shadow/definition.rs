@@ -15,7 +15,7 @@ pub(super) const SCRATCH_FILE: &str = "scratch.raw";
 /// How the guest knows it: by its serial number.
 const SCRATCH_SERIAL: &str = "gnomon-scratch";
 /// The socket on the host of the channel by which the pacer is spoken to.
-pub(super) const PACER_SOCKET: &str = "pacer.sock";
+pub(crate) const PACER_SOCKET: &str = "pacer.sock";
 /// How the guest knows the channel.
 const PACER_CHANNEL: &str = "org.gnomon.pacer.0";
 /// A UEFI guest's variables.

@@ -27,15 +27,27 @@ for word in $(cat /proc/cmdline); do
             done
         done &
         ;;
+    # gnomon.pacer: a shadow's pacer is there. In the lab's own guests it runs beside the load, and with a shell for the lab: where nobody is
+    # connected that ends at once, and is started again. In a shadow it takes the load's place: nobody has work for a copy.
     gnomon.pacer)
-        # A shadow's pacer beside the load, and a shell for the lab: where nobody is connected it ends at once, and is started again.
         ip link set eth0 up 2> /dev/null
-        (gnomon-pacer --scratch /dev/vda; echo "gnomon-pacer ended with $?") &
-        for port in /sys/class/virtio-ports/*; do
-            if [ "$(cat "$port/name")" = org.gnomon.lab.0 ]; then
-                (while :; do sh <> "/dev/${port##*/}" >&0 2>&1; sleep 1; done) &
-            fi
+        scratch=/dev/vda shadow=
+        for disk in /sys/block/vd*; do
+            [ "$(cat "$disk/serial" 2> /dev/null)" = gnomon-scratch ] && scratch=/dev/${disk##*/}
         done
+        for port in /sys/class/virtio-ports/*; do
+            case $(cat "$port/name" 2> /dev/null) in
+            org.gnomon.lab.0) lab=/dev/${port##*/} ;;
+            org.gnomon.pacer.0) shadow=1 ;;
+            esac
+        done
+        if [ "$lab" ]; then
+            (gnomon-pacer --scratch "$scratch"; echo "gnomon-pacer ended with $?") &
+            (while :; do sh <> "$lab" >&0 2>&1; sleep 1; done) &
+        elif [ "$shadow" ]; then
+            echo "lab-shadow: paced"
+            while :; do gnomon-pacer --scratch "$scratch"; echo "gnomon-pacer ended with $?"; sleep 1; done
+        fi
         ;;
     esac
 done
