@@ -21,8 +21,8 @@ const TURN: Duration = Duration::from_millis(200);
 const TOLERANCE: f64 = 0.05;
 /// The same by the host's measure of CPU time, which is an interval: QEMU's threads ran for the lower end, and ran or waited for a CPU for the upper one.
 /// An emulated guest sees no stolen time: what a vCPU waits in the middle of its work the guest takes for its own time, what it waits after a sleep it does
-/// not. On a quiet machine the ends agree. On top comes what no thread of the guest is charged with: clocks, interrupts, and the way of a vCPU into sleep
-/// and back, which costs so many cores at ten slices a second however little is done in them.
+/// not. On a quiet machine the ends are near each other. Room is left above for what no thread of the guest is charged with: clocks, interrupts, the way
+/// of a vCPU into sleep and back.
 const EMULATED_CPU_TOLERANCE: f64 = 0.1;
 const EMULATED_CPU_CORES: f64 = 0.04;
 /// Bursts need not begin with a span.
