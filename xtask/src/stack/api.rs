@@ -52,6 +52,12 @@ impl Api {
         answer("POST", path, request.send_json(body))
     }
 
+    /// The answer to a PUT of JSON.
+    pub fn put(&self, path: &str, body: &Value) -> Result<Value> {
+        let request = self.client.put(self.url(path)).header("authorization", self.bearer());
+        answer("PUT", path, request.send_json(body))
+    }
+
     /// The answer to a DELETE.
     pub fn delete(&self, path: &str) -> Result<Value> {
         let request = self.client.delete(self.url(path)).header("authorization", self.bearer());

@@ -210,6 +210,11 @@ impl Core {
         if vm.state != VmState::Running {
             return Claim { memory_bytes, ..Claim::default() };
         }
+        if vm.shadow.is_some() {
+            // It does what it is told, within a quota that is a small share: one that has told nothing yet is no reason to leave.
+            let cores = vm.cpu.map_or(0.0, |cpu| cpu.demand_low.max.min(vm.allocation.cpu_limit_cores()));
+            return Claim { median_cores: cores, high_cores: cores, memory_bytes };
+        }
         let ahead = Duration::from_millis(self.policy.migrate.lead_ms) + self.moves.pace.takes(memory_bytes);
         let (median_cores, high_cores) = vm.demand_ahead(at, ahead, &self.policy, skill_min);
         Claim { median_cores, high_cores, memory_bytes }

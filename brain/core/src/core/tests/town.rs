@@ -291,6 +291,10 @@ impl Town {
             window.vm = *id;
             window.state = if there.runs { VmState::Running } else { VmState::ShutOff };
             window.allocation.memory_bytes = there.memory_bytes;
+            if there.paced.is_none() {
+                // Its quota and its load are not read yet.
+                (window.cpu, window.allocation.quota_cores, window.allocation.vcpus) = (None, None, 4);
+            }
             window.shadow = Some(ShadowWindow { of: there.of, pacer: pacer.filter(|_| self.has_pacer) });
             report.vms.push(window);
         }
