@@ -211,7 +211,7 @@ impl Core {
             return Claim { memory_bytes, ..Claim::default() };
         }
         if vm.shadow.is_some() {
-            // It does what it is told, within a quota that is a small share: one that has told nothing yet is no reason to leave.
+            // Its quota is a small share of the host: one that has told nothing yet is no reason to leave.
             let cores = vm.cpu.map_or(0.0, |cpu| cpu.demand_low.max.min(vm.allocation.cpu_limit_cores()));
             return Claim { median_cores: cores, high_cores: cores, memory_bytes };
         }
@@ -232,12 +232,6 @@ impl Core {
             || (guards.plans(Guard::Inflow) && leaving)
             || (guards.plans(Guard::AtOnce) && self.moves.under_way.len() >= policy.at_once_max)
             || (guards.plans(Guard::Budget) && self.moves.begun_within(now, HOUR) >= policy.per_hour_max)
-    }
-
-    /// Whether a host that has just connected has not told yet who is there.
-    pub(super) fn is_settling(&self, now: Timestamp) -> bool {
-        let is_silent = |host: &Host| host.connected && host.prospect.is_none() && now.since(host.up_since) < SETTLING;
-        self.fleet.hosts.values().any(is_silent)
     }
 
     fn find_move(

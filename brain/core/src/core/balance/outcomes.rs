@@ -3,10 +3,18 @@
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Action, HostId, Immovable, Moved, Outcome, OutcomeResult, VmId, Whereabouts};
 
+use super::SETTLING;
 use crate::core::Core;
+use crate::fleet::Host;
 use crate::io::{CommandRecord, Record};
 
 impl Core {
+    /// Whether a host that has just connected has not told yet who is there.
+    pub(in crate::core) fn is_settling(&self, now: Timestamp) -> bool {
+        let is_silent = |host: &Host| host.connected && host.prospect.is_none() && now.since(host.up_since) < SETTLING;
+        self.fleet.hosts.values().any(is_silent)
+    }
+
     pub(in crate::core) fn moved(
         &mut self,
         now: Timestamp,
