@@ -316,9 +316,10 @@ pub struct ShadowPolicy {
     pub cpu_floor_cores: f64,
     /// No shadow has less memory, in bytes. One that does not come up with it gets twice as much, up to what its production has.
     pub memory_floor_bytes: u64,
-    /// The most that a shadow may read and write of each disk, in bytes per second.
+    /// The most that a shadow may read and write of each disk, in bytes per second; 0 sets no limit.
     pub disk_bytes_per_s_max: u64,
-    /// The most that a shadow may send and receive by each network interface, in bytes per second.
+    /// The most that a shadow may send and receive by each network interface, in bytes per second; 0 sets no limit, for hosts whose kernel
+    /// has no queue disciplines to set one with.
     pub network_bytes_per_s_max: u64,
     /// How much of the production's load is replayed, 0..=1: 0 idles, 0.25 CPU, 0.5 and memory, 0.75 and disk, 1 and network.
     pub fidelity: f64,

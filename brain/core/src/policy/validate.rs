@@ -214,8 +214,8 @@ impl ShadowPolicy {
             ("shadow.disk_bytes_per_s_max", self.disk_bytes_per_s_max),
             ("shadow.network_bytes_per_s_max", self.network_bytes_per_s_max),
         ] {
-            let problem = format!("{bytes_per_s} is not within 1024..=1099511627776 bytes per second");
-            check((1 << 10..=1 << 40).contains(&bytes_per_s), setting, problem)?;
+            let problem = format!("{bytes_per_s} is neither 0 nor within 1024..=1099511627776 bytes per second");
+            check(bytes_per_s == 0 || (1 << 10..=1 << 40).contains(&bytes_per_s), setting, problem)?;
         }
         check(
             (0.0..=1.0).contains(&self.fidelity),

@@ -17,6 +17,7 @@ pub(crate) fn size(
     memory_floor_bytes: u64,
     policy: &ShadowPolicy,
 ) -> ShadowSize {
+    let limit = |bytes_per_s: u64| (bytes_per_s > 0).then_some(bytes_per_s);
     let vcpus = blueprint.vcpus.max(1);
     let production_cores = quota_cores.unwrap_or(f64::from(vcpus)).min(f64::from(vcpus));
     let cpu_cores = (production_cores * policy.cpu_share).max(policy.cpu_floor_cores).min(f64::from(vcpus));
@@ -28,8 +29,8 @@ pub(crate) fn size(
         vcpus: shadow_vcpus,
         cpu_weight: (CPU_WEIGHT_DEFAULT * shadow_vcpus).div_ceil(vcpus).max(1),
         memory_bytes: memory_bytes.div_ceil(MIB) * MIB,
-        disk_bytes_per_s: Some(policy.disk_bytes_per_s_max),
-        network_bytes_per_s: Some(policy.network_bytes_per_s_max),
+        disk_bytes_per_s: limit(policy.disk_bytes_per_s_max),
+        network_bytes_per_s: limit(policy.network_bytes_per_s_max),
     }
 }
 
@@ -62,6 +63,9 @@ mod tests {
         assert_eq!(all.memory_bytes, (32 << 30) / 10 / MIB * MIB + MIB, "a tenth, rounded up");
         let held = size(&blueprint(16, 32 << 30), Some(4.0), 0, &policy);
         assert!((held.cpu_cores - 0.4).abs() < 1e-9 && held.vcpus == 1);
+        assert_eq!(held.disk_bytes_per_s, Some(policy.disk_bytes_per_s_max));
+        let free = ShadowPolicy { network_bytes_per_s_max: 0, ..policy };
+        assert_eq!(size(&blueprint(16, 32 << 30), None, 0, &free).network_bytes_per_s, None);
     }
 
     #[test]
