@@ -1,4 +1,4 @@
--- Shadows as they were last, as JSON. settled = 1 once one is retired; kept_off = 1 where an operator wants its production to have none.
+-- Shadows as they were last, as JSON. settled = 1 once one is retired; kept_off = 1 where an operator has said whether its production has one.
 CREATE TABLE shadow (
     shadow TEXT NOT NULL PRIMARY KEY,
     production TEXT NOT NULL,

@@ -113,8 +113,14 @@ pub struct Shadow {
     pub fidelity: Option<f64>,
     /// The least memory with which it comes up, as far as was tried, in bytes.
     pub memory_floor_bytes: u64,
-    /// Failures in a row.
+    /// Orders in a row that came to nothing.
     pub failures: u32,
+    /// How often its guest has ended by itself since it last ran for long.
+    #[serde(default)]
+    pub ends: u32,
+    /// When it was first wanted: of several shadows of one production, the last one's operator has the word.
+    #[serde(default)]
+    pub wanted: Timestamp,
     /// When it last had to leave a host.
     pub moved: Option<Timestamp>,
     /// Once it is gone from its host it is parked, and not made elsewhere at once.
@@ -213,6 +219,9 @@ pub enum ShadowRefusal {
     /// It is on its way out.
     #[error("the shadow of VM {0} is being retired")]
     Retiring(VmId),
+    /// It is held.
+    #[error("VM {0}, its shadow or its host is paused or released: nothing is done until it is resumed")]
+    Held(VmId),
     /// There are as many as policy allows.
     #[error("there are {0} shadows, as many as policy.shadow.fleet_max allows")]
     FleetFull(usize),

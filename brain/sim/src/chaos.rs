@@ -115,7 +115,7 @@ fn shadow(rng: &mut ChaCha8Rng, policy: &mut Policy, hosts: &mut [HostSpec], eve
         cpu_share: rng.random_range(0.02..0.2),
         lead_ms: 60_000,
         pace_ms: 30_000,
-        boot_timeout_ms: 60_000,
+        boot_timeout_ms: 120_000,
         cool_down_ms: rng.random_range(20..200) * 1000,
         ..ShadowPolicy::default()
     };

@@ -102,7 +102,7 @@ pub(super) async fn retire(
     name: Name,
     query: Result<Query<DryRun>, QueryRejection>,
 ) -> Result<Json<ShadowAnswer>, Problem> {
-    act(&state, actor, name, query, Core::may_change_shadow, |vm| OperatorRequest::RetireShadow { vm }).await
+    act(&state, actor, name, query, Core::may_retire_shadow, |vm| OperatorRequest::RetireShadow { vm }).await
 }
 
 async fn act(
@@ -140,6 +140,7 @@ impl From<ShadowRefusal> for Problem {
             ShadowRefusal::OfShadow(_) => StatusCode::UNPROCESSABLE_ENTITY,
             ShadowRefusal::There { .. }
             | ShadowRefusal::Retiring(_)
+            | ShadowRefusal::Held(_)
             | ShadowRefusal::FleetFull(_)
             | ShadowRefusal::Off => StatusCode::CONFLICT,
         };

@@ -36,8 +36,9 @@ fn blueprint() -> Blueprint {
 /// A brain that makes shadows of everything, with hosts `a`, which has VM 1, and `b`, which takes shadows.
 async fn brain_with_shadows(home: &Home) -> (Brain, Agent, Agent) {
     home.write_config(|config| {
-        let shadows = "[policy.shadow]\nmode = \"auto\"\nevery_vm = true\n";
-        config.replacen("mode = \"observe\"", "mode = \"auto\"", 1) + shadows
+        let (before, shadows) = config.split_once("[policy.shadow]").expect("the example has all settings");
+        let mode = |text: &str| text.replacen("mode = \"observe\"", "mode = \"auto\"", 1);
+        format!("{}[policy.shadow]{}", mode(before), mode(shadows).replacen("every_vm = false", "every_vm = true", 1))
     });
     let brain = Brain::start(home).await;
     let (mut a, _) = Agent::join(brain.agents, &home.agent("a"), hello("a", 1)).await;
@@ -161,6 +162,8 @@ async fn shadows_are_given_back_as_they_were_last_and_an_operators_word_is_never
         fidelity: Some(0.25),
         memory_floor_bytes: 0,
         failures: 1,
+        ends: 0,
+        wanted: at(1),
         moved: None,
         parks: false,
         asked_for: false,

@@ -36,6 +36,7 @@ pub fn facts() -> HostFacts {
         cpu_source: CpuSource::TaskStorage,
         migration: Some(MigrationFacts { uri: "qemu+tls://a/system".to_owned() }),
         zone: Some("room-1".to_owned()),
+        shadows: None,
         dry_run: false,
     }
 }

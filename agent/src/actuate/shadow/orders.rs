@@ -172,23 +172,23 @@ impl<H: Here> Orders<H> {
         };
         in_time(task, begun)?;
         self.has_memory(shadow.memory_bytes.saturating_add(self.config.reserve_bytes))?;
-        self.here.network()?.map_err(Unshadowable::NotIsolated)?;
-        self.ports_are_isolated()?;
+        self.is_isolated_now()?;
         self.here.start(vm)?;
         self.started(vm)
     }
 
-    /// It runs: its own port must be isolated as well, or it does not.
+    /// It runs: network and filter must be seen to lead nowhere, and its own port to be isolated as well, or it does not.
     fn started(&mut self, vm: VmId) -> Result<ShadowDone, Snag> {
-        let isolated = self.ports_are_isolated();
-        if let Err(error @ Snag::Unshadowable(_)) = &isolated {
-            tracing::error!(%vm, %error, "a shadow is not isolated: it is retired");
+        let isolated = self.is_isolated_now();
+        if let Err(error) = &isolated {
+            tracing::error!(%vm, %error, "a shadow is not seen to be isolated: it is retired");
             self.retire(vm)?;
         }
         isolated.map(|()| ShadowDone::Started { took_us: 0 })
     }
 
-    fn ports_are_isolated(&mut self) -> Result<(), Snag> {
+    fn is_isolated_now(&mut self) -> Result<(), Snag> {
+        self.here.network()?.map_err(Unshadowable::NotIsolated)?;
         let shadows = self.here.shadows()?;
         let bridge = self.here.bridge()?;
         Ok(is_isolated(&bridge, &shadows).map_err(Unshadowable::NotIsolated)?)

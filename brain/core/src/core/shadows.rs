@@ -40,6 +40,9 @@ const QUIET_BOOT: Duration = Duration::from_secs(60);
 /// So many windows after a change a report tells of the time after it.
 const WINDOWS_SETTLED: u32 = 2;
 
+/// A shadow that has to go is counted as gone for so long; after that it is seen not to go.
+const LEAVES_WITHIN: Duration = Duration::from_mins(3);
+
 /// A step that failed so often in a row is given up on that host.
 const FAILURES_MAX: u32 = 4;
 
@@ -62,6 +65,8 @@ pub(super) struct Shadows {
     orders: BTreeMap<CommandId, VmId>,
     /// Productions that get no shadow, by an operator's word.
     kept_off: BTreeSet<VmId>,
+    /// When the last shadow of a production was first wanted, as far as a restart told.
+    last_wanted: BTreeMap<VmId, Timestamp>,
     /// Productions that have one by an operator's word, whatever their owner and policy say.
     asked_for: BTreeSet<VmId>,
     /// How what shadows tell of their hosts compares with what productions beside them do.
@@ -77,7 +82,9 @@ struct Kept {
     due: Timestamp,
     /// It runs, as its host told last, since then.
     runs_since: Option<Timestamp>,
-    /// When its production was seen running last, or the shadow was first looked at.
+    /// Since when this life of the brain has looked after it.
+    watched_since: Option<Timestamp>,
+    /// When its production was seen running last.
     production_seen: Option<Timestamp>,
     gone_after: Duration,
     /// What it was last told to do.
@@ -116,8 +123,16 @@ impl Shadows {
         if shadow.state != ShadowState::Retiring {
             self.of.insert(of, id);
         }
-        let kept =
-            Kept { shadow, flight: None, due: now, runs_since: None, production_seen: None, gone_after, ordered: None };
+        let kept = Kept {
+            shadow,
+            flight: None,
+            due: now,
+            runs_since: None,
+            watched_since: None,
+            production_seen: None,
+            gone_after,
+            ordered: None,
+        };
         self.due.insert((now, id));
         self.kept.insert(id, kept);
     }
@@ -143,6 +158,10 @@ impl Shadows {
             shadow.avoids.iter_mut().for_each(|(_, until)| *until = (*until).min(now + AVOIDED_FOR));
             kept.runs_since = kept.runs_since.map(|at| at.min(now));
             kept.production_seen = kept.production_seen.map(|at| at.min(now));
+            kept.watched_since = kept.watched_since.map(|at| at.min(now));
+            if let Some(flight) = &mut kept.flight {
+                flight.deadline = flight.deadline.min(orders::deadline_from(now, &flight.record));
+            }
             kept.due = now;
             self.due.insert((now, id));
         }
@@ -249,6 +268,8 @@ impl Core {
             fidelity: None,
             memory_floor_bytes: 0,
             failures: 0,
+            ends: 0,
+            wanted: now,
             moved: None,
             parks: false,
             asked_for: self.shadows.asked_for.contains(&of),
@@ -284,14 +305,17 @@ impl Core {
             ShadowState::Booting if is_up => {
                 let pacer =
                     if has_pacer { "its pacer answers" } else { "no pacer answers: it measures its host alone" };
-                kept.shadow.failures = 0;
                 self.bring_shadow(now, id, ShadowState::Pacing, format!("it runs; {pacer}"));
                 self.tend_shadow(now, id);
             }
-            // The second time in a row it is the guest's fault.
-            ShadowState::Booting if is_down && kept.shadow.failures > 0 => self.boot_failed(now, id),
             ShadowState::Pacing | ShadowState::Booting if is_down => {
-                self.shadow_failed(now, id, "its guest has ended by itself");
+                kept.shadow.ends += 1;
+                // The second time it is for want of memory.
+                if kept.shadow.ends > 1 {
+                    self.boot_failed(now, id);
+                } else {
+                    self.make_anew(now, id, "its guest has ended by itself");
+                }
             }
             _ => {}
         }
@@ -309,7 +333,7 @@ impl Core {
         let missing: Vec<VmId> = missing.map(|shadow| shadow.id).collect();
         for id in missing {
             if self.shadows.kept.get(&id).is_some_and(|kept| kept.flight.is_none()) {
-                self.shadow_failed(now, id, "its host has it no more");
+                self.make_anew(now, id, "its host has it no more");
             }
         }
     }
@@ -328,7 +352,7 @@ impl Core {
     /// Does what a shadow needs next.
     fn tend_shadow(&mut self, now: Timestamp, id: VmId) {
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
-        kept.production_seen.get_or_insert(now);
+        let watched_since = *kept.watched_since.get_or_insert(now);
         if let Some(flight) = &kept.flight {
             if now < flight.deadline {
                 let deadline = flight.deadline;
@@ -342,7 +366,10 @@ impl Core {
         if let Some(cause) = self.ends_because(now, id) {
             return self.end_shadow(now, id, cause);
         }
-        if let Some((cause, parks)) = self.leaves_because(now, id) {
+        if self.is_abandoned(now, id) {
+            return self.end_shadow(now, id, ShadowCause::Failed);
+        }
+        if let Some((cause, parks)) = self.leaves_because(id) {
             return self.move_shadow(now, id, cause, parks);
         }
         let Some(kept) = self.shadows.kept.get(&id) else { return };
@@ -352,10 +379,15 @@ impl Core {
             ShadowState::Wanted => self.describe(now, id),
             ShadowState::Placed => self.order_copy(now, id),
             ShadowState::Copied => self.order(now, id, ShadowOrder::Start, ShadowCause::Wanted),
-            ShadowState::Booting if now.since(shadow.since) >= boot_timeout => self.boot_failed(now, id),
             ShadowState::Booting => {
-                let until = shadow.since + boot_timeout;
-                self.shadows.wake(id, until);
+                // What happened while nobody could tell is not held against it.
+                let until = shadow.since.max(watched_since) + boot_timeout;
+                let is_told = shadow.host.as_ref().is_some_and(|host| self.tells(now, host));
+                match now >= until {
+                    true if is_told => self.boot_failed(now, id),
+                    true => self.shadows.wake(id, now + WAIT),
+                    false => self.shadows.wake(id, until),
+                }
             }
             ShadowState::Pacing => self.order_pace(now, id),
             ShadowState::Moving => self.order(now, id, ShadowOrder::Retire, ShadowCause::Failed),
@@ -375,16 +407,17 @@ impl Core {
 
     /// Takes up what an earlier life of the brain knew of a shadow.
     pub(super) fn restore_shadow(&mut self, shadow: Shadow) {
-        if shadow.kept_off {
-            self.shadows.kept_off.insert(shadow.of);
-        } else {
-            self.shadows.kept_off.remove(&shadow.of);
+        if self.shadows.last_wanted.get(&shadow.of).is_none_or(|last| *last <= shadow.wanted) {
+            self.shadows.last_wanted.insert(shadow.of, shadow.wanted);
+            let mut says = |set: fn(&mut Shadows) -> &mut BTreeSet<VmId>, word: bool| {
+                let set = set(&mut self.shadows);
+                let _ = if word { set.insert(shadow.of) } else { set.remove(&shadow.of) };
+            };
+            says(|shadows| &mut shadows.kept_off, shadow.kept_off);
+            says(|shadows| &mut shadows.asked_for, shadow.asked_for && !shadow.kept_off);
         }
         if shadow.state == ShadowState::Retired {
             return;
-        }
-        if shadow.asked_for {
-            self.shadows.asked_for.insert(shadow.of);
         }
         self.shadows.insert(self.now, shadow, GONE_AFTER_RESTART);
     }

@@ -225,7 +225,7 @@ impl ShadowPolicy {
         for (setting, least_ms, value_ms) in [
             ("shadow.lead_ms", 0, self.lead_ms),
             ("shadow.pace_ms", 1_000, self.pace_ms),
-            ("shadow.boot_timeout_ms", 1_000, self.boot_timeout_ms),
+            ("shadow.boot_timeout_ms", 90_000, self.boot_timeout_ms),
             ("shadow.cool_down_ms", 1_000, self.cool_down_ms),
         ] {
             let problem = format!("{value_ms} is not within {least_ms}..=86400000 (a day)");

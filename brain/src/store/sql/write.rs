@@ -136,7 +136,7 @@ pub(super) async fn record(db: &mut AnyConnection, record: &Record) -> Result<()
         .bind(shadow.id.to_string())
         .bind(shadow.of.to_string())
         .bind(i64::from(shadow.state == ShadowState::Retired))
-        .bind(i64::from(shadow.kept_off))
+        .bind(i64::from(shadow.kept_off || shadow.asked_for))
         .bind(ms(shadow.since))
         .bind(serde_json::to_string(shadow)?),
         Record::LocalAct { host, outcome } => {

@@ -195,7 +195,9 @@ fn productions() -> impl Strategy<Value = String> {
         ],
         0..=13,
     );
-    (odd.clone(), odd, extra, any::<bool>()).prop_map(|(name, line, extra, kernel)| {
+    // libvirt takes no name of blanks alone.
+    let name = odd.clone().prop_filter("a name", |name| !name.trim().is_empty());
+    (name, odd, extra, any::<bool>()).prop_map(|(name, line, extra, kernel)| {
         let escape = |text: &str| escape(text).unwrap();
         let boot = if kernel {
             format!("<kernel>/boot/k</kernel><cmdline>{}</cmdline>", escape(&line))

@@ -34,6 +34,19 @@ impl Core {
         }
     }
 
+    /// Whether an operator can have the shadow of a VM taken away now.
+    pub fn may_retire_shadow(&self, vm: VmId) -> Result<(), ShadowRefusal> {
+        self.may_change_shadow(vm)?;
+        let id = self.shadows.of.get(&vm).copied().unwrap_or(vm);
+        let Some(shadow) = self.shadows.kept.get(&id).map(|kept| &kept.shadow) else { return Ok(()) };
+        let is_held = shadow.host.as_ref().is_some_and(|host| self.is_shadow_held(shadow.of, id, host));
+        match (self.makes_shadows(), is_held) {
+            (false, _) => Err(ShadowRefusal::Off),
+            (true, true) => Err(ShadowRefusal::Held(vm)),
+            (true, false) => Ok(()),
+        }
+    }
+
     pub(in crate::core) fn make_shadow(&mut self, now: Timestamp, actor: &str, vm: VmId) {
         if let Err(refusal) = self.may_make_shadow(vm) {
             return self.audit(now, actor, "refused", format!("vm {vm}"), format!("shadow make: {refusal}"));
@@ -65,7 +78,7 @@ impl Core {
     }
 
     pub(in crate::core) fn retire_shadow(&mut self, now: Timestamp, actor: &str, vm: VmId) {
-        if let Err(refusal) = self.may_change_shadow(vm) {
+        if let Err(refusal) = self.may_retire_shadow(vm) {
             return self.audit(now, actor, "refused", format!("vm {vm}"), format!("shadow retire: {refusal}"));
         }
         let id = self.shadows.of.get(&vm).copied().unwrap_or(vm);

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{HostId, ShadowOrder, VmId};
+use gnomon_common::wire::{HostId, ShadowOrder, VmId, VmState};
 
-use super::{AVOIDED_FOR, FAILURES_MAX, GONE_AFTER, HOST_LOST_AFTER, Kept};
+use super::{AVOIDED_FOR, FAILURES_MAX, GONE_AFTER, HOST_LOST_AFTER, Kept, LEAVES_WITHIN};
 use crate::core::{ACTOR, Core};
+use crate::fleet::Vm;
 use crate::io::Record;
 use crate::plan::backoff;
 use crate::plan::balance::{Claim, Load, Room};
@@ -20,33 +21,49 @@ impl Core {
         if kept.shadow.state == ShadowState::Retiring {
             return None;
         }
-        let unseen_for = kept.production_seen.map_or(Duration::ZERO, |at| now.since(at));
-        if unseen_for >= kept.gone_after {
-            // A host that is away tells nothing of its VMs: they may run.
-            let host = self.fleet.vms.get(&kept.shadow.of).and_then(|vm| vm.host.as_ref());
-            let is_away = host.is_some_and(|host| !self.is_connected(host));
-            return (!is_away).then_some(ShadowCause::ProductionGone);
+        let production = self.fleet.vms.get(&kept.shadow.of);
+        // As its host told last: a host that is silent says nothing of what has ended.
+        let is_alive = |vm: &Vm| matches!(vm.state, VmState::Running | VmState::Paused | VmState::Arriving);
+        if production.is_none_or(|vm| vm.host.is_none() || !is_alive(vm)) {
+            let since = kept.production_seen.or(kept.watched_since);
+            let is_gone = since.is_some_and(|at| now.since(at) >= kept.gone_after);
+            return is_gone.then_some(ShadowCause::ProductionGone);
         }
-        let is_known = self.fleet.vms.contains_key(&kept.shadow.of);
-        (is_known && !self.wants_shadow(kept.shadow.of)).then_some(ShadowCause::Unwanted)
+        (!self.wants_shadow(kept.shadow.of)).then_some(ShadowCause::Unwanted)
+    }
+
+    /// Whether a host has told of itself a moment ago.
+    pub(super) fn tells(&self, now: Timestamp, host: &HostId) -> bool {
+        let host = self.fleet.hosts.get(host).filter(|host| host.connected);
+        host.and_then(|host| host.prospect).is_some_and(|prospect| now <= prospect.fresh_until)
+    }
+
+    /// Whether its host has been away for so long that its production gets another shadow: this one is taken away when the host is back.
+    pub(super) fn is_abandoned(&self, now: Timestamp, id: VmId) -> bool {
+        let Some(kept) = self.shadows.kept.get(&id) else { return false };
+        let is_placed = kept.shadow.state.is_coming() || kept.shadow.state == ShadowState::Moving;
+        let Some(host) = kept.shadow.host.as_ref().filter(|_| is_placed) else { return false };
+        let is_seen = kept.production_seen.is_some_and(|at| now.since(at) < GONE_AFTER);
+        let told = self.fleet.hosts.get(host).and_then(|host| host.last_window);
+        // Before this life of the brain nobody listened.
+        let since = told.max(kept.watched_since);
+        is_seen && !self.is_connected(host) && since.is_some_and(|at| now.since(at) >= HOST_LOST_AFTER)
     }
 
     /// Why a shadow has to leave its host, if it has, and whether it is parked then.
-    pub(super) fn leaves_because(&self, now: Timestamp, id: VmId) -> Option<(ShadowCause, bool)> {
+    pub(super) fn leaves_because(&self, id: VmId) -> Option<(ShadowCause, bool)> {
         let kept = self.shadows.kept.get(&id)?;
         let host = kept.shadow.host.as_ref().filter(|_| kept.shadow.state.is_coming())?;
         let production = self.fleet.vms.get(&kept.shadow.of).and_then(|vm| vm.host.as_ref());
         if production == Some(host) && self.moves.guards.plans(Guard::ShadowApart) {
             return Some((ShadowCause::Together, false));
         }
-        if self.moves.draining.contains_key(host) {
-            return Some((ShadowCause::Drained, false));
-        }
-        let is_seen = kept.production_seen.is_some_and(|at| now.since(at) < GONE_AFTER);
-        let is_lost = is_seen && !self.is_connected(host);
-        let lost_for = self.fleet.hosts.get(host).and_then(|host| host.last_window).map(|at| now.since(at));
-        (is_lost && lost_for.is_some_and(|lost_for| lost_for >= HOST_LOST_AFTER))
-            .then_some((ShadowCause::Failed, false))
+        self.moves.draining.contains_key(host).then_some((ShadowCause::Drained, false))
+    }
+
+    /// Whether an operator keeps Gnomon's hands off a shadow, its production or its host.
+    pub(super) fn is_shadow_held(&self, of: VmId, id: VmId, host: &HostId) -> bool {
+        self.holds.on_vm(of, Some(host)).is_some() || self.holds.on_vm(id, Some(host)).is_some()
     }
 
     /// A shadow that has to leave a full host makes room before any production moves. Says whether their going is enough.
@@ -64,6 +81,11 @@ impl Core {
         let mut leaving: Vec<(Claim, VmId, bool)> = Vec::new();
         for shadow in self.shadows.coming_to(host) {
             let Some(vm) = self.fleet.vms.get(&shadow.id) else { continue };
+            // One that does not go is no room.
+            let is_stuck = !shadow.state.is_coming() && now.since(shadow.since) > LEAVES_WITHIN;
+            if is_stuck || self.is_shadow_held(shadow.of, shadow.id, host) {
+                continue;
+            }
             leaving.push((self.claim(vm, vm.window_end, None), shadow.id, shadow.state.is_coming()));
         }
         // The largest first: as few as possible go.
@@ -93,11 +115,6 @@ impl Core {
         let Some(kept) = self.shadows.kept.get(&id) else { return };
         if kept.flight.is_none() {
             self.order(now, id, ShadowOrder::Retire, cause);
-        }
-        // A host that is away for long: its shadow is taken away there when it is back, and the production gets another one.
-        let host = self.shadows.kept.get(&id).and_then(|kept| kept.shadow.host.clone());
-        if cause == ShadowCause::Failed && host.is_some_and(|host| !self.is_connected(&host)) {
-            self.end_shadow(now, id, cause);
         }
     }
 
@@ -132,31 +149,32 @@ impl Core {
             (format!("it did not run with all the memory that its production has, {had} bytes"), true)
         };
         shadow.parks = parks;
-        shadow.failures = 0;
+        (shadow.failures, shadow.ends) = (0, 0);
         self.bring_shadow(now, id, ShadowState::Moving, detail);
         self.order(now, id, ShadowOrder::Retire, ShadowCause::Failed);
     }
 
     /// A step was not done: it is done again after a pause; too often in a row, and the shadow leaves that host.
     pub(super) fn shadow_failed(&mut self, now: Timestamp, id: VmId, why: &str) {
+        self.fail(now, id, why, None);
+    }
+
+    /// It is not there as it should be: whatever is left, the order to make it brings it to be.
+    pub(super) fn make_anew(&mut self, now: Timestamp, id: VmId, why: &str) {
+        self.fail(now, id, why, Some(ShadowState::Placed));
+    }
+
+    fn fail(&mut self, now: Timestamp, id: VmId, why: &str, next: Option<ShadowState>) {
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
         let failures = kept.shadow.failures;
         kept.shadow.failures = failures.saturating_add(1);
-        kept.runs_since = None;
-        let next = match kept.shadow.state {
-            _ if !kept.shadow.state.is_coming() => None,
-            _ if failures + 1 >= FAILURES_MAX => {
-                kept.avoid(now);
-                Some(ShadowState::Moving)
-            }
-            // Whatever is left there, the same order brings it to be: it is looked at from the start.
-            ShadowState::Booting | ShadowState::Pacing => Some(ShadowState::Placed),
-            _ => None,
-        };
-        if let Some(next) = next {
-            self.bring_shadow(now, id, next, why.to_owned());
-        } else {
-            self.note_shadow(id, why);
+        let is_hopeless = failures + 1 >= FAILURES_MAX;
+        if kept.shadow.state.is_coming() && is_hopeless {
+            kept.avoid(now);
+        }
+        match next.filter(|_| !is_hopeless).or(is_hopeless.then_some(ShadowState::Moving)) {
+            Some(next) if kept.shadow.state.is_coming() => self.bring_shadow(now, id, next, why.to_owned()),
+            _ => self.note_shadow(id, why),
         }
         self.shadows.wake(id, now + backoff::pause(failures));
     }

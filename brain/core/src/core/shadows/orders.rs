@@ -51,11 +51,17 @@ impl Core {
         match self.shadow_profile(now, id) {
             Some((profile, load)) => {
                 let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
-                let is_refresh = kept.ordered.replace(load).is_some();
+                let is_refresh = kept.ordered.is_some();
+                if now.since(kept.shadow.since) >= Duration::from_millis(self.policy.shadow.boot_timeout_ms) {
+                    (kept.shadow.ends, kept.shadow.failures) = (0, 0);
+                }
                 let host = kept.shadow.host.clone();
                 let order = Action::Shadow(ShadowOrder::Pace(profile));
                 if let Some(host) = host {
                     self.give(now, id, id, host, order, ShadowCause::Paces, is_refresh);
+                }
+                if let Some(kept) = self.shadows.kept.get_mut(&id).filter(|kept| kept.flight.is_some()) {
+                    kept.ordered = Some(load);
                 }
             }
             None => self.shadows.wake(id, now + every),
@@ -84,8 +90,7 @@ impl Core {
         is_refresh: bool,
     ) {
         let Some(of) = self.shadows.kept.get(&id).map(|kept| kept.shadow.of) else { return };
-        let is_held = self.holds.on_vm(of, Some(&host)).is_some() || self.holds.on_vm(id, Some(&host)).is_some();
-        if is_held || !self.is_connected(&host) || !self.makes_shadows() {
+        if self.is_shadow_held(of, id, &host) || !self.is_connected(&host) || !self.makes_shadows() {
             return self.shadows.wake(id, now + WAIT);
         }
         if let Err(why) = self.lint_shadow(now, id, &host, &action) {
@@ -184,10 +189,16 @@ impl Core {
         let Some(flight) = self.shadows.kept.get_mut(&id).and_then(|kept| kept.flight.take()) else { return };
         let Flight { id: order, record, is_refresh, .. } = flight;
         self.shadows.orders.remove(&order);
-        let (host, command) = (record.host.clone(), record.command.id);
+        let (host, command, record_action) = (record.host.clone(), record.command.id, record.command.action.clone());
         self.notice("command_unanswered", format!("host {host}, shadow {id}: no answer to command {command}"));
         if !is_refresh {
             self.persist(Record::Command(CommandRecord { unanswered: true, ..record }));
+        }
+        if matches!(record_action, Action::Shadow(ShadowOrder::Pace(_))) {
+            // It may well go on.
+            let every = Duration::from_millis(self.policy.shadow.pace_ms);
+            self.note_shadow(id, &format!("it runs, but host {host} did not answer"));
+            return self.shadows.wake(id, now + every);
         }
         self.shadow_failed(now, id, &format!("host {host} did not answer"));
     }
@@ -237,6 +248,7 @@ impl Core {
                 }
             }
             (Action::Shadow(_), OutcomeResult::Shadow(done)) => {
+                kept.shadow.failures = 0;
                 match (state, done) {
                     (ShadowState::Placed, ShadowDone::Copied { took_us, .. }) => {
                         let took = format!("made on host {host} in {:.1} s", took_us as f64 / 1e6);
@@ -262,6 +274,10 @@ impl Core {
             (Action::Describe, OutcomeResult::Refused(why @ RefusedCommand::OptedOut)) => {
                 self.bring_shadow(now, id, ShadowState::Parked, why.to_string());
             }
+            (
+                Action::Shadow(ShadowOrder::Start | ShadowOrder::Pace(_)),
+                OutcomeResult::Unshadowable(why @ Unshadowable::NoShadow),
+            ) if state.is_coming() => self.make_anew(now, id, &format!("host {host}: {why}")),
             (Action::Shadow(_), OutcomeResult::Unshadowable(why)) if state.is_coming() => {
                 // On that host it will not be different soon.
                 kept.avoid(now);
@@ -320,8 +336,7 @@ impl Core {
     pub(super) fn send_stray_away(&mut self, now: Timestamp, host: &HostId, window: &VmWindow) {
         let (id, of) = (window.vm, window.shadow.map_or(window.vm, |shadow| shadow.of));
         let was_told = self.shadows.strays.get(&id).is_some_and(|(at, _)| now.since(*at) < STRAY_EVERY);
-        let is_held = self.holds.on_vm(id, Some(host)).is_some();
-        if was_told || is_held || !self.makes_shadows() || !self.is_connected(host) {
+        if was_told || self.is_shadow_held(of, id, host) || !self.makes_shadows() || !self.is_connected(host) {
             return;
         }
         self.shadows.strays.retain(|_, (at, _)| now.since(*at) < STRAY_EVERY * 10);
@@ -339,12 +354,17 @@ impl Core {
 }
 
 fn deadline(record: &CommandRecord) -> Timestamp {
+    deadline_from(record.issued, record)
+}
+
+/// When an order is given up that was issued then.
+pub(super) fn deadline_from(issued: Timestamp, record: &CommandRecord) -> Timestamp {
     let may_take = match &record.command.action {
         Action::Shadow(ShadowOrder::Copy(_)) => COPY_MAX,
         Action::Shadow(ShadowOrder::Start | ShadowOrder::Retire) => START_MAX,
         _ => Duration::ZERO,
     };
-    record.issued + Duration::from_millis(record.command.time_to_live_ms) + may_take + ANSWER_MAX
+    issued + Duration::from_millis(record.command.time_to_live_ms) + may_take + ANSWER_MAX
 }
 
 /// An answer for a person.

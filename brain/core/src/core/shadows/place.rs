@@ -81,7 +81,8 @@ impl Core {
         let others = self.shadows.coming_to(id).filter(|other| other.id != shadow);
         let (mut count, mut cores, mut bytes) = (1, size.cpu_cores, size.memory_bytes);
         // What is there already is in the host's load; what is still to come is not.
-        let mut load = prospect.load.plus(claim(size));
+        let is_there = host.vms.contains(&shadow);
+        let mut load = if is_there { prospect.load } else { prospect.load.plus(claim(size)) };
         for other in others {
             count += 1;
             let size = other.size.unwrap_or(*size);

@@ -235,6 +235,104 @@ fn a_shadow_goes_to_where_vms_wait_less_even_if_more_is_taken_there() {
     assert!(there == host("c") && (share - 0.4).abs() < 1e-9, "{there}: {share}");
 }
 
+#[test]
+fn a_brain_that_was_away_for_long_takes_every_shadow_up_where_it_was() {
+    let mut town = Town::new();
+    town.windows(6);
+    let before = town.shadow();
+    // Reports come in again after the brain has had time to look.
+    town.second += 3600;
+    town.up.values_mut().for_each(|up| *up = false);
+    town.restart_brain();
+    for _ in 0..4 {
+        town.second += 5;
+        town.core.handle_timeout(town.now());
+        town.drain();
+    }
+    for name in HOSTS {
+        town.up.insert(host(name), true);
+        town.connect(&host(name));
+    }
+    town.windows(6);
+    let after = town.shadow();
+    assert_eq!((after.id, after.state, after.host), (before.id, ShadowState::Pacing, before.host), "{:#?}", town.audit);
+}
+
+#[test]
+fn a_clock_that_steps_or_a_brain_that_stood_still_ends_no_shadow() {
+    let mut town = Town::new();
+    town.windows(6);
+    let before = town.shadow().id;
+    town.second += 600;
+    town.core.handle_timeout(town.now());
+    town.drain();
+    town.settle();
+    town.windows(6);
+    assert_eq!((town.shadow().id, town.state()), (before, Some(ShadowState::Pacing)), "{:#?}", town.audit);
+}
+
+#[test]
+fn an_operators_last_word_survives_whatever_became_of_earlier_shadows() {
+    let mut policy = shadowing();
+    policy.shadow.every_vm = false;
+    let mut town = Town::of(policy);
+    town.windows(3);
+    town.operator(OperatorRequest::MakeShadow { vm: vm(1) });
+    town.windows(4);
+    let away = town.shadow().host.unwrap();
+    // Retired while its host is away, and wanted again meanwhile.
+    town.up.insert(away.clone(), false);
+    town.feed(Input::HostLost { host: away.clone() });
+    town.operator(OperatorRequest::RetireShadow { vm: vm(1) });
+    town.windows(1);
+    town.operator(OperatorRequest::MakeShadow { vm: vm(1) });
+    town.windows(6);
+    town.up.insert(away.clone(), true);
+    town.connect(&away);
+    town.windows(4);
+    let id = town.shadow().id;
+    town.restart_brain();
+    town.windows(8);
+    assert_eq!((town.shadow().id, town.state()), (id, Some(ShadowState::Pacing)), "{:#?}", town.audit);
+    assert_eq!(town.shadows.len(), 1);
+}
+
+#[test]
+fn one_that_cannot_go_is_no_room_for_the_vms_of_a_full_host() {
+    let mut town = Town::new();
+    town.policy.migrate.mode = Mode::Auto;
+    town.core = Core::new(town.policy.clone(), 1, 1);
+    HOSTS.iter().for_each(|name| town.connect(&host(name)));
+    town.windows(4);
+    let full = town.shadow().host.unwrap();
+    town.operator(OperatorRequest::Pause { scope: Scope::Vm(vm(1)) });
+    for number in 10..14 {
+        town.productions.insert(number, full.clone());
+        town.demand.insert(number, 0.9);
+    }
+    town.windows(8);
+    assert_eq!(town.shadow().host, Some(full), "it is held");
+    assert!(town.audit.iter().any(|line| line.contains("migrate from host")), "{:#?}", town.audit);
+}
+
+#[test]
+fn a_host_that_dies_while_a_shadow_boots_or_leaves_costs_no_production_its_shadow() {
+    let mut town = Town::new();
+    town.boots_from_bytes = u64::MAX;
+    town.windows(2);
+    let (first, dead) = (town.shadow().id, town.shadow().host.unwrap());
+    town.up.insert(dead.clone(), false);
+    town.feed(Input::HostLost { host: dead.clone() });
+    town.boots_from_bytes = 0;
+    town.windows(80);
+    let second = town.shadow();
+    assert!(
+        second.id != first && second.state == ShadowState::Pacing && second.host != Some(dead),
+        "{:#?}",
+        town.audit
+    );
+}
+
 /// What can happen to the small world.
 #[derive(Clone, Debug)]
 enum Turn {
