@@ -7,6 +7,7 @@ use crate::config::CPU_FLOOR_CORES_MIN;
 use crate::host::libvirt::{
     CPU_MODES, NETWORK_UNIT_BYTES_PER_S, SHADOW_FILTER, SHADOW_NAMESPACE, SHADOW_NETWORK, SHADOW_SUFFIX,
 };
+use crate::pacer::PORT;
 use gnomon_common::wire::{Blueprint, Boot, ShadowSize, ShadowSpec, Unshadowable, VmId};
 use std::path::Path;
 
@@ -16,8 +17,6 @@ pub(super) const SCRATCH_FILE: &str = "scratch.raw";
 const SCRATCH_SERIAL: &str = "gnomon-scratch";
 /// The socket on the host of the channel by which the pacer is spoken to.
 pub(crate) const PACER_SOCKET: &str = "pacer.sock";
-/// How the guest knows the channel.
-const PACER_CHANNEL: &str = "org.gnomon.pacer.0";
 /// A UEFI guest's variables.
 const VARIABLES_FILE: &str = "variables.fd";
 
@@ -189,7 +188,7 @@ fn devices(
     }
     let socket = file(folder, PACER_SOCKET)?;
     devices += &format!(
-        "    <channel type='unix'><source mode='bind' path='{socket}'/><target type='virtio' name='{PACER_CHANNEL}'/></channel>\n    \
+        "    <channel type='unix'><source mode='bind' path='{socket}'/><target type='virtio' name='{PORT}'/></channel>\n    \
          <serial type='pty'><target port='0'/></serial>\n    \
          <memballoon model='virtio'><stats period='5'/></memballoon>\n"
     );

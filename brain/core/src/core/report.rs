@@ -37,8 +37,8 @@ impl Core {
         self.restore_baselines_on(now, &report.host);
         self.look_back(now, report, end);
         self.plan(now, report, end);
-        self.look_at_shadows(now, report);
         if Self::is_fresh(now, end, window_of(report)) && self.is_connected(&report.host) {
+            self.look_at_shadows(now, report);
             self.balance(now, &report.host, end, window_of(report));
         }
     }

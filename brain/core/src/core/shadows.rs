@@ -27,8 +27,9 @@ use crate::shadow::{Shadow, ShadowCause, ShadowState};
 /// A host that is not connected, or held, is waited for so long before it is looked at again.
 const WAIT: Duration = Duration::from_secs(5);
 
-/// A production that has not been seen running for so long is gone. A restarted brain has to hear of it first.
+/// A production that has not been seen running for so long is gone.
 const GONE_AFTER: Duration = Duration::from_secs(30);
+/// One that this life of the brain has not seen at all has so long to be heard of.
 const GONE_AFTER_RESTART: Duration = Duration::from_mins(5);
 
 /// A shadow whose host has been away for so long is given up there, and made elsewhere under another identity.
@@ -86,14 +87,12 @@ struct Kept {
     watched_since: Option<Timestamp>,
     /// When its production was seen running last.
     production_seen: Option<Timestamp>,
-    gone_after: Duration,
     /// What it was last told to do.
     ordered: Option<Load>,
 }
 
 #[derive(Clone, Debug)]
 struct Flight {
-    id: CommandId,
     record: CommandRecord,
     deadline: Timestamp,
     /// The answers to orders that only refresh what is there are no news.
@@ -118,7 +117,8 @@ impl Shadows {
         self.due.insert((at, id));
     }
 
-    fn insert(&mut self, now: Timestamp, shadow: Shadow, gone_after: Duration) {
+    /// Looks after a shadow from now on, whose production was last seen running then.
+    fn insert(&mut self, now: Timestamp, shadow: Shadow, production_seen: Option<Timestamp>) {
         let (id, of) = (shadow.id, shadow.of);
         if shadow.state != ShadowState::Retiring {
             self.of.insert(of, id);
@@ -129,8 +129,7 @@ impl Shadows {
             due: now,
             runs_since: None,
             watched_since: None,
-            production_seen: None,
-            gone_after,
+            production_seen,
             ordered: None,
         };
         self.due.insert((now, id));
@@ -141,7 +140,7 @@ impl Shadows {
         let Some(kept) = self.kept.remove(&id) else { return };
         self.due.remove(&(kept.due, id));
         if let Some(flight) = kept.flight {
-            self.orders.remove(&flight.id);
+            self.orders.remove(&flight.record.command.id);
         }
         if self.of.get(&kept.shadow.of) == Some(&id) {
             self.of.remove(&kept.shadow.of);
@@ -168,6 +167,11 @@ impl Shadows {
         self.strays.values_mut().for_each(|(at, _)| *at = (*at).min(now));
     }
 
+    /// The shadow of a production, or the shadow with this identity.
+    fn id_of(&self, vm: VmId) -> VmId {
+        self.of.get(&vm).copied().unwrap_or(vm)
+    }
+
     /// The shadows that are on a host, or are coming to it.
     fn coming_to<'a>(&'a self, host: &'a HostId) -> impl Iterator<Item = &'a Shadow> {
         let shadows = self.kept.values().map(|kept| &kept.shadow);
@@ -181,7 +185,12 @@ impl Core {
         self.policy.mode == Mode::Auto && self.policy.shadow.mode == Mode::Auto
     }
 
-    /// Takes in what a report says of productions and shadows.
+    /// How often a shadow is told what to do.
+    fn pace_every(&self) -> Duration {
+        Duration::from_millis(self.policy.shadow.pace_ms)
+    }
+
+    /// Takes in what a fresh report says of productions and shadows.
     pub(super) fn look_at_shadows(&mut self, now: Timestamp, report: &Report) {
         let length = Duration::from_millis(u64::from(report.window_ms));
         for window in &report.vms {
@@ -232,7 +241,6 @@ impl Core {
         };
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
         kept.production_seen = Some(now);
-        kept.gone_after = GONE_AFTER;
         let meets = kept.shadow.state.is_coming() && kept.shadow.host.as_ref() == Some(host);
         if meets || !wants {
             self.shadows.wake(id, now);
@@ -278,7 +286,7 @@ impl Core {
         };
         self.persist(Record::Shadow(Box::new(shadow.clone())));
         self.audit(now, actor, "shadow_wanted", format!("vm {of}"), format!("shadow {id}"));
-        self.shadows.insert(now, shadow, GONE_AFTER);
+        self.shadows.insert(now, shadow, Some(now));
         self.tend_shadow(now, id);
     }
 
@@ -369,8 +377,8 @@ impl Core {
         if self.is_abandoned(now, id) {
             return self.end_shadow(now, id, ShadowCause::Failed);
         }
-        if let Some((cause, parks)) = self.leaves_because(id) {
-            return self.move_shadow(now, id, cause, parks);
+        if let Some(cause) = self.leaves_because(id) {
+            return self.move_shadow(now, id, cause, false);
         }
         let Some(kept) = self.shadows.kept.get(&id) else { return };
         let shadow = &kept.shadow;
@@ -419,6 +427,6 @@ impl Core {
         if shadow.state == ShadowState::Retired {
             return;
         }
-        self.shadows.insert(self.now, shadow, GONE_AFTER_RESTART);
+        self.shadows.insert(self.now, shadow, None);
     }
 }

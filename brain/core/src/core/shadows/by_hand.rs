@@ -26,7 +26,7 @@ impl Core {
 
     /// Whether an operator can change or retire the shadow of a VM now.
     pub fn may_change_shadow(&self, vm: VmId) -> Result<(), ShadowRefusal> {
-        let id = self.shadows.of.get(&vm).copied().unwrap_or(vm);
+        let id = self.shadows.id_of(vm);
         match self.shadows.kept.get(&id).map(|kept| kept.shadow.state) {
             None => Err(ShadowRefusal::None(vm)),
             Some(ShadowState::Retiring) => Err(ShadowRefusal::Retiring(vm)),
@@ -37,7 +37,7 @@ impl Core {
     /// Whether an operator can have the shadow of a VM taken away now.
     pub fn may_retire_shadow(&self, vm: VmId) -> Result<(), ShadowRefusal> {
         self.may_change_shadow(vm)?;
-        let id = self.shadows.of.get(&vm).copied().unwrap_or(vm);
+        let id = self.shadows.id_of(vm);
         let Some(shadow) = self.shadows.kept.get(&id).map(|kept| &kept.shadow) else { return Ok(()) };
         let is_held = shadow.host.as_ref().is_some_and(|host| self.is_shadow_held(shadow.of, id, host));
         match (self.makes_shadows(), is_held) {
@@ -61,7 +61,7 @@ impl Core {
         if let Err(refusal) = self.may_change_shadow(vm) {
             return self.audit(now, actor, "refused", format!("vm {vm}"), format!("shadow fidelity: {refusal}"));
         }
-        let id = self.shadows.of.get(&vm).copied().unwrap_or(vm);
+        let id = self.shadows.id_of(vm);
         let fidelity = fidelity.filter(|fidelity| fidelity.is_finite()).map(|fidelity| fidelity.clamp(0.0, 1.0));
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
         kept.shadow.fidelity = fidelity;
@@ -81,7 +81,7 @@ impl Core {
         if let Err(refusal) = self.may_retire_shadow(vm) {
             return self.audit(now, actor, "refused", format!("vm {vm}"), format!("shadow retire: {refusal}"));
         }
-        let id = self.shadows.of.get(&vm).copied().unwrap_or(vm);
+        let id = self.shadows.id_of(vm);
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
         kept.shadow.kept_off = true;
         let of = kept.shadow.of;

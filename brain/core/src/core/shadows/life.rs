@@ -5,7 +5,7 @@ use std::time::Duration;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{HostId, ShadowOrder, VmId, VmState};
 
-use super::{AVOIDED_FOR, FAILURES_MAX, GONE_AFTER, HOST_LOST_AFTER, Kept, LEAVES_WITHIN};
+use super::{AVOIDED_FOR, FAILURES_MAX, GONE_AFTER, GONE_AFTER_RESTART, HOST_LOST_AFTER, Kept, LEAVES_WITHIN};
 use crate::core::{ACTOR, Core};
 use crate::fleet::Vm;
 use crate::io::Record;
@@ -25,8 +25,11 @@ impl Core {
         // As its host told last: a host that is silent says nothing of what has ended.
         let is_alive = |vm: &Vm| matches!(vm.state, VmState::Running | VmState::Paused | VmState::Arriving);
         if production.is_none_or(|vm| vm.host.is_none() || !is_alive(vm)) {
-            let since = kept.production_seen.or(kept.watched_since);
-            let is_gone = since.is_some_and(|at| now.since(at) >= kept.gone_after);
+            let is_gone = match (kept.production_seen, kept.watched_since) {
+                (Some(seen), _) => now.since(seen) >= GONE_AFTER,
+                (None, Some(watched)) => now.since(watched) >= GONE_AFTER_RESTART,
+                (None, None) => false,
+            };
             return is_gone.then_some(ShadowCause::ProductionGone);
         }
         (!self.wants_shadow(kept.shadow.of)).then_some(ShadowCause::Unwanted)
@@ -50,15 +53,15 @@ impl Core {
         is_seen && !self.is_connected(host) && since.is_some_and(|at| now.since(at) >= HOST_LOST_AFTER)
     }
 
-    /// Why a shadow has to leave its host, if it has, and whether it is parked then.
-    pub(super) fn leaves_because(&self, id: VmId) -> Option<(ShadowCause, bool)> {
+    /// Why a shadow has to leave its host, if it has.
+    pub(super) fn leaves_because(&self, id: VmId) -> Option<ShadowCause> {
         let kept = self.shadows.kept.get(&id)?;
         let host = kept.shadow.host.as_ref().filter(|_| kept.shadow.state.is_coming())?;
         let production = self.fleet.vms.get(&kept.shadow.of).and_then(|vm| vm.host.as_ref());
         if production == Some(host) && self.moves.guards.plans(Guard::ShadowApart) {
-            return Some((ShadowCause::Together, false));
+            return Some(ShadowCause::Together);
         }
-        self.moves.draining.contains_key(host).then_some((ShadowCause::Drained, false))
+        self.moves.draining.contains_key(host).then_some(ShadowCause::Drained)
     }
 
     /// Whether an operator keeps Gnomon's hands off a shadow, its production or its host.

@@ -47,7 +47,6 @@ impl Core {
 
     /// Tells its host what a shadow is to do.
     pub(super) fn order_pace(&mut self, now: Timestamp, id: VmId) {
-        let every = Duration::from_millis(self.policy.shadow.pace_ms);
         match self.shadow_profile(now, id) {
             Some((profile, load)) => {
                 let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
@@ -64,7 +63,7 @@ impl Core {
                     kept.ordered = Some(load);
                 }
             }
-            None => self.shadows.wake(id, now + every),
+            None => self.shadows.wake(id, now + self.pace_every()),
         }
     }
 
@@ -99,8 +98,8 @@ impl Core {
         }
         let record = self.shadow_command(now, of, vm, host, action, cause, is_refresh);
         let deadline = deadline(&record);
-        let flight = Flight { id: record.command.id, record, deadline, is_refresh };
-        self.shadows.orders.insert(flight.id, id);
+        self.shadows.orders.insert(record.command.id, id);
+        let flight = Flight { record, deadline, is_refresh };
         if let Some(kept) = self.shadows.kept.get_mut(&id) {
             kept.flight = Some(flight);
         }
@@ -187,8 +186,8 @@ impl Core {
     /// An order stayed unanswered.
     pub(super) fn shadow_unanswered(&mut self, now: Timestamp, id: VmId) {
         let Some(flight) = self.shadows.kept.get_mut(&id).and_then(|kept| kept.flight.take()) else { return };
-        let Flight { id: order, record, is_refresh, .. } = flight;
-        self.shadows.orders.remove(&order);
+        let Flight { record, is_refresh, .. } = flight;
+        self.shadows.orders.remove(&record.command.id);
         let (host, command, record_action) = (record.host.clone(), record.command.id, record.command.action.clone());
         self.notice("command_unanswered", format!("host {host}, shadow {id}: no answer to command {command}"));
         if !is_refresh {
@@ -196,9 +195,8 @@ impl Core {
         }
         if matches!(record_action, Action::Shadow(ShadowOrder::Pace(_))) {
             // It may well go on.
-            let every = Duration::from_millis(self.policy.shadow.pace_ms);
             self.note_shadow(id, &format!("it runs, but host {host} did not answer"));
-            return self.shadows.wake(id, now + every);
+            return self.shadows.wake(id, now + self.pace_every());
         }
         self.shadow_failed(now, id, &format!("host {host} did not answer"));
     }
@@ -216,8 +214,8 @@ impl Core {
             let text = format!("host {host} answered {}, which was sent to another host", outcome.id);
             return self.notice("outcome_of_foreign_command", text);
         }
-        let Some(Flight { id: order, record, is_refresh, .. }) = kept.flight.take() else { return };
-        self.shadows.orders.remove(&order);
+        let Some(Flight { record, is_refresh, .. }) = kept.flight.take() else { return };
+        self.shadows.orders.remove(&record.command.id);
         let result = outcome.result.clone();
         if !is_refresh {
             let object = format!("vm {}", record.command.vm);
@@ -260,9 +258,9 @@ impl Core {
                         self.bring_shadow(now, id, ShadowState::Booting, took);
                         self.tend_shadow(now, id);
                     }
-                    (ShadowState::Pacing, ShadowDone::Paced) => {
-                        let every = Duration::from_millis(self.policy.shadow.pace_ms);
-                        self.shadows.wake(id, now + every);
+                    // Unless its fidelity has changed meanwhile.
+                    (ShadowState::Pacing, ShadowDone::Paced) if kept.ordered.is_some() => {
+                        self.shadows.wake(id, now + self.pace_every());
                     }
                     // What was asked for before it had to leave.
                     _ => self.tend_shadow(now, id),
@@ -288,8 +286,7 @@ impl Core {
             (Action::Shadow(ShadowOrder::Pace(_)), result) => {
                 // It measures its host without a pacer as well.
                 self.note_shadow(id, &format!("it runs, but does not pace: {}", in_words(&result)));
-                let every = Duration::from_millis(self.policy.shadow.pace_ms);
-                self.shadows.wake(id, now + every);
+                self.shadows.wake(id, now + self.pace_every());
             }
             (_, result) => self.shadow_failed(now, id, &format!("host {host}: {}", in_words(&result))),
         }

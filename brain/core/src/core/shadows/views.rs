@@ -15,7 +15,7 @@ impl Core {
 
     /// The shadow of a production, or the shadow with this identity.
     pub fn shadow(&self, vm: VmId) -> Option<ShadowView> {
-        let id = self.shadows.of.get(&vm).copied().unwrap_or(vm);
+        let id = self.shadows.id_of(vm);
         self.shadows.kept.get(&id).map(|kept| self.shadow_view(kept))
     }
 

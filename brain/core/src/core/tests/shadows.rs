@@ -62,6 +62,19 @@ fn fidelity_changes_what_a_running_shadow_does_at_once() {
 }
 
 #[test]
+fn a_fidelity_that_changes_while_a_profile_is_on_its_way_is_told_next() {
+    let mut town = Town::new();
+    town.windows(4);
+    town.feed(Input::Operator {
+        actor: "ann".to_owned(),
+        request: OperatorRequest::SetFidelity { vm: vm(1), fidelity: Some(1.0) },
+    });
+    assert_eq!(town.commands.len(), 1, "on its way");
+    town.operator(OperatorRequest::SetFidelity { vm: vm(1), fidelity: Some(0.0) });
+    assert_eq!(town.paced().unwrap().cpu_cores, 0.0);
+}
+
+#[test]
 fn a_shadow_leaves_the_host_that_its_production_comes_to() {
     let mut town = Town::new();
     town.windows(4);
