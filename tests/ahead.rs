@@ -93,14 +93,17 @@ fn traces(stack: &Stack) -> Result<Vec<&'static str>> {
     Ok(found)
 }
 
+/// What the brain says of it all, for errors.
+fn told(stack: &Stack) -> String {
+    let get = |path: &str| stack.api().get(path).map_or_else(|error| format!("{error:#}"), |it| it.to_string());
+    let [shadows, vms, audit] = ["/api/v1/shadows", "/api/v1/vms", "/api/v1/audit?limit=60"].map(get);
+    format!("shadows: {shadows}\nVMs: {vms}\naudit: {audit}")
+}
+
 /// Waits until the shadow paces and its pacer tells; returns it.
 fn paces(stack: &Stack, patience: Duration) -> Result<Value> {
-    let told = |stack: &Stack| shadow(stack).is_ok_and(|view| view["state"] == "pacing" && view["pacer"].is_object());
-    wait_for("a shadow that paces", patience, || Ok(told(stack))).with_context(|| {
-        let audit =
-            stack.api().get("/api/v1/audit?limit=60").map_or_else(|error| error.to_string(), |it| it.to_string());
-        format!("shadow: {:?}\naudit: {audit}", shadow(stack).ok())
-    })?;
+    let is_told = |stack: &Stack| shadow(stack).is_ok_and(|it| it["state"] == "pacing" && it["pacer"].is_object());
+    wait_for("a shadow that paces", patience, || Ok(is_told(stack))).with_context(|| told(stack))?;
     shadow(stack)
 }
 
@@ -173,9 +176,8 @@ fn a_shadow_lives_ahead_of_its_production_from_its_start_to_its_end() -> Result<
 
     // With its production's life its own is over: nothing is left of it.
     stack.lab.host(&first)?.virsh(["destroy", "g1"])?;
-    wait_for("the shadow to be retired", Duration::from_secs(120), || {
-        Ok(stack.api().get("/api/v1/shadows")? == json!([]) && traces(&stack)?.is_empty())
-    })?;
+    let is_gone = |stack: &Stack| Ok(stack.api().get("/api/v1/shadows")? == json!([]) && traces(stack)?.is_empty());
+    wait_for("the shadow to be retired", Duration::from_secs(120), || is_gone(&stack)).with_context(|| told(&stack))?;
     let audit = stack.api().get("/api/v1/audit?limit=1000")?.to_string();
     for words in ["its production is to have a shadow", "its production is on the same host", "its production is gone"]
     {

@@ -113,7 +113,10 @@ impl Core {
         match input {
             Input::HostUp { host, facts } => self.host_up(now, host, facts),
             Input::HostLost { host } => self.host_lost(now, &host),
-            Input::Report(report) => self.report(now, &report),
+            Input::Report(mut report) => {
+                self.mark_shadows(&mut report);
+                self.report(now, &report);
+            }
             Input::Outcome { host, outcome } => self.outcome(now, &host, outcome),
             Input::Operator { actor, request } => self.operator(now, &actor, request),
             Input::Policy(policy) => self.set_policy(*policy),

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{CommandId, HostId, Load, Report, ShadowOrder, VmId, VmState, VmWindow};
+use gnomon_common::wire::{CommandId, HostId, Load, Report, ShadowOrder, ShadowWindow, VmId, VmState, VmWindow};
 
 use super::{ACTOR, Core};
 use crate::draw::draw;
@@ -190,6 +190,14 @@ impl Core {
         Duration::from_millis(self.policy.shadow.pace_ms)
     }
 
+    /// Marks windows of shadows of which their agent has not read yet that they are some: it looks at definitions now and then.
+    pub(super) fn mark_shadows(&self, report: &mut Report) {
+        for window in report.vms.iter_mut().filter(|window| window.shadow.is_none()) {
+            let of = self.shadows.kept.get(&window.vm).map(|kept| kept.shadow.of);
+            window.shadow = of.map(|of| ShadowWindow { of, pacer: None });
+        }
+    }
+
     /// Takes in what a fresh report says of productions and shadows.
     pub(super) fn look_at_shadows(&mut self, now: Timestamp, report: &Report) {
         let length = Duration::from_millis(u64::from(report.window_ms));
@@ -250,7 +258,8 @@ impl Core {
 
     /// Whether a production is to have a shadow: an operator's word goes before its owner's, and that before policy's.
     fn wants_shadow(&self, vm: VmId) -> bool {
-        let Some(vm_entry) = self.fleet.vms.get(&vm) else { return false };
+        // A shadow that nobody knows of tells what it is a window or two late.
+        let Some(vm_entry) = self.fleet.vms.get(&vm).filter(|vm| vm.shadow.is_none()) else { return false };
         let terms = &vm_entry.terms;
         let by_owner = terms.shadow.unwrap_or(self.policy.shadow.every_vm && !terms.hands_off());
         let by_operator = self.shadows.asked_for.contains(&vm);

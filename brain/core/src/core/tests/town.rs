@@ -55,6 +55,8 @@ pub(super) struct There {
     pub(super) memory_bytes: u64,
     pub(super) runs: bool,
     pub(super) paced: Option<Load>,
+    /// So many windows pass before its agent has read that it is a shadow.
+    pub(super) unread: u32,
 }
 
 /// Hosts, the VMs on them, the store, and the brain.
@@ -218,7 +220,7 @@ impl Town {
                 let ShadowSpec { of, size, .. } = &**spec;
                 let home = self.productions.iter().find(|(number, _)| vm(**number) == *of).map(|(_, home)| home);
                 assert_ne!(home, Some(to), "never made on its production's host");
-                let there = There { of: *of, memory_bytes: size.memory_bytes, runs: false, paced: None };
+                let there = There { of: *of, memory_bytes: size.memory_bytes, runs: false, paced: None, unread: 2 };
                 self.shadows.entry(key).or_insert(there);
                 OutcomeResult::Shadow(ShadowDone::Copied { took_us: 1_000, copied_bytes: 0 })
             }
@@ -285,7 +287,7 @@ impl Town {
                 cpu.demand_high.mean += waits;
             }
         }
-        for ((_, id), there) in self.shadows.iter().filter(|((on, _), _)| on == name) {
+        for ((_, id), there) in self.shadows.iter_mut().filter(|((on, _), _)| on == name) {
             let mut window = report_of(name.as_str(), second, &[(9, 0.05, 0.05)], Some(0.1)).vms.remove(0);
             let pacer = there.runs.then_some(PacerWindow { wanted: Load::default(), made: Load::default() });
             window.vm = *id;
@@ -296,6 +298,10 @@ impl Town {
                 (window.cpu, window.allocation.quota_cores, window.allocation.vcpus) = (None, None, 4);
             }
             window.shadow = Some(ShadowWindow { of: there.of, pacer: pacer.filter(|_| self.has_pacer) });
+            if there.unread > 0 {
+                there.unread -= 1;
+                window.shadow = None;
+            }
             report.vms.push(window);
         }
         self.feed(Input::Report(Box::new(report)));
