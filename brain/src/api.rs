@@ -26,7 +26,7 @@ pub use moves::{AbortAnswer, MigrateAnswer, MigrateBody};
 pub use operate::{OperateBody, Operated, ScopeBody, TouchedVm};
 pub use problem::Problem;
 pub use set::{SetAnswer, SetBody};
-pub use shadows::{FidelityBody, ShadowAnswer};
+pub use shadows::{FidelityBody, ShadowAnswer, TrialBody};
 pub use status::Status;
 
 use crate::drive::{Desk, DriveHandle};
@@ -108,6 +108,7 @@ pub fn router(state: ApiState) -> Router {
             "/vms/{vm}/shadow",
             get(shadows::show).post(shadows::make).put(shadows::fidelity).delete(shadows::retire),
         )
+        .route("/vms/{vm}/shadow/trial", post(shadows::trial))
         .route("/capacity", get(capacity::list))
         .route("/capacity/{key}/approve", post(capacity::approve))
         .route("/capacity/{key}/deny", post(capacity::deny))

@@ -33,6 +33,8 @@ enum Name {
     Probe,
     /// CPU and memory of the agent, and what it causes in libvirtd and QEMU, beside two exporters on the same guests
     Agent,
+    /// How long VMs wait for CPUs beside others, which the simulator's hosts are fitted to
+    Contention,
     /// VMs that one brain takes on two cores, with its CPU, memory, and the time from window to command
     Ingest,
     /// Accuracy and CPU time of forecasts, beside statsforecast's models (-- --data DIR with suites)
@@ -43,6 +45,8 @@ enum Name {
     Plan,
     /// 10,000 drawn worlds: no rule is broken, and every guard that is taken away is missed (-- --seeds N)
     Sim,
+    /// Whether shadows help: the same drawn worlds with them, without, and with what they tell shuffled (-- --seeds N)
+    Shadow,
     /// Sizing beside rules that an operator would pick (-- --demand CSV --warmup ROWS --out CSV --curve)
     Policy,
 }
@@ -54,10 +58,12 @@ impl Name {
             // What it measures runs in the kernel, from an eBPF object that is optimised in every profile.
             Self::Probe => ("gnomon-agent", "probe", "dev"),
             Self::Agent => ("gnomon-agent", "agent", "release"),
+            Self::Contention => ("gnomon-agent", "contention", "dev"),
             Self::Ingest => ("gnomon-brain", "ingest", "release"),
             Self::Forecast => ("gnomon-backtest", "forecast", "release"),
             Self::Plan => ("gnomon-sim", "plan", "release"),
             Self::Sim => ("gnomon-sim", "sim", "release"),
+            Self::Shadow => ("gnomon-sim", "shadow", "release"),
             Self::Anomaly | Self::Policy => ("gnomon-backtest", "replay", "release"),
         }
     }
@@ -67,8 +73,10 @@ impl Name {
         match self {
             Self::Probe => &[Purpose::Build, Purpose::Lab, Purpose::Bench],
             // Its peers would be services of this machine if they were installed: it unpacks them.
-            Self::Agent => &[Purpose::Build, Purpose::Lab],
-            Self::Ingest | Self::Forecast | Self::Anomaly | Self::Policy | Self::Plan | Self::Sim => &[Purpose::Build],
+            Self::Agent | Self::Contention => &[Purpose::Build, Purpose::Lab],
+            Self::Ingest | Self::Forecast | Self::Anomaly | Self::Policy | Self::Plan | Self::Sim | Self::Shadow => {
+                &[Purpose::Build]
+            }
         }
     }
 }
@@ -81,7 +89,7 @@ pub fn run(args: &Args) -> Result<()> {
     let Some(name) = args.name else {
         for variant in Name::value_variants() {
             let value = variant.to_possible_value().context("every benchmark has a name")?;
-            println!("{:8} {}", value.get_name(), value.get_help().map(ToString::to_string).unwrap_or_default());
+            println!("{:10} {}", value.get_name(), value.get_help().map(ToString::to_string).unwrap_or_default());
         }
         return Ok(());
     };
@@ -97,7 +105,7 @@ pub fn run(args: &Args) -> Result<()> {
     let backtest = match name {
         Name::Anomaly => Some("anomaly"),
         Name::Policy => Some("policy"),
-        Name::Probe | Name::Agent | Name::Ingest | Name::Forecast | Name::Plan | Name::Sim => None,
+        _ => None,
     };
     command.args(backtest);
     if name == Name::Agent {

@@ -105,6 +105,12 @@ impl Stack {
         Ok(())
     }
 
+    /// Gives the agent of a host other settings, from its next start on.
+    pub fn configure_agent(&self, host: &str, settings: &AgentSettings) -> Result<()> {
+        let host = self.lab.host(host)?;
+        configure_agent(&self.brain_dir(), host, self.lab.capacity_cores(host), settings)
+    }
+
     /// Starts the agent of a host, and no more.
     pub fn launch_agent(&mut self, host: &str) -> Result<()> {
         ensure!(!self.agents.contains_key(host), "the agent of {host} runs already");
@@ -211,8 +217,12 @@ impl Drop for Stack {
 
 /// Issues a host's certificate into its directory and writes the agent's configuration there.
 fn prepare_agent(brain_dir: &Path, host: &Host, capacity_cores: Option<f64>, settings: &AgentSettings) -> Result<()> {
+    config::issue_agent(brain_dir, host.name(), &host.dir().join("agent"))?;
+    configure_agent(brain_dir, host, capacity_cores, settings)
+}
+
+fn configure_agent(brain_dir: &Path, host: &Host, capacity_cores: Option<f64>, settings: &AgentSettings) -> Result<()> {
     let identity = host.dir().join("agent");
-    config::issue_agent(brain_dir, host.name(), &identity)?;
     let place = AgentPlace {
         host: host.name(),
         capacity_cores,

@@ -14,6 +14,8 @@ use xtask::stack::{AgentSettings, BrainSettings, Mode, Stack, demo_policy};
 
 /// What each guest wants, in cores.
 const LOAD: &str = "constant:0.02";
+/// The brain's default.
+const HEARTBEAT_MS: u64 = 5000;
 /// After a start, before it is measured: connections and first looks at all guests are made once.
 const SETTLE: Duration = Duration::from_secs(2);
 /// After guests have booted: what their systems do once, QEMU's own threads do with them.
@@ -84,7 +86,7 @@ pub(super) fn measure(numbers: &[usize], rounds: usize, turn: Duration) -> Resul
     let guests: Vec<Guest> = (1..=*most).map(define).collect::<Result<_>>()?;
     let mut policy = demo_policy();
     policy.mode = Mode::Observe;
-    let brain = BrainSettings { policy, heartbeat_ms: 1000 };
+    let brain = BrainSettings { policy, heartbeat_ms: HEARTBEAT_MS };
     let mut stack = Stack::start(lab, brain, &AgentSettings::default())?;
     stack.stop_agent(host.name())?;
     let mut all = Vec::new();

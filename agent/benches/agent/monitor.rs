@@ -13,8 +13,11 @@ use std::process::{Child, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 use xtask::lab::{self, BRAIN_ADDRESS, Host, Lab};
-use xtask::stack::Stack;
+use xtask::stack::{AgentSettings, Stack};
 
+/// The agent's own intervals, by default.
+const SAMPLE_MS: u64 = 1000;
+const WINDOW_MS: u64 = 10_000;
 const EXPORTER_PORT: u16 = 9177;
 const COLLECTD_PORT: u16 = 25826;
 /// A peer that has not begun by then has failed.
@@ -25,17 +28,21 @@ const SCRAPE_MAX: Duration = Duration::from_secs(5);
 /// Who takes turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(super) enum Kind {
+    /// As it is by default: a sample each second, a report every ten.
     Agent,
+    /// Told to report each second as well.
+    AgentEachSecond,
     Exporter,
     Collectd,
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 3] = [Self::Agent, Self::Exporter, Self::Collectd];
+    pub(super) const ALL: [Self; 4] = [Self::Agent, Self::AgentEachSecond, Self::Exporter, Self::Collectd];
 
     pub(super) fn title(self) -> &'static str {
         match self {
             Self::Agent => "gnomon-agent",
+            Self::AgentEachSecond => "  reporting each second",
             Self::Exporter => "prometheus-libvirt-exporter",
             Self::Collectd => "collectd virt",
         }
@@ -71,7 +78,10 @@ impl<'a> Monitor<'a> {
     pub(super) fn start(kind: Kind, peers: &Peers, stack: &'a mut Stack) -> Result<Option<Self>> {
         let host = stack.lab.hosts().first().context("no host")?.clone();
         Ok(match kind {
-            Kind::Agent => {
+            Kind::Agent | Kind::AgentEachSecond => {
+                let window_ms = if kind == Kind::Agent { WINDOW_MS } else { SAMPLE_MS };
+                let settings = AgentSettings { sample_ms: SAMPLE_MS, window_ms, ..AgentSettings::default() };
+                stack.configure_agent(host.name(), &settings)?;
                 stack.start_agent(host.name())?;
                 Some(Self::Agent { host: host.name().to_owned(), stack })
             }

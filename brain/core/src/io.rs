@@ -9,6 +9,7 @@ use crate::plan::Plan;
 use crate::policy::Policy;
 use crate::proposal::{Proposal, ProposalKey};
 use crate::shadow::Shadow;
+use crate::shadow::trial::Proposed;
 use crate::sizing::Promise;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Allocation, Command, HostFacts, HostId, Means, Outcome, Report, Setting, VmId, VmState};
@@ -139,6 +140,13 @@ pub enum OperatorRequest {
         vm: VmId,
         /// 0..=1.
         fidelity: Option<f64>,
+    },
+    /// Have the shadow of a VM play a forecast load as it would feel at another size. See [`Core::may_try_shadow`](crate::Core::may_try_shadow).
+    TryShadow {
+        /// Of which VM.
+        vm: VmId,
+        /// The size, and how much of the forecast.
+        proposed: Proposed,
     },
     /// Take the shadow of a VM away, and make no other until one is asked for.
     RetireShadow {

@@ -36,4 +36,6 @@ pub use pattern::Corrections;
 pub use plan::{Plan, PlannedAction, Reason};
 pub use policy::{Mode, Policy, PolicyError};
 pub use proposal::{Proposal, ProposalKey, ProposalRefusal, ProposalState};
+pub use shadow::response::{Heard, Response};
+pub use shadow::trial::{Level, Proposed, Trial, Verdict};
 pub use shadow::{Shadow, ShadowCause, ShadowRefusal, ShadowState, ShadowView};

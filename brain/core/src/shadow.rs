@@ -15,7 +15,9 @@
 //! is known to be gone from where it was. [`size`] says how large a shadow is, [`fidelity`] what it is to do.
 
 pub(crate) mod fidelity;
+pub mod response;
 pub(crate) mod size;
+pub mod trial;
 
 use std::fmt;
 
@@ -129,6 +131,12 @@ pub struct Shadow {
     pub asked_for: bool,
     /// An operator retired it: its production gets no other until an operator wants one.
     pub kept_off: bool,
+    /// What it got of its present host, by load.
+    #[serde(default)]
+    pub response: response::Response,
+    /// The latest size that was tried with it, or is.
+    #[serde(default)]
+    pub trial: Option<trial::Trial>,
     /// Hosts that it is not made on before this.
     pub avoids: Vec<(HostId, Timestamp)>,
 }
@@ -143,6 +151,8 @@ pub enum ShadowCause {
     Paces,
     /// Its host fills up.
     HostFull,
+    /// Its host does not give it the load that is coming.
+    Starved,
     /// Its host is being emptied.
     Drained,
     /// Its production came to its host.
@@ -165,6 +175,7 @@ impl fmt::Display for ShadowCause {
             Self::Wanted => "its production is to have a shadow",
             Self::Paces => "it lives ahead of its production",
             Self::HostFull => "its host fills up, and shadows leave first",
+            Self::Starved => "its host does not give it the load that is coming, for no fault of its size",
             Self::Drained => "its host is being emptied",
             Self::Together => "its production is on the same host",
             Self::Failed => "it could not be made there, or did not come up",
@@ -197,7 +208,7 @@ pub struct ShadowView {
 }
 
 /// Why an operator cannot do that to a shadow.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Debug, PartialEq, Error)]
 pub enum ShadowRefusal {
     /// There is no such VM.
     #[error("there is no VM {0}; see gnomon vms")]
@@ -222,10 +233,70 @@ pub enum ShadowRefusal {
     /// It is held.
     #[error("VM {0}, its shadow or its host is paused or released: nothing is done until it is resumed")]
     Held(VmId),
+    /// A trial is under way.
+    #[error("the shadow of VM {0} tries a size already: gnomon shadow show tells how far it is")]
+    Trying(VmId),
+    /// It does not run, so nothing can be tried.
+    #[error("the shadow of VM {vm} does not pace yet: it is {}", .state.name())]
+    NotPacing {
+        /// Which VM.
+        vm: VmId,
+        /// How far its shadow is.
+        state: ShadowState,
+    },
+    /// Nothing in its guest can make a load.
+    #[error("no pacer answers in the shadow of VM {0}: it measures its host alone (see docs/pacer.md)")]
+    NoPacer(VmId),
+    /// It is not known what it will want.
+    #[error(
+        "VM {0} has no forecast that reaches as far: try a shorter time, or wait for more history (gnomon forecast)"
+    )]
+    Unforecast(VmId),
+    /// That is no size.
+    #[error("{0} cores are no size")]
+    NoSize(f64),
     /// There are as many as policy allows.
     #[error("there are {0} shadows, as many as policy.shadow.fleet_max allows")]
     FleetFull(usize),
     /// Policy makes none.
     #[error("shadows are not made: policy.mode and policy.shadow.mode have to be \"auto\"")]
     Off,
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use gnomon_common::wire::{
+        Allocation, CpuWindow, Load, MeanMax, PacerWindow, ShadowWindow, VmId, VmState, VmTerms, VmWindow,
+    };
+
+    /// A window of a shadow whose pacer wanted and made so much CPU, in cores, and that was throttled for this share of the time.
+    pub(crate) fn window(wanted: f64, made: f64, throttled: f64) -> VmWindow {
+        let load = |cpu_cores| Load { cpu_cores, ..Load::default() };
+        let same = |mean| MeanMax { mean, max: mean };
+        let cpu = CpuWindow {
+            demand_low: same(made),
+            demand_high: same(wanted),
+            throttled: same(throttled),
+            ..CpuWindow::default()
+        };
+        VmWindow {
+            vm: VmId::made_of(1, 1),
+            name: "production.shadow".to_owned(),
+            state: VmState::Running,
+            cpu: Some(cpu),
+            culprits: None,
+            memory: None,
+            interfaces: Vec::new(),
+            disk: None,
+            exits: None,
+            allocation: Allocation::default(),
+            stood_down: false,
+            terms: VmTerms::default(),
+            migration: None,
+            shadow: Some(ShadowWindow {
+                of: VmId::made_of(1, 2),
+                pacer: Some(PacerWindow { wanted: load(wanted), made: load(made) }),
+            }),
+        }
+    }
 }

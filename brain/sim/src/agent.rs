@@ -10,8 +10,9 @@ use gnomon_common::wire::{
     VmState, VmTerms, VmWindow,
 };
 
+use crate::contention::Crowd;
 use crate::guest::{Guest, Want};
-use crate::scenario::{HostSpec, MemorySpec, VmSpec};
+use crate::scenario::{HostSpec, MemorySpec, Scenario, VmSpec};
 use crate::shadows::SimShadow;
 
 /// Reports kept while the brain is away; the oldest go first. As the real agent, but smaller.
@@ -34,6 +35,10 @@ pub(crate) struct SimVm {
     /// The latest second.
     pub(crate) demand_cores: f64,
     pub(crate) ran_cores: f64,
+    /// Seconds that it waits for each second of run, because of what others use.
+    pub(crate) wait_for_run: f64,
+    /// By what factor it waits longer in this window than others do in such a crowd.
+    luck: f64,
     samples: Vec<Sample>,
 }
 
@@ -90,7 +95,20 @@ impl SimVm {
         });
         let (name, samples) = (spec.name.clone(), Vec::new());
         let (terms, leaving) = (spec.terms.clone(), None);
-        Self { id, name, allocation, guest, memory, terms, leaving, demand_cores: 0.0, ran_cores: 0.0, samples }
+        Self {
+            id,
+            name,
+            allocation,
+            guest,
+            memory,
+            terms,
+            leaving,
+            demand_cores: 0.0,
+            ran_cores: 0.0,
+            wait_for_run: 0.0,
+            luck: 1.0,
+            samples,
+        }
     }
 
     /// The memory that it has, in bytes.
@@ -144,10 +162,12 @@ pub(crate) struct Agent {
     fences: BTreeMap<VmId, Fence>,
     baselines: BTreeMap<(VmId, Means), Setting>,
     losses: Losses,
+    crowd: Option<Crowd>,
 }
 
 impl Agent {
-    pub(crate) fn new(spec: &HostSpec, start: Timestamp) -> Self {
+    /// The number tells the draws of its tasks from those of guests.
+    pub(crate) fn new(spec: &HostSpec, scenario: &Scenario, number: u64, start: Timestamp) -> Self {
         let host = HostId::new(spec.name.clone()).unwrap_or_else(|error| panic!("scenario: {error}"));
         let facts = HostFacts {
             capacity_cores: spec.capacity_cores,
@@ -181,6 +201,7 @@ impl Agent {
             fences: BTreeMap::new(),
             baselines: BTreeMap::new(),
             losses: Losses::default(),
+            crowd: scenario.contention.map(|model| Crowd::new(model, spec, scenario.seed, number)),
         }
     }
 
@@ -189,13 +210,27 @@ impl Agent {
         let wants: Vec<Want> = self.vms.iter_mut().map(|vm| vm.guest.want(t_s)).collect();
         let within_quota = |vm: &SimVm, want: &Want| want.demand_cores.min(vm.allocation.cpu_limit_cores());
         let asked: f64 = self.vms.iter().zip(&wants).map(|(vm, want)| within_quota(vm, want)).sum();
-        let share = (self.facts.capacity_cores / asked.max(1e-9)).min(1.0);
+        let capacity = self.facts.capacity_cores;
+        let paced: f64 = self.shadows.values().map(SimShadow::runs_cores).sum();
+        let crowd = self.crowd.as_mut().map(|crowd| {
+            crowd.pass(t_s, asked + paced, capacity);
+            &*crowd
+        });
+        let share = (capacity / asked.max(1e-9)).min(1.0);
         for (vm, want) in self.vms.iter_mut().zip(&wants) {
             let vcpus = f64::from(vm.allocation.vcpus);
             let limit = want.demand_cores.min(vm.allocation.cpu_limit_cores());
             let held_back = want.demand_cores - limit;
-            let low = limit * share;
-            let high = (low + held_back + limit * (1.0 - share) + want.wait_cores).min(vcpus);
+            let (low, waited) = match crowd {
+                None => (limit * share, limit * (1.0 - share)),
+                Some(crowd) => {
+                    vm.wait_for_run = crowd.wait_for_run(limit / capacity) * vm.luck;
+                    // It cannot run and wait for longer than all the time of its vCPUs.
+                    let low = limit.min(vcpus / (1.0 + vm.wait_for_run));
+                    (low, low * vm.wait_for_run + limit - low)
+                }
+            };
+            let high = (low + held_back + waited + want.wait_cores).min(vcpus);
             vm.demand_cores = want.demand_cores;
             vm.ran_cores = low;
             if let Some(memory) = &mut vm.memory {
@@ -207,9 +242,23 @@ impl Agent {
         }
     }
 
-    /// Ends the window at `end` and spools its report.
-    pub(crate) fn end_window(&mut self, end: Timestamp) {
+    /// Draws anew how much longer than others each VM waits, and tells it for shadows that hear of such a crowd.
+    fn draw_luck(&mut self, told_share: f64) -> Vec<f64> {
+        let Some(crowd) = &mut self.crowd else { return vec![0.0; self.shadows.len()] };
+        self.vms.iter_mut().for_each(|vm| vm.luck = crowd.luck());
+        crowd.end_window();
+        self.shadows.iter().map(|_| crowd.shadow_waits(told_share)).collect()
+    }
+
+    /// What everybody on this host wants of its CPU, as a share of it: in the latest second, and in the window so far.
+    pub(crate) fn wanted_shares(&self) -> (f64, f64) {
+        self.crowd.as_ref().map_or((0.0, 0.0), Crowd::wanted_shares)
+    }
+
+    /// Ends the window at `end` and spools its report. Its shadows tell how long one waits beside others that want `told_share` of a host.
+    pub(crate) fn end_window(&mut self, end: Timestamp, told_share: f64) {
         let start = std::mem::replace(&mut self.window_start, end);
+        let waits = self.draw_luck(told_share);
         if !self.running {
             self.vms.iter_mut().for_each(|vm| vm.samples.clear());
             return;
@@ -237,7 +286,7 @@ impl Agent {
             })
             .collect();
         vms.extend(self.arriving.iter().map(|(&vm, name)| arriving(vm, name)));
-        vms.extend(self.shadow_windows());
+        vms.extend(self.shadow_windows(&waits));
         vms.sort_by_key(|window| window.vm);
         self.sequence.0 += 1;
         let used = vms.iter().filter_map(|vm| vm.cpu).map(|cpu| cpu.demand_low.mean).sum();

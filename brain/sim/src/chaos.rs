@@ -73,6 +73,8 @@ pub fn scenario(seed: u64) -> Scenario {
         actuation_ms: rng.random_range(10..2000),
         fit_ms: 20,
         moves: MoveSpec { mib_per_s: rng.random_range(20..200), failing_share: rng.random_range(0.0..0.3) },
+        contention: None,
+        shuffles_shadows: false,
         hosts,
         vms,
         events,
@@ -178,6 +180,7 @@ fn host(rng: &mut ChaCha8Rng, number: usize) -> HostSpec {
         dry_run: rng.random_bool(0.05),
         memory_mib: rng.random_range(3..9) * 1024,
         shadows_max: 0,
+        tasks: None,
     }
 }
 

@@ -148,6 +148,7 @@ impl Checker {
             | OperatorRequest::ApproveProposal { .. }
             | OperatorRequest::DenyProposal { .. }
             | OperatorRequest::SetFidelity { .. }
+            | OperatorRequest::TryShadow { .. }
             | OperatorRequest::RetireShadow { .. } => {}
         }
     }

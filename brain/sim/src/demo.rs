@@ -47,6 +47,8 @@ pub fn demo_scenario(seed: u64, duration_s: u64) -> Scenario {
         actuation_ms: 30,
         fit_ms: 20,
         moves: MoveSpec::default(),
+        contention: None,
+        shuffles_shadows: false,
         hosts: hosts.into_iter().map(host).collect(),
         vms: VMS
             .into_iter()
@@ -107,5 +109,6 @@ fn host(name: &str) -> HostSpec {
         dry_run: false,
         memory_mib: 8192,
         shadows_max: 0,
+        tasks: None,
     }
 }

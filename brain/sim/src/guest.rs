@@ -38,6 +38,11 @@ impl Guest {
         }
     }
 
+    /// A host's own tasks, which want CPU as a guest does.
+    pub(crate) fn tasks(load: Load, cores_max: f64, rng: ChaCha8Rng) -> Self {
+        Self { load, noise_cores: 0.0, wait_cores: 0.0, vcpus: cores_max, rng, walk: None }
+    }
+
     /// The second that begins at `t_s`. To be called for each second in turn.
     pub(crate) fn want(&mut self, t_s: f64) -> Want {
         let level = level(&self.load, t_s, &mut self.walk, &mut self.rng);
@@ -89,7 +94,7 @@ fn level(load: &Load, t_s: f64, walk: &mut Option<(u64, f64)>, rng: &mut ChaCha8
 }
 
 /// Standard normal by Box and Muller's method (1958).
-fn normal(rng: &mut ChaCha8Rng) -> f64 {
+pub(crate) fn normal(rng: &mut ChaCha8Rng) -> f64 {
     let (a, b): (f64, f64) = (1.0 - rng.random::<f64>(), rng.random());
     (-2.0 * a.ln()).sqrt() * (std::f64::consts::TAU * b).cos()
 }

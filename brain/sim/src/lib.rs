@@ -6,10 +6,12 @@
 //! it is `gnomon-core` behind `handle` and `poll_output`, nothing else. The same scenario and seed give the same bytes. This crate
 //! opens no socket or file and reads no clock.
 
+pub mod ablation;
 mod agent;
 mod brain;
 pub mod chaos;
 pub mod check;
+pub mod contention;
 pub mod demo;
 mod guest;
 pub mod run;

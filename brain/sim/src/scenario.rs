@@ -4,6 +4,8 @@ use gnomon_common::wire::VmTerms;
 use gnomon_core::{OperatorRequest, Policy};
 use serde::{Deserialize, Serialize};
 
+use crate::contention::Contention;
+
 /// A world and its fate. Times are in seconds since its start.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -27,6 +29,12 @@ pub struct Scenario {
     /// What moves take, and how often they fail.
     #[serde(default)]
     pub moves: MoveSpec,
+    /// How VMs wait for CPUs that others use; without, nobody waits before a host's CPUs are all in use.
+    #[serde(default)]
+    pub contention: Option<Contention>,
+    /// Each host's shadows tell how long one waits on another host.
+    #[serde(default)]
+    pub shuffles_shadows: bool,
     /// Who is there.
     pub hosts: Vec<HostSpec>,
     /// What lives there.
@@ -55,6 +63,9 @@ pub struct HostSpec {
     /// Shadows that it takes.
     #[serde(default)]
     pub shadows_max: u32,
+    /// What its own tasks, which are no VMs, want beside its VMs. It is felt only where [`Scenario::contention`] is.
+    #[serde(default)]
+    pub tasks: Option<Load>,
 }
 
 /// A VM.

@@ -18,6 +18,13 @@ pub(crate) struct SimShadow {
     load: Load,
 }
 
+impl SimShadow {
+    /// What it runs now, in cores.
+    pub(crate) fn runs_cores(&self) -> f64 {
+        if self.runs { self.load.cpu_cores.min(self.size.cpu_cores) } else { 0.0 }
+    }
+}
+
 impl Agent {
     /// Carries out what is asked about shadows; whether it may was judged before.
     pub(crate) fn order(&mut self, command: &Command, took_us: u64) -> OutcomeResult {
@@ -54,13 +61,14 @@ impl Agent {
         }
     }
 
-    /// What a window tells of its shadows.
-    pub(crate) fn shadow_windows(&self) -> impl Iterator<Item = VmWindow> {
-        self.shadows.iter().map(|(&vm, shadow)| {
-            let cores = if shadow.runs { shadow.load.cpu_cores.min(shadow.size.cpu_cores) } else { 0.0 };
-            let same = MeanMax { mean: cores, max: cores };
+    /// What a window tells of its shadows, each of which waited so long for each second of run.
+    pub(crate) fn shadow_windows(&self, waits: &[f64]) -> impl Iterator<Item = VmWindow> {
+        self.shadows.iter().zip(waits).map(|((&vm, shadow), wait_for_run)| {
+            let cores = shadow.runs_cores();
+            let same = |cores| MeanMax { mean: cores, max: cores };
+            let (low, high) = (same(cores), same(cores * (1.0 + wait_for_run)));
             let cpu =
-                CpuWindow { covered: 1.0, demand_low: same, demand_high: same, usage: same, ..CpuWindow::default() };
+                CpuWindow { covered: 1.0, demand_low: low, demand_high: high, usage: low, ..CpuWindow::default() };
             let pacer = PacerWindow { wanted: shadow.load, made: shadow.load };
             VmWindow {
                 vm,

@@ -22,7 +22,7 @@ use crate::scenario::{Event, Scenario};
 
 /// When a world begins: in the year 2026, far from zero so that "long ago" exists, and at no full second, so that windows straddle
 /// the steps of history as they do in life.
-const START: Timestamp = Timestamp::from_unix_ms(1_767_225_600_700);
+pub(crate) const START: Timestamp = Timestamp::from_unix_ms(1_767_225_600_700);
 
 /// The first VM's id; the others follow.
 const FIRST_VM: u128 = 0x676e_6f6d_6f6e_4000_8000_0000_0000_0000;
@@ -121,7 +121,8 @@ impl World {
         let mut agents: BTreeMap<HostId, Agent> = scenario
             .hosts
             .iter()
-            .map(|spec| Agent::new(spec, START))
+            .zip(0..)
+            .map(|(spec, number)| Agent::new(spec, &scenario, number, START))
             .map(|agent| (agent.host.clone(), agent))
             .collect();
         for (index, spec) in scenario.vms.iter().enumerate() {
@@ -153,6 +154,10 @@ impl World {
     /// The brain, unless it is dead.
     pub fn core(&self) -> Option<&Core> {
         self.core.as_ref()
+    }
+
+    pub(crate) fn agents(&self) -> &BTreeMap<HostId, Agent> {
+        &self.agents
     }
 
     /// What it was made of.
@@ -194,10 +199,16 @@ impl World {
         self.second += 1;
         let window_over = self.second.is_multiple_of(self.scenario.window_s.max(1));
         let mut reports = Vec::new();
-        for agent in self.agents.values_mut() {
-            agent.second(t_s);
-            if window_over {
-                agent.end_window(end);
+        self.agents.values_mut().for_each(|agent| agent.second(t_s));
+        if window_over {
+            let mut told: Vec<f64> = self.agents.values().map(|agent| agent.wanted_shares().1).collect();
+            if self.scenario.shuffles_shadows {
+                // Each host's word is another's, always the same one's.
+                let (hosts, seed) = (told.len(), self.scenario.seed as usize);
+                told.rotate_left((1 + seed % (hosts.max(2) - 1)) % hosts.max(1));
+            }
+            for (agent, told) in self.agents.values_mut().zip(told) {
+                agent.end_window(end, told);
                 reports.extend(agent.take_reports());
             }
         }

@@ -19,7 +19,7 @@ use utoipa::{Modify, OpenApi};
         fleet::alerts,
         affairs::audit, affairs::commands, capacity::list, capacity::approve, capacity::deny,
         proposals::list, proposals::approve, proposals::deny,
-        shadows::list, shadows::show, shadows::make, shadows::fidelity, shadows::retire,
+        shadows::list, shadows::show, shadows::make, shadows::fidelity, shadows::retire, shadows::trial,
         operate::pause, operate::resume, operate::release, set::set, moves::migrate, moves::abort, moves::drain, moves::undrain,
     ),
     components(schemas(

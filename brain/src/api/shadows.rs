@@ -8,7 +8,7 @@ use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Extension, Path, Query, State};
 use axum::http::StatusCode;
 use gnomon_common::wire::VmId;
-use gnomon_core::{Core, OperatorRequest, ShadowRefusal, ShadowView};
+use gnomon_core::{Core, OperatorRequest, Proposed, ShadowRefusal, ShadowView};
 use serde::{Deserialize, Serialize};
 
 type Name = Result<Path<String>, PathRejection>;
@@ -19,6 +19,19 @@ type Name = Result<Path<String>, PathRejection>;
 pub struct FidelityBody {
     /// 0..=1; `null` is what policy says.
     pub fidelity: Option<f64>,
+}
+
+/// A size, and a load that is to be tried at it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TrialBody {
+    /// CPU that the VM would have, in cores.
+    pub cpu_cores: f64,
+    /// Memory that it would have, in bytes; `null` does not ask about it.
+    #[serde(default)]
+    pub memory_bytes: Option<u64>,
+    /// The load that is forecast for so long from now on, in milliseconds.
+    pub ahead_ms: u64,
 }
 
 /// What a request did, or would do.
@@ -91,6 +104,26 @@ pub(super) async fn fidelity(
     act(&state, actor, name, query, Core::may_change_shadow, request).await
 }
 
+/// Have the shadow of a VM play a forecast load as it would feel at another size: a matter of minutes. What came out is the shadow's `trial`.
+#[utoipa::path(post, path = "/api/v1/vms/{vm}/shadow/trial", tag = "shadows", security(("token" = [])), request_body = TrialBody,
+    params(("vm" = String, Path, description = "The production's or the shadow's UUID, or its name where only one VM has it"),
+        ("dry_run" = Option<bool>, Query, description = "Only tell whether it could be done")),
+    responses((status = 200, body = ShadowAnswer), (status = 404, body = Problem),
+        (status = 409, description = "It does not run, has no pacer or no forecast that reaches as far, or tries another size", body = Problem),
+        (status = 422, description = "No size", body = Problem)))]
+pub(super) async fn trial(
+    State(state): State<ApiState>,
+    Extension(Actor(actor)): Extension<Actor>,
+    name: Name,
+    query: Result<Query<DryRun>, QueryRejection>,
+    body: Result<Json<TrialBody>, JsonRejection>,
+) -> Result<Json<ShadowAnswer>, Problem> {
+    let Json(TrialBody { cpu_cores, memory_bytes, ahead_ms }) = body?;
+    let proposed = Proposed { cpu_cores, memory_bytes, ahead_ms };
+    let may = move |core: &Core, vm| core.may_try_shadow(vm, &proposed);
+    act(&state, actor, name, query, may, |vm| OperatorRequest::TryShadow { vm, proposed }).await
+}
+
 /// Take the shadow of a VM away, and make no other until one is asked for.
 #[utoipa::path(delete, path = "/api/v1/vms/{vm}/shadow", tag = "shadows", security(("token" = [])),
     params(("vm" = String, Path, description = "The production's or the shadow's UUID, or its name where only one VM has it"),
@@ -110,7 +143,7 @@ async fn act(
     actor: String,
     name: Name,
     query: Result<Query<DryRun>, QueryRejection>,
-    may: fn(&Core, VmId) -> Result<(), ShadowRefusal>,
+    may: impl FnOnce(&Core, VmId) -> Result<(), ShadowRefusal> + Send + 'static,
     request: impl FnOnce(VmId) -> OperatorRequest,
 ) -> Result<Json<ShadowAnswer>, Problem> {
     let Path(name) = name?;
@@ -137,11 +170,15 @@ impl From<ShadowRefusal> for Problem {
     fn from(refusal: ShadowRefusal) -> Self {
         let status = match refusal {
             ShadowRefusal::UnknownVm(_) | ShadowRefusal::None(_) => StatusCode::NOT_FOUND,
-            ShadowRefusal::OfShadow(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            ShadowRefusal::OfShadow(_) | ShadowRefusal::NoSize(_) => StatusCode::UNPROCESSABLE_ENTITY,
             ShadowRefusal::There { .. }
             | ShadowRefusal::Retiring(_)
             | ShadowRefusal::Held(_)
             | ShadowRefusal::FleetFull(_)
+            | ShadowRefusal::Trying(_)
+            | ShadowRefusal::NotPacing { .. }
+            | ShadowRefusal::NoPacer(_)
+            | ShadowRefusal::Unforecast(_)
             | ShadowRefusal::Off => StatusCode::CONFLICT,
         };
         Self::new(status, refusal.to_string())

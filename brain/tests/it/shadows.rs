@@ -11,7 +11,7 @@ use gnomon_common::wire::{
     Action, AgentMessage, Blueprint, Boot, BrainMessage, Origin, Outcome, OutcomeResult, PacerWindow, ShadowDone,
     ShadowFacts, ShadowOrder, ShadowWindow, VmId,
 };
-use gnomon_core::{Record, Restored, Shadow, ShadowState};
+use gnomon_core::{Record, Response, Restored, Shadow, ShadowState};
 use serde_json::{Value, json};
 
 fn text(bytes: &[u8]) -> String {
@@ -168,6 +168,8 @@ async fn shadows_are_given_back_as_they_were_last_and_an_operators_word_is_never
         parks: false,
         asked_for: false,
         kept_off: false,
+        response: Response::default(),
+        trial: None,
         avoids: vec![(crate::agent::host("b"), at(99))],
     };
     let store = database.open().await;

@@ -306,7 +306,9 @@ impl Core {
             let is_held = guards.plans(Guard::Hold) && self.holds.on_host(id).is_some();
             let has_cpu = !guards.plans(Guard::Cpu) || room.holds_cpu(&after);
             let has_memory = !guards.plans(Guard::Memory) || room.holds_memory(&after);
-            let is_good = is_open && is_fresh && !is_drained_too && !is_held && has_cpu && has_memory;
+            // A host that cannot give its shadows what is coming has no room for a production; an operator who empties one decides.
+            let is_vetoed = !is_drained && self.is_host_starved(now, id);
+            let is_good = !is_vetoed && is_open && is_fresh && !is_drained_too && !is_held && has_cpu && has_memory;
             (is_good && !vm.travel.avoids(id, now)).then(|| (room.share(&after), id, host))
         });
         let crowded = |id: &HostId| guards.plans(Guard::Inflow) && self.is_on_its_way_to(id);

@@ -28,6 +28,7 @@ impl Core {
             OperatorRequest::DenyProposal { key } => self.decide_proposal(now, actor, key, false),
             OperatorRequest::MakeShadow { vm } => self.make_shadow(now, actor, vm),
             OperatorRequest::SetFidelity { vm, fidelity } => self.set_fidelity(now, actor, vm, fidelity),
+            OperatorRequest::TryShadow { vm, proposed } => self.try_shadow(now, actor, vm, proposed),
             OperatorRequest::RetireShadow { vm } => self.retire_shadow(now, actor, vm),
         }
     }

@@ -8,6 +8,8 @@ mod life;
 mod orders;
 mod place;
 mod profile;
+mod response;
+mod trial;
 mod views;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +24,7 @@ use crate::fleet::Host;
 use crate::io::{CommandRecord, Record};
 use crate::plan::contention::{Calibration, TOLERATED, Waits};
 use crate::policy::Mode;
+use crate::shadow::response::Response;
 use crate::shadow::{Shadow, ShadowCause, ShadowState};
 
 /// A host that is not connected, or held, is waited for so long before it is looked at again.
@@ -72,6 +75,8 @@ pub(super) struct Shadows {
     asked_for: BTreeSet<VmId>,
     /// How what shadows tell of their hosts compares with what productions beside them do.
     pub(super) calibration: Calibration,
+    /// Hosts that did not give a shadow what was coming, and until when that is held against them.
+    starved: BTreeMap<HostId, Timestamp>,
     /// When shadows that nobody knows of were told to go, and by which command.
     strays: BTreeMap<VmId, (Timestamp, CommandRecord)>,
 }
@@ -89,6 +94,12 @@ struct Kept {
     production_seen: Option<Timestamp>,
     /// What it was last told to do.
     ordered: Option<Load>,
+    /// Which level of a trial that was.
+    played: Option<usize>,
+    /// How long its host's windows are.
+    window: Duration,
+    /// When what it got of its host was written last.
+    response_kept: Timestamp,
 }
 
 #[derive(Clone, Debug)]
@@ -131,6 +142,9 @@ impl Shadows {
             watched_since: None,
             production_seen,
             ordered: None,
+            played: None,
+            window: Duration::ZERO,
+            response_kept: now,
         };
         self.due.insert((now, id));
         self.kept.insert(id, kept);
@@ -158,12 +172,14 @@ impl Shadows {
             kept.runs_since = kept.runs_since.map(|at| at.min(now));
             kept.production_seen = kept.production_seen.map(|at| at.min(now));
             kept.watched_since = kept.watched_since.map(|at| at.min(now));
+            kept.response_kept = kept.response_kept.min(now);
             if let Some(flight) = &mut kept.flight {
                 flight.deadline = flight.deadline.min(orders::deadline_from(now, &flight.record));
             }
             kept.due = now;
             self.due.insert((now, id));
         }
+        self.starved.values_mut().for_each(|until| *until = (*until).min(now + response::STARVED_FOR));
         self.strays.values_mut().for_each(|(at, _)| *at = (*at).min(now));
     }
 
@@ -291,6 +307,8 @@ impl Core {
             parks: false,
             asked_for: self.shadows.asked_for.contains(&of),
             kept_off: false,
+            response: Response::default(),
+            trial: None,
             avoids: Vec::new(),
         };
         self.persist(Record::Shadow(Box::new(shadow.clone())));
@@ -333,6 +351,11 @@ impl Core {
                 } else {
                     self.make_anew(now, id, "its guest has ended by itself");
                 }
+            }
+            ShadowState::Pacing => {
+                kept.window = length;
+                self.see_response(now, id, window);
+                self.see_trial(now, id, window);
             }
             _ => {}
         }
@@ -389,6 +412,9 @@ impl Core {
         if let Some(cause) = self.leaves_because(id) {
             return self.move_shadow(now, id, cause, false);
         }
+        if self.is_starved(id) {
+            return self.leave_starved(now, id);
+        }
         let Some(kept) = self.shadows.kept.get(&id) else { return };
         let shadow = &kept.shadow;
         let boot_timeout = Duration::from_millis(self.policy.shadow.boot_timeout_ms);
@@ -406,7 +432,10 @@ impl Core {
                     false => self.shadows.wake(id, until),
                 }
             }
-            ShadowState::Pacing => self.order_pace(now, id),
+            ShadowState::Pacing => {
+                self.end_trial(now, id);
+                self.order_pace(now, id);
+            }
             ShadowState::Moving => self.order(now, id, ShadowOrder::Retire, ShadowCause::Failed),
             ShadowState::Retiring => self.order(now, id, ShadowOrder::Retire, ShadowCause::Unwanted),
             ShadowState::Parked => {
@@ -423,7 +452,10 @@ impl Core {
     }
 
     /// Takes up what an earlier life of the brain knew of a shadow.
-    pub(super) fn restore_shadow(&mut self, shadow: Shadow) {
+    pub(super) fn restore_shadow(&mut self, mut shadow: Shadow) {
+        if let Some(trial) = shadow.trial.as_mut().filter(|trial| trial.is_open()) {
+            trial.interrupt(self.now, "the brain was started anew meanwhile");
+        }
         if self.shadows.last_wanted.get(&shadow.of).is_none_or(|last| *last <= shadow.wanted) {
             self.shadows.last_wanted.insert(shadow.of, shadow.wanted);
             let mut says = |set: fn(&mut Shadows) -> &mut BTreeSet<VmId>, word: bool| {

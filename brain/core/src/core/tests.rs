@@ -14,6 +14,7 @@ mod set;
 mod shadows;
 mod skill;
 mod town;
+mod trial;
 mod windows;
 
 use std::time::Duration;

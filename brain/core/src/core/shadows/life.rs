@@ -189,6 +189,11 @@ impl Core {
         kept.shadow.state = state;
         kept.shadow.since = now;
         kept.shadow.detail.clone_from(&detail);
+        if state != ShadowState::Pacing
+            && let Some(trial) = kept.shadow.trial.as_mut().filter(|trial| trial.is_open())
+        {
+            trial.interrupt(now, &detail);
+        }
         if !matches!(state, ShadowState::Booting | ShadowState::Pacing) {
             (kept.runs_since, kept.ordered) = (None, None);
         }

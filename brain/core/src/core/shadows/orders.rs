@@ -13,6 +13,7 @@ use crate::core::{ACTOR, Core};
 use crate::io::{CommandRecord, Output, Record};
 use crate::plan::guard::Guard;
 use crate::plan::{Plan, PlannedAction, Reason};
+use crate::shadow::response::Response;
 use crate::shadow::size::size;
 use crate::shadow::{ShadowCause, ShadowState};
 
@@ -47,6 +48,13 @@ impl Core {
 
     /// Tells its host what a shadow is to do.
     pub(super) fn order_pace(&mut self, now: Timestamp, id: VmId) {
+        if let Some(kept) = self.shadows.kept.get_mut(&id) {
+            let playing = kept.shadow.trial.as_ref().and_then(|trial| trial.playing(now));
+            if kept.played != playing {
+                // Another level is news.
+                (kept.played, kept.ordered) = (playing, None);
+            }
+        }
         match self.shadow_profile(now, id) {
             Some((profile, load)) => {
                 let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
@@ -63,7 +71,10 @@ impl Core {
                     kept.ordered = Some(load);
                 }
             }
-            None => self.shadows.wake(id, now + self.pace_every()),
+            None => {
+                let next = self.next_pace(now, id);
+                self.shadows.wake(id, next);
+            }
         }
     }
 
@@ -196,7 +207,8 @@ impl Core {
         if matches!(record_action, Action::Shadow(ShadowOrder::Pace(_))) {
             // It may well go on.
             self.note_shadow(id, &format!("it runs, but host {host} did not answer"));
-            return self.shadows.wake(id, now + self.pace_every());
+            let next = self.next_pace(now, id);
+            return self.shadows.wake(id, next);
         }
         self.shadow_failed(now, id, &format!("host {host} did not answer"));
     }
@@ -260,7 +272,8 @@ impl Core {
                     }
                     // Unless its fidelity has changed meanwhile.
                     (ShadowState::Pacing, ShadowDone::Paced) if kept.ordered.is_some() => {
-                        self.shadows.wake(id, now + self.pace_every());
+                        let next = self.next_pace(now, id);
+                        self.shadows.wake(id, next);
                     }
                     // What was asked for before it had to leave.
                     _ => self.tend_shadow(now, id),
@@ -286,7 +299,8 @@ impl Core {
             (Action::Shadow(ShadowOrder::Pace(_)), result) => {
                 // It measures its host without a pacer as well.
                 self.note_shadow(id, &format!("it runs, but does not pace: {}", in_words(&result)));
-                self.shadows.wake(id, now + self.pace_every());
+                let next = self.next_pace(now, id);
+                self.shadows.wake(id, next);
             }
             (_, result) => self.shadow_failed(now, id, &format!("host {host}: {}", in_words(&result))),
         }
@@ -318,6 +332,7 @@ impl Core {
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
         kept.shadow.host = None;
         kept.shadow.size = None;
+        kept.shadow.response = Response::default();
         kept.shadow.failures = 0;
         let detail = kept.shadow.detail.clone();
         if kept.shadow.state == ShadowState::Retiring {

@@ -78,6 +78,9 @@ impl Core {
         if self.holds.on_host(id).is_some() {
             return Err("it is held by an operator".to_owned());
         }
+        if self.is_host_starved(now, id) {
+            return Err("a shadow did not get there what is coming".to_owned());
+        }
         let others = self.shadows.coming_to(id).filter(|other| other.id != shadow);
         let (mut count, mut cores, mut bytes) = (1, size.cpu_cores, size.memory_bytes);
         // What is there already is in the host's load; what is still to come is not.

@@ -28,6 +28,14 @@ impl Core {
         let length = Duration::from_millis(policy.pace_ms) * HOLDS_FOR;
         let from = now + Duration::from_millis(policy.lead_ms);
         let (rest, burst) = load_now(production);
+        if let Some(trial) = shadow.trial.as_ref()
+            && let Some(index) = trial.playing(now)
+        {
+            let (mut load, network_burst) = scaled(&rest, burst, fidelity, policy);
+            load.cpu_cores = trial.levels[index].plays_cores;
+            let steps = vec![ProfileStep { after_ms: 0, load, network_burst }];
+            return Some((Profile { valid_ms: length.as_millis() as u64, steps }, load));
+        }
         let size_cores = shadow.size.map_or(f64::INFINITY, |size| size.cpu_cores);
         let step = |(at, cpu_cores): (Timestamp, f64)| {
             let (mut load, network_burst) = scaled(&Load { cpu_cores, ..rest }, burst, fidelity, policy);

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::bench::{at, facts, host, policy, report_of, vm};
 use crate::Core;
 use crate::io::{Input, OperatorRequest, Output, Record, Restored};
+use crate::job::FitResult;
 use crate::policy::{Mode, Policy, ShadowPolicy};
 use crate::shadow::{Shadow, ShadowState};
 use gnomon_common::time::Timestamp;
@@ -16,6 +17,9 @@ use gnomon_common::wire::{
 
 pub(super) const HOSTS: [&str; 3] = ["a", "b", "c"];
 pub(super) const WINDOW_S: u64 = 10;
+
+/// What a shadow of this town may use.
+const QUOTA_CORES: f64 = 0.1;
 
 pub(super) fn shadowing() -> Policy {
     let mut policy = policy(Mode::Auto);
@@ -72,6 +76,11 @@ pub(super) struct Town {
     pub(super) demand: BTreeMap<u128, f64>,
     /// What each waits for a CPU besides, though its quota lets it run, in cores.
     pub(super) waits: BTreeMap<u128, f64>,
+    /// Which share of what its pacer wants a shadow gets on a host; all where it is not said.
+    pub(super) serves: BTreeMap<HostId, f64>,
+    /// Whether forecasts are fitted.
+    pub(super) fits: bool,
+    fitted: Vec<FitResult>,
     pub(super) shadows: BTreeMap<(HostId, VmId), There>,
     /// Kept by the store, the latest last.
     pub(super) kept: Vec<Shadow>,
@@ -115,6 +124,9 @@ impl Town {
             productions: BTreeMap::from([(1, host("a"))]),
             demand: BTreeMap::new(),
             waits: BTreeMap::new(),
+            serves: BTreeMap::new(),
+            fits: false,
+            fitted: Vec::new(),
             shadows: BTreeMap::new(),
             kept: Vec::new(),
             commands: VecDeque::new(),
@@ -153,6 +165,7 @@ impl Town {
                     self.audit.push(format!("{} {} {}: {}", audit.actor, audit.verb, audit.object, audit.detail));
                 }
                 Output::Command { host, command } => self.commands.push_back((host, command)),
+                Output::Fit(job) if self.fits => self.fitted.push(job.run()),
                 Output::Notice(notice) => self.notices.push(format!("{}: {}", notice.kind, notice.text)),
                 _ => {}
             }
@@ -253,6 +266,9 @@ impl Town {
             self.report(&host(name));
             self.settle();
         }
+        for fit in std::mem::take(&mut self.fitted) {
+            self.feed(Input::FitDone(Box::new(fit)));
+        }
         for _ in 0..WINDOW_S {
             self.second += 1;
             if self.core.poll_timeout().is_some_and(|due| due <= self.now()) {
@@ -288,8 +304,15 @@ impl Town {
             }
         }
         for ((_, id), there) in self.shadows.iter_mut().filter(|((on, _), _)| on == name) {
-            let mut window = report_of(name.as_str(), second, &[(9, 0.05, 0.05)], Some(0.1)).vms.remove(0);
-            let pacer = there.runs.then_some(PacerWindow { wanted: Load::default(), made: Load::default() });
+            let wanted = there.paced.unwrap_or_default();
+            let served = self.serves.get(name).copied().unwrap_or(1.0);
+            let made = Load { cpu_cores: (wanted.cpu_cores * served).min(QUOTA_CORES), ..wanted };
+            let ran = if wanted.cpu_cores > 0.0 { made.cpu_cores } else { 0.05 };
+            let mut window = report_of(name.as_str(), second, &[(9, ran, ran)], Some(QUOTA_CORES)).vms.remove(0);
+            if let Some(cpu) = window.cpu.as_mut().filter(|_| wanted.cpu_cores > QUOTA_CORES) {
+                cpu.throttled.mean = 0.3;
+            }
+            let pacer = there.runs.then_some(PacerWindow { wanted, made });
             window.vm = *id;
             window.state = if there.runs { VmState::Running } else { VmState::ShutOff };
             window.allocation.memory_bytes = there.memory_bytes;

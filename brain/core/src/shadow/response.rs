@@ -1,0 +1,122 @@
+//! What a shadow got of its host at each level of load: what the predicted load would cost there, before its production comes.
+
+use std::time::Duration;
+
+use gnomon_common::wire::{DiskFlow, Load, PacerWindow, VmWindow};
+use serde::{Deserialize, Serialize};
+
+/// Levels of load: quarters of the shadow's quota.
+const LEVELS: usize = 4;
+/// What was told is forgotten with this time constant.
+const FORGETS: Duration = Duration::from_secs(75);
+/// So much time makes a word.
+const TOLD_MIN: Duration = Duration::from_secs(60);
+/// A window in which its own quota held it back for more than this tells of the quota.
+const THROTTLED_MAX: f64 = 0.01;
+/// Less than this much CPU wanted tells nothing, in cores.
+const WANTED_MIN_CORES: f64 = 0.005;
+/// A host that gives a shadow less than this share of what it wants, for no fault of its quota, has no room for its production.
+const SERVED_MIN: f64 = 0.9;
+
+/// What it got at one level.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Heard {
+    /// Time at this level that told of the host, in milliseconds.
+    pub told_ms: u64,
+    /// Share of the wanted CPU that was made, by its pacer, 0..=1; a mean that forgets within some minutes.
+    pub served: f64,
+    /// Seconds that it waited for each that it ran; the same mean.
+    pub waited: f64,
+    /// Page faults of its process that needed I/O, per second: its host took memory from it; the same mean.
+    pub faults_per_s: f64,
+    /// What a request to its disks took, queued and at the device, reads or writes, whichever took longer, in milliseconds; the same mean. 0
+    /// where there was none.
+    pub disk_ms: f64,
+}
+
+/// What it got, level by level.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Response {
+    /// Quarters of the shadow's quota, the lowest first.
+    pub levels: [Heard; LEVELS],
+}
+
+impl Response {
+    fn level(cpu_cores: f64, quota_cores: f64) -> usize {
+        ((cpu_cores / quota_cores.max(1e-9) * LEVELS as f64) as usize).min(LEVELS - 1)
+    }
+
+    /// Takes a window of this length in, unless the shadow's own quota held it back. Says whether it told anything.
+    pub(crate) fn learn(&mut self, quota_cores: f64, window: &VmWindow, length: Duration) -> bool {
+        let pacer = window.shadow.and_then(|shadow| shadow.pacer);
+        let (Some(PacerWindow { wanted, made }), Some(cpu)) = (pacer, &window.cpu) else { return false };
+        let ran = cpu.demand_low.mean;
+        let is_told = cpu.throttled.mean <= THROTTLED_MAX && wanted.cpu_cores >= WANTED_MIN_CORES && ran > 0.0;
+        let (served, waited) = (made.cpu_cores / wanted.cpu_cores, (cpu.demand_high.mean - ran) / ran);
+        let faults = window.memory.map_or(0.0, |memory| memory.host_major_faults_per_s);
+        let took = |flow: &DiskFlow| flow.queued_ms.unwrap_or(0.0) + flow.device_ms.unwrap_or(0.0);
+        let disk = window.disk.as_ref().filter(|disk| disk.is_sane());
+        let disk_ms = disk.map_or(0.0, |disk| took(&disk.read).max(took(&disk.write)));
+        if !(is_told && [served, waited, faults, disk_ms].into_iter().all(f64::is_finite)) {
+            return false;
+        }
+        let heard = &mut self.levels[Self::level(wanted.cpu_cores, quota_cores)];
+        let forgets = 1.0 - (-length.as_secs_f64() / FORGETS.as_secs_f64()).exp();
+        let weight = if heard.told_ms == 0 { 1.0 } else { forgets };
+        let toward = |before: f64, now: f64| before + weight * (now - before);
+        *heard = Heard {
+            told_ms: heard.told_ms.saturating_add(length.as_millis() as u64),
+            served: toward(heard.served, served.clamp(0.0, 1.0)),
+            waited: toward(heard.waited, waited.max(0.0)),
+            faults_per_s: toward(heard.faults_per_s, faults.max(0.0)),
+            disk_ms: toward(heard.disk_ms, disk_ms),
+        };
+        true
+    }
+
+    /// What it got at a load, where that is known.
+    pub(crate) fn at(&self, load: &Load, quota_cores: f64) -> Option<&Heard> {
+        let heard = &self.levels[Self::level(load.cpu_cores, quota_cores)];
+        (heard.told_ms >= TOLD_MIN.as_millis() as u64).then_some(heard)
+    }
+}
+
+impl Heard {
+    /// Whether the host could not give what was wanted.
+    pub(crate) fn is_starved(&self) -> bool {
+        self.served < SERVED_MIN
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shadow::tests::window;
+
+    const WINDOW: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn a_word_takes_a_minute_and_is_of_its_level_alone() {
+        let mut response = Response::default();
+        let load = |cpu_cores| Load { cpu_cores, ..Load::default() };
+        for _ in 0..6 {
+            assert_eq!(response.at(&load(0.08), 0.1), None);
+            assert!(response.learn(0.1, &window(0.08, 0.04, 0.0), WINDOW));
+        }
+        assert!(response.at(&load(0.08), 0.1).unwrap().is_starved());
+        assert_eq!(response.at(&load(0.02), 0.1), None);
+        for _ in 0..40 {
+            response.learn(0.1, &window(0.08, 0.079, 0.0), WINDOW);
+        }
+        assert!(!response.at(&load(0.08), 0.1).unwrap().is_starved());
+    }
+
+    #[test]
+    fn a_window_of_its_own_quota_or_of_nothing_tells_nothing() {
+        let mut response = Response::default();
+        assert!(!response.learn(0.1, &window(0.08, 0.04, 0.02), WINDOW));
+        assert!(!response.learn(0.1, &window(0.001, 0.0, 0.0), WINDOW));
+        assert!(!response.learn(0.1, &window(f64::NAN, 0.0, 0.0), WINDOW));
+        assert_eq!(response, Response::default());
+    }
+}
