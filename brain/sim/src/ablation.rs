@@ -29,7 +29,7 @@ const SHADOW_SHARE: f64 = 0.08;
 /// How much of the VMs has one.
 const SHADOWED_SHARE: f64 = 0.4;
 /// A VM that waits for longer than this for each second that it runs is slowed.
-const SLOWED: f64 = 0.25;
+const SLOWED: f64 = 0.5;
 /// For so long after a move its place is judged.
 const LANDED_S: usize = 300;
 /// Forecasts are judged so far ahead, and so often.
@@ -66,7 +66,7 @@ impl Arm {
 /// What became of a world, by its truth.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Judged {
-    /// Share of all seconds of VMs in which one waited for more than a quarter of what it ran.
+    /// Share of all seconds of VMs in which one waited for more than half of what it ran.
     pub slowed: f64,
     /// Share of all seconds of VMs in which one got less than 98 % of the CPU that it wanted, by a quota or by others.
     pub short: f64,
@@ -253,7 +253,7 @@ fn policy(arm: Arm) -> Policy {
 }
 
 fn host(rng: &mut ChaCha8Rng, number: usize) -> HostSpec {
-    let (low, high) = if rng.random_bool(0.5) { (0.0, 0.4) } else { (1.2, 2.8) };
+    let (low, high) = if rng.random_bool(0.5) { (0.0, 0.4) } else { (0.8, 2.0) };
     HostSpec {
         name: format!("host-{number}"),
         capacity_cores: CAPACITY_CORES,

@@ -2,7 +2,7 @@
 //!
 //! A shadow is a witness where no production runs yet. It runs at its production's weight for each vCPU, and only windows in which its
 //! own quota did not hold it back count, or it would measure that. A small guest does not wait as a large one does: where shadows and
-//! productions are on one host, the ratio of what both tell [calibrates](Calibration) what shadows tell elsewhere.
+//! productions are on one host, what both tell [calibrates](Calibration) what shadows tell elsewhere.
 
 use std::time::Duration;
 
@@ -28,9 +28,16 @@ pub(crate) const TOLERATED: f64 = 0.02;
 /// Keeps ratios of two small shares near 1.
 const SMALL: f64 = 0.01;
 
-/// Windows with both kinds of witness before the ratio is used, and how far it may go.
+/// Windows with both kinds of witness before a shadow's word is corrected, and by what factor its odds may be at most.
 const PAIRS_MIN: u32 = 10;
-const RATIO_MAX: f64 = 4.0;
+const RATIO_MAX: f64 = 16.0;
+
+/// What each pair costs those before it.
+const FORGETS: f64 = 1.0 / 1000.0;
+
+/// How strongly a slope of 1 is believed, as a variance of logits; and the steepest one that is.
+const SLOPE_PRIOR: f64 = 0.05;
+const SLOPE_MAX: f64 = 4.0;
 
 /// By whose word a host's contention is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,29 +116,49 @@ impl Contention {
     }
 }
 
-/// How much more, or less, productions wait than shadows beside them.
+/// How productions wait where shadows wait so much: a small guest that wakes up for a moment waits otherwise than a large one, and the less crowded
+/// the host, the more so. A line through the logarithms of both odds of waiting (Berkson's logit), by least squares in which what is long past counts
+/// less, and which takes the shadow's word as it is where nothing was seen.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Calibration {
-    log_ratio: f64,
+    /// Weighted number of pairs, and means of the logits and of their products.
+    weight: f64,
+    shadow: f64,
+    production: f64,
+    shadow_square: f64,
+    product: f64,
     pairs: u32,
 }
 
 impl Calibration {
     fn learn(&mut self, production: f64, shadow: f64) {
-        let log_ratio = ((production + SMALL) / (shadow + SMALL)).ln();
-        let weight = if self.pairs == 0 { 1.0 } else { WEIGHT };
-        self.log_ratio += weight * (log_ratio - self.log_ratio);
+        let (x, y) = (logit(shadow), logit(production));
+        self.weight = self.weight * (1.0 - FORGETS) + 1.0;
+        let toward = |mean: f64, value: f64| mean + (value - mean) / self.weight;
+        (self.shadow, self.production) = (toward(self.shadow, x), toward(self.production, y));
+        (self.shadow_square, self.product) = (toward(self.shadow_square, x * x), toward(self.product, x * y));
         self.pairs = self.pairs.saturating_add(1);
     }
 
-    /// The ratio, once enough is known.
-    pub(crate) fn ratio(&self) -> Option<f64> {
-        (self.pairs >= PAIRS_MIN).then(|| self.log_ratio.exp().clamp(1.0 / RATIO_MAX, RATIO_MAX))
-    }
-
+    /// What productions would wait where shadows wait so much, as a share of what they want.
     fn correct(&self, share: f64) -> f64 {
-        ((share + SMALL) * self.ratio().unwrap_or(1.0) - SMALL).clamp(0.0, 1.0)
+        if self.pairs < PAIRS_MIN {
+            return share;
+        }
+        let variance = (self.shadow_square - self.shadow * self.shadow).max(0.0);
+        let covariance = self.product - self.shadow * self.production;
+        // Where shadows always told the same the slope is 1.
+        let slope = ((covariance + SLOPE_PRIOR) / (variance + SLOPE_PRIOR)).clamp(0.0, SLOPE_MAX);
+        let x = logit(share);
+        let y = self.production + slope * (x - self.shadow);
+        let odds = y.clamp(x - RATIO_MAX.ln(), x + RATIO_MAX.ln()).exp();
+        ((odds * (1.0 + SMALL) - SMALL) / (1.0 + odds)).clamp(0.0, 1.0)
     }
+}
+
+/// The logarithm of the odds of waiting.
+fn logit(share: f64) -> f64 {
+    ((share + SMALL) / (1.0 - share + SMALL)).ln()
 }
 
 #[cfg(test)]
@@ -182,12 +209,31 @@ mod tests {
     }
 
     #[test]
-    fn a_ratio_is_bounded_and_needs_evidence() {
+    fn a_correction_is_bounded_and_needs_evidence() {
         let mut calibration = Calibration::default();
         calibration.learn(1.0, 0.0);
-        assert_eq!(calibration.ratio(), None);
+        assert_eq!(calibration.correct(0.3), 0.3);
         (0..20).for_each(|_| calibration.learn(1.0, 0.0));
-        assert_eq!(calibration.ratio(), Some(RATIO_MAX));
-        assert!(calibration.correct(1.0) <= 1.0 && calibration.correct(0.0) >= 0.0);
+        // Odds of 0.01 to 1.01 become sixteen times as much, though productions waited all the time.
+        let corrected = calibration.correct(0.0);
+        assert!((logit(corrected) - logit(0.0) - RATIO_MAX.ln()).abs() < 1e-9, "{corrected}");
+        assert!([0.0, 0.5, 1.0].into_iter().all(|share| (0.0..=1.0).contains(&calibration.correct(share))));
+    }
+
+    #[test]
+    fn shadows_that_wait_on_calm_hosts_already_are_understood() {
+        // As in a laboratory: 0.56 u^1.5 beside 1.13 u^0.73 seconds waited for each run.
+        let share = |ratio: f64| ratio / (1.0 + ratio);
+        let production = |u: f64| share(0.56 * u.powf(1.5));
+        let shadow = |u: f64| share(1.13 * u.powf(0.73));
+        let mut calibration = Calibration::default();
+        (0..100).for_each(|step| {
+            let u = 0.1 + f64::from(step % 10) / 10.0;
+            calibration.learn(production(u), shadow(u));
+        });
+        for u in [0.1, 0.3, 0.6, 1.0] {
+            let (told, truth) = (calibration.correct(shadow(u)), production(u));
+            assert!((told - truth).abs() < 0.04, "{u}: {told} for {truth}, where the shadow said {}", shadow(u));
+        }
     }
 }
