@@ -1,11 +1,15 @@
 //! A production VM and its shadow, from its start to its end: the brain has it made, paces it, moves it and takes it away, on real hosts.
 
-use std::fs;
+use std::fs::{self, File};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use gnomon_agent::pacer::PacerLink;
+use gnomon_common::wire::{Load, Profile, ProfileStep};
 use gnomon_core::policy::ShadowPolicy;
-use gnomon_e2e::{reconfigure, redefine, skipped, wait_for};
+use gnomon_e2e::{reconfigure, redefine, run, skipped, wait_for};
 use serde_json::{Value, json};
 use xtask::lab::{Guest, GuestOptions, Lab, Options};
 use xtask::stack::{AgentSettings, BrainSettings, Mode, Stack, demo_policy};
@@ -42,14 +46,20 @@ fn scene(name: &str) -> Result<(Stack, Guest)> {
     // A pacer starts where there is a port for it: in a shadow.
     redefine(&guest, |xml| Ok(xml.replace("gnomon.load=", "gnomon.pacer gnomon.load=")))?;
     lab.boot(std::slice::from_ref(&guest))?;
-    let definition = here.virsh(["dumpxml", "g1"])?;
-    let mut images = Vec::new();
+    let stack = staff(lab, &guest, settings())?;
+    Ok((stack, guest))
+}
+
+/// A brain, and an agent on each host that takes shadows of the guest.
+fn staff(lab: Lab, guest: &Guest, settings: BrainSettings) -> Result<Stack> {
+    let definition = guest.host().virsh(["dumpxml", "g1"])?;
+    let mut images = vec![lab.dir().to_string_lossy().into_owned()];
     for tag in ["kernel", "initrd"] {
         let file = definition.split(&format!("<{tag}>")).nth(1).and_then(|rest| rest.split('<').next());
         images.push(file.and_then(|file| file.rsplit_once('/')).with_context(|| format!("no <{tag}>"))?.0.to_owned());
     }
     let hosts = lab.hosts().to_vec();
-    let mut stack = Stack::start(lab, settings(), &AgentSettings::default())?;
+    let mut stack = Stack::start(lab, settings, &AgentSettings::default())?;
     for host in &hosts {
         stack.stop_agent(host.name())?;
         let directory = shadows_of(&stack, host.name())?;
@@ -65,7 +75,7 @@ fn scene(name: &str) -> Result<(Stack, Guest)> {
         fs::create_dir_all(&directory)?;
         stack.start_agent(host.name())?;
     }
-    Ok((stack, guest))
+    Ok(stack)
 }
 
 /// Where a host's shadows have their files.
@@ -116,6 +126,133 @@ fn makes(stack: &Stack, cores: f64) -> Result<f64> {
     wait_for("the pacer to follow", Duration::from_secs(60), || Ok(is_near(made(stack)?)))
         .with_context(|| format!("wanted {cores}: {:?}", shadow(stack).ok()))?;
     made(stack)?.context("the pacer tells nothing")
+}
+
+/// What the production of the second test is made to want by a pacer of its own.
+const LOAD: Load = Load {
+    cpu_cores: 0.4,
+    memory_bytes: 40 << 20,
+    disk_read_bytes_per_s: 0,
+    disk_write_bytes_per_s: 1 << 20,
+    network_bytes_per_s: 1 << 19,
+};
+/// What of its memory, disk and network traffic the shadow replays.
+const REPLAYED: f64 = 0.25;
+
+/// A guest with a disk that is a layer on an image, a network interface, and a pacer that makes it want [`LOAD`] for as long as the link is turned.
+fn loaded(name: &str) -> Result<(Stack, PacerLink)> {
+    let lab = Lab::up(Options::new(name, 2))?;
+    let here = lab.hosts()[0].clone();
+    run(&here, "ip", &["link", "add", "net0", "type", "bridge", "forward_delay", "0"])?;
+    run(&here, "ip", &["link", "set", "net0", "up"])?;
+    let mut options = GuestOptions::new("g1", "constant:0".parse()?);
+    (options.pacer, options.bridge) = (true, Some("net0".to_owned()));
+    let guest = lab.define(&here, &options)?;
+    let (base, own) = (lab.dir().join("base.raw"), lab.dir().join("own.qcow2"));
+    File::create(&base)?.set_len((64 << 20) + 4096)?;
+    let (base, own) = (base.to_string_lossy().into_owned(), own.to_string_lossy().into_owned());
+    run(&here, "qemu-img", &["create", "-q", "-f", "qcow2", "-b", &base, "-F", "raw", &own])?;
+    redefine(&guest, |xml| {
+        let (before, rest) = xml.split_once("type='raw' cache='none'").context("no scratch disk")?;
+        let (_, after) = rest.split_once("file='").and_then(|(_, rest)| rest.split_once('\'')).context("no file")?;
+        Ok(format!("{before}type='qcow2'/><source file='{own}'{after}"))
+    })?;
+    lab.boot(std::slice::from_ref(&guest))?;
+    let mut settings = settings();
+    let shadow = &mut settings.policy.shadow;
+    (shadow.memory_share, shadow.disk_share, shadow.network_share) = (REPLAYED, REPLAYED, REPLAYED);
+    // This machine's kernel may have no queue disciplines to limit it with.
+    shadow.network_bytes_per_s_max = 0;
+    let stack = staff(lab, &guest, settings)?;
+    Ok((stack, PacerLink::new(&guest.pacer_socket())))
+}
+
+/// What a shadow is told to do of one KPI and what it does, by its pacer.
+fn told_and_made(stack: &Stack, kpi: &str) -> Result<(f64, f64)> {
+    let view = shadow(stack)?;
+    let number = |load: &Value| load[kpi].as_f64().unwrap_or(0.0);
+    Ok((number(&view["ordered"]), number(&view["pacer"]["made"])))
+}
+
+/// Waits until the shadow does of one KPI what it is told, which is this share of what the production wants; 0 is nothing.
+fn follows(stack: &Stack, kpi: &str, expected: f64) -> Result<()> {
+    let is_near = |value: f64, target: f64, tolerance: f64| (value - target).abs() <= tolerance * target;
+    wait_for(kpi, Duration::from_secs(90), || {
+        let (told, made) = told_and_made(stack, kpi)?;
+        Ok(is_near(told, expected, 0.25) && is_near(made, told, 0.1))
+    })
+    .with_context(|| format!("{kpi}, expected {expected}: {:?}", shadow(stack).ok()))?;
+    let (told, made) = told_and_made(stack, kpi)?;
+    println!("{kpi}: {made:.0} made of {told:.0}, the production's share is {expected:.0}");
+    Ok(())
+}
+
+/// Tries a size, and waits for what comes out.
+fn tries(stack: &Stack, cpu_cores: f64) -> Result<Value> {
+    let body = json!({ "cpu_cores": cpu_cores, "ahead_ms": 10_000 });
+    let path = "/api/v1/vms/g1/shadow/trial";
+    wait_for("a forecast to try", Duration::from_secs(180), || {
+        Ok(stack.api().post(&format!("{path}?dry_run=true"), &body).is_ok())
+    })
+    .with_context(|| told(stack))?;
+    stack.api().post(path, &body)?;
+    let trial = || Ok::<_, anyhow::Error>(shadow(stack)?["trial"].clone());
+    wait_for("a verdict", Duration::from_secs(120), || Ok(!trial()?["verdict"].is_null()))?;
+    println!("{cpu_cores} cores: {}", trial()?);
+    trial()
+}
+
+#[test]
+fn a_shadow_replays_what_its_fidelity_says_and_tries_sizes() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let (stack, mut link) = loaded("replay")?;
+    let (stop, stopped) = mpsc::channel::<()>();
+    let driver = thread::spawn(move || -> Result<()> {
+        let steps = vec![ProfileStep { after_ms: 0, load: LOAD, network_burst: 1.0 }];
+        let profile = Profile { valid_ms: 1_200_000, steps };
+        let mut is_paced = false;
+        while stopped.try_recv() == Err(mpsc::TryRecvError::Empty) {
+            link.turn(Instant::now())?;
+            if !is_paced && link.latest(Instant::now()).is_some() {
+                link.pace(&profile, Instant::now())?;
+                is_paced = true;
+            }
+            thread::sleep(Duration::from_millis(200));
+        }
+        Ok(())
+    });
+    let result = replayed(&stack);
+    drop(stop);
+    let driven = driver.join().map_err(|_| anyhow!("the production's pacer panicked"))?;
+    result.and(driven.context("the production's pacer"))
+}
+
+fn replayed(stack: &Stack) -> Result<()> {
+    let kpis = ["memory_bytes", "disk_write_bytes_per_s", "network_bytes_per_s"];
+    paces(stack, Duration::from_secs(90))?;
+    wait_for("the production to want its load", Duration::from_secs(60), || {
+        let view = stack.api().get("/api/v1/vms/g1")?;
+        let [demand, written] = [&view["memory"]["demand"]["low_bytes"], &view["disk"]["write"]["bytes_per_s"]["mean"]];
+        Ok(demand.as_f64().is_some_and(|it| it > 64e6) && written.as_f64().is_some_and(|it| it > 8e5))
+    })
+    .with_context(|| format!("{:?}", stack.api().get("/api/v1/vms/g1")))?;
+    let demand = stack.api().get("/api/v1/vms/g1")?["memory"]["demand"]["low_bytes"].as_f64().context("no demand")?;
+    let wants = [demand, LOAD.disk_write_bytes_per_s as f64, LOAD.network_bytes_per_s as f64];
+    for (fidelity, replays) in [(0.0, [0.0, 0.0, 0.0]), (0.5, [1.0, 0.0, 0.0]), (1.0, [1.0, 1.0, 1.0])] {
+        println!("fidelity {fidelity}");
+        stack.api().put("/api/v1/vms/g1/shadow", &json!({ "fidelity": fidelity }))?;
+        for ((kpi, wants), replays) in kpis.into_iter().zip(wants).zip(replays) {
+            follows(stack, kpi, wants * REPLAYED * replays)?;
+        }
+    }
+    stack.api().put("/api/v1/vms/g1/shadow", &json!({ "fidelity": 0.25 }))?;
+    for (cores, holds) in [(1.5, true), (0.2, false)] {
+        let trial = tries(stack, cores)?;
+        ensure!(trial["verdict"]["holds"] == json!(holds), "{cores} cores: {trial}");
+    }
+    Ok(())
 }
 
 #[test]
