@@ -155,7 +155,7 @@ fn loaded(name: &str) -> Result<(Stack, PacerLink)> {
     redefine(&guest, |xml| {
         let (before, rest) = xml.split_once("type='raw' cache='none'").context("no scratch disk")?;
         let (_, after) = rest.split_once("file='").and_then(|(_, rest)| rest.split_once('\'')).context("no file")?;
-        Ok(format!("{before}type='qcow2'/><source file='{own}'{after}"))
+        Ok(format!("{before}type='qcow2' cache='none'/><source file='{own}'{after}"))
     })?;
     lab.boot(std::slice::from_ref(&guest))?;
     let mut settings = settings();

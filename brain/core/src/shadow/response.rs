@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gnomon_common::wire::{DiskFlow, Load, PacerWindow, VmWindow};
+use gnomon_common::wire::{CpuWindow, DiskFlow, Load, PacerWindow, VmWindow};
 use serde::{Deserialize, Serialize};
 
 /// Levels of load: quarters of the shadow's quota.
@@ -23,7 +23,7 @@ const SERVED_MIN: f64 = 0.9;
 pub struct Heard {
     /// Time at this level that told of the host, in milliseconds.
     pub told_ms: u64,
-    /// Share of the wanted CPU that was made, by its pacer, 0..=1; a mean that forgets within some minutes.
+    /// Share of the wanted CPU that was made, 0..=1, by its pacer's word and by the time that its threads ran, whichever is less; a mean that forgets within some minutes.
     pub served: f64,
     /// Seconds that it waited for each that it ran; the same mean.
     pub waited: f64,
@@ -49,10 +49,11 @@ impl Response {
     /// Takes a window of this length in, unless the shadow's own quota held it back. Says whether it told anything.
     pub(crate) fn learn(&mut self, quota_cores: f64, window: &VmWindow, length: Duration) -> bool {
         let pacer = window.shadow.and_then(|shadow| shadow.pacer);
-        let (Some(PacerWindow { wanted, made }), Some(cpu)) = (pacer, &window.cpu) else { return false };
+        let (Some(pacer), Some(cpu)) = (pacer, &window.cpu) else { return false };
+        let wanted = pacer.wanted;
         let ran = cpu.demand_low.mean;
         let is_told = cpu.throttled.mean <= THROTTLED_MAX && wanted.cpu_cores >= WANTED_MIN_CORES && ran > 0.0;
-        let (served, waited) = (made.cpu_cores / wanted.cpu_cores, (cpu.demand_high.mean - ran) / ran);
+        let (served, waited) = (served(&pacer, cpu).unwrap_or(f64::NAN), (cpu.demand_high.mean - ran) / ran);
         let faults = window.memory.map_or(0.0, |memory| memory.host_major_faults_per_s);
         let took = |flow: &DiskFlow| flow.queued_ms.unwrap_or(0.0) + flow.device_ms.unwrap_or(0.0);
         let disk = window.disk.as_ref().filter(|disk| disk.is_sane());
@@ -79,6 +80,13 @@ impl Response {
         let heard = &self.levels[Self::level(load.cpu_cores, quota_cores)];
         (heard.told_ms >= TOLD_MIN.as_millis() as u64).then_some(heard)
     }
+}
+
+/// Which share of the CPU that a pacer wants was made, 0..=1: by its word, and by the time that the VM's threads ran. A guest that sees no stolen time
+/// takes what it waits amid its work for its own; what its threads ran has the rest of the guest in it. `None` where nothing is wanted.
+pub(crate) fn served(pacer: &PacerWindow, cpu: &CpuWindow) -> Option<f64> {
+    let share = pacer.made.cpu_cores.min(cpu.demand_low.mean) / pacer.wanted.cpu_cores;
+    share.is_finite().then(|| share.clamp(0.0, 1.0))
 }
 
 impl Heard {

@@ -8,9 +8,10 @@
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{PacerWindow, VmWindow};
+use gnomon_common::wire::{CpuWindow, PacerWindow, VmWindow};
 use serde::{Deserialize, Serialize};
 
+use super::response::served;
 use crate::view::{Forecast, Quantiles};
 
 /// How long each level is played at least, and in windows of its host.
@@ -20,7 +21,7 @@ const LEVEL_WINDOWS: u32 = 6;
 /// arrive: a quarter.
 const SETTLES: u32 = 4;
 
-/// A window in which the pacer made this share of what it wanted held.
+/// A window in which this share of what the pacer wanted was made held.
 const SERVED_MIN: f64 = 0.95;
 /// A window that did not hold although the quota held it back for no more than this is the host's doing.
 const THROTTLED_MIN: f64 = 0.01;
@@ -76,12 +77,12 @@ impl Level {
         Self { quantile, cpu_cores, plays_cores, windows: 0, held: 0, spoilt: 0, served: 0.0, throttled: 0.0 }
     }
 
-    fn take(&mut self, pacer: &PacerWindow, throttled: f64) {
-        let wanted = pacer.wanted.cpu_cores;
+    fn take(&mut self, pacer: &PacerWindow, cpu: &CpuWindow) {
+        let (wanted, throttled) = (pacer.wanted.cpu_cores, cpu.throttled.mean);
         if (wanted - self.plays_cores).abs() > SAME * self.plays_cores {
             return;
         }
-        let served = if wanted > 0.0 { (pacer.made.cpu_cores / wanted).clamp(0.0, 1.0) } else { 1.0 };
+        let served = served(pacer, cpu).unwrap_or(1.0);
         let holds = served >= SERVED_MIN;
         if !holds && throttled < THROTTLED_MIN {
             self.spoilt += 1;
@@ -202,7 +203,7 @@ impl Trial {
         let pacer = window.shadow.and_then(|shadow| shadow.pacer);
         let settled = now.since(self.begun + self.level() * index as u32) >= self.level() / SETTLES;
         if let (true, Some(pacer), Some(cpu)) = (settled, pacer, &window.cpu) {
-            self.levels[index].take(&pacer, cpu.throttled.mean);
+            self.levels[index].take(&pacer, cpu);
         }
     }
 
@@ -331,6 +332,18 @@ mod tests {
         let verdict = trial.verdict.unwrap();
         assert_eq!((verdict.holds, verdict.confidence), (None, None));
         assert!(verdict.why.contains("its host"), "{}", verdict.why);
+    }
+
+    #[test]
+    fn a_guest_that_takes_the_time_in_which_it_is_held_back_for_its_own_does_not_hold() {
+        let mut trial = Trial::new(START, proposed(0.4), (0.1, WINDOW), &forecast(), None).unwrap();
+        for second in (20..60).step_by(10) {
+            let mut window = window(0.25, 0.25, 0.6);
+            window.cpu.as_mut().unwrap().demand_low.mean = 0.1;
+            trial.take(START + Duration::from_secs(second), &window);
+        }
+        assert_eq!(trial.levels[0].holds(), Some(false), "{trial:?}");
+        assert!((trial.levels[0].served - 0.4).abs() < 1e-9);
     }
 
     #[test]
