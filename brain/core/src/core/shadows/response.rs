@@ -8,6 +8,7 @@ use gnomon_common::wire::{HostId, VmId, VmWindow};
 use super::Core;
 use crate::io::Record;
 use crate::shadow::response::Heard;
+use crate::shadow::trial::Trial;
 use crate::shadow::{ShadowCause, ShadowState};
 
 /// What a shadow got of its host is written so often: a restart of the brain costs no more than that.
@@ -20,6 +21,10 @@ impl Core {
     /// Takes in what a window says of what a shadow got.
     pub(super) fn see_response(&mut self, now: Timestamp, id: VmId, window: &VmWindow) {
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        // What it plays for a trial is not what is coming.
+        if kept.shadow.trial.as_ref().is_some_and(Trial::is_open) {
+            return;
+        }
         let quota_cores = kept.shadow.size.map_or(0.0, |size| size.cpu_cores);
         if !kept.shadow.response.learn(quota_cores, window, kept.window) {
             return;
@@ -39,7 +44,8 @@ impl Core {
         let Some(kept) = self.shadows.kept.get(&id).filter(|kept| kept.shadow.state == ShadowState::Pacing) else {
             return false;
         };
-        let (Some(load), Some(size)) = (&kept.ordered, kept.shadow.size) else { return false };
+        let is_trying = kept.shadow.trial.as_ref().is_some_and(Trial::is_open);
+        let (Some(load), Some(size), false) = (&kept.ordered, kept.shadow.size, is_trying) else { return false };
         kept.shadow.response.at(load, size.cpu_cores).is_some_and(Heard::is_starved)
     }
 
