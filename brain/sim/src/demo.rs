@@ -107,5 +107,6 @@ fn host(name: &str) -> HostSpec {
         dry_run: false,
         memory_mib: 8192,
         shadows_max: 0,
+        zone: None,
     }
 }

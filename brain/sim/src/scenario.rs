@@ -55,6 +55,9 @@ pub struct HostSpec {
     /// Shadows that it takes.
     #[serde(default)]
     pub shadows_max: u32,
+    /// Its zone.
+    #[serde(default)]
+    pub zone: Option<String>,
 }
 
 /// A VM.

@@ -122,6 +122,7 @@ impl Core {
                 action: Action::Release,
                 before: None,
                 reason: Reason::Operator,
+                along: None,
                 approved_by: None,
             });
         }
@@ -153,6 +154,7 @@ impl Core {
             action: Action::Release,
             before: None,
             reason: Reason::Operator,
+            along: None,
             approved_by: None,
         })
     }

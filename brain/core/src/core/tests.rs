@@ -13,8 +13,10 @@ mod memory;
 mod set;
 mod shadows;
 mod skill;
+mod together;
 mod town;
 mod windows;
+mod zones;
 
 use std::time::Duration;
 
