@@ -398,7 +398,7 @@ impl Core {
             ShadowState::Wanted => self.describe(now, id),
             // It might be on the same host by now.
             ShadowState::Placed | ShadowState::Copied if !self.is_anywhere(shadow.of) => {
-                self.shadows.wake(id, now + WAIT)
+                self.shadows.wake(id, now + WAIT);
             }
             ShadowState::Placed => self.order_copy(now, id),
             ShadowState::Copied => self.order(now, id, ShadowOrder::Start, ShadowCause::Wanted),
