@@ -5,14 +5,10 @@ use crate::admissions::{said, utc};
 use anyhow::{Context, Result, bail, ensure};
 use gnomon_brain::config::Config;
 use gnomon_brain::secret;
-use gnomon_brain::store::{Location, SqlStore, leader_lock};
+use gnomon_brain::store::{Location, SqlStore, TERM_JUMP, leader_lock};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-
-/// How far the lease term of a restored store is above what is known to have been used: more than a brain starts between two back-ups, so
-/// that no agent has obeyed a newer fence, and far less than what an agent's fence may be ahead at all.
-const TERM_JUMP: u64 = 1000;
 
 /// Copies the store of a running brain, or of one that is not running.
 #[tokio::main(flavor = "current_thread")]

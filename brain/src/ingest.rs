@@ -33,6 +33,7 @@ pub use standing::{Revocations, watch_revocations};
 pub use tls::{OwnCertificate, TlsError, TlsFiles, server_config};
 
 use crate::drive::{DriveHandle, Issued};
+use crate::service::Raising;
 use crate::store::{Journal, Store};
 use gnomon_common::wire::{ENROL_ALPN, Fence};
 use peer::Peer;
@@ -74,7 +75,7 @@ pub struct Ingest {
     /// How often each side sends a heart-beat.
     pub heartbeat: Duration,
     /// From when on a newer fence may make the brain take a new term; until then such an agent is told to come again.
-    pub may_raise_from: tokio::time::Instant,
+    pub raising: Raising,
     /// What is measured.
     pub metrics: IngestMetrics,
 }
@@ -108,7 +109,7 @@ pub async fn serve(ingest: Ingest, stop: CancellationToken) -> Served {
         enrolment: ingest.enrolment,
         revocations: ingest.revocations,
         heartbeat: ingest.heartbeat,
-        may_raise_from: ingest.may_raise_from,
+        raising: ingest.raising,
         metrics: ingest.metrics,
         regressed: regressed_in,
         ending: ending.clone(),

@@ -3,6 +3,7 @@
 mod admissions;
 mod backup;
 mod certificates;
+mod take_over;
 
 use admissions::{HostCommand, TokenCommand};
 use anyhow::{Context, Result};
@@ -16,6 +17,7 @@ use gnomon_brain::{api, ca, secret, telemetry};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use take_over::TakeOver;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Forecasts what virtual machines will want and sizes them before they want it.
@@ -72,6 +74,14 @@ enum Command {
         #[command(flatten)]
         config: ConfigFile,
     },
+    /// Have this configuration's brain lead, whoever leads now, in a term above all that were used
+    ///
+    /// Several brains on PostgreSQL: the leader's lease ends at once. It writes nothing and sends nothing new from then on, and its process
+    /// ends. The brain of this configuration leads next, if it runs; else, or where it is the one that led, whichever asks first.
+    ///
+    /// One brain on SQLite, stopped: a database that was restored or copied gets a term above those of the brain that used the other copy.
+    /// Agents obey the higher term.
+    TakeOver(TakeOver),
     /// Check a configuration and say what is wrong with it
     CheckConfig {
         #[command(flatten)]
@@ -101,6 +111,7 @@ fn main() -> ExitCode {
         Command::Ca(command) => command.run(),
         Command::Backup { file, config } => backup::back_up(&file, &config),
         Command::Restore { file, config } => backup::restore(&file, &config),
+        Command::TakeOver(arguments) => arguments.run(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "gnomon-brain", &mut std::io::stdout());
             Ok(())

@@ -12,7 +12,7 @@ mod sql;
 
 pub use admissions::{Admissions, AdmissionsOffice, Renewal, Revoked, Standing, StoredCertificate, StoredToken};
 pub use journal::{Journal, JournalMetrics, Receipt, Stopped};
-pub use lease::{Candidate, Lead};
+pub use lease::{Candidate, Lead, Leadership, RAISE_VERB, TAKE_OVER_VERB, TERM_JUMP};
 pub use location::Location;
 pub use sql::{SqlStore, leader_lock};
 
@@ -47,6 +47,13 @@ pub trait Store: Admissions {
     /// Has another brain lead as soon as it wants to: the last thing that a leader does.
     fn resign(&self) -> Pending<'_, ()> {
         Box::pin(async { Ok(()) })
+    }
+
+    /// When brains of this store took new terms because an agent had obeyed a newer fence, since then and since an operator last said which
+    /// brain leads; the oldest first.
+    fn raises(&self, since: Timestamp) -> Pending<'_, Vec<Timestamp>> {
+        let _ = since;
+        Box::pin(async { Ok(Vec::new()) })
     }
 
     /// The highest sequence stored of a host's epoch; 0 if none.

@@ -221,7 +221,7 @@ fn report(vms: u8) -> Report {
         }),
         allocation: Allocation { quota_cores: Some(0.5), vcpus: 2, vcpus_max: 4, memory_bytes: 2 << 30 },
         stood_down: false,
-        terms: VmTerms { apart: Some("db".to_owned()), ..VmTerms::default() },
+        terms: VmTerms { apart: Some("db".to_owned()), apart_zones: Some("site".to_owned()), ..VmTerms::default() },
         migration: Some(MigrationProgress { sent_bytes: 1 << 20, ..MigrationProgress::default() }),
         shadow: None,
         culprits: None,

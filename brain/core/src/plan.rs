@@ -72,9 +72,32 @@ pub struct PlannedAction {
     pub before: Option<Setting>,
     /// Why.
     pub reason: Reason,
+    /// The VM's shadow that leaves its host in the same step, where the VM is sent to another.
+    #[serde(default)]
+    pub along: Option<Along>,
     /// The operator who approved it, in mode `approve`.
     #[serde(default)]
     pub approved_by: Option<String>,
+}
+
+/// A shadow that leaves its host as its production leaves another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Along {
+    /// Which.
+    pub shadow: VmId,
+    /// Which host it leaves.
+    pub host: HostId,
+    /// Why.
+    pub cause: ShadowCause,
+}
+
+impl fmt::Display for Along {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.cause {
+            ShadowCause::ProductionComes => write!(f, "its shadow leaves host {} for it", self.host),
+            _ => write!(f, "its shadow leaves host {} with it, for a third one: that fills up as well", self.host),
+        }
+    }
 }
 
 /// What a move is expected to bring, as shares of what hosts have for VMs, the fuller of CPU and memory each: above 1 is too full.
@@ -194,6 +217,15 @@ impl PlannedAction {
             Action::AbortMigration => "give up its migration".to_owned(),
             Action::Describe => "tell what a shadow of it is made from".to_owned(),
             Action::Shadow(order) => order.to_string(),
+        }
+    }
+
+    /// Why it is done, for a person, and what is done along with it.
+    pub fn why(&self, now: Timestamp) -> String {
+        let reason = self.reason.in_words(now);
+        match &self.along {
+            Some(along) => format!("{reason}; {along}"),
+            None => reason,
         }
     }
 

@@ -196,6 +196,9 @@ pub struct MigratePolicy {
     pub cool_down_ms: u64,
     /// After somebody else has moved a VM, Gnomon moves none for so long, in milliseconds: two balancers would chase each other.
     pub stand_down_ms: u64,
+    /// Whether a VM may be sent to another zone than its host's; hosts that name none are one zone together. An operator's word sends it
+    /// anywhere.
+    pub across_zones: bool,
     /// A move is given up after this, in milliseconds: the VM stays where it is.
     pub timeout_ms: u64,
     /// What a move may take of the link, in bytes per second; not set: what libvirt has as its default.
@@ -394,6 +397,7 @@ impl Default for MigratePolicy {
             per_hour_max: 20,
             cool_down_ms: 3_600_000,
             stand_down_ms: 1_800_000,
+            across_zones: false,
             timeout_ms: 600_000,
             bandwidth_bytes_per_s: None,
             auto_converge: false,

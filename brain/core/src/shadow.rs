@@ -157,6 +157,10 @@ pub enum ShadowCause {
     Drained,
     /// Its production came to its host.
     Together,
+    /// Its production is on its way to its host.
+    ProductionComes,
+    /// Its host fills up, and so does its production's, which is sent elsewhere.
+    BothFull,
     /// It could not be made there, or did not come up.
     Failed,
     /// Neither policy nor its owner wants it.
@@ -178,6 +182,8 @@ impl fmt::Display for ShadowCause {
             Self::Starved => "its host does not give it the load that is coming, for no fault of its size",
             Self::Drained => "its host is being emptied",
             Self::Together => "its production is on the same host",
+            Self::ProductionComes => "its production is on its way to the same host",
+            Self::BothFull => "its host fills up, and so does its production's: both leave",
             Self::Failed => "it could not be made there, or did not come up",
             Self::Unwanted => "its production is to have no shadow",
             Self::ProductionGone => "its production is gone",

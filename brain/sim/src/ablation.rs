@@ -262,6 +262,7 @@ fn host(rng: &mut ChaCha8Rng, number: usize) -> HostSpec {
         dry_run: false,
         memory_mib: 64 << 10,
         shadows_max: 8,
+        zone: None,
         tasks: Some(Load::Walk { step_s: 60.0, step: 0.3, low, high }),
     }
 }

@@ -178,7 +178,7 @@ impl Agent {
             memory_bounds: MemoryBounds::default(),
             means: vec![Means::CpuQuota, Means::Memory],
             migration: Some(MigrationFacts { uri: format!("simulated://{}/system", spec.name) }),
-            zone: None,
+            zone: spec.zone.clone(),
             shadows: (spec.shadows_max > 0)
                 .then_some(ShadowFacts { shadows_max: spec.shadows_max, share_max: SHADOW_SHARE_MAX }),
             dry_run: spec.dry_run,

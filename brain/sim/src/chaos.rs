@@ -56,11 +56,12 @@ pub fn scenario(seed: u64) -> Scenario {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut hosts: Vec<HostSpec> = (0..rng.random_range(3..7)).map(|number| host(&mut rng, number)).collect();
     let per_host = rng.random_range(2..6);
-    let vms: Vec<VmSpec> = (0..hosts.len() * per_host).map(|number| vm(&mut rng, number, &hosts)).collect();
+    let mut vms: Vec<VmSpec> = (0..hosts.len() * per_host).map(|number| vm(&mut rng, number, &hosts)).collect();
     let mut events: Vec<Timed> = (0..rng.random_range(2..9)).map(|_| event(&mut rng, &hosts, vms.len())).collect();
     let mut policy = policy(&mut rng);
     // Drawn apart: what came before it stays as it was.
     restrain(&mut ChaCha8Rng::seed_from_u64(!seed), &mut policy, &mut events);
+    zone(&mut ChaCha8Rng::seed_from_u64(seed.rotate_left(16)), &mut policy, &mut hosts, &mut vms);
     let ids: Vec<VmId> = (0..vms.len()).map(vm_id).collect();
     shadow(&mut ChaCha8Rng::seed_from_u64(seed.rotate_left(32)), &mut policy, &mut hosts, &mut events, &ids);
     Scenario {
@@ -102,6 +103,20 @@ fn restrain(rng: &mut ChaCha8Rng, policy: &mut Policy, events: &mut Vec<Timed>) 
             1 => policy.windows.freeze = vec![format!("Wed 23:30-00:{from:02}")],
             _ => policy.windows.allow = vec![window(0, from), window(from + length, 59)],
         }
+    }
+}
+
+/// Some fleets stand in zones, which VMs may leave or not, and some owners want VMs in different ones.
+fn zone(rng: &mut ChaCha8Rng, policy: &mut Policy, hosts: &mut [HostSpec], vms: &mut [VmSpec]) {
+    if !rng.random_bool(0.4) {
+        return;
+    }
+    policy.migrate.across_zones = rng.random_bool(0.6);
+    for host in hosts {
+        host.zone = [None, Some("north"), Some("south")][rng.random_range(0..3)].map(str::to_owned);
+    }
+    for vm in vms {
+        vm.terms.apart_zones = rng.random_bool(0.3).then(|| ["green", "grey"][rng.random_range(0..2)].to_owned());
     }
 }
 
@@ -181,6 +196,7 @@ fn host(rng: &mut ChaCha8Rng, number: usize) -> HostSpec {
         memory_mib: rng.random_range(3..9) * 1024,
         shadows_max: 0,
         tasks: None,
+        zone: None,
     }
 }
 
@@ -233,6 +249,7 @@ fn terms(rng: &mut ChaCha8Rng) -> VmTerms {
         observe_only: rng.random_bool(0.08),
         stays: rng.random_bool(0.08),
         apart: rng.random_bool(0.25).then(|| group(rng)),
+        apart_zones: None,
         together: rng.random_bool(0.15).then(|| group(rng)),
         shadow: None,
         bound: rng.random_bool(0.05).then(|| "a device of the host".to_owned()),

@@ -245,9 +245,14 @@ impl Checker {
         ensure(held.is_none(), "nothing is done to what is held", || format!("{held:?}"))?;
         let is_production = scene.agents.values().flat_map(|agent| &agent.vms).any(|vm| vm.id == command.vm);
         ensure(!is_production, "no production is taken for a shadow", || command.vm.to_string())?;
+        let made = scene.agents.get(host).and_then(|agent| agent.shadows.get(&command.vm));
+        if let (ShadowOrder::Start, Some(shadow)) = (order, made) {
+            self.judge_way(scene, shadow.of, host)?;
+        }
         if let ShadowOrder::Copy(spec) = order {
             let told = self.runs_on.get(&spec.of).map(|(on, _)| on);
             ensure(told != Some(host), "no shadow is made beside its production", || format!("{told:?}"))?;
+            self.judge_way(scene, spec.of, host)?;
             let elsewhere =
                 scene.agents.iter().find(|(on, agent)| *on != host && agent.shadows.contains_key(&command.vm));
             ensure(elsewhere.is_none(), "no shadow is in two places", || format!("{:?}", elsewhere.map(|(on, _)| on)))?;
@@ -259,6 +264,12 @@ impl Checker {
             ensure(!draining, "no VM goes to a host that is being emptied", || host.to_string())?;
         }
         Ok(())
+    }
+
+    /// Where a production is going, no shadow of it is made or started.
+    fn judge_way(&self, scene: &Scene<'_>, of: VmId, host: &HostId) -> Result<(), (&'static str, String)> {
+        let way = self.under_way.get(&of).filter(|(_, _, to, until)| to == host && *until > scene.now);
+        ensure(way.is_none(), "no shadow is made where its production is going", || format!("{way:?}"))
     }
 
     /// Whether the brain can know that a VM is on a host: that told so, or it was sent there. Where somebody else has moved it a moment ago
@@ -328,6 +339,10 @@ impl Checker {
             let gain = expected.from_before - expected.to_after;
             ensure(gain >= policy.gain_min - 1e-9, "a move is worth it", || format!("{gain}"))?;
         }
+        let mut shadows = scene.core.shadows().into_iter().map(|view| view.shadow);
+        let beside = shadows
+            .find(|shadow| shadow.of == planned.vm && shadow.host.as_ref() == Some(to) && shadow.state.is_coming());
+        ensure(beside.is_none(), "no VM is sent to where its shadow stays", || format!("{beside:?}"))?;
         let Some(vm) = vm else { return Ok(()) };
         ensure(vm.terms.stays_because().is_none(), "an owner's word is kept", || format!("{:?}", vm.terms))?;
         let usable = 1.0 - policy.reserve_share;
@@ -351,7 +366,33 @@ impl Checker {
             let left = elsewhere.any(|other| other.id != vm.id && other.terms.together.as_ref() == Some(group));
             ensure(!left, "VMs that belong together are not parted", || group.clone())?;
         }
-        Ok(())
+        self.judge_zones(scene, from, vm, to)
+    }
+
+    /// Zones are left where policy says so, and VMs that belong in different ones do not meet by a move from one to the other.
+    fn judge_zones(
+        &self,
+        scene: &Scene<'_>,
+        from: &HostId,
+        vm: &SimVm,
+        to: &HostId,
+    ) -> Result<(), (&'static str, String)> {
+        let zone_of = |host: &HostId| scene.agents.get(host).and_then(|agent| agent.facts.zone.clone());
+        let zone = zone_of(to);
+        if zone_of(from) == zone {
+            return Ok(());
+        }
+        ensure(scene.policy.migrate.across_zones, "a VM stays in its zone", || format!("{zone:?}"))?;
+        let Some(group) = &vm.terms.apart_zones else { return Ok(()) };
+        let all = scene.agents.iter().flat_map(|(host, agent)| agent.vms.iter().map(move |vm| (host, vm)));
+        let met = all.filter(|(_, other)| other.id != vm.id && other.terms.apart_zones.as_ref() == Some(group)).find(
+            |(host, other)| {
+                let goes = self.under_way.get(&other.id).filter(|(.., until)| *until > scene.now);
+                let is_known_here = zone_of(host) == zone && self.is_known_on(other.id, host);
+                is_known_here || goes.is_some_and(|(_, _, comes, _)| zone_of(comes) == zone)
+            },
+        );
+        ensure(met.is_none(), "VMs that belong in different zones do not meet", || group.clone())
     }
 }
 

@@ -110,5 +110,6 @@ fn host(name: &str) -> HostSpec {
         memory_mib: 8192,
         shadows_max: 0,
         tasks: None,
+        zone: None,
     }
 }

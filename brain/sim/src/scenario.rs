@@ -66,6 +66,9 @@ pub struct HostSpec {
     /// What its own tasks, which are no VMs, want beside its VMs. It is felt only where [`Scenario::contention`] is.
     #[serde(default)]
     pub tasks: Option<Load>,
+    /// Its zone.
+    #[serde(default)]
+    pub zone: Option<String>,
 }
 
 /// A VM.

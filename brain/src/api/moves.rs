@@ -9,7 +9,7 @@ use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Extension, Path, Query, State};
 use axum::http::StatusCode;
 use gnomon_common::wire::{CommandId, HostId, VmId};
-use gnomon_core::{MoveRefusal, OperatorRequest};
+use gnomon_core::{MoveRefusal, OperatorRequest, PlannedAction};
 use serde::{Deserialize, Serialize};
 
 /// The body of a request.
@@ -38,6 +38,8 @@ pub struct MigrateAnswer {
     /// `/api/v1/commands`.
     #[schema(value_type = Option<String>)]
     pub command: Option<CommandId>,
+    /// What is worth knowing of it, one line each: that it leaves its zone, say.
+    pub remarks: Vec<String>,
 }
 
 /// Move a running VM to another host now, in any mode. The rules that keep a plan safe hold for it as well; to undo it, move it back.
@@ -59,8 +61,11 @@ pub(super) async fn migrate(
     let Json(MigrateBody { to }) = body?;
     let to = host_id(&to)?;
     let (asked, target) = (name.clone(), to.clone());
-    let look = move |desk: &Desk| desk.core.find_vm(&asked).map(|vm| desk.core.may_migrate(vm, &target));
-    let action = state.ask(look.clone()).await?.ok_or_else(|| unknown(&name))??;
+    let look = move |desk: &Desk| {
+        let told = |action: PlannedAction| (desk.core.remarks_on_move(&action), action);
+        desk.core.find_vm(&asked).map(|vm| desk.core.may_migrate(vm, &target).map(told))
+    };
+    let (remarks, action) = state.ask(look.clone()).await?.ok_or_else(|| unknown(&name))??;
     let mut command = None;
     if !dry_run {
         let commands = carry_out(&state, actor, OperatorRequest::Migrate { vm: action.vm, to: to.clone() }).await?;
@@ -71,7 +76,7 @@ pub(super) async fn migrate(
             return Err(Problem::new(StatusCode::CONFLICT, "something else was sent to this VM meanwhile; ask again"));
         }
     }
-    Ok(Json(MigrateAnswer { vm: action.vm, host: action.host, to, dry_run, command }))
+    Ok(Json(MigrateAnswer { vm: action.vm, host: action.host, to, dry_run, command, remarks }))
 }
 
 /// What a request to give a move up did, or would do.

@@ -5,9 +5,9 @@ use super::table::{at, bytes, cores, duration, limit, table};
 use super::{Failure, plot};
 use crate::api::{OperateBody, Operated, ScopeBody, Status};
 use gnomon_common::wire::{DemandSource, MemoryDemand, OutcomeResult, ShadowDone};
-use gnomon_core::Audit;
 use gnomon_core::archive::Kpi;
 use gnomon_core::view::{Alert, Explanation, Forecast, HostView, RecentAction, VmView};
+use gnomon_core::{Audit, PlannedAction};
 use serde_json::Value;
 use std::io::{self, IsTerminal, Write as _};
 use std::time::Duration;
@@ -222,15 +222,20 @@ pub(super) fn explain(client: &Client, json: bool, vm: &str) -> Result<(), Failu
                 at(*when),
                 id.map_or_else(|| "recommended".into(), |id| id.to_string()),
                 action.summary(),
-                remark
-                    .as_ref()
-                    .map_or_else(|| action.reason.to_string(), |remark| format!("{}: {remark}", action.reason)),
+                why(action, remark.as_deref()),
                 result.as_ref().map_or_else(|| "-".into(), in_words),
             ]);
         }
         println!("{table}");
     }
     Ok(())
+}
+
+/// Why something was done, what was done along with it, and what is to be said of it.
+fn why(action: &PlannedAction, remark: Option<&str>) -> String {
+    let along = action.along.iter().map(|along| format!("; {along}"));
+    let remark = remark.map(|remark| format!(": {remark}"));
+    std::iter::once(action.reason.to_string()).chain(along).chain(remark).collect()
 }
 
 pub(super) fn operate(client: &Client, json: bool, verb: &str, scope: ScopeBody) -> Result<(), Failure> {

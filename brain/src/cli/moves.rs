@@ -69,6 +69,7 @@ pub(super) fn migrate(client: &Client, json: bool, arguments: &MigrateArguments)
             return print_json(&json!(answer));
         }
         println!("would move {vm} from {} to {}", answer.host, answer.to);
+        answer.remarks.iter().for_each(|remark| println!("{remark}"));
         return Ok(());
     };
     let result = if *wait == 0 { None } else { wait_for(client, answer.vm, command, deadline)? };

@@ -12,6 +12,7 @@ use super::standing::{self, Revocations};
 use crate::ca::Identity;
 use crate::clock;
 use crate::drive::{DriveHandle, Event, Issued};
+use crate::service::Raising;
 use crate::store::{self, Journal, Standing, Stopped, Store};
 use gnomon_common::wire::{AgentEpoch, AgentMessage, BrainMessage, Fence, Hello, HostId, Outcome, Welcome};
 use quinn::{Connection, RecvStream, SendStream};
@@ -47,7 +48,7 @@ pub(super) struct SessionContext {
     pub(super) enrolment: Arc<Enrolment>,
     pub(super) revocations: watch::Receiver<Revocations>,
     pub(super) heartbeat: Duration,
-    pub(super) may_raise_from: Instant,
+    pub(super) raising: Raising,
     pub(super) metrics: IngestMetrics,
     pub(super) regressed: mpsc::Sender<(String, Fence)>,
     pub(super) ending: CancellationToken,
@@ -190,13 +191,21 @@ async fn admit(
 }
 
 fn regressed(context: &SessionContext, hello: &Hello, fence: Fence) -> Ending {
-    let wait = context.may_raise_from.saturating_duration_since(Instant::now());
+    let wait = context.raising.from.saturating_duration_since(Instant::now());
     if wait.is_zero() {
         // Full means that another agent has said it already.
         let _ = context.regressed.try_send((hello.host.to_string(), fence));
         Ending::new(
             CloseCode::Busy,
             format!("fence {fence} is newer than this brain's: it takes a new term; connect again"),
+        )
+    } else if context.raising.is_spent {
+        Ending::new(
+            CloseCode::Busy,
+            format!(
+                "fence {fence} is newer than this brain's, which has taken too many new terms within a day: another brain commands this host by a \
+                 store of its own; end one of the two, or have this one win with gnomon-brain take-over"
+            ),
         )
     } else {
         Ending::new(

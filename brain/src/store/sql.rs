@@ -93,7 +93,7 @@ impl SqlStore {
     async fn fence(&self, db: &mut AnyConnection) -> Result<(), StoreError> {
         let holder = lease::locked(db, self.dialect).await?.holder;
         match self.leads_as.get() {
-            Some(name) if *name != holder => Err(StoreError::Deposed { leader: holder }),
+            Some(name) if *name != holder => Err(StoreError::Deposed { leader: lease::told(&holder) }),
             _ => Ok(()),
         }
     }
@@ -163,6 +163,10 @@ impl Store for SqlStore {
 
     fn commands(&self, limit: u32) -> Pending<'_, Vec<CommandRecord>> {
         Box::pin(read::commands(&self.readers, limit))
+    }
+
+    fn raises(&self, since: Timestamp) -> Pending<'_, Vec<Timestamp>> {
+        Box::pin(read::raises(&self.readers, since))
     }
 
     fn blocks(&self, vm: VmId, keys: Vec<BlockKey>) -> Pending<'_, Vec<SealedBlock>> {

@@ -16,15 +16,15 @@ use tokio::time::{sleep, timeout};
 /// A lease of nine seconds, a look each second, and a busy machine.
 const TAKE_OVER_MAX: Duration = Duration::from_secs(15);
 
-struct Brain {
-    process: Process,
-    agents: SocketAddr,
+pub(crate) struct Brain {
+    pub(crate) process: Process,
+    pub(crate) agents: SocketAddr,
     api: SocketAddr,
     token: String,
 }
 
 impl Brain {
-    fn start(home: &Home) -> Self {
+    pub(crate) fn start(home: &Home) -> Self {
         let (process, agents, api) = start_served(home);
         Self { process, agents, api, token: home.token() }
     }
@@ -33,18 +33,18 @@ impl Brain {
         kill_process(Pid::from_child(&self.process.0), signal).unwrap();
     }
 
-    async fn ask(&self, method: &'static str, path: &'static str, body: Option<Value>) -> (u16, String) {
+    pub(crate) async fn ask(&self, method: &'static str, path: &'static str, body: Option<Value>) -> (u16, String) {
         let (url, token) = (format!("http://{}{path}", self.api), self.token.clone());
         let body = body.map(|body| body.to_string());
         tokio::task::spawn_blocking(move || request(method, &url, Some(&token), body)).await.unwrap()
     }
 
-    async fn is_leader(&self) -> bool {
+    pub(crate) async fn is_leader(&self) -> bool {
         let (_, metrics) = self.ask("GET", "/metrics", None).await;
         metrics.lines().any(|line| line == "gnomon_brain_leader 1")
     }
 
-    async fn until_leader(&self) -> Duration {
+    pub(crate) async fn until_leader(&self) -> Duration {
         let since = Instant::now();
         while !self.is_leader().await {
             assert!(since.elapsed() < PATIENCE, "it does not lead");
@@ -54,7 +54,7 @@ impl Brain {
     }
 
     /// Has everything released; the command that comes of it.
-    async fn release(&self, agent: &mut Agent) -> Command {
+    pub(crate) async fn release(&self, agent: &mut Agent) -> Command {
         for verb in ["/api/v1/resume", "/api/v1/release"] {
             let (status, body) = self.ask("POST", verb, Some(json!({"scope": "fleet"}))).await;
             assert_eq!(status, 200, "{verb}: {body}");
@@ -64,7 +64,7 @@ impl Brain {
 }
 
 /// Two brains of one certificate authority on one database, of which the first leads; `None` where there is no PostgreSQL.
-async fn two_brains() -> Option<(Database, Home, Brain, Brain)> {
+pub(crate) async fn two_brains() -> Option<(Database, Home, Brain, Brain)> {
     let database = Database::postgresql()?;
     let home = Home::new();
     home.write_config(|text| text.replace("path = \"brain.db\"", &database.setting()));

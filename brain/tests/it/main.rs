@@ -22,4 +22,5 @@ mod regression;
 mod set;
 mod shadows;
 mod store;
+mod take_over;
 mod uninvited;

@@ -91,6 +91,7 @@ async fn proposals_are_given_back_as_they_were_last_and_open_ones_are_never_forg
         action: Action::Set(Setting::CpuQuota { cores: Some(1.0) }),
         before: None,
         reason: Reason::LiveDemand { demand_cores: 0.9 },
+        along: None,
         approved_by: None,
     };
     let made = |number: u64, state: ProposalState, since: Timestamp| Proposal {

@@ -3,8 +3,11 @@
 use crate::agent::{Agent, hello, report, vm};
 use crate::brain::{Brain, Home};
 use gnomon_brain::clock::now;
-use gnomon_common::wire::{BrainMessage, Fence, OutcomeResult, RefusalCode};
+use gnomon_brain::store::{Entry, RAISE_VERB, SqlStore, Store, TAKE_OVER_VERB};
+use gnomon_common::wire::{BrainMessage, Fence, Hello, OutcomeResult, RefusalCode};
+use gnomon_core::{Audit, Record};
 use serde_json::json;
+use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unanswered_command_is_repeated_when_its_host_comes_back_with_the_time_it_has_left() {
@@ -82,5 +85,39 @@ async fn a_brain_behind_an_agents_fence_takes_a_term_above_it_before_it_commands
     let (_, answer) = Agent::introduce(brain.agents, &home.agent("c"), liar).await;
     assert!(matches!(answer, BrainMessage::Refused { code: RefusalCode::Busy, .. }), "{answer:?}");
     assert_eq!(brain.get("/api/v1/status").await["term"], 41);
+    brain.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_brains_of_two_stores_do_not_outbid_each_other_for_ever() {
+    let home = Home::new();
+    let store = SqlStore::open_sqlite(home.database()).await.unwrap();
+    let line = |verb: &str| Audit {
+        at: now() - Duration::from_secs(60),
+        actor: "gnomon".into(),
+        verb: verb.into(),
+        object: "host a".into(),
+        detail: "it has obeyed a newer fence".into(),
+    };
+    let raised = Entry::Record(Box::new(Record::Audit(line(RAISE_VERB))));
+    let ahead = Hello { fence_highest: Some(Fence { term: 400, generation: 7 }), ..hello("a", 1) };
+    let introduce = async |brain: &Brain| Agent::introduce(brain.agents, &home.agent("a"), ahead.clone()).await.1;
+
+    // As often as it may be within a day; that outlasts restarts.
+    store.commit(&vec![raised.clone(); 10]).await.unwrap();
+    let brain = Brain::start(&home).await;
+    let answer = introduce(&brain).await;
+    let BrainMessage::Refused { code: RefusalCode::Busy, reason } = answer else { panic!("{answer:?}") };
+    assert!(reason.contains("another brain") && reason.contains("gnomon-brain take-over"), "{reason}");
+    let (_other, _) = Agent::join(brain.agents, &home.agent("b"), hello("b", 1)).await;
+    assert_eq!(brain.get("/api/v1/status").await["term"], 1, "whoever has obeyed no other brain is served");
+    brain.stop().await;
+
+    // An operator has said which of the two it is to be.
+    store.take_over("here", Duration::ZERO, |_| Audit { at: now(), ..line(TAKE_OVER_VERB) }).await.unwrap();
+    drop(store);
+    let brain = Brain::start(&home).await;
+    let answer = introduce(&brain).await;
+    assert!(matches!(answer, BrainMessage::Welcome(_)), "{answer:?}");
     brain.stop().await;
 }

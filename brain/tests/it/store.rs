@@ -5,7 +5,9 @@ use crate::brain::{Brain, Home, count};
 use crate::database::{Database, on_every_database};
 use gnomon_brain::clock::now;
 use gnomon_brain::secret;
-use gnomon_brain::store::{Candidate, Entry, Lead, Location, SqlStore, Store, StoreError, StoredReport};
+use gnomon_brain::store::{
+    Candidate, Entry, Lead, Location, RAISE_VERB, SqlStore, Store, StoreError, StoredReport, TAKE_OVER_VERB, TERM_JUMP,
+};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{AgentEpoch, Report, Sequence, frame};
 use gnomon_core::{Audit, Record, Restored};
@@ -42,6 +44,8 @@ on_every_database!(
     pruning_takes_what_is_old_and_leaves_the_rest,
     a_commit_gets_its_turn_while_much_is_pruned,
     nobody_leads_beside_a_leader_and_one_that_was_deposed_writes_nothing,
+    a_take_over_displaces_who_leads_and_is_kept_for_one_place_for_a_while,
+    new_terms_for_agents_sake_are_counted_from_the_last_take_over_on,
 );
 
 fn candidate(name: &str) -> Candidate {
@@ -90,6 +94,71 @@ async fn nobody_leads_beside_a_leader_and_one_that_was_deposed_writes_nothing(da
     second.resign().await.unwrap();
     let third = database.open().await;
     assert!(matches!(third.lead(&candidate("c"), 0).await.unwrap(), Lead::Ours { term: 9, .. }), "at once");
+}
+
+/// The audit line of an operator's take-over.
+fn taken(at: Timestamp) -> Audit {
+    Audit { at, actor: "uid 7".into(), verb: TAKE_OVER_VERB.into(), object: "fleet".into(), detail: "it hangs".into() }
+}
+
+async fn a_take_over_displaces_who_leads_and_is_kept_for_one_place_for_a_while(database: Database) {
+    let (first, second, third) = (database.open().await, database.open().await, database.open().await);
+    let take = async |store: &SqlStore, keep| store.take_over("b", keep, |_| taken(now())).await;
+    let ours = |term| Lead::Ours { term, ends: !database.is_sqlite() };
+    let begun = now();
+    assert_eq!(first.lead(&candidate("a/1"), 0).await.unwrap(), ours(1));
+    let seen = second.leadership().await.unwrap();
+    assert_eq!((seen.holder.as_str(), seen.leads, seen.term), ("a/1", true, 1));
+    assert!(seen.since.is_some_and(|since| begun <= since && since <= now()), "{seen:?}");
+    if database.is_sqlite() {
+        // Whoever runs on a file goes on in its term: it has to be stopped.
+        assert!(take(&second, Duration::ZERO).await.unwrap_err().to_string().contains("stopped"));
+        first.resign().await.unwrap();
+        assert!(!second.leadership().await.unwrap().leads);
+        assert_eq!(take(&second, Duration::ZERO).await.unwrap().term, 1);
+        drop(second);
+        assert_eq!(third.lead(&candidate("c/1"), 0).await.unwrap(), ours(1 + TERM_JUMP + 1));
+        return;
+    }
+    let lease = candidate("b/1").lease;
+    let before = take(&second, lease).await.unwrap();
+    assert_eq!((before.holder.as_str(), before.leads, before.term), ("a/1", true, 1));
+    let deposed = |error| matches!(error, StoreError::Deposed { leader } if leader == "b");
+    assert!(deposed(first.commit(&[entry(1, now())]).await.unwrap_err()));
+    assert!(deposed(first.renew_lease(&candidate("a/1")).await.unwrap_err()));
+    let seen = third.leadership().await.unwrap();
+    assert_eq!((seen.holder.as_str(), seen.leads, seen.term), ("b/", false, 1 + TERM_JUMP));
+    // Neither another place nor one whose name begins alike.
+    for other in ["a/2", "bb/1"] {
+        assert_eq!(third.lead(&candidate(other), 0).await.unwrap(), Lead::Theirs { leader: "b".into() }, "{other}");
+    }
+    assert_eq!(second.lead(&candidate("b/2"), 0).await.unwrap(), ours(1 + TERM_JUMP + 1));
+    let lines = second.audit(10).await.unwrap();
+    let said: Vec<_> = lines.iter().map(|line| (line.verb.as_str(), line.detail.as_str())).collect();
+    let led = ("take_lease", "term 1002; an operator has had b take over");
+    assert_eq!(said, [led, (TAKE_OVER_VERB, "it hangs"), ("take_lease", "term 1; nobody has led before")]);
+
+    // Where that brain does not come, any may lead once the time is over.
+    let fourth = database.open().await;
+    take(&fourth, lease).await.unwrap();
+    assert!(matches!(third.lead(&candidate("a/2"), 0).await.unwrap(), Lead::Theirs { .. }));
+    tokio::time::sleep(lease * 3 / 2).await;
+    assert_eq!(third.lead(&candidate("a/2"), 0).await.unwrap(), ours(2 * (1 + TERM_JUMP) + 1));
+}
+
+async fn new_terms_for_agents_sake_are_counted_from_the_last_take_over_on(database: Database) {
+    let store = database.open().await;
+    let raise = |at: Timestamp| Audit { verb: RAISE_VERB.into(), ..taken(at) };
+    let ago = |seconds: u64| now() - Duration::from_secs(seconds);
+    let times = [ago(5000), ago(90), ago(60)];
+    let lines: Vec<Entry> = times.iter().map(|at| Entry::Record(Box::new(Record::Audit(raise(*at))))).collect();
+    store.commit(&lines).await.unwrap();
+    store.commit(&[audit("something else", ago(50))]).await.unwrap();
+    assert_eq!(store.raises(ago(3600)).await.unwrap(), times[1..]);
+    store.take_over("b", Duration::ZERO, |_| taken(ago(75))).await.unwrap();
+    assert_eq!(store.raises(ago(3600)).await.unwrap(), times[2..]);
+    store.take_over("b", Duration::ZERO, |_| taken(now())).await.unwrap();
+    assert_eq!(store.raises(ago(3600)).await.unwrap(), []);
 }
 
 async fn text_with_a_zero_character_is_no_reason_to_fail(database: Database) {

@@ -18,6 +18,8 @@ pub struct VmTerms {
     pub stays: bool,
     /// `apart="GROUP"`: no two VMs of this group on one host.
     pub apart: Option<String>,
+    /// `apart_zones="GROUP"`: no two VMs of this group in one zone; hosts that name none are one zone together.
+    pub apart_zones: Option<String>,
     /// `together="GROUP"`: VMs of this group on one host.
     pub together: Option<String>,
     /// `shadow="yes"`, `shadow="no"`: it is to have a shadow, or none; `None` leaves that to policy.
@@ -80,8 +82,9 @@ impl VmTerms {
                 _ => return Err(invalid("yes, no")),
             },
             "apart" => self.apart = Some(group(value).ok_or_else(|| invalid(GROUP))?),
+            "apart_zones" => self.apart_zones = Some(group(value).ok_or_else(|| invalid(GROUP))?),
             "together" => self.together = Some(group(value).ok_or_else(|| invalid(GROUP))?),
-            _ => return Err(invalid("the attributes mode, migrate, shadow, apart, together")),
+            _ => return Err(invalid("the attributes mode, migrate, shadow, apart, apart_zones, together")),
         }
         Ok(())
     }
@@ -102,7 +105,9 @@ mod tests {
         let mut terms = VmTerms::default();
         assert!(!terms.hands_off() && terms.stays_because().is_none());
         assert!(terms.take("mode", "observer").is_err() && terms.take("migrates", "no").is_err());
-        assert!(terms.take("apart", "").is_err() && terms.take("apart", &"x".repeat(65)).is_err());
+        for attribute in ["apart", "apart_zones", "together"] {
+            assert!(terms.take(attribute, "").is_err() && terms.take(attribute, &"x".repeat(65)).is_err());
+        }
         assert_eq!(terms, VmTerms::default());
         terms.misunderstood = Some("mode=observer".into());
         assert!(terms.hands_off());

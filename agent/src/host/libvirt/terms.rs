@@ -131,10 +131,12 @@ mod tests {
 
     #[test]
     fn the_owner_s_element_is_read_by_its_namespace() {
-        let terms =
-            owned("<g:policy xmlns:g='urn:gnomon:policy:1' mode='observe' migrate='no' apart='db' together='web'/>");
+        let terms = owned(
+            "<g:policy xmlns:g='urn:gnomon:policy:1' mode='observe' migrate='no' apart='db' apart_zones='site' together='web'/>",
+        );
         assert!(terms.observe_only && terms.stays && terms.misunderstood.is_none() && terms.bound.is_none());
-        assert_eq!((terms.apart.as_deref(), terms.together.as_deref()), (Some("db"), Some("web")));
+        let groups = [&terms.apart, &terms.apart_zones, &terms.together].map(Option::as_deref);
+        assert_eq!(groups, [Some("db"), Some("site"), Some("web")]);
         assert_eq!(owned(""), VmTerms::default());
     }
 

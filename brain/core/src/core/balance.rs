@@ -6,12 +6,13 @@
 mod by_hand;
 mod lint;
 mod outcomes;
+mod target;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Action, CommandId, HostFacts, HostId, Migration, Moved, VmId, VmState};
+use gnomon_common::wire::{Action, CommandId, HostId, Migration, Moved, VmId, VmState};
 
 use super::Core;
 use crate::fleet::{Host, Vm};
@@ -22,6 +23,7 @@ use crate::plan::{PlannedAction, Reason, Relief};
 use crate::policy::Mode;
 
 pub use by_hand::MoveRefusal;
+pub(in crate::core) use target::Search;
 
 /// What a host told is believed for so many windows after the one that told it…
 const WINDOWS_FRESH: u32 = 3;
@@ -141,9 +143,11 @@ impl Core {
         let is_drained = self.moves.draining.contains_key(host);
         let is_told = (is_full || is_drained) && before.is_some_and(|before| before.is_told);
         let stuck_since = before.and_then(|before| before.stuck_since).filter(|_| is_full && !is_drained);
+        let fits_another_zone = stuck_since.is_some() && before.is_some_and(|before| before.fits_another_zone);
         let fresh_until = fresh_until(now, length);
         if let Some(entry) = self.fleet.hosts.get_mut(host) {
-            entry.prospect = Some(Prospect { load, fresh_until, full_rounds, is_doubted, is_told, stuck_since });
+            entry.prospect =
+                Some(Prospect { load, fresh_until, full_rounds, is_doubted, is_told, stuck_since, fits_another_zone });
         }
         // Shadows make room first.
         if !(full_rounds > 0 && self.shadows_make_room(now, host, &proven, &room)) {
@@ -167,7 +171,8 @@ impl Core {
         if (!is_drained && self.is_closed(now)) || self.has_to_wait(now, host) {
             return;
         }
-        match self.find_move(now, host, loads, room, is_drained) {
+        let search = self.search(is_drained);
+        match self.find_move(now, host, loads, room, search) {
             Some(action) => {
                 if let Some(prospect) = self.fleet.hosts.get_mut(host).and_then(|entry| entry.prospect.as_mut()) {
                     prospect.stuck_since = None;
@@ -179,9 +184,10 @@ impl Core {
                 }
             }
             None => {
-                self.tell_stuck(host, load, room, is_drained);
+                let beyond = if search.crosses { None } else { self.zone_with_room(now, host, loads, room, search) };
+                self.tell_stuck(host, load, room, is_drained, beyond.as_deref());
                 if !is_drained {
-                    self.note_stuck(now, host);
+                    self.note_stuck(now, host, beyond.is_some());
                 }
             }
         }
@@ -234,27 +240,28 @@ impl Core {
             || (guards.plans(Guard::Budget) && self.moves.begun_within(now, HOUR) >= policy.per_hour_max)
     }
 
+    /// The move that helps a host most.
     fn find_move(
         &self,
         now: Timestamp,
         host: &HostId,
         [load, proven]: [&Load; 2],
         room: &Room,
-        is_drained: bool,
+        search: Search,
     ) -> Option<PlannedAction> {
         let source = self.fleet.hosts.get(host)?;
         source.facts.migration.as_ref()?;
-        let free = source.vms.iter().filter(|id| self.may_leave(now, host, **id, is_drained));
+        let free = source.vms.iter().filter(|id| self.may_leave(now, host, **id, search.is_drained));
         let candidates = free.filter_map(|&id| {
             let vm = self.fleet.vms.get(&id)?;
             Some(Candidate { vm: id, claim: self.claim(vm, vm.window_end, None) })
         });
         let ordered = order(candidates.collect(), load, room);
         ordered.into_iter().take(CANDIDATES_MAX).find_map(|candidate| {
-            let (to_after, to, facts) = self.find_target(now, host, &candidate, room.share(load), is_drained)?;
+            let (to_after, to, facts) = self.find_target(now, host, &candidate, room.share(load), search)?;
             let from_after = room.share(&load.minus(candidate.claim));
             let expected = Relief { from_before: room.share(load), from_after, to_after };
-            let reason = if is_drained {
+            let reason = if search.is_drained {
                 Reason::Drained
             } else if room.holds_cpu(proven) {
                 Reason::HostMemoryFull { bytes: load.memory_bytes, room_bytes: room.memory_bytes as u64, expected }
@@ -269,6 +276,7 @@ impl Core {
                 action: Action::Migrate(migration),
                 before: None,
                 reason,
+                along: None,
                 approved_by: None,
             })
         })
@@ -285,75 +293,7 @@ impl Core {
         vm.state == VmState::Running && vm.flight.is_none() && !rests && !held && !stays && !backs_off && !is_denied
     }
 
-    /// The host that is left with the most after taking a VM in, and on which VMs wait the least for a CPU by their own word.
-    fn find_target(
-        &self,
-        now: Timestamp,
-        from: &HostId,
-        candidate: &Candidate<VmId>,
-        share_before: f64,
-        is_drained: bool,
-    ) -> Option<(f64, &HostId, &HostFacts)> {
-        let guards = self.moves.guards;
-        let vm = self.fleet.vms.get(&candidate.vm)?;
-        let possible = self.fleet.hosts.iter().filter_map(|(id, host)| {
-            let prospect = host.prospect?;
-            let room = Room::of(&host.facts, &self.policy.migrate);
-            let after = prospect.load.plus(self.landing(vm, vm.window_end));
-            let is_open = id != from && host.facts.migration.is_some() && !host.facts.dry_run;
-            let is_fresh = !guards.plans(Guard::Fresh) || (host.connected && now <= prospect.fresh_until);
-            let is_drained_too = guards.plans(Guard::Draining) && self.moves.draining.contains_key(id);
-            let is_held = guards.plans(Guard::Hold) && self.holds.on_host(id).is_some();
-            let has_cpu = !guards.plans(Guard::Cpu) || room.holds_cpu(&after);
-            let has_memory = !guards.plans(Guard::Memory) || room.holds_memory(&after);
-            // A host that cannot give its shadows what is coming has no room for a production; an operator who empties one decides.
-            let is_vetoed = !is_drained && self.is_host_starved(now, id);
-            let is_good = !is_vetoed && is_open && is_fresh && !is_drained_too && !is_held && has_cpu && has_memory;
-            (is_good && !vm.travel.avoids(id, now)).then(|| (room.share(&after), id, host))
-        });
-        let crowded = |id: &HostId| guards.plans(Guard::Inflow) && self.is_on_its_way_to(id);
-        let worthwhile = |share: f64| {
-            is_drained || !guards.plans(Guard::Gain) || share_before - share >= self.policy.migrate.gain_min
-        };
-        let of_groups = |id: &HostId| {
-            (!guards.plans(Guard::Apart) || !self.meets(candidate.vm, vm, id))
-                && (!guards.plans(Guard::Together) || !self.parts(candidate.vm, vm, from, id, is_drained))
-        };
-        possible
-            .filter(|(share, id, _)| worthwhile(*share) && !crowded(id) && of_groups(id))
-            .min_by(|one, other| {
-                let [one_costs, other_costs] =
-                    [one, other].map(|(share, _, host)| share + self.contention_of(now, host));
-                one_costs.total_cmp(&other_costs).then(one.1.cmp(other.1))
-            })
-            .map(|(share, id, host)| (share, id, &host.facts))
-    }
-
-    fn is_on_its_way_to(&self, host: &HostId) -> bool {
-        let arrives = self.fleet.hosts.get(host).is_some_and(|host| !host.arriving.is_empty());
-        arrives || self.moves.under_way.values().any(|way| way.to == *host)
-    }
-
-    /// Whether a VM would meet one that it belongs apart from.
-    fn meets(&self, id: VmId, vm: &Vm, on: &HostId) -> bool {
-        let Some(group) = &vm.terms.apart else { return false };
-        let there = self.fleet.hosts.get(on).into_iter().flat_map(|host| &host.vms);
-        let coming = self.moves.under_way.iter().filter(|(_, way)| way.to == *on).map(|(vm, _)| vm);
-        there.chain(coming).any(|&other| {
-            other != id && self.fleet.vms.get(&other).is_some_and(|other| other.terms.apart.as_ref() == Some(group))
-        })
-    }
-
-    /// Whether a VM would leave one that it belongs with. From a host that is emptied they may follow each other.
-    fn parts(&self, id: VmId, vm: &Vm, from: &HostId, to: &HostId, is_drained: bool) -> bool {
-        let Some(group) = &vm.terms.together else { return false };
-        self.fleet.present().any(|(other, member, at)| {
-            let stays_with_it = at == to || (is_drained && at == from);
-            other != id && member.terms.together.as_ref() == Some(group) && !stays_with_it
-        })
-    }
-
-    fn tell_stuck(&mut self, host: &HostId, load: &Load, room: &Room, is_drained: bool) {
+    fn tell_stuck(&mut self, host: &HostId, load: &Load, room: &Room, is_drained: bool, beyond: Option<&str>) {
         let Some(entry) = self.fleet.hosts.get_mut(host) else { return };
         let waits = entry.vms.iter().any(|vm| self.fleet.vms.get(vm).is_some_and(|vm| vm.flight.is_some()));
         let is_empty = entry.vms.is_empty();
@@ -361,12 +301,17 @@ impl Core {
         if waits || is_empty || std::mem::replace(&mut prospect.is_told, true) {
             return;
         }
+        let beyond = beyond.map_or_else(String::new, |zone| {
+            format!("; {zone} would have room, and policy.migrate.across_zones keeps VMs in their zone")
+        });
         let text = if is_drained {
-            format!("host {host} is to be emptied, but none of its VMs may go, or there is no room for them elsewhere")
+            format!(
+                "host {host} is to be emptied, but none of its VMs may go, or there is no room for them elsewhere{beyond}"
+            )
         } else {
             format!(
                 "host {host}: {:.2} cores and {} MiB will be wanted, of {:.2} and {:.0} MiB that it has for VMs, and none of them may go, \
-                 or there is no room for them elsewhere",
+                 or there is no room for them elsewhere{beyond}",
                 load.high_cores(),
                 load.memory_bytes >> 20,
                 room.cores,
@@ -374,6 +319,11 @@ impl Core {
             )
         };
         self.notice("no_room", text);
+    }
+
+    /// Where a VM is on its way to, by a command of Gnomon's.
+    pub(super) fn destination_of(&self, vm: VmId) -> Option<&HostId> {
+        self.moves.under_way.get(&vm).map(|way| &way.to)
     }
 
     /// Notes a move that is about to be commanded.

@@ -143,13 +143,14 @@ impl Core {
     }
 
     /// Notes that no move was found for a host that is too full. Where none of its VMs may leave at all, another host would not help.
-    pub(super) fn note_stuck(&mut self, now: Timestamp, host: &HostId) {
+    pub(super) fn note_stuck(&mut self, now: Timestamp, host: &HostId, fits_another_zone: bool) {
         let may_leave = |host_entry: &Host| host_entry.vms.iter().any(|id| self.may_leave(now, host, *id, false));
         let helps = self.fleet.hosts.get(host).is_some_and(|entry| entry.facts.migration.is_some() && may_leave(entry));
         if let Some(prospect) = self.fleet.hosts.get_mut(host).and_then(|entry| entry.prospect.as_mut())
             && helps
         {
             prospect.stuck_since.get_or_insert(now);
+            prospect.fits_another_zone = fits_another_zone;
         }
     }
 
@@ -215,7 +216,9 @@ impl Core {
         let key = CapacityKey { term: self.fence.term, number: self.capacity.asked };
         let approved_by = (self.policy.capacity.approval == Approval::Automatic).then(|| "policy".to_owned());
         let state = if approved_by.is_some() { CapacityState::Approved } else { CapacityState::AwaitingApproval };
-        let reason = in_words(zone.as_deref(), &full, cores, memory_bytes);
+        let mut prospects = full.iter().filter_map(|full| self.fleet.hosts.get(&full.host)?.prospect);
+        let beyond = prospects.any(|prospect| prospect.fits_another_zone);
+        let reason = in_words(zone.as_deref(), &full, cores, memory_bytes, beyond);
         let hosts_full = full.len();
         let request = CapacityRequest {
             key,
@@ -407,7 +410,7 @@ impl Core {
 }
 
 /// Why capacity is asked for.
-fn in_words(zone: Option<&str>, full: &[FullHost], cores: f64, memory_bytes: u64) -> String {
+fn in_words(zone: Option<&str>, full: &[FullHost], cores: f64, memory_bytes: u64, fits_another_zone: bool) -> String {
     let hosts = match full {
         [one] => format!("host {}", one.host),
         [one, other] => format!("hosts {} and {}", one.host, other.host),
@@ -418,7 +421,12 @@ fn in_words(zone: Option<&str>, full: &[FullHost], cores: f64, memory_bytes: u64
     let cpu = (cores > 0.0).then(|| format!("{cores:.2} cores"));
     let memory = (memory_bytes > 0).then(|| format!("{} MiB of memory", memory_bytes.div_ceil(1 << 20)));
     let missing: Vec<String> = cpu.into_iter().chain(memory).collect();
-    format!("{hosts}{place} will be {} short for what the VMs there want, and no move helps", missing.join(" and "))
+    let helps = if fits_another_zone {
+        "no move within their zone helps; another zone would have room"
+    } else {
+        "no move helps"
+    };
+    format!("{hosts}{place} will be {} short for what the VMs there want, and {helps}", missing.join(" and "))
 }
 
 fn cut(said: &str) -> String {

@@ -33,8 +33,8 @@ impl Core {
             fence,
             time_to_live_ms: self.policy.cpu.command_ttl_ms,
             reason: match &action.approved_by {
-                Some(by) => format!("{}; approved by {by}", action.reason.in_words(now)),
-                None => action.reason.in_words(now),
+                Some(by) => format!("{}; approved by {by}", action.why(now)),
+                None => action.why(now),
             },
         };
         let host = action.host.clone();

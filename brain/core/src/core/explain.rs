@@ -39,6 +39,7 @@ impl Core {
         lines.extend(network(vm));
         lines.extend(disk(vm));
         lines.extend(exits(vm));
+        lines.extend(self.shadow_in_words(id));
         lines.extend(self.restraints(id, vm, host));
         Some(Explanation {
             vm: view,

@@ -67,6 +67,7 @@ impl Core {
                 action: Action::Set(target),
                 before,
                 reason: Reason::Local { cause },
+                along: None,
                 approved_by: None,
             };
             let (result, remark) = (Some(outcome.result.clone()), Some(remark.to_owned()));

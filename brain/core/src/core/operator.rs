@@ -123,6 +123,7 @@ impl Core {
                 action: Action::Release,
                 before: None,
                 reason: Reason::Operator,
+                along: None,
                 approved_by: None,
             });
         }
@@ -154,6 +155,7 @@ impl Core {
             action: Action::Release,
             before: None,
             reason: Reason::Operator,
+            along: None,
             approved_by: None,
         })
     }

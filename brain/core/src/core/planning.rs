@@ -93,6 +93,7 @@ impl Core {
             action: Action::Set(target),
             before,
             reason,
+            along: None,
             approved_by: None,
         })
     }
@@ -144,6 +145,9 @@ impl Core {
         let Some(plan) = self.checked(now, actions, true) else { return };
         self.persist(Record::Plan(plan.clone()));
         for action in plan.actions {
+            if let Some(along) = action.along.clone() {
+                self.send_along(now, along);
+            }
             self.command(now, action, plan.fence);
         }
     }
@@ -171,6 +175,8 @@ impl Core {
         }
         let last = self.fence;
         self.fence.generation += 1;
+        let with_shadow = |action: PlannedAction| PlannedAction { along: self.along(now, &action), ..action };
+        let actions = actions.into_iter().map(with_shadow).collect();
         let plan = Plan { at: now, fence: self.fence, actions };
         match self.review(&plan, last, leaves) {
             Ok(()) => Some(plan),
@@ -185,6 +191,7 @@ impl Core {
     pub(super) fn verdict(&self, action: PlannedAction) -> Result<(), String> {
         let last = self.fence;
         let fence = Fence { generation: last.generation + 1, ..last };
+        let action = PlannedAction { along: self.along(self.now, &action), ..action };
         self.review(&Plan { at: self.now, fence, actions: vec![action] }, last, false)
     }
 

@@ -303,7 +303,7 @@ impl Core {
             let detail = format!("proposal {key} took its place");
             self.end(now, ACTOR, "supersede", old, ProposalState::Superseded, detail);
         }
-        let (summary, reason) = (action.summary(), action.reason.in_words(now));
+        let (summary, reason) = (action.summary(), action.why(now));
         let detail = format!("{summary}: {reason}");
         let proposal = Proposal {
             key,

@@ -101,6 +101,7 @@ impl Core {
             action: Action::Set(setting),
             before,
             reason: Reason::Operator,
+            along: None,
             approved_by: None,
         })
     }

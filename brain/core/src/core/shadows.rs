@@ -1,7 +1,8 @@
 //! Shadows' lives: which VMs are to have one, what each needs next, and when it ends. [`crate::shadow`] has the states.
 //!
 //! A shadow is looked at when its production or its host reports, when an order of it is answered, and when its time has come. It has one
-//! order on its way at most. [`life`] brings it from state to state, [`orders`] gives orders and takes answers, [`place`] finds hosts, [`profile`] says what a shadow is to do.
+//! order on its way at most. [`life`] brings it from state to state, [`orders`] gives orders and takes answers, [`place`] finds hosts, [`profile`] says what a shadow is to do,
+//! [`together`] keeps it and its production from each other's hosts.
 
 mod by_hand;
 mod life;
@@ -9,6 +10,7 @@ mod orders;
 mod place;
 mod profile;
 mod response;
+mod together;
 mod trial;
 mod views;
 
@@ -420,6 +422,10 @@ impl Core {
         let boot_timeout = Duration::from_millis(self.policy.shadow.boot_timeout_ms);
         match shadow.state {
             ShadowState::Wanted => self.describe(now, id),
+            // It might be on the same host by now.
+            ShadowState::Placed | ShadowState::Copied if !self.is_anywhere(shadow.of) => {
+                self.shadows.wake(id, now + WAIT);
+            }
             ShadowState::Placed => self.order_copy(now, id),
             ShadowState::Copied => self.order(now, id, ShadowOrder::Start, ShadowCause::Wanted),
             ShadowState::Booting => {
@@ -464,6 +470,10 @@ impl Core {
             };
             says(|shadows| &mut shadows.kept_off, shadow.kept_off);
             says(|shadows| &mut shadows.asked_for, shadow.asked_for && !shadow.kept_off);
+        }
+        // Its agent may not have read yet that it is one when it told of it last.
+        if let Some(vm) = self.fleet.vms.get_mut(&shadow.id) {
+            vm.shadow.get_or_insert(ShadowWindow { of: shadow.of, pacer: None });
         }
         if shadow.state == ShadowState::Retired {
             return;

@@ -13,9 +13,11 @@ mod memory;
 mod set;
 mod shadows;
 mod skill;
+mod together;
 mod town;
 mod trial;
 mod windows;
+mod zones;
 
 use std::time::Duration;
 

@@ -6,7 +6,7 @@
 //!   questions, never added up: the fuller of the two counts.
 //! - **Room** is capacity less a reserve, the same for leaving a host as for coming to it.
 //! - **Which**: the cheapest VM whose going is enough; if none is, the one that frees most. Cost is what its memory takes of the link.
-//! - **Where**: of the hosts that have room, the one that is left with the most.
+//! - **Where**: of the hosts that have room, the one that is left with the most. Another zone only where policy lets VMs cross.
 
 use std::collections::BTreeMap;
 
@@ -121,6 +121,8 @@ pub(crate) struct Prospect {
     pub(crate) is_told: bool,
     /// Since when it is too full, VMs of it may leave, and no host has room for one.
     pub(crate) stuck_since: Option<Timestamp>,
+    /// Hosts of another zone would have had room when a place was last looked for in vain.
+    pub(crate) fits_another_zone: bool,
 }
 
 /// A VM that might leave.

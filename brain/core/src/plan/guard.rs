@@ -29,6 +29,8 @@ pub enum Guard {
     Apart,
     /// VMs that belong together are not parted.
     Together,
+    /// A VM stays in its zone where policy says so, and VMs that belong in different zones do not meet in one.
+    Zone,
     /// The target is connected and told of its load a moment ago.
     Fresh,
     /// Where somebody else moves VMs, Gnomon does not.
@@ -39,13 +41,13 @@ pub enum Guard {
     Windows,
     /// In mode `approve`, nothing leaves that no operator approved.
     Approval,
-    /// No shadow is made or started beside its production.
+    /// No shadow is made or started beside its production, or where that is going; and no production goes to where its shadow stays.
     ShadowApart,
 }
 
 impl Guard {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Terms,
         Self::Hold,
         Self::Draining,
@@ -59,6 +61,7 @@ impl Guard {
         Self::Memory,
         Self::Apart,
         Self::Together,
+        Self::Zone,
         Self::Fresh,
         Self::Stranger,
         Self::Skill,

@@ -205,6 +205,7 @@ mod tests {
             action: Action::Set(target),
             before: None,
             reason,
+            along: None,
             approved_by: None,
         }
     }

@@ -131,7 +131,15 @@ mod tests {
         let quota = |cores| Setting::CpuQuota { cores: Some(cores) };
         let host = HostId::new("a").unwrap();
         let vm = VmId(Uuid::from_u128(1));
-        PlannedAction { host, vm, action: Action::Set(quota(0.9)), before: Some(quota(0.3)), reason, approved_by: None }
+        PlannedAction {
+            host,
+            vm,
+            action: Action::Set(quota(0.9)),
+            before: Some(quota(0.3)),
+            reason,
+            along: None,
+            approved_by: None,
+        }
     }
 
     /// Foreseen for second 100, to be over at second 130.

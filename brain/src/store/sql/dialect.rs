@@ -12,13 +12,13 @@ pub(super) enum Dialect {
     Postgres,
 }
 
-/// Reads the lease's row: holder, term, when it ends, and what time it is.
-const LEASE_SQLITE: &str = "SELECT holder, term, expires_ms, expires_ms AS now_ms FROM lease";
+/// Reads the lease's row: holder, term, since when and until when it has it, and what time it is.
+const LEASE_SQLITE: &str = "SELECT holder, term, since_ms, expires_ms, expires_ms AS now_ms FROM lease";
 
 macro_rules! lease_postgres {
     ($lock:literal) => {
         concat!(
-            "SELECT holder, term, expires_ms, CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT) AS now_ms FROM lease",
+            "SELECT holder, term, since_ms, expires_ms, CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT) AS now_ms FROM lease",
             $lock
         )
     };

@@ -3,9 +3,10 @@
 //! PostgreSQL's lease ends by its own clock. SQLite's is a lock on a file beside the database: the kernel ends it with the process that
 //! has it, neither sooner nor later, so there is nothing to renew and nothing to wait for.
 
-use super::{Dialect, SqlStore, integer, write};
+use super::{Dialect, SqlStore, integer, ms, write};
 use crate::clock;
-use crate::store::{Candidate, INTEGER_MAX, Lead, Location, StoreError};
+use crate::store::{Candidate, INTEGER_MAX, Lead, Leadership, Location, StoreError, TERM_JUMP};
+use gnomon_common::time::Timestamp;
 use gnomon_core::Audit;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row, query};
@@ -13,11 +14,13 @@ use std::ffi::OsString;
 use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 /// The lease as it stands.
 pub(super) struct Lease {
     pub(super) holder: String,
     term: u64,
+    since: Option<Timestamp>,
     /// `None` once it is over.
     left_ms: Option<u64>,
     now_ms: i64,
@@ -26,7 +29,9 @@ pub(super) struct Lease {
 impl Lease {
     fn of(row: &AnyRow) -> Result<Self, StoreError> {
         let (expires_ms, now_ms) = (row.try_get::<i64, _>("expires_ms")?, row.try_get::<i64, _>("now_ms")?);
+        let since_ms = row.try_get::<i64, _>("since_ms")?;
         Ok(Self {
+            since: (since_ms > 0).then(|| Timestamp::from_unix_ms(since_ms.unsigned_abs())),
             holder: row.try_get("holder")?,
             term: row.try_get::<i64, _>("term")?.unsigned_abs(),
             left_ms: u64::try_from(expires_ms.saturating_sub(now_ms)).ok().filter(|left_ms| *left_ms > 0),
@@ -34,9 +39,20 @@ impl Lease {
         })
     }
 
-    /// Whether another than `name` leads.
+    /// Whether another than `name` leads, or may lead first.
     fn is_anothers(&self, name: &str) -> bool {
-        self.holder != name && self.left_ms.is_some()
+        let is_heir = self.is_kept() && name.starts_with(&self.holder);
+        self.holder != name && !is_heir && self.left_ms.is_some()
+    }
+
+    fn leadership(self) -> Leadership {
+        let leads = self.left_ms.is_some() && !self.is_kept();
+        Leadership { leads, since: self.since, term: self.term, holder: self.holder }
+    }
+
+    /// Whether nobody has it, and it is kept for the brain of a place: then the name of that is the holder, without a mark behind the slash.
+    fn is_kept(&self) -> bool {
+        self.holder.ends_with('/')
     }
 
     /// The next term, above all before it and above `at_least`.
@@ -44,6 +60,11 @@ impl Lease {
         let term = self.term.max(at_least).saturating_add(1);
         if term > INTEGER_MAX { Err(StoreError::TermsUsedUp(term)) } else { Ok(term) }
     }
+}
+
+/// A holder as people are told it: of a place that an operator keeps the lease for, without the slash.
+pub(super) fn told(holder: &str) -> String {
+    holder.trim_end_matches('/').to_owned()
 }
 
 pub(super) async fn locked(db: &mut AnyConnection, dialect: Dialect) -> Result<Lease, StoreError> {
@@ -54,25 +75,28 @@ pub(super) async fn locked(db: &mut AnyConnection, dialect: Dialect) -> Result<L
 pub(super) async fn lead(store: &SqlStore, candidate: &Candidate, at_least: u64) -> Result<Lead, StoreError> {
     let seen = Lease::of(&query(store.dialect.lease()).fetch_one(&store.readers).await?)?;
     if seen.is_anothers(&candidate.name) || !lock(store)? {
-        return Ok(Lead::Theirs { leader: seen.holder });
+        return Ok(Lead::Theirs { leader: told(&seen.holder) });
     }
     let mut transaction = store.begin().await?;
     let before = locked(&mut transaction, store.dialect).await?;
     if before.is_anothers(&candidate.name) {
-        return Ok(Lead::Theirs { leader: before.holder });
+        return Ok(Lead::Theirs { leader: told(&before.holder) });
     }
     let term = before.next_term(at_least)?;
     let shared = store.dialect == Dialect::Postgres;
     let length_ms = if shared { i64::try_from(candidate.lease.as_millis()).unwrap_or(i64::MAX) } else { 0 };
-    query("UPDATE lease SET holder = $1, term = $2, expires_ms = $3")
+    let since = before.since.filter(|_| before.holder == candidate.name).unwrap_or_else(clock::now);
+    query("UPDATE lease SET holder = $1, term = $2, expires_ms = $3, since_ms = $4")
         .bind(&candidate.name)
         .bind(integer(term))
         .bind(before.now_ms.saturating_add(length_ms))
+        .bind(ms(since))
         .execute(&mut *transaction)
         .await?;
     if shared && before.holder != candidate.name {
         let from = match before.holder.as_str() {
             "" => "nobody has led before".to_owned(),
+            place if before.is_kept() => format!("an operator has had {} take over", told(place)),
             former => format!("{former} leads no more"),
         };
         let line = Audit {
@@ -88,6 +112,51 @@ pub(super) async fn lead(store: &SqlStore, candidate: &Candidate, at_least: u64)
     // Always the same name: a process has one.
     let _ = store.leads_as.set(candidate.name.clone());
     Ok(Lead::Ours { term, ends: shared })
+}
+
+impl SqlStore {
+    /// Who leads.
+    pub async fn leadership(&self) -> Result<Leadership, StoreError> {
+        let lease = Lease::of(&query(self.dialect.lease()).fetch_one(&self.readers).await?)?;
+        let leadership = lease.leadership();
+        // Of an SQLite file the lock says it; a look at it gives it back at once.
+        let Location::Sqlite(path) = &self.location else { return Ok(leadership) };
+        let lock = leader_lock(path).map_err(|error| self.location.cannot_open(error.into()))?;
+        Ok(Leadership { leads: lock.is_none(), ..leadership })
+    }
+
+    /// Ends the lease of whoever leads, and raises the term by [`TERM_JUMP`]. `keep`: for so long only a brain of `place` can lead (PostgreSQL).
+    /// `line` says what the audit log says of it; returns what was before.
+    ///
+    /// # Errors
+    /// A brain runs on an SQLite file: it would go on in its old term.
+    pub async fn take_over(
+        &self,
+        place: &str,
+        keep: Duration,
+        line: impl FnOnce(&Leadership) -> Audit,
+    ) -> Result<Leadership, StoreError> {
+        if !lock(self)? {
+            return Err(StoreError::Other("a brain runs on this file, and goes on in its term until it is stopped"));
+        }
+        let mut transaction = self.begin().await?;
+        let lease = locked(&mut transaction, self.dialect).await?;
+        let term = lease.next_term(lease.term.saturating_add(TERM_JUMP - 1))?;
+        let keep_ms =
+            if self.dialect == Dialect::Postgres { i64::try_from(keep.as_millis()).unwrap_or(i64::MAX) } else { 0 };
+        let ends_ms = lease.now_ms.saturating_add(keep_ms);
+        let before = lease.leadership();
+        query("UPDATE lease SET holder = $1, term = $2, expires_ms = $3, since_ms = $4")
+            .bind(format!("{place}/"))
+            .bind(integer(term))
+            .bind(ends_ms)
+            .bind(ms(clock::now()))
+            .execute(&mut *transaction)
+            .await?;
+        write::audit(&mut transaction, &line(&before)).await?;
+        transaction.commit().await?;
+        Ok(before)
+    }
 }
 
 /// Has the lease last for its whole length from now on.

@@ -1,7 +1,7 @@
 //! Statements that read. A row that no longer decodes is skipped and said, never a reason not to start.
 
 use super::{history, integer, ms};
-use crate::store::StoreError;
+use crate::store::{RAISE_VERB, StoreError, TAKE_OVER_VERB};
 use futures_util::TryStreamExt;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{AgentEpoch, HostId, Outcome, Report, Sequence, frame};
@@ -124,6 +124,16 @@ pub(super) async fn audit(db: &AnyPool, limit: u32) -> Result<Vec<Audit>, StoreE
         })
     };
     rows.into_iter().map(line).collect()
+}
+
+/// When terms were raised for agents' sake since then, and since an operator last had a brain take over.
+pub(super) async fn raises(db: &AnyPool, since: Timestamp) -> Result<Vec<Timestamp>, StoreError> {
+    let rows = query_scalar(
+        "SELECT at_ms FROM audit WHERE verb = $1 AND at_ms >= $3 \
+         AND at_ms >= COALESCE((SELECT MAX(at_ms) FROM audit WHERE verb = $2 AND at_ms >= $3), 0) ORDER BY at_ms",
+    );
+    let times: Vec<i64> = rows.bind(RAISE_VERB).bind(TAKE_OVER_VERB).bind(ms(since)).fetch_all(db).await?;
+    Ok(times.into_iter().map(|at_ms| Timestamp::from_unix_ms(at_ms.unsigned_abs())).collect())
 }
 
 pub(super) async fn commands(db: &AnyPool, limit: u32) -> Result<Vec<CommandRecord>, StoreError> {

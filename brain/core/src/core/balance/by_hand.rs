@@ -4,6 +4,7 @@ use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Action, CommandId, HostId, VmId, VmState};
 use thiserror::Error;
 
+use super::target::zone_in_words;
 use crate::core::Core;
 use crate::plan::{PlannedAction, Reason};
 
@@ -67,9 +68,27 @@ impl Core {
         let uri = target.facts.migration.as_ref().map(|facts| facts.uri.clone()).unwrap_or_default();
         let migration = self.migration(to.clone(), uri);
         let action = Action::Migrate(migration.clone());
-        let action = PlannedAction { host, vm, action, before: None, reason: Reason::Operator, approved_by: None };
+        let action =
+            PlannedAction { host, vm, action, before: None, reason: Reason::Operator, along: None, approved_by: None };
+        let action = PlannedAction { along: self.along(self.now, &action), ..action };
         self.lint_move(&action, &migration).map_err(|bad| MoveRefusal::Rule(bad.to_string()))?;
         Ok(action)
+    }
+
+    /// What an operator should know of a move before it is sent, one line each.
+    pub fn remarks_on_move(&self, action: &PlannedAction) -> Vec<String> {
+        let Action::Migrate(migration) = &action.action else { return Vec::new() };
+        let (from, to) = (self.fleet.hosts.get(&action.host), self.fleet.hosts.get(&migration.to));
+        let zones = from.zip(to).filter(|(from, to)| from.facts.zone != to.facts.zone);
+        let crosses = zones.map(|(from, to)| format!("it leaves {} for {}", zone_in_words(from), zone_in_words(to)));
+        let stays = self.shadow_that_stays(action.vm, &migration.to, action.along.as_ref());
+        let shadow = action.along.as_ref().map(ToString::to_string).or_else(|| {
+            stays.map(|shadow| {
+                let why = "it is held, or policy leaves shadows as they are";
+                format!("its shadow {shadow} is on host {}, and stays: {why}", migration.to)
+            })
+        });
+        crosses.into_iter().chain(shadow).collect()
     }
 
     /// Whether an operator can have a VM's move given up now: by which command it began, and what would be sent.
@@ -89,7 +108,7 @@ impl Core {
         let action = Action::AbortMigration;
         Ok((
             record.command.id,
-            PlannedAction { host, vm, action, before: None, reason: Reason::Operator, approved_by: None },
+            PlannedAction { host, vm, action, before: None, reason: Reason::Operator, along: None, approved_by: None },
         ))
     }
 

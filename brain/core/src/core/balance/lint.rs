@@ -1,10 +1,10 @@
 //! A second opinion on a plan's move, before it leaves.
 
-use gnomon_common::wire::{HostId, Migration};
+use gnomon_common::wire::{HostId, Migration, VmId};
 use thiserror::Error;
 
 use crate::core::Core;
-use crate::fleet::Host;
+use crate::fleet::{Host, Vm};
 use crate::plan::balance::Room;
 use crate::plan::guard::Guard;
 use crate::plan::{PlannedAction, Reason};
@@ -26,6 +26,12 @@ pub(in crate::core) enum BadMove {
     Doubted(HostId),
     #[error("it would meet a VM that it belongs apart from, or leave one that it belongs with")]
     Group,
+    #[error("it would meet its shadow {0}, which does not leave")]
+    BesideShadow(VmId),
+    #[error("it would leave its zone, which policy does not allow")]
+    LeavesZone,
+    #[error("it would meet VM {0} in one zone, from which it belongs apart")]
+    MeetsInZone(VmId),
 }
 
 impl Core {
@@ -73,6 +79,39 @@ impl Core {
         let is_drained = self.moves.draining.contains_key(&action.host);
         let meets = guards.lints(Guard::Apart) && self.meets(id, vm, to);
         let parts = guards.lints(Guard::Together) && self.parts(id, vm, &action.host, to, is_drained);
-        if meets || parts { Err(BadMove::Group) } else { Ok(()) }
+        if meets || parts {
+            return Err(BadMove::Group);
+        }
+        if guards.lints(Guard::ShadowApart)
+            && action.reason != Reason::Operator
+            && let Some(shadow) = self.shadow_that_stays(id, to, action.along.as_ref())
+        {
+            return Err(BadMove::BesideShadow(shadow));
+        }
+        if guards.lints(Guard::Zone) { self.lint_zone(action, vm, host) } else { Ok(()) }
+    }
+
+    /// Another zone is for operators, and where policy says so; and for nobody where one is that the VM belongs apart from. Within its zone a
+    /// VM meets nobody anew.
+    fn lint_zone(&self, action: &PlannedAction, vm: &Vm, target: &Host) -> Result<(), BadMove> {
+        let zone_of = |host: &HostId| self.fleet.hosts.get(host).map(|host| &host.facts.zone);
+        let zone = Some(&target.facts.zone);
+        if zone_of(&action.host) == zone {
+            return Ok(());
+        }
+        if !self.policy.migrate.across_zones && action.reason != Reason::Operator {
+            return Err(BadMove::LeavesZone);
+        }
+        let Some(group) = &vm.terms.apart_zones else { return Ok(()) };
+        let mut members = self
+            .fleet
+            .vms
+            .iter()
+            .filter(|(id, member)| **id != action.vm && member.terms.apart_zones.as_ref() == Some(group));
+        let goes = |id: &VmId| self.moves.under_way.get(id).map(|way| &way.to);
+        let is_there = |(id, member): &(&VmId, &Vm)| {
+            [member.host.as_ref(), goes(id)].into_iter().flatten().any(|host| zone_of(host) == zone)
+        };
+        members.find(is_there).map_or(Ok(()), |(id, _)| Err(BadMove::MeetsInZone(*id)))
     }
 }

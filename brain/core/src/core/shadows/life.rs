@@ -57,9 +57,10 @@ impl Core {
     pub(super) fn leaves_because(&self, id: VmId) -> Option<ShadowCause> {
         let kept = self.shadows.kept.get(&id)?;
         let host = kept.shadow.host.as_ref().filter(|_| kept.shadow.state.is_coming())?;
-        let production = self.fleet.vms.get(&kept.shadow.of).and_then(|vm| vm.host.as_ref());
-        if production == Some(host) && self.moves.guards.plans(Guard::ShadowApart) {
-            return Some(ShadowCause::Together);
+        let of = kept.shadow.of;
+        if self.moves.guards.plans(Guard::ShadowApart) && self.is_home(of, host) {
+            let is_there = self.fleet.vms.get(&of).and_then(|vm| vm.host.as_ref()) == Some(host);
+            return Some(if is_there { ShadowCause::Together } else { ShadowCause::ProductionComes });
         }
         self.moves.draining.contains_key(host).then_some(ShadowCause::Drained)
     }
@@ -99,13 +100,17 @@ impl Core {
             }
             load = load.minus(claim);
             if is_coming {
-                let cool_down = Duration::from_millis(self.policy.shadow.cool_down_ms);
-                let moved = self.shadows.kept.get(&id).and_then(|kept| kept.shadow.moved);
-                let parks = moved.is_some_and(|at| now.since(at) < cool_down);
-                self.move_shadow(now, id, ShadowCause::HostFull, parks);
+                self.move_shadow(now, id, ShadowCause::HostFull, self.is_chased(now, id));
             }
         }
         room.holds(&load)
+    }
+
+    /// Whether a shadow had to leave a host not long ago: if it has to again it is parked.
+    pub(super) fn is_chased(&self, now: Timestamp, id: VmId) -> bool {
+        let cool_down = Duration::from_millis(self.policy.shadow.cool_down_ms);
+        let moved = self.shadows.kept.get(&id).and_then(|kept| kept.shadow.moved);
+        moved.is_some_and(|at| now.since(at) < cool_down)
     }
 
     /// Takes a shadow away from its host, to be made elsewhere, or parked.

@@ -150,7 +150,8 @@ impl Core {
             approved_by: None,
         };
         if !is_refresh {
-            let planned = PlannedAction { host: host.clone(), vm, action, before: None, reason, approved_by: None };
+            let planned =
+                PlannedAction { host: host.clone(), vm, action, before: None, reason, along: None, approved_by: None };
             let detail = format!("{id} {}: {reason}", planned.summary());
             self.persist(Record::Plan(Plan { at: now, fence: self.fence, actions: vec![planned] }));
             self.persist(Record::Command(record.clone()));
@@ -164,7 +165,8 @@ impl Core {
     fn lint_shadow(&self, now: Timestamp, id: VmId, host: &HostId, action: &Action) -> Result<(), String> {
         let Some(kept) = self.shadows.kept.get(&id) else { return Err("it is not known".to_owned()) };
         let production = self.fleet.vms.get(&kept.shadow.of).and_then(|vm| vm.host.as_ref());
-        let meets = production == Some(host) && self.moves.guards.lints(Guard::ShadowApart);
+        let comes = self.destination_of(kept.shadow.of) == Some(host);
+        let meets = (comes || production == Some(host)) && self.moves.guards.lints(Guard::ShadowApart);
         if self.fleet.vms.get(&id).is_some_and(|vm| vm.shadow.is_none()) {
             return Err("a VM of its identity is no shadow".to_owned());
         }
@@ -176,7 +178,7 @@ impl Core {
             Action::Shadow(ShadowOrder::Copy(spec)) => {
                 let entry = self.fleet.hosts.get(host).ok_or("its host is not known")?;
                 if meets {
-                    return Err("its production is on the same host".to_owned());
+                    return Err("its production is on the same host, or on its way there".to_owned());
                 }
                 let (size, blueprint) = (&spec.size, &spec.blueprint);
                 let is_small = size.cpu_cores > 0.0
@@ -188,7 +190,9 @@ impl Core {
                 }
                 self.shadow_room(now, host, entry, id, size).map(|_| ())
             }
-            Action::Shadow(ShadowOrder::Start) if meets => Err("its production is on the same host".to_owned()),
+            Action::Shadow(ShadowOrder::Start) if meets => {
+                Err("its production is on the same host, or on its way there".to_owned())
+            }
             Action::Shadow(ShadowOrder::Start | ShadowOrder::Pace(_) | ShadowOrder::Retire) => Ok(()),
             _ => Err("it is no order about a shadow".to_owned()),
         }

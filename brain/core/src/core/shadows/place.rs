@@ -1,4 +1,5 @@
-//! Where a shadow goes: never to its production's host, rather to another zone, and to where the most is to spare and VMs wait least.
+//! Where a shadow goes: never to its production's host, nor to where that is going, or would go; rather to another zone, and to where the most
+//! is to spare and VMs wait least.
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{HostId, ShadowSize, VmId};
@@ -22,21 +23,26 @@ impl Core {
     ) -> Result<HostId, String> {
         let production = self.fleet.vms.get(&shadow.of).and_then(|vm| vm.host.clone());
         let home = production.ok_or("it is not known where its production is")?;
-        let zone = self.fleet.hosts.get(&home).and_then(|host| host.facts.zone.as_ref());
+        let zone_of = |host: &HostId| self.fleet.hosts.get(host).and_then(|host| host.facts.zone.as_ref());
+        let zones = [Some(&home), self.destination_of(shadow.of)].map(|host| host.and_then(zone_of));
         let mut refusals: Vec<String> = Vec::new();
         let mut best: Option<(bool, f64, &HostId)> = None;
-        let is_apart = |id: &HostId| *id != home || !self.moves.guards.plans(Guard::ShadowApart);
+        let is_apart = |id: &HostId| !self.is_home(shadow.of, id) || !self.moves.guards.plans(Guard::ShadowApart);
+        let promised = self.would_go_to(now, shadow.of);
         for (id, host) in self.fleet.hosts.iter().filter(|(id, _)| is_apart(id)) {
             let is_avoided = shadow.avoids.iter().any(|(avoided, until)| avoided == id && *until > now);
             let share = if is_avoided {
                 Err("it could not be made there lately".to_owned())
+            } else if promised == Some(id) {
+                Err("its production may have to go there".to_owned())
             } else {
                 self.shadow_room(now, id, host, shadow.id, size)
             };
             match share {
                 Ok(share) => {
                     // Another zone first, then the emptier one, then the first by name.
-                    let is_near = zone.is_some() && host.facts.zone.as_ref() == zone;
+                    let zone = host.facts.zone.as_ref();
+                    let is_near = zone.is_some() && zones.contains(&zone);
                     let is_better = best.is_none_or(|(near, other, _)| {
                         (is_near, share).partial_cmp(&(near, other)) == Some(std::cmp::Ordering::Less)
                     });

@@ -3,6 +3,7 @@
 use gnomon_common::wire::VmId;
 
 use super::{Core, Kept};
+use crate::plan::contention::Witness;
 use crate::shadow::{Shadow, ShadowState, ShadowView};
 
 impl Core {
@@ -36,6 +37,40 @@ impl Core {
             .into_iter()
             .filter(|state| *state != ShadowState::Retired)
             .map(move |state| (state, count(state)))
+    }
+
+    /// Where a production's shadow is and what it tells; of a shadow, of which VM it is one.
+    pub(in crate::core) fn shadow_in_words(&self, vm: VmId) -> Option<String> {
+        let kept = self.shadows.kept.get(&self.shadows.id_of(vm))?;
+        let Shadow { of, state, host, size, detail, .. } = &kept.shadow;
+        if *of != vm {
+            return Some(format!("It is the shadow of VM {of}."));
+        }
+        let place = host.as_ref().map_or_else(String::new, |host| format!(" on host {host}"));
+        let size = size.map_or_else(String::new, |size| format!(", with {size}"));
+        let told = self.told_by_shadow(kept).map_or_else(String::new, |told| format!(" {told}"));
+        Some(format!("Its shadow is {}{place}{size}: {detail}.{told}", state.name()))
+    }
+
+    /// What a shadow tells of its host.
+    fn told_by_shadow(&self, kept: &Kept) -> Option<String> {
+        let view = self.shadow_view(kept);
+        let (used, waited) = (view.cpu_cores?, view.waited_cores?);
+        let host = kept.shadow.host.as_ref().and_then(|host| self.fleet.hosts.get(host))?;
+        let by = |by: Witness| if by == Witness::Shadow { "shadows'" } else { "productions'" };
+        let share =
+            host.contention.share(self.now, &self.shadows.calibration).map_or_else(String::new, |(share, witness)| {
+                format!(
+                    "; VMs there wait for {:.1} % of the CPU that they want, by {} word",
+                    share * 100.0,
+                    by(witness)
+                )
+            });
+        let throttled = view.throttled.filter(|throttled| *throttled > 0.0);
+        let quota = throttled.map_or_else(String::new, |throttled| {
+            format!(", and was held back by its quota for {:.0} % of the time", throttled * 100.0)
+        });
+        Some(format!("In its latest window it ran for {used:.3} cores, waited for {waited:.3}{quota}{share}."))
     }
 
     fn shadow_view(&self, kept: &Kept) -> ShadowView {

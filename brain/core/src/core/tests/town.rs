@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::bench::{at, facts, host, policy, report_of, vm};
 use crate::Core;
-use crate::io::{Input, OperatorRequest, Output, Record, Restored};
+use crate::io::{CommandRecord, Input, OperatorRequest, Output, Record, Restored};
 use crate::job::FitResult;
 use crate::policy::{Mode, Policy, ShadowPolicy};
 use crate::shadow::{Shadow, ShadowState};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, Base, Blueprint, Boot, Command, DiskBlueprint, HostFacts, HostId, Load, Origin, Outcome, OutcomeResult,
-    PacerWindow, RefusedCommand, ShadowDone, ShadowFacts, ShadowOrder, ShadowSpec, ShadowWindow, Unshadowable, VmId,
-    VmState,
+    Action, Base, Blueprint, Boot, Command, CommandId, DiskBlueprint, HostFacts, HostId, Load, Moved, Origin, Outcome,
+    OutcomeResult, PacerWindow, RefusedCommand, Report, ShadowDone, ShadowFacts, ShadowOrder, ShadowSpec, ShadowWindow,
+    Unshadowable, VmId, VmState,
 };
 
 pub(super) const HOSTS: [&str; 3] = ["a", "b", "c"];
@@ -91,6 +91,15 @@ pub(super) struct Town {
     /// Guests that have less do not boot.
     pub(super) boots_from_bytes: u64,
     pub(super) has_pacer: bool,
+    /// Moves on their way: how many windows they still take, from where, and by which command.
+    pub(super) journeys: Vec<(u32, HostId, Command)>,
+    /// How many windows a move takes.
+    pub(super) journey_windows: u32,
+    /// The latest report of each host, and the commands that were not answered: what a restart gives back.
+    reports: BTreeMap<HostId, Report>,
+    open: BTreeMap<CommandId, CommandRecord>,
+    /// Every command that was given, in order.
+    pub(super) given: Vec<(HostId, Command)>,
     /// What agents answer in place of obeying, by the kind of order.
     pub(super) refuses: BTreeMap<&'static str, OutcomeResult>,
 }
@@ -104,6 +113,11 @@ pub(super) fn kind(action: &Action) -> &'static str {
         Action::Shadow(ShadowOrder::Retire) => "retire",
         _ => "other",
     }
+}
+
+/// Whether a move is this VM's, to this host.
+fn goes((_, _, command): &(u32, HostId, Command), production: VmId, host: &HostId) -> bool {
+    command.vm == production && matches!(&command.action, Action::Migrate(migration) if migration.to == *host)
 }
 
 impl Town {
@@ -135,6 +149,11 @@ impl Town {
             notices: Vec::new(),
             boots_from_bytes: 0,
             has_pacer: true,
+            journeys: Vec::new(),
+            journey_windows: 1,
+            reports: BTreeMap::new(),
+            open: BTreeMap::new(),
+            given: Vec::new(),
             refuses: BTreeMap::new(),
         };
         for name in HOSTS {
@@ -164,8 +183,19 @@ impl Town {
                 Output::Persist(Record::Audit(audit)) => {
                     self.audit.push(format!("{} {} {}: {}", audit.actor, audit.verb, audit.object, audit.detail));
                 }
-                Output::Command { host, command } => self.commands.push_back((host, command)),
                 Output::Fit(job) if self.fits => self.fitted.push(job.run()),
+                Output::Persist(Record::Command(record)) => {
+                    let is_open = record.outcome.is_none() && !record.unanswered;
+                    let _ = if is_open {
+                        self.open.insert(record.command.id, record)
+                    } else {
+                        self.open.remove(&record.command.id)
+                    };
+                }
+                Output::Command { host, command } => {
+                    self.given.push((host.clone(), command.clone()));
+                    self.commands.push_back((host, command));
+                }
                 Output::Notice(notice) => self.notices.push(format!("{}: {}", notice.kind, notice.text)),
                 _ => {}
             }
@@ -179,6 +209,9 @@ impl Town {
         for (name, facts) in &self.facts {
             self.core.restore(Restored::Host { host: name.clone(), facts: facts.clone() });
         }
+        for report in self.reports.values() {
+            self.core.restore(Restored::Report(Box::new(report.clone())));
+        }
         let mut latest: BTreeMap<VmId, (usize, &Shadow)> = BTreeMap::new();
         for (place, shadow) in self.kept.iter().enumerate() {
             latest.insert(shadow.id, (place, shadow));
@@ -187,6 +220,9 @@ impl Town {
         latest.sort_by_key(|(place, _)| *place);
         for (_, shadow) in latest {
             self.core.restore(Restored::Shadow(Box::new(shadow.clone())));
+        }
+        for record in self.open.values() {
+            self.core.restore(Restored::Command(record.clone()));
         }
         self.drain();
         for name in HOSTS {
@@ -215,6 +251,9 @@ impl Town {
     }
 
     pub(super) fn obey(&mut self, to: &HostId, command: &Command) {
+        if matches!(command.action, Action::Migrate(_)) {
+            return self.journeys.push((self.journey_windows, to.clone(), command.clone()));
+        }
         let result = self.refuses.get(kind(&command.action)).cloned().unwrap_or_else(|| self.carry_out(to, command));
         let outcome = Outcome { id: command.id, vm: command.vm, at: self.now(), origin: Origin::Command, result };
         self.outcomes.push_back((to.clone(), outcome));
@@ -233,12 +272,15 @@ impl Town {
                 let ShadowSpec { of, size, .. } = &**spec;
                 let home = self.productions.iter().find(|(number, _)| vm(**number) == *of).map(|(_, home)| home);
                 assert_ne!(home, Some(to), "never made on its production's host");
+                assert!(!self.is_awaited(*of, to), "never made where its production is going: {:#?}", self.audit);
                 let there = There { of: *of, memory_bytes: size.memory_bytes, runs: false, paced: None, unread: 2 };
                 self.shadows.entry(key).or_insert(there);
                 OutcomeResult::Shadow(ShadowDone::Copied { took_us: 1_000, copied_bytes: 0 })
             }
             Action::Shadow(ShadowOrder::Start) => match self.shadows.get_mut(&key) {
                 Some(there) => {
+                    let of = there.of;
+                    assert!(!self.journeys.iter().any(|journey| goes(journey, of, to)), "never started there either");
                     there.runs = there.memory_bytes >= self.boots_from_bytes;
                     OutcomeResult::Shadow(ShadowDone::Started { took_us: 1_000 })
                 }
@@ -260,8 +302,31 @@ impl Town {
         }
     }
 
+    fn is_awaited(&self, production: VmId, host: &HostId) -> bool {
+        self.journeys.iter().any(|journey| goes(journey, production, host))
+    }
+
+    /// Moves go on; those that are over are answered.
+    fn travel(&mut self) {
+        self.journeys.iter_mut().for_each(|(left, ..)| *left -= 1);
+        for (_, from, command) in self.journeys.extract_if(.., |(left, ..)| *left == 0) {
+            let Action::Migrate(migration) = &command.action else { unreachable!("it is a move") };
+            let number = command.vm.0.as_u128();
+            if self.productions.get(&number) != Some(&from) {
+                continue;
+            }
+            self.productions.insert(number, migration.to.clone());
+            let result = OutcomeResult::Moved(Moved { took_us: 1_000_000, ..Moved::default() });
+            let at = at(self.second);
+            let outcome = Outcome { id: command.id, vm: command.vm, at, origin: Origin::Command, result };
+            self.outcomes.push_back((from, outcome));
+        }
+        self.settle();
+    }
+
     /// A window passes: every host that is up reports.
     pub(super) fn window(&mut self) {
+        self.travel();
         for name in HOSTS {
             self.report(&host(name));
             self.settle();
@@ -327,6 +392,7 @@ impl Town {
             }
             report.vms.push(window);
         }
+        self.reports.insert(name.clone(), report.clone());
         self.feed(Input::Report(Box::new(report)));
     }
 
