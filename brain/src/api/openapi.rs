@@ -115,6 +115,7 @@ mod tests {
             stood_down: false,
             in_flight: Some(CommandId { term: 1, number: 2 }),
             migration: Some(MigrationProgress { dirty_bytes_per_s: Some(1), ..MigrationProgress::default() }),
+            dirty_bytes_per_s: Some(1),
         }
     }
 

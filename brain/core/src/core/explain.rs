@@ -39,6 +39,7 @@ impl Core {
         lines.extend(network(vm));
         lines.extend(disk(vm));
         lines.extend(exits(vm));
+        lines.extend(self.dirties(vm));
         lines.extend(self.restraints(id, vm, host));
         Some(Explanation {
             vm: view,
@@ -46,6 +47,14 @@ impl Core {
             wanted_bytes: vm.balloon_verdict.map(|verdict| verdict.wanted_bytes),
             lines,
             recent: vm.recent.iter().cloned().collect(),
+        })
+    }
+
+    /// What a move of it would take, where that was asked for lately.
+    fn dirties(&self, vm: &Vm) -> Option<String> {
+        Some(match vm.travel.dirty_rate(self.now)? {
+            Ok(_) => format!("To move it, {}.", self.haul(vm)),
+            Err(why) => format!("How fast its guest writes to its memory could not be measured: {why}."),
         })
     }
 
