@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use gnomon_common::time::Timestamp;
 use gnomon_core::Policy;
 use gnomon_e2e::ticks::{TICKS_GAP_MAX, Ticks, lived_once};
-use gnomon_e2e::{let_migrate, now_ms, reconfigure, skipped, stolen_cpu, wait_for};
+use gnomon_e2e::{let_migrate, now_ms, reconfigure, redefine, skipped, stolen_cpu, wait_for};
 use serde_json::{Value, json};
 use xtask::lab::{Guest, GuestOptions, Lab, Options};
 use xtask::stack::{AgentSettings, BrainSettings, Mode, Stack, demo_policy};
@@ -25,16 +25,33 @@ const DAY: &str = "periodic:period_s=45,phase_s=20,base=0.1,peak=0.6,width_s=15,
 /// A guest wants hardly more than this outside its surges.
 const CALM: f64 = 0.2;
 
+const MIB: f64 = 1048576.0;
+
 /// So slow a link that there is time to do something meanwhile: a guest has tens of megabytes to send.
 const SLOW_BYTES_PER_S: u64 = 6 << 20;
 
-/// Guests on the first of two hosts whose agents migrate.
-fn scene(name: &str, guests: &[(&str, &str)], settings: BrainSettings) -> Result<(Stack, Vec<Guest>)> {
+/// So many MiB one guest writes to each second, for so many seconds of its life: faster than a slow link carries.
+const WRITES_MIB: u64 = 48;
+const WRITES_S: u64 = 50;
+
+/// Changes nothing about the guests.
+fn as_they_are(_: &[Guest]) -> Result<()> {
+    Ok(())
+}
+
+/// Guests on the first of two hosts whose agents migrate, booted after a change.
+fn scene(
+    name: &str,
+    guests: &[(&str, &str)],
+    change: impl FnOnce(&[Guest]) -> Result<()>,
+    settings: BrainSettings,
+) -> Result<(Stack, Vec<Guest>)> {
     let lab = Lab::up(Options::new(name, 2))?;
     let hosts = lab.hosts().to_vec();
     let guests =
         guests.iter().map(|(name, schedule)| lab.define(&hosts[0], &GuestOptions::new(name, schedule.parse()?)));
     let guests = guests.collect::<Result<Vec<_>>>()?;
+    change(&guests)?;
     lab.boot(&guests)?;
     let mut stack = Stack::start(lab, settings, &AgentSettings::default())?;
     for host in &hosts {
@@ -58,6 +75,14 @@ fn migrations(stack: &Stack) -> Result<Vec<Value>> {
     let commands = stack.api().get("/api/v1/commands?limit=1000")?;
     let commands = commands.as_array().context("no list of commands")?;
     Ok(commands.iter().rev().filter(|record| !record["command"]["action"]["migrate"].is_null()).cloned().collect())
+}
+
+/// What was measured of each VM's memory before any of them was chosen: how fast it is written to, in bytes per second.
+fn dirty_rates(stack: &Stack) -> Result<Vec<(Value, u64)>> {
+    let commands = stack.api().get("/api/v1/commands?limit=1000")?;
+    let commands = commands.as_array().context("no list of commands")?;
+    let rate = |record: &Value| record["outcome"]["result"]["dirty_rate"]["bytes_per_s"].as_u64();
+    Ok(commands.iter().filter_map(|record| Some((record["command"]["vm"].clone(), rate(record)?))).collect())
 }
 
 /// Whether a command's VM was moved by it, as far as is known.
@@ -108,7 +133,7 @@ fn a_guest_leaves_before_the_surge_that_its_host_has_no_room_for() -> Result<()>
     policy.migrate.lead_ms = 18_000;
     policy.migrate.rounds = 2;
     let settings = BrainSettings { policy, heartbeat_ms: 500 };
-    let (stack, guests) = scene("foresee", &[("g1", DAY), ("g2", DAY)], settings)?;
+    let (stack, guests) = scene("foresee", &[("g1", DAY), ("g2", DAY)], as_they_are, settings)?;
     let truths = guests.iter().map(|guest| stack.lab.truth(guest.name())).collect::<Result<Vec<_>>>()?;
     let level_at = |time: SystemTime| truths.iter().map(|truth| truth.level_at(time)).fold(0.0, f64::max);
     wait_for("the brain to hear of both guests", Duration::from_secs(60), || {
@@ -193,7 +218,8 @@ fn an_operator_gives_a_move_up_and_the_guest_stays() -> Result<()> {
     }
     let mut policy = policy();
     policy.migrate.bandwidth_bytes_per_s = Some(SLOW_BYTES_PER_S);
-    let (stack, guests) = scene("giveup", &[("g1", "constant:0.02")], BrainSettings { policy, heartbeat_ms: 500 })?;
+    let (stack, guests) =
+        scene("giveup", &[("g1", "constant:0.02")], as_they_are, BrainSettings { policy, heartbeat_ms: 500 })?;
     // Both hosts have told, and the guest has calmed down after its boot.
     wait_for("a move to be possible", Duration::from_secs(60), || {
         Ok(stack.api().post("/api/v1/vms/g1/migrate?dry_run=true", &json!({ "to": "h2" })).is_ok())
@@ -225,11 +251,19 @@ fn a_host_is_emptied_through_a_pause_and_the_death_of_the_brain() -> Result<()> 
     policy.migrate.mode = Mode::Auto;
     policy.migrate.bandwidth_bytes_per_s = Some(SLOW_BYTES_PER_S);
     let settings = BrainSettings { policy, heartbeat_ms: 500 };
-    let (mut stack, guests) = scene("empty", &[("g1", "constant:0.02"), ("g2", "constant:0.02")], settings)?;
+    let one_writes = |guests: &[Guest]| {
+        let word = format!("gnomon.memory={WRITES_S}@{WRITES_MIB},3600@0 gnomon.load=");
+        redefine(&guests[0], |xml| Ok(xml.replace("gnomon.load=", &word)))
+    };
+    let day = "constant:0.02";
+    let (mut stack, guests) = scene("empty", &[("g1", day), ("g2", day)], one_writes, settings)?;
+    let writes_until = stack.lab.truth("g1")?.started_at + Duration::from_secs(WRITES_S);
     wait_for("the brain to hear of both guests", Duration::from_secs(20), || {
         Ok(guests.iter().all(|guest| told_on(&stack, guest).is_ok()))
     })?;
     let nothing = json!({});
+    let left = writes_until.duration_since(SystemTime::now()).unwrap_or_default();
+    ensure!(left > Duration::from_secs(5), "{left:?} are left in which it writes");
     stack.api().post("/api/v1/hosts/h1/drain", &nothing)?;
     wait_for("the first to be on its way", Duration::from_secs(30), || {
         let views = guests.iter().map(|guest| stack.api().get(&format!("/api/v1/vms/{}", guest.name())));
@@ -237,6 +271,20 @@ fn a_host_is_emptied_through_a_pause_and_the_death_of_the_brain() -> Result<()> 
     })?;
     let first = migrations(&stack)?;
     ensure!(first.len() == 1, "one at a time: {first:?}");
+    // How fast both write to their memory was measured for that: the calm one goes first, and the reason says why.
+    let rates = dirty_rates(&stack)?;
+    let reason = first[0]["command"]["reason"].as_str().unwrap_or_default().to_owned();
+    println!("{rates:?}: {reason}");
+    let rate_of = |guest: &Guest| -> Result<u64> {
+        let view = stack.api().get(&format!("/api/v1/vms/{}", guest.name()))?;
+        let rate = rates.iter().find(|(vm, _)| *vm == view["vm"]).map(|(_, rate)| *rate);
+        ensure!(rate.is_some() && view["dirty_bytes_per_s"].as_u64() == rate, "{rate:?} was measured: {view}");
+        rate.context("not measured")
+    };
+    let [busy, calm] = [rate_of(&guests[0])?, rate_of(&guests[1])?].map(|bytes| bytes as f64 / MIB);
+    ensure!((0.5..1.5).contains(&(busy / WRITES_MIB as f64)) && calm < busy / 4.0, "{busy} and {calm} MiB a second");
+    ensure!(first[0]["command"]["vm"] == guests[1].uuid().to_string(), "the one that writes goes first");
+    ensure!(reason.contains(&format!("its guest writes to {calm:.1} MiB of its memory a second")), "{reason}");
 
     // A pause holds within a second, and through the death of the brain; what is on its way arrives.
     stack.api().post("/api/v1/pause", &json!({ "scope": "fleet" }))?;
@@ -258,7 +306,8 @@ fn a_host_is_emptied_through_a_pause_and_the_death_of_the_brain() -> Result<()> 
     ensure!(late.is_empty(), "sent after the pause of {paused_ms}: {late:?}");
     ensure!(stack.api().get("/api/v1/hosts/h1")?["vms"] == 1, "{}", stack.api().get("/api/v1/hosts/h1")?);
 
-    // Emptying goes on after it.
+    // Emptying goes on after it, once the other one is calm as well.
+    thread::sleep(writes_until.duration_since(SystemTime::now()).unwrap_or_default());
     stack.api().post("/api/v1/resume", &json!({ "scope": "fleet" }))?;
     wait_for("the host to be empty", Duration::from_secs(120), || {
         Ok(stack.api().get("/api/v1/hosts/h1")?["vms"] == 0 && migrations(&stack)?.iter().all(is_moved))

@@ -13,11 +13,12 @@
 //! | network limit | libvirt, each interface | libvirt, which has run `tc` and believes its result |
 //!
 //! All of these changes are made to the running domain, never to its definition, so that they end with its life. [`migrate`] moves a VM to
-//! another host, and [`shadow`] makes small copies of other hosts' VMs, which are no means of sizing.
+//! another host, and [`shadow`] makes small copies of other hosts' VMs, which are no means of sizing. [`dirty_rate`] changes nothing: it measures what a move would take.
 
 pub mod cpu_quota;
 pub mod cpu_weight;
 pub mod deadline;
+pub mod dirty_rate;
 pub mod disk_limit;
 pub mod dispatch;
 pub mod each_device;

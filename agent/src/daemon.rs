@@ -6,6 +6,7 @@
 
 use crate::actuate::Actuator;
 use crate::actuate::deadline::{ACTUATION_MAX, WithDeadline};
+use crate::actuate::dirty_rate::LibvirtMeter;
 use crate::actuate::dispatch::ByMeans;
 use crate::actuate::migrate::{LibvirtMover, MoverConfig};
 use crate::actuate::shadow::{LibvirtShadower, ShadowerConfig};
@@ -159,8 +160,9 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
         shared_paths: config.migration.shared_paths.clone(),
         book,
     }));
+    let meter = Box::new(LibvirtMeter::new(config.host.libvirt_uri.clone()));
     let directory = Box::new(InventoryDirectory::new(inventory.clone(), clock));
-    let (actuator, beside, metrics) = (Box::new(actuator), Beside { mover, shadower }, command_metrics.clone());
+    let (actuator, beside, metrics) = (Box::new(actuator), Beside { mover, shadower, meter }, command_metrics.clone());
     let executor = Executor::new(ledger, actuator, beside, directory, policy, clock, metrics).with_duties(duties);
 
     let uplink_metrics = uplink::Metrics::register(&mut registry);

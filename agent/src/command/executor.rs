@@ -4,6 +4,7 @@
 //! intents left by a crash are tried again until libvirt answers, and one on which it [tends](duties) to its own duties.
 
 mod conclude;
+mod dirty_rates;
 mod duties;
 mod migrations;
 mod shadows;
@@ -18,6 +19,7 @@ use super::reconcile;
 use super::{
     Answers, COMMANDS_WAITING_MAX, Commands, Known, Metrics, NOTICES_WAITING_MAX, Request, VmDirectory, took_us,
 };
+use crate::actuate::dirty_rate::DirtyRateMeter;
 use crate::actuate::migrate::Mover;
 use crate::actuate::shadow::Shadower;
 use crate::actuate::{ActuateError, Actuator, same};
@@ -66,6 +68,8 @@ pub struct Beside {
     pub mover: Box<dyn Mover>,
     /// Makes, starts and retires shadows.
     pub shadower: Box<dyn Shadower>,
+    /// Measures how fast guests write to their memory.
+    pub meter: Box<dyn DirtyRateMeter>,
 }
 
 /// Everything that carrying out a command takes.
@@ -168,7 +172,7 @@ impl Executor {
                 Err(RecvTimeoutError::Timeout) => news = false,
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            match self.take_news().and_then(|moved| Ok(moved | self.take_shadow_news()?)) {
+            match self.take_all_news() {
                 Ok(acted) => news |= acted,
                 Err(error) => {
                     self.metrics.ledger_errors.inc();
@@ -279,6 +283,7 @@ impl Executor {
                 Action::Migrate(migration) => self.migrate(command, migration, received, known),
                 Action::AbortMigration => self.abort_migration(command, received),
                 Action::Describe => self.describe(command, received),
+                Action::DirtyRate { period_s } => self.measure(command, *period_s),
                 Action::Shadow(_) => self.shadow(command, received, known),
                 Action::Set(target) => self.obey(command, vec![*target], received, known),
                 Action::Release => {

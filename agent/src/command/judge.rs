@@ -8,7 +8,7 @@
 //! 5. the host's configuration must allow the means, or one more migration;
 //! 6. the VM must be here and active; where libvirt does not answer, that cannot be known;
 //! 7. its owner must not have opted it out; before its definition is read that cannot be known either;
-//!    to describe a VM changes nothing, and is done unless its owner wants no shadow of it;
+//!    to describe a VM changes nothing, and is done unless its owner wants no shadow of it; its dirty rate is measured unless it is opted out;
 //! 8. the bounds of the means: the host's, and what the VM is defined with ([`bounds`]).
 //!
 //! Orders about a shadow end with rule 5: the rest is judged where they are carried out ([`crate::actuate::shadow`]).
@@ -26,6 +26,7 @@ pub use allowed::{Allowed, MeansSet};
 pub use bounds::{MemoryResources, Resources, against_what_is_in_force};
 
 use crate::actuate::shadow::is_size;
+use crate::host::libvirt::DIRTY_RATE_PERIOD_MAX_S;
 use gnomon_common::wire::{Action, Command, CpuBounds, Fence, PROFILE_STEPS_MAX, RefusedCommand, Setting, ShadowOrder};
 use std::time::Duration;
 
@@ -153,6 +154,10 @@ fn refusal(command: &Command, circumstances: &Circumstances) -> Option<RefusedCo
             return Some(RefusedCommand::TooManyMigrations { most: migrations.most });
         }
         Action::Set(_) | Action::Migrate(_) | Action::Release | Action::Describe => {}
+        Action::DirtyRate { period_s } if !(1..=DIRTY_RATE_PERIOD_MAX_S).contains(period_s) => {
+            return Some(RefusedCommand::Nonsense);
+        }
+        Action::DirtyRate { .. } => {}
     }
     match (vm, &command.action) {
         (Sighting::Absent, _) => Some(RefusedCommand::UnknownVm),

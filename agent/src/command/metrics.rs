@@ -23,6 +23,7 @@ pub(super) const MOVED: ByResult = ByResult { result: "moved" };
 pub(super) const NOT_MOVED: ByResult = ByResult { result: "not_moved" };
 pub(super) const IMMOVABLE: ByResult = ByResult { result: "immovable" };
 pub(super) const DESCRIBED: ByResult = ByResult { result: "described" };
+pub(super) const DIRTY_RATE: ByResult = ByResult { result: "dirty_rate" };
 pub(super) const SHADOW: ByResult = ByResult { result: "shadow" };
 pub(super) const UNSHADOWABLE: ByResult = ByResult { result: "unshadowable" };
 
@@ -100,7 +101,7 @@ impl Metrics {
             shadow_orphans: Counter::default(),
         };
         new.migrations(0, 0);
-        for result in [MOVED, NOT_MOVED, IMMOVABLE, DESCRIBED, SHADOW, UNSHADOWABLE] {
+        for result in [MOVED, NOT_MOVED, IMMOVABLE, DESCRIBED, DIRTY_RATE, SHADOW, UNSHADOWABLE] {
             drop(new.commands.get_or_create(&result));
         }
         for result in [APPLIED, DRY_RUN, REFUSED, FAILED] {

@@ -1,6 +1,7 @@
 //! The executor of an agent with one VM, whose limits nobody enforces.
 
 use super::facts;
+use gnomon_agent::actuate::dirty_rate::LibvirtMeter;
 use gnomon_agent::actuate::migrate::{LibvirtMover, MoverConfig};
 use gnomon_agent::actuate::shadow::{LibvirtShadower, ShadowerConfig};
 use gnomon_agent::actuate::{ActuateError, Actuator};
@@ -66,10 +67,11 @@ pub(super) fn executor(ledger: &Path, clock: Clock, metrics: command::Metrics) -
         },
         None,
     );
+    let meter = LibvirtMeter::new("test:///default".to_owned());
     let executor = Executor::new(
         ledger,
         Box::new(OneVm(Setting::CpuQuota { cores: None })),
-        Beside { mover: Box::new(mover), shadower: Box::new(shadower) },
+        Beside { mover: Box::new(mover), shadower: Box::new(shadower), meter: Box::new(meter) },
         Box::new(Everywhere),
         policy,
         clock,

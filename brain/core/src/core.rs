@@ -38,7 +38,7 @@ use crate::windows::Windows;
 use hold::Holds;
 use incidents::Incidents;
 
-pub use balance::{MovePace, MoveRefusal};
+pub use balance::MoveRefusal;
 pub use set::SetRefusal;
 use sizes::Sizes;
 pub(crate) use sizes::{Learnt, Lecture};
@@ -130,6 +130,7 @@ impl Core {
     pub fn handle_timeout(&mut self, now: Timestamp) {
         self.tell_time(now);
         self.give_up_commands(now);
+        self.give_up_measurements(now);
         self.tend_capacity(now);
         self.tend_proposals(now);
         self.tend_shadows(now);

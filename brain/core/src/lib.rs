@@ -28,11 +28,12 @@ pub mod sizing;
 pub mod view;
 pub mod windows;
 
-pub use crate::core::{Core, MovePace, MoveRefusal, SetRefusal};
+pub use crate::core::{Core, MoveRefusal, SetRefusal};
 pub use capacity::{CapacityAnswer, CapacityKey, CapacityRefusal, CapacityRequest, CapacityState};
 pub use io::{Audit, CommandRecord, Hold, Input, Lesson, Notice, OperatorRequest, Output, Record, Restored, Scope};
 pub use job::{FitJob, FitResult};
 pub use pattern::Corrections;
+pub use plan::haul::MovePace;
 pub use plan::{Plan, PlannedAction, Reason};
 pub use policy::{Mode, Policy, PolicyError};
 pub use proposal::{Proposal, ProposalKey, ProposalRefusal, ProposalState};

@@ -32,6 +32,7 @@ pub(crate) mod balance;
 pub mod contention;
 pub(crate) mod dwell;
 pub mod guard;
+pub mod haul;
 pub(crate) mod lint;
 pub(crate) mod memory;
 pub(crate) mod pace;
@@ -46,6 +47,7 @@ use gnomon_common::wire::{Action, Fence, HostId, LocalCause, Setting, ShadowOrde
 use serde::{Deserialize, Serialize};
 
 use crate::shadow::ShadowCause;
+use haul::Haul;
 
 /// What to do now, all VMs together. Nothing is decided later, when it is carried out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -176,6 +178,9 @@ pub enum Reason {
         room_cores: f64,
         /// What is expected of the move.
         expected: Relief,
+        /// What has to travel, where that was measured.
+        #[serde(default)]
+        haul: Option<Haul>,
     },
     /// Its host's VMs have more memory than the host has for them.
     HostMemoryFull {
@@ -185,9 +190,18 @@ pub enum Reason {
         room_bytes: u64,
         /// What is expected of the move.
         expected: Relief,
+        /// What has to travel, where that was measured.
+        #[serde(default)]
+        haul: Option<Haul>,
     },
     /// Its host is being emptied.
-    Drained,
+    Drained {
+        /// What has to travel, where that was measured.
+        #[serde(default)]
+        haul: Option<Haul>,
+    },
+    /// Its host is too full or being emptied: what moving it would take is to be known.
+    Weighed,
     /// It is about a shadow.
     Shadow {
         /// Of which production VM.
@@ -216,6 +230,7 @@ impl PlannedAction {
             Action::Migrate(migration) => format!("migrate from host {} {migration}", self.host),
             Action::AbortMigration => "give up its migration".to_owned(),
             Action::Describe => "tell what a shadow of it is made from".to_owned(),
+            Action::DirtyRate { period_s } => format!("measure for {period_s} s how fast it writes to its memory"),
             Action::Shadow(order) => order.to_string(),
         }
     }
@@ -295,24 +310,36 @@ impl fmt::Display for Reason {
             Self::MemorySlack { demand_bytes } => {
                 write!(f, "at most {} were wanted during the dwell time", mib(*demand_bytes))
             }
-            Self::HostFull { demand_cores, room_cores, expected } => write!(
-                f,
-                "its host's VMs will want {demand_cores:.2} cores together, more than the {room_cores:.2} that it has for them; {expected}"
-            ),
-            Self::HostMemoryFull { bytes, room_bytes, expected } => {
+            Self::HostFull { demand_cores, room_cores, expected, haul } => {
+                write!(
+                    f,
+                    "its host's VMs will want {demand_cores:.2} cores together, more than the {room_cores:.2} that it has for them; {expected}"
+                )?;
+                travels(f, haul.as_ref())
+            }
+            Self::HostMemoryFull { bytes, room_bytes, expected, haul } => {
                 write!(
                     f,
                     "its host's VMs have {} together, more than its {} for them; {expected}",
                     mib(*bytes),
                     mib(*room_bytes)
-                )
+                )?;
+                travels(f, haul.as_ref())
             }
-            Self::Drained => f.write_str("its host is being emptied"),
+            Self::Drained { haul } => {
+                f.write_str("its host is being emptied")?;
+                travels(f, haul.as_ref())
+            }
+            Self::Weighed => f.write_str("what it would take to move it decides which VM leaves its host"),
             Self::Shadow { cause, .. } => cause.fmt(f),
             Self::Operator => f.write_str("an operator asked for it"),
             Self::Local { cause } => write!(f, "the host's agent did it of its own accord ({})", local_cause(*cause)),
         }
     }
+}
+
+fn travels(f: &mut fmt::Formatter<'_>, haul: Option<&Haul>) -> fmt::Result {
+    haul.map_or(Ok(()), |haul| write!(f, "; {haul}"))
 }
 
 /// The name of one of an agent's duties: a verb of the audit log, a label of metrics.

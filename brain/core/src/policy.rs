@@ -464,7 +464,7 @@ impl Policy {
     /// What is done with a plan's action.
     pub fn mode_for(&self, action: &Action) -> Mode {
         match action {
-            Action::Migrate(_) | Action::AbortMigration => self.migrate_mode(),
+            Action::Migrate(_) | Action::AbortMigration | Action::DirtyRate { .. } => self.migrate_mode(),
             Action::Set(_) | Action::Release | Action::Describe | Action::Shadow(_) => self.mode,
         }
     }

@@ -118,6 +118,10 @@ pub struct VmView {
     /// How far its migration has come, while there is one.
     #[serde(default)]
     pub migration: Option<MigrationProgress>,
+    /// What its guest writes to its memory, in bytes per second, as was measured when its host was too full or emptied; `None` where that was not
+    /// lately.
+    #[serde(default)]
+    pub dirty_bytes_per_s: Option<u64>,
 }
 
 /// What a VM waited in a window, by who had the CPU meanwhile, each in mean cores.

@@ -82,10 +82,10 @@ fn main() {
     let lived = live_all(seeds);
     let mut rng = ChaCha8Rng::seed_from_u64(seeds);
     let mut rows = Vec::new();
-    let shadows: usize = lived.iter().map(|worlds| worlds[1].shadows).sum();
+    let shadows: f64 = lived.iter().map(|worlds| worlds[1].shadows).sum();
     println!(
         "{seeds} worlds of 40 minutes, {:.1} shadows in each; means, and differences world by world with 95 % intervals",
-        shadows as f64 / seeds.max(1) as f64
+        shadows / seeds.max(1) as f64
     );
     for (title, figure) in FIGURES {
         println!("\n{title}");

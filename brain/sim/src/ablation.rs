@@ -77,8 +77,8 @@ pub struct Judged {
     pub regret: Option<f64>,
     /// Mean absolute error of the median forecast a minute ahead, as a share of mean demand.
     pub forecast_error: f64,
-    /// Shadows that ran at the end.
-    pub shadows: usize,
+    /// Shadows that were there, a mean.
+    pub shadows: f64,
 }
 
 /// Lives through a world.
@@ -97,7 +97,7 @@ pub fn live(seed: u64, arm: Arm) -> Judged {
         moves: truth.moves.len(),
         regret: (!regrets.is_empty()).then(|| regrets.iter().sum::<f64>() / regrets.len() as f64),
         forecast_error: truth.forecast_error(),
-        shadows: world.agents().values().map(|agent| agent.shadows.len()).sum(),
+        shadows: truth.shadow_seconds as f64 / (DURATION_S as usize - WARM_S) as f64,
     }
 }
 
@@ -116,6 +116,7 @@ struct Truth {
     slowed: usize,
     short: usize,
     seconds: usize,
+    shadow_seconds: usize,
     /// By host: what everybody there wants of its CPU, as a share.
     wanted: BTreeMap<HostId, Vec<f64>>,
     /// By VM: what it wants, in cores.
@@ -129,6 +130,7 @@ struct Truth {
 impl Truth {
     fn take(&mut self, world: &World, second: usize) {
         for (host, agent) in world.agents() {
+            self.shadow_seconds += if second < WARM_S { 0 } else { agent.shadows.len() };
             self.wanted.entry(host.clone()).or_default().push(agent.wanted_shares().0);
             for vm in &agent.vms {
                 let before = self.home.insert(vm.id, host.clone()).filter(|before| before != host);

@@ -21,6 +21,9 @@ const SPOOL_REPORTS_MAX: usize = 1000;
 /// What of a host shadows may have together.
 const SHADOW_SHARE_MAX: f64 = 0.25;
 
+/// Memory that a core's work writes to, by the second.
+const DIRTY_BYTES_PER_CORE_S: f64 = 20e6;
+
 /// A VM on a host.
 #[derive(Clone, Debug)]
 pub(crate) struct SimVm {
@@ -333,6 +336,11 @@ impl Agent {
 
     /// Judges a command that arrived `waited_ms` ago and carries it out.
     pub(crate) fn obey(&mut self, now: Timestamp, command: &Command, waited_ms: u64) -> Outcome {
+        if let Action::DirtyRate { .. } = command.action {
+            // It changes nothing, and no answer that is waited for is forgotten for it.
+            let result = self.dirty_rate(command, waited_ms);
+            return Outcome { id: command.id, vm: command.vm, at: now, origin: Origin::Command, result };
+        }
         if let Some(outcome) = self.answered.get(&command.vm).filter(|outcome| outcome.id == command.id) {
             return outcome.clone();
         }
@@ -344,6 +352,14 @@ impl Agent {
         let outcome = Outcome { id: command.id, vm: command.vm, at: now, origin: Origin::Command, result };
         self.answered.insert(command.vm, outcome.clone());
         outcome
+    }
+
+    fn dirty_rate(&self, command: &Command, waited_ms: u64) -> OutcomeResult {
+        if let Err(refused) = self.judge(command, waited_ms) {
+            return OutcomeResult::Refused(refused);
+        }
+        let ran_cores = self.vms.iter().find(|vm| vm.id == command.vm).map_or(0.0, |vm| vm.ran_cores);
+        OutcomeResult::DirtyRate { bytes_per_s: (ran_cores * DIRTY_BYTES_PER_CORE_S) as u64 }
     }
 
     fn judge(&self, command: &Command, waited_ms: u64) -> Result<(), RefusedCommand> {
@@ -365,7 +381,7 @@ impl Agent {
             Action::Set(Setting::Memory { bytes }) => self.judge_memory(vm, bytes),
             Action::Set(target) => Err(RefusedCommand::NotAllowed { means: target.means() }),
             Action::Release | Action::Migrate(_) | Action::AbortMigration => Ok(()),
-            Action::Describe | Action::Shadow(_) => Ok(()),
+            Action::Describe | Action::DirtyRate { .. } | Action::Shadow(_) => Ok(()),
         }
     }
 
@@ -452,7 +468,11 @@ impl Agent {
                 self.baselines.entry(key).or_insert(vm.in_force(target));
                 vec![target]
             }
-            Action::Migrate(_) | Action::AbortMigration | Action::Describe | Action::Shadow(_) => Vec::new(),
+            Action::Migrate(_)
+            | Action::AbortMigration
+            | Action::Describe
+            | Action::DirtyRate { .. }
+            | Action::Shadow(_) => Vec::new(),
             Action::Release => {
                 Means::ALL.into_iter().filter_map(|means| self.baselines.remove(&(command.vm, means))).collect()
             }

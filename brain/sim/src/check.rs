@@ -191,7 +191,9 @@ impl Checker {
             return self.judge_order(scene, host, command, order);
         }
         let copies = scene.agents.values().flat_map(|agent| &agent.vms).filter(|vm| vm.id == command.vm).count();
-        ensure(copies == 1, "a VM is in one place", || format!("it is in {copies}"))?;
+        // A host that begins to be emptied is asked at once, about what it told last: one may have ended since.
+        let has_ended = copies == 0 && matches!(command.action, Action::DirtyRate { .. });
+        ensure(copies == 1 || has_ended, "a VM is in one place", || format!("it is in {copies}"))?;
         if planned.reason == Reason::Operator {
             return Ok(());
         }
@@ -219,14 +221,15 @@ impl Checker {
         }
         let vm = scene.agents.get(host).and_then(|agent| agent.vms.iter().find(|vm| vm.id == command.vm));
         // Looking at a VM is not doing anything to it.
-        if let Some(vm) = vm.filter(|_| command.action != Action::Describe) {
+        let is_look = matches!(command.action, Action::Describe | Action::DirtyRate { .. });
+        if let Some(vm) = vm.filter(|_| !is_look) {
             ensure(!vm.terms.hands_off(), "an owner's word is kept", || format!("{:?}", vm.terms))?;
         }
         match &command.action {
             Action::Set(target) => Self::judge_size(scene, host, vm, *target),
             Action::Migrate(migration) => self.judge_move(scene, host, vm, &planned, migration),
             Action::Release | Action::AbortMigration => Err(("a planner neither releases nor aborts", String::new())),
-            Action::Describe | Action::Shadow(_) => Ok(()),
+            Action::Describe | Action::DirtyRate { .. } | Action::Shadow(_) => Ok(()),
         }
     }
 
@@ -326,7 +329,7 @@ impl Checker {
         let stand_down = Duration::from_millis(policy.stand_down_ms);
         let beside_another = self.stranger_at.is_some_and(|at| now.since(at) < stand_down);
         ensure(!beside_another, "two balancers do not chase each other", || format!("{:?}", self.stranger_at))?;
-        let is_drained = planned.reason == Reason::Drained;
+        let is_drained = matches!(planned.reason, Reason::Drained { .. });
         ensure(!is_drained || self.draining.contains(from), "a reason is true", || "it is not emptied".to_owned())?;
         if !is_drained {
             let cool_down = Duration::from_millis(policy.cool_down_ms);

@@ -60,7 +60,7 @@ mod tests {
     fn every_path_is_described_and_needs_a_token_but_for_health_and_metrics() {
         let document = serde_json::to_value(Document::openapi()).unwrap();
         let paths = document["paths"].as_object().unwrap();
-        assert_eq!(paths.len(), 28);
+        assert_eq!(paths.len(), 29);
         for (path, item) in paths {
             let operation = item.get("get").or_else(|| item.get("post")).unwrap();
             assert_eq!(operation.get("security").is_some(), path.starts_with("/api/"), "{path}");
@@ -115,6 +115,7 @@ mod tests {
             stood_down: false,
             in_flight: Some(CommandId { term: 1, number: 2 }),
             migration: Some(MigrationProgress { dirty_bytes_per_s: Some(1), ..MigrationProgress::default() }),
+            dirty_bytes_per_s: Some(1),
         }
     }
 

@@ -130,6 +130,7 @@ pub(super) fn set(client: &Client, json: bool, arguments: &SetArguments) -> Resu
             | OutcomeResult::NotMoved { .. }
             | OutcomeResult::Immovable(_)
             | OutcomeResult::Described(_)
+            | OutcomeResult::DirtyRate { .. }
             | OutcomeResult::Shadow(_)
             | OutcomeResult::Unshadowable(_)),
         ) => Err(Failure::Refused(format!("the agent of host {host} answered something else: {}", in_words(&result)))),

@@ -79,6 +79,14 @@ async fn a_host_that_is_emptied_stays_so_over_a_restart_and_its_vms_go() {
     let (brain, mut a, mut b) = brain_with_two_hosts(&home).await;
     let drain = gnomon(&home, &brain.url(), &["drain", "a"], None).await;
     assert!(drain.status.success() && text(&drain.stdout).contains("vm-of-a"), "{}", text(&drain.stderr));
+    // What its move takes is asked for first, and shown.
+    let asked = a.command().await;
+    assert_eq!((asked.vm, &asked.action), (vm(1), &Action::DirtyRate { period_s: 1 }));
+    a.answer(&asked, OutcomeResult::DirtyRate { bytes_per_s: 3 << 20 }).await;
+    assert_eq!(brain.get("/api/v1/vms/vm-of-a").await["dirty_bytes_per_s"], 3 << 20);
+    let explained = gnomon(&home, &brain.url(), &["explain", "vm-of-a"], None).await;
+    let said = "its guest writes to 3.0 MiB of its memory a second";
+    assert!(text(&explained.stdout).contains(said), "{}", text(&explained.stdout));
     let mut empty = report("b", 1, 2, now().unix_ms(), vm(2), 0.1);
     empty.vms.clear();
     b.deliver(&empty).await;
@@ -86,7 +94,7 @@ async fn a_host_that_is_emptied_stays_so_over_a_restart_and_its_vms_go() {
     let command = a.command().await;
     let Action::Migrate(migration) = &command.action else { panic!("{command:?}") };
     assert_eq!((migration.to.as_str(), migration.uri.as_str()), ("b", "qemu+tls://b/system"));
-    assert!(command.reason.contains("is being emptied"), "{}", command.reason);
+    assert!(command.reason.contains("is being emptied") && command.reason.contains(said), "{}", command.reason);
     brain.stop().await;
 
     let brain = Brain::start(&home).await;

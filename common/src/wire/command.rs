@@ -36,6 +36,11 @@ pub enum Action {
     AbortMigration,
     /// Tell what a shadow of it is made from. Changes nothing.
     Describe,
+    /// Measure how fast its guest writes to its memory. Changes nothing.
+    DirtyRate {
+        /// For how long, in seconds, 1 to 60: QEMU looks at both ends.
+        period_s: u8,
+    },
     /// Bring a shadow to this state. The VM of the command is the shadow itself, which need not exist yet.
     Shadow(ShadowOrder),
 }

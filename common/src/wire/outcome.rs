@@ -81,6 +81,11 @@ pub enum OutcomeResult {
     Immovable(Immovable),
     /// What a shadow of it is made from.
     Described(Box<Blueprint>),
+    /// How fast its guest writes to its memory.
+    DirtyRate {
+        /// Memory that was written to within the period, by the second, in bytes; what is written to twice counts once.
+        bytes_per_s: u64,
+    },
     /// The shadow is as it was ordered.
     Shadow(ShadowDone),
     /// Looked at, and no shadow was made or changed.

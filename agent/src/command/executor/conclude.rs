@@ -3,7 +3,7 @@
 use super::Executor;
 use crate::command::ledger::{self, LedgerError};
 use crate::command::metrics::{
-    APPLIED, DESCRIBED, DRY_RUN, FAILED, IMMOVABLE, MOVED, NOT_MOVED, REFUSED, SHADOW, UNSHADOWABLE,
+    APPLIED, DESCRIBED, DIRTY_RATE, DRY_RUN, FAILED, IMMOVABLE, MOVED, NOT_MOVED, REFUSED, SHADOW, UNSHADOWABLE,
 };
 use gnomon_common::wire::{Command, LocalCause, Outcome, OutcomeResult};
 
@@ -47,6 +47,10 @@ impl Executor {
             OutcomeResult::Described(_) => {
                 tracing::debug!(id = %command.id, vm = %command.vm, "VM described");
                 DESCRIBED
+            }
+            OutcomeResult::DirtyRate { bytes_per_s } => {
+                tracing::debug!(id = %command.id, vm = %command.vm, bytes_per_s, "dirty rate measured");
+                DIRTY_RATE
             }
             OutcomeResult::Shadow(done) => {
                 tracing::info!(id = %command.id, vm = %command.vm, ?done, reason = command.reason, "shadow");

@@ -13,7 +13,7 @@ const ORDER_MAX: Duration = Duration::from_secs(120);
 impl Beside {
     /// Whether nothing is under way.
     pub(super) fn is_idle(&self) -> bool {
-        self.mover.is_idle() && self.shadower.is_idle()
+        self.mover.is_idle() && self.shadower.is_idle() && self.meter.is_idle()
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod away;
 mod crash;
+mod dirty_rates;
 mod lives;
 mod migrations;
 mod obedience;
@@ -52,6 +53,9 @@ struct World {
     tasks: Vec<Task>,
     shadow_news: Vec<ShadowNews>,
     tidied: Vec<BTreeSet<VmId>>,
+    /// What is to be measured, and what came of it.
+    measured: Vec<(CommandId, u8)>,
+    measurements: Vec<(Command, OutcomeResult)>,
     terms: VmTerms,
     keepsakes: Vec<(VmId, String)>,
     boot: u128,
@@ -205,6 +209,37 @@ impl Shadower for PlayedShadower {
     }
 }
 
+/// Measures what the test says.
+struct PlayedMeter {
+    world: Shared,
+    under_way: BTreeSet<CommandId>,
+}
+
+impl DirtyRateMeter for PlayedMeter {
+    fn begin(&mut self, command: &Command, period_s: u8) -> std::io::Result<()> {
+        if self.under_way.len() >= 2 {
+            return Err(std::io::Error::other("too many"));
+        }
+        self.under_way.insert(command.id);
+        self.world.lock().unwrap().measured.push((command.id, period_s));
+        Ok(())
+    }
+
+    fn has(&self, id: CommandId) -> bool {
+        self.under_way.contains(&id)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.under_way.is_empty()
+    }
+
+    fn news(&mut self) -> Vec<(Command, OutcomeResult)> {
+        let all = std::mem::take(&mut self.world.lock().unwrap().measurements);
+        self.under_way.retain(|id| all.iter().all(|(command, _)| command.id != *id));
+        all
+    }
+}
+
 impl VmDirectory for Host {
     fn keepsakes(&self) -> Vec<(VmId, String)> {
         self.0.lock().unwrap().keepsakes.clone()
@@ -244,6 +279,7 @@ fn executor(path: &Path, world: &Shared, dry_run: bool) -> Executor {
         beside: Beside {
             mover: Box::new(PlayedMover { world: Arc::clone(world), under_way: BTreeSet::new() }),
             shadower: Box::new(PlayedShadower { world: Arc::clone(world), under_way: BTreeSet::new() }),
+            meter: Box::new(PlayedMeter { world: Arc::clone(world), under_way: BTreeSet::new() }),
         },
         policy: Policy {
             host: HostId::new("h1").unwrap(),

@@ -4,6 +4,7 @@
 //! makes the core look at the others, so that a report of a calm host costs nothing beyond its own VMs.
 
 mod by_hand;
+mod dirty_rates;
 mod lint;
 mod outcomes;
 mod target;
@@ -12,15 +13,18 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Action, CommandId, HostId, Migration, Moved, VmId, VmState};
+use gnomon_common::wire::{Action, CommandId, HostId, Migration, VmId, VmState};
 
 use super::Core;
 use crate::fleet::{Host, Vm};
 use crate::io::{CommandRecord, Lesson, Record};
 use crate::plan::balance::{Candidate, Claim, Load, Prospect, Room, order};
 use crate::plan::guard::{Guard, Guards};
+use crate::plan::haul::{Haul, MovePace};
 use crate::plan::{PlannedAction, Reason, Relief};
 use crate::policy::Mode;
+
+use dirty_rates::Measurements;
 
 pub use by_hand::MoveRefusal;
 pub(in crate::core) use target::Search;
@@ -59,6 +63,7 @@ pub(super) struct Moves {
     pub(super) draining: BTreeMap<HostId, Timestamp>,
     pub(super) guards: Guards,
     pub(super) pace: MovePace,
+    pub(super) measurements: Measurements,
 }
 
 /// A VM's way: by which command, from where, to where.
@@ -74,49 +79,11 @@ impl Moves {
     pub(super) fn clock_set_back(&mut self, now: Timestamp) {
         self.begun.iter_mut().for_each(|(at, _)| *at = (*at).min(now));
         self.stranger_at = self.stranger_at.map(|at| at.min(now));
+        self.measurements.clock_set_back(now);
     }
 
     fn begun_within(&self, now: Timestamp, time: Duration) -> usize {
         self.begun.iter().filter(|(at, _)| now.since(*at) < time).count()
-    }
-}
-
-/// What moves have cost so far: learnt, and kept across restarts.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct MovePace {
-    /// How many were measured.
-    pub moves: u64,
-    /// Memory that a move brings over, in bytes per second of its whole length; a mean in which the latest counts a quarter.
-    pub bytes_per_s: f64,
-    /// How long a VM stands still, in seconds; the same mean.
-    pub downtime_s: f64,
-}
-
-impl Default for MovePace {
-    fn default() -> Self {
-        // A gigabit, as long as nothing was measured.
-        Self { moves: 0, bytes_per_s: 100e6, downtime_s: 0.3 }
-    }
-}
-
-impl MovePace {
-    fn learn(&mut self, memory_bytes: u64, moved: &Moved) {
-        let took_s = moved.took_us as f64 / 1e6;
-        if took_s <= 0.0 {
-            return;
-        }
-        let weight = if self.moves == 0 { 1.0 } else { 0.25 };
-        let toward = |before: f64, now: f64| before + weight * (now - before);
-        self.bytes_per_s = toward(self.bytes_per_s, memory_bytes as f64 / took_s).max(1.0);
-        if let Some(downtime_us) = moved.downtime_us {
-            self.downtime_s = toward(self.downtime_s, downtime_us as f64 / 1e6);
-        }
-        self.moves += 1;
-    }
-
-    /// How long a VM with so much memory is on its way.
-    pub(crate) fn takes(&self, memory_bytes: u64) -> Duration {
-        Duration::try_from_secs_f64(memory_bytes as f64 / self.bytes_per_s.max(1.0)).unwrap_or(HOUR).min(HOUR)
     }
 }
 
@@ -164,11 +131,14 @@ impl Core {
         if mode == Mode::Approve && self.confirm_move(now, host) {
             return;
         }
-        let rounds = if self.moves.guards.plans(Guard::Rounds) { self.policy.migrate.rounds } else { 1 };
-        if mode == Mode::Observe || !(is_drained || full_rounds >= rounds) {
+        if mode == Mode::Observe || !(is_drained || full_rounds > 0) {
             return;
         }
-        if (!is_drained && self.is_closed(now)) || self.has_to_wait(now, host) {
+        // By the time that something may be done, what it takes is known.
+        let is_weighed = self.weigh(now, host, load, room, is_drained);
+        let rounds = if self.moves.guards.plans(Guard::Rounds) { self.policy.migrate.rounds } else { 1 };
+        let is_due = is_drained || (full_rounds >= rounds && !self.is_closed(now));
+        if !is_due || !is_weighed || self.has_to_wait(now, host) {
             return;
         }
         let search = self.search(is_drained);
@@ -211,7 +181,7 @@ impl Core {
     pub(super) fn claim(&self, vm: &Vm, at: Timestamp, skill_min: Option<f64>) -> Claim {
         let memory_bytes = match vm.state {
             VmState::ShutOff | VmState::Crashed | VmState::Arriving => return Claim::default(),
-            _ => vm.memory.and_then(|memory| memory.balloon_bytes).unwrap_or(vm.allocation.memory_bytes),
+            _ => vm.has_bytes(),
         };
         if vm.state != VmState::Running {
             return Claim { memory_bytes, ..Claim::default() };
@@ -221,9 +191,17 @@ impl Core {
             let cores = vm.cpu.map_or(0.0, |cpu| cpu.demand_low.max.min(vm.allocation.cpu_limit_cores()));
             return Claim { median_cores: cores, high_cores: cores, memory_bytes };
         }
-        let ahead = Duration::from_millis(self.policy.migrate.lead_ms) + self.moves.pace.takes(memory_bytes);
+        let policy = &self.policy.migrate;
+        // What takes longer is given up.
+        let takes = self.haul(vm).takes().min(Duration::from_millis(policy.timeout_ms));
+        let ahead = Duration::from_millis(policy.lead_ms) + takes;
         let (median_cores, high_cores) = vm.demand_ahead(at, ahead, &self.policy, skill_min);
         Claim { median_cores, high_cores, memory_bytes }
+    }
+
+    /// What has to travel when a VM moves.
+    pub(in crate::core) fn haul(&self, vm: &Vm) -> Haul {
+        self.moves.pace.haul(vm.has_bytes(), vm.travel.dirty_bytes_per_s(self.now), &self.policy.migrate)
     }
 
     /// Whether moves are at their limits now.
@@ -251,22 +229,19 @@ impl Core {
     ) -> Option<PlannedAction> {
         let source = self.fleet.hosts.get(host)?;
         source.facts.migration.as_ref()?;
-        let free = source.vms.iter().filter(|id| self.may_leave(now, host, **id, search.is_drained));
-        let candidates = free.filter_map(|&id| {
-            let vm = self.fleet.vms.get(&id)?;
-            Some(Candidate { vm: id, claim: self.claim(vm, vm.window_end, None) })
-        });
-        let ordered = order(candidates.collect(), load, room);
-        ordered.into_iter().take(CANDIDATES_MAX).find_map(|candidate| {
+        let candidates = self.candidates(now, host, load, room, search.is_drained).into_iter();
+        candidates.take(CANDIDATES_MAX).find_map(|candidate| {
             let (to_after, to, facts) = self.find_target(now, host, &candidate, room.share(load), search)?;
             let from_after = room.share(&load.minus(candidate.claim));
             let expected = Relief { from_before: room.share(load), from_after, to_after };
+            let haul = Some(candidate.haul).filter(|haul| haul.dirty_bytes_per_s.is_some());
             let reason = if search.is_drained {
-                Reason::Drained
+                Reason::Drained { haul }
             } else if room.holds_cpu(proven) {
-                Reason::HostMemoryFull { bytes: load.memory_bytes, room_bytes: room.memory_bytes as u64, expected }
+                let (bytes, room_bytes) = (load.memory_bytes, room.memory_bytes as u64);
+                Reason::HostMemoryFull { bytes, room_bytes, expected, haul }
             } else {
-                Reason::HostFull { demand_cores: proven.high_cores(), room_cores: room.cores, expected }
+                Reason::HostFull { demand_cores: proven.high_cores(), room_cores: room.cores, expected, haul }
             };
             let migration = self.migration(to.clone(), facts.migration.as_ref()?.uri.clone());
             let (vm, host) = (candidate.vm, host.clone());
@@ -280,6 +255,24 @@ impl Core {
                 approved_by: None,
             })
         })
+    }
+
+    /// Those of a host that may leave it, in the order in which they are to be tried.
+    fn candidates(
+        &self,
+        now: Timestamp,
+        host: &HostId,
+        load: &Load,
+        room: &Room,
+        is_drained: bool,
+    ) -> Vec<Candidate<VmId>> {
+        let there = self.fleet.hosts.get(host).into_iter().flat_map(|host| &host.vms);
+        let free = there.filter(|id| self.may_leave(now, host, **id, is_drained));
+        let candidates = free.filter_map(|&id| {
+            let vm = self.fleet.vms.get(&id)?;
+            Some(Candidate { vm: id, claim: self.claim(vm, vm.window_end, None), haul: self.haul(vm) })
+        });
+        order(candidates.collect(), load, room)
     }
 
     pub(super) fn may_leave(&self, now: Timestamp, host: &HostId, id: VmId, is_drained: bool) -> bool {
@@ -443,6 +436,9 @@ impl Core {
             _ => "",
         };
         self.audit(now, actor, verb, format!("host {host}"), detail.to_owned());
-        self.persist(Record::Drain { host, since: on.then_some(now) });
+        self.persist(Record::Drain { host: host.clone(), since: on.then_some(now) });
+        if on {
+            self.weigh_drained(now, &host);
+        }
     }
 }

@@ -11,7 +11,7 @@ use super::local::changes;
 use super::{ACTOR, Core};
 use crate::fleet::Flight;
 use crate::io::{CommandRecord, Hold, Output, Record};
-use crate::plan::{PlannedAction, Reason};
+use crate::plan::{Plan, PlannedAction, Reason};
 use crate::policy::Mode;
 use crate::view::RecentAction;
 
@@ -74,6 +74,41 @@ impl Core {
         self.outputs.push_back(Output::Command { host, command });
     }
 
+    /// Sends one command that is a plan of its own and leaves its VM free for others: written first, then sent. `is_refresh`: it only repeats what
+    /// holds, which is no news to anybody.
+    pub(super) fn issue(&mut self, now: Timestamp, planned: PlannedAction, is_refresh: bool) -> CommandRecord {
+        self.fence.generation += 1;
+        self.commands += 1;
+        let id = CommandId { term: self.fence.term, number: self.commands };
+        let command = Command {
+            id,
+            vm: planned.vm,
+            action: planned.action.clone(),
+            fence: self.fence,
+            time_to_live_ms: self.policy.cpu.command_ttl_ms,
+            reason: planned.reason.in_words(now),
+        };
+        let host = planned.host.clone();
+        let record = CommandRecord {
+            host: host.clone(),
+            command: command.clone(),
+            issued: now,
+            outcome: None,
+            unanswered: false,
+            by_operator: false,
+            approved_by: None,
+        };
+        if !is_refresh {
+            let (object, detail) =
+                (format!("vm {}", planned.vm), format!("{id} {}: {}", planned.summary(), planned.reason));
+            self.persist(Record::Plan(Plan { at: now, fence: self.fence, actions: vec![planned] }));
+            self.persist(Record::Command(record.clone()));
+            self.audit(now, ACTOR, "command", object, detail);
+        }
+        self.outputs.push_back(Output::Command { host, command });
+        record
+    }
+
     /// Whether an unanswered command may be sent again to its host now. It was decided before, maybe in an earlier life: since then
     /// an operator may have taken the VM or the means out of Gnomon's hands, or the mode may have changed. Restoring baselines always
     /// may, and what an operator set unless the VM was released since.
@@ -87,6 +122,7 @@ impl Core {
         match record.command.action {
             Action::Release | Action::AbortMigration => true,
             Action::Describe | Action::Shadow(_) => self.shadows.awaits(record.command.id),
+            Action::DirtyRate { .. } => self.moves.measurements.awaits(record.command.id),
             Action::Migrate(_) => hold.is_none() && (record.by_operator || is_allowed),
             Action::Set(_) if record.by_operator => hold != Some(Hold::Released),
             Action::Set(target) => {
@@ -101,6 +137,9 @@ impl Core {
         let (id, vm_id) = (outcome.id, outcome.vm);
         if self.shadows.awaits(id) {
             return self.shadow_answered(now, host, outcome);
+        }
+        if self.moves.measurements.awaits(id) {
+            return self.measured(now, host, outcome);
         }
         if let Origin::Local { cause, reason } = &outcome.origin
             && id.is_local()
@@ -183,9 +222,10 @@ impl Core {
             OutcomeResult::Moved(moved) => self.moved(now, record, moved, outcome.at),
             OutcomeResult::NotMoved { error, whereabouts } => self.not_moved(now, record, error, *whereabouts),
             OutcomeResult::Immovable(why) => self.immovable(now, record, why),
-            OutcomeResult::Described(_) | OutcomeResult::Shadow(_) | OutcomeResult::Unshadowable(_) => {
-                "not asked for".to_owned()
-            }
+            OutcomeResult::Described(_)
+            | OutcomeResult::DirtyRate { .. }
+            | OutcomeResult::Shadow(_)
+            | OutcomeResult::Unshadowable(_) => "not asked for".to_owned(),
             OutcomeResult::DryRun => {
                 self.spare(now, record);
                 self.back_off(now, record);
@@ -266,8 +306,8 @@ impl Core {
         if record.outcome.is_some() || record.unanswered {
             return;
         }
-        // An order about a shadow is given anew, under another id.
-        if matches!(record.command.action, Action::Describe | Action::Shadow(_)) {
+        // An order about a shadow is given anew, under another id, and so is what only asks.
+        if matches!(record.command.action, Action::Describe | Action::DirtyRate { .. } | Action::Shadow(_)) {
             return;
         }
         let vm_id = record.command.vm;
@@ -317,9 +357,10 @@ impl Core {
     }
 }
 
-fn deadline(record: &CommandRecord) -> Timestamp {
+pub(super) fn deadline(record: &CommandRecord) -> Timestamp {
     let may_take_ms = match &record.command.action {
         Action::Migrate(migration) => migration.timeout_ms,
+        Action::DirtyRate { period_s } => u64::from(*period_s) * 1000,
         _ => 0,
     };
     record.issued + Duration::from_millis(record.command.time_to_live_ms.saturating_add(may_take_ms)) + ANSWER_GRACE

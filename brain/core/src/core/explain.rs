@@ -40,6 +40,7 @@ impl Core {
         lines.extend(disk(vm));
         lines.extend(exits(vm));
         lines.extend(self.shadow_in_words(id));
+        lines.extend(self.dirties(vm));
         lines.extend(self.restraints(id, vm, host));
         Some(Explanation {
             vm: view,
@@ -47,6 +48,14 @@ impl Core {
             wanted_bytes: vm.balloon_verdict.map(|verdict| verdict.wanted_bytes),
             lines,
             recent: vm.recent.iter().cloned().collect(),
+        })
+    }
+
+    /// What a move of it would take, where that was asked for lately.
+    fn dirties(&self, vm: &Vm) -> Option<String> {
+        Some(match vm.travel.dirty_rate(self.now)? {
+            Ok(_) => format!("To move it, {}.", self.haul(vm)),
+            Err(why) => format!("How fast its guest writes to its memory could not be measured: {why}."),
         })
     }
 

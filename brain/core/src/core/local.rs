@@ -7,7 +7,7 @@ use gnomon_common::wire::{Action, HostId, LocalCause, Outcome, OutcomeResult, Se
 
 use super::Core;
 use crate::io::Record;
-use crate::plan::{PlannedAction, Reason, local_cause};
+use crate::plan::{PlannedAction, Reason, local_cause, mib};
 use crate::view::RecentAction;
 
 impl Core {
@@ -36,6 +36,7 @@ impl Core {
                 OutcomeResult::NotMoved { error, whereabouts } => format!("{whereabouts}: {error}"),
                 OutcomeResult::Immovable(why) => format!("not done: {why}"),
                 OutcomeResult::Described(_) => "described".to_owned(),
+                OutcomeResult::DirtyRate { bytes_per_s } => format!("writes to {} a second", mib(*bytes_per_s)),
                 OutcomeResult::Shadow(done) => format!("shadow: {done:?}"),
                 OutcomeResult::Unshadowable(why) => format!("no shadow: {why}"),
                 OutcomeResult::Refused(why) => format!("not done: {why}"),

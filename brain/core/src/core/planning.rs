@@ -162,7 +162,12 @@ impl Core {
                 Action::Set(Setting::CpuQuota { cores }) => vm.recommended = cores,
                 Action::Set(Setting::Memory { bytes }) => vm.recommended_bytes = Some(bytes),
                 Action::Migrate(_) => vm.travel.recommended = Some(now),
-                Action::Set(_) | Action::Release | Action::AbortMigration | Action::Describe | Action::Shadow(_) => {}
+                Action::Set(_)
+                | Action::Release
+                | Action::AbortMigration
+                | Action::Describe
+                | Action::DirtyRate { .. }
+                | Action::Shadow(_) => {}
             }
             vm.remember(RecentAction { at: now, id: None, action, result: None, remark: None });
         }
@@ -214,6 +219,7 @@ impl Core {
                 | Action::Migrate(_)
                 | Action::AbortMigration
                 | Action::Describe
+                | Action::DirtyRate { .. }
                 | Action::Shadow(_) => false,
             };
             let is_held = set_by_hand || vm.stood_down || self.holds.on_vm(action.vm, vm.host.as_ref()).is_some();

@@ -25,9 +25,12 @@ type Subject = (VmId, Option<Means>);
 fn subject(action: &PlannedAction) -> Subject {
     match action.action {
         Action::Set(setting) => (action.vm, Some(setting.means())),
-        Action::Migrate(_) | Action::Release | Action::AbortMigration | Action::Describe | Action::Shadow(_) => {
-            (action.vm, None)
-        }
+        Action::Migrate(_)
+        | Action::Release
+        | Action::AbortMigration
+        | Action::Describe
+        | Action::DirtyRate { .. }
+        | Action::Shadow(_) => (action.vm, None),
     }
 }
 

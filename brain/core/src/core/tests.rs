@@ -5,6 +5,7 @@ mod balance;
 mod bench;
 mod capacity;
 mod culprits;
+mod dirty_rates;
 mod exits;
 mod invariants;
 mod local;

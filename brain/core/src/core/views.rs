@@ -201,6 +201,7 @@ impl Core {
             stood_down: vm.stood_down,
             in_flight: vm.flight.as_ref().map(|flight| flight.record.command.id),
             migration: vm.migration,
+            dirty_bytes_per_s: vm.travel.dirty_bytes_per_s(self.now),
         }
     }
 

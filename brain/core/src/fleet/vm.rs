@@ -325,12 +325,17 @@ impl Vm {
         }
     }
 
+    /// The memory that it has, in bytes: its balloon where there is one, else what it is defined with.
+    pub(crate) fn has_bytes(&self) -> u64 {
+        self.memory.and_then(|memory| memory.balloon_bytes).unwrap_or(self.allocation.memory_bytes)
+    }
+
     /// The pauses after commands of this kind that were not carried out.
     pub(crate) fn backoff(&mut self, action: &Action) -> &mut Backoff {
         match action {
             Action::Set(Setting::Memory { .. }) => &mut self.balloon_pace.backoff,
             Action::Set(_) | Action::Release | Action::Describe | Action::Shadow(_) => &mut self.pace.backoff,
-            Action::Migrate(_) | Action::AbortMigration => &mut self.travel.backoff,
+            Action::Migrate(_) | Action::AbortMigration | Action::DirtyRate { .. } => &mut self.travel.backoff,
         }
     }
 

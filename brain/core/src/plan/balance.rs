@@ -5,15 +5,18 @@
 //!   spreads above it as if they were independent (their variances add up). Memory is summed as it is handed out. CPU and memory are two
 //!   questions, never added up: the fuller of the two counts.
 //! - **Room** is capacity less a reserve, the same for leaving a host as for coming to it.
-//! - **Which**: the cheapest VM whose going is enough; if none is, the one that frees most. Cost is what its memory takes of the link.
+//! - **Which**: the cheapest VM whose going is enough; if none is, the one that frees most. Cost is what has to travel: see [`haul`](super::haul). One whose
+//!   guest writes faster than the link carries comes after those that are enough as well.
 //! - **Where**: of the hosts that have room, the one that is left with the most. Another zone only where policy lets VMs cross.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{HostFacts, HostId};
 
 use super::backoff::Backoff;
+use super::haul::Haul;
 use crate::policy::MigratePolicy;
 
 /// How many standard deviations above the median the 95 % quantile of a normal distribution is.
@@ -24,6 +27,9 @@ const AVOID_MS: u64 = 3_600_000;
 
 /// Targets that a VM avoids at most: beyond that the longest avoided is tried again.
 const AVOIDED_MAX: usize = 16;
+
+/// How long it is believed how fast a guest writes to its memory, and that it could not be measured.
+const DIRTY_RATE_BELIEVED: Duration = Duration::from_mins(10);
 
 /// What one VM will take of its host.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -130,17 +136,19 @@ pub(crate) struct Prospect {
 pub(crate) struct Candidate<T> {
     pub(crate) vm: T,
     pub(crate) claim: Claim,
+    pub(crate) haul: Haul,
 }
 
 /// Candidates in the order in which they are to be tried: first those whose going is enough, the cheapest first; then those that free
-/// the most.
+/// the most. Of either, those whose move is not known to come to its end last.
 pub(crate) fn order<T: Copy + Ord>(mut candidates: Vec<Candidate<T>>, load: &Load, room: &Room) -> Vec<Candidate<T>> {
     let is_enough = |candidate: &Candidate<T>| room.holds(&load.minus(candidate.claim));
     candidates.sort_by(|one, other| {
-        let by_cost = one.claim.memory_bytes.cmp(&other.claim.memory_bytes);
+        let by_cost = one.haul.bytes.cmp(&other.haul.bytes);
         let by_relief = room.share(&load.minus(one.claim)).total_cmp(&room.share(&load.minus(other.claim)));
         let within = if is_enough(one) { by_cost } else { by_relief };
-        is_enough(other).cmp(&is_enough(one)).then(within).then(one.vm.cmp(&other.vm))
+        let by_end = other.haul.converges().cmp(&one.haul.converges());
+        is_enough(other).cmp(&is_enough(one)).then(by_end).then(within).then(one.vm.cmp(&other.vm))
     });
     candidates
 }
@@ -155,9 +163,31 @@ pub(crate) struct Travel {
     rooted_until: Option<Timestamp>,
     /// Hosts that could not take it, and until when they are not asked again.
     avoids: BTreeMap<HostId, Timestamp>,
+    /// When it was asked last how fast its guest writes to its memory, and the answer in bytes per second, or why there is none.
+    dirtied: Option<(Timestamp, Result<u64, String>)>,
 }
 
 impl Travel {
+    /// It was found how fast its guest writes to its memory, or not.
+    pub(crate) fn dirtied(&mut self, now: Timestamp, answer: Result<u64, String>) {
+        self.dirtied = Some((now, answer));
+    }
+
+    /// How fast its guest writes to its memory, in bytes per second, as far as that is believed; or why it is not known although it was asked for.
+    pub(crate) fn dirty_rate(&self, now: Timestamp) -> Option<&Result<u64, String>> {
+        self.dirtied.as_ref().filter(|(at, _)| now.since(*at) < DIRTY_RATE_BELIEVED).map(|(_, answer)| answer)
+    }
+
+    /// When that was found.
+    pub(crate) fn dirtied_at(&self, now: Timestamp) -> Option<Timestamp> {
+        self.dirty_rate(now).and(self.dirtied.as_ref()).map(|(at, _)| *at)
+    }
+
+    /// The rate alone.
+    pub(crate) fn dirty_bytes_per_s(&self, now: Timestamp) -> Option<u64> {
+        self.dirty_rate(now)?.as_ref().ok().copied()
+    }
+
     pub(crate) fn avoid(&mut self, host: HostId, now: Timestamp) {
         self.avoids.retain(|_, until| *until > now);
         if self.avoids.len() >= AVOIDED_MAX
@@ -165,12 +195,12 @@ impl Travel {
         {
             self.avoids.remove(&soonest);
         }
-        self.avoids.insert(host, now + std::time::Duration::from_millis(AVOID_MS));
+        self.avoids.insert(host, now + Duration::from_millis(AVOID_MS));
     }
 
     /// Something holds it where it is: nothing is tried for as long as a host is avoided.
     pub(crate) fn root(&mut self, now: Timestamp) {
-        self.rooted_until = Some(now + std::time::Duration::from_millis(AVOID_MS));
+        self.rooted_until = Some(now + Duration::from_millis(AVOID_MS));
     }
 
     pub(crate) fn is_rooted(&self, now: Timestamp) -> bool {
@@ -185,21 +215,30 @@ impl Travel {
     pub(crate) fn clock_set_back(&mut self, now: Timestamp) {
         self.backoff.clock_set_back(now);
         self.recommended = self.recommended.map(|at| at.min(now));
-        let latest = now + std::time::Duration::from_millis(AVOID_MS);
+        let latest = now + Duration::from_millis(AVOID_MS);
         self.rooted_until = self.rooted_until.map(|until| until.min(latest));
         self.avoids.values_mut().for_each(|until| *until = (*until).min(latest));
+        if let Some((at, _)) = &mut self.dirtied {
+            *at = (*at).min(now);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::haul::MovePace;
     use proptest::prelude::*;
 
     const GIB: u64 = 1 << 30;
 
     fn claim(median_cores: f64, high_cores: f64, gib: u64) -> Claim {
         Claim { median_cores, high_cores, memory_bytes: gib * GIB }
+    }
+
+    fn candidate(vm: usize, claim: Claim, dirty_bytes_per_s: Option<u64>) -> Candidate<usize> {
+        let haul = MovePace::default().haul(claim.memory_bytes, dirty_bytes_per_s, &MigratePolicy::default());
+        Candidate { vm, claim, haul }
     }
 
     const ROOM: Room = Room { cores: 4.0, memory_bytes: 8.0 * GIB as f64 };
@@ -222,12 +261,43 @@ mod tests {
     fn the_cheapest_vm_that_is_enough_goes_first_and_else_the_one_that_frees_most() {
         let vms = [claim(2.0, 2.0, 4), claim(1.5, 1.5, 1), claim(1.0, 1.0, 2)];
         let load = Load::of(vms.into_iter());
-        let candidates = || vms.iter().enumerate().map(|(vm, &claim)| Candidate { vm, claim }).collect::<Vec<_>>();
+        let candidates = || vms.iter().enumerate().map(|(vm, &claim)| candidate(vm, claim, None)).collect::<Vec<_>>();
         let tried: Vec<usize> = order(candidates(), &load, &ROOM).iter().map(|candidate| candidate.vm).collect();
         assert_eq!(tried, [1, 2, 0]);
         let tight = Room { cores: 2.0, ..ROOM };
         let tried: Vec<usize> = order(candidates(), &load, &tight).iter().map(|candidate| candidate.vm).collect();
         assert_eq!(tried, [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_small_vm_that_writes_much_loses_to_a_larger_calm_one() {
+        // Half of a gigabyte at 80 of the link's 100 MB/s is more than a gigabyte of which little is written to.
+        let vms = [claim(1.5, 1.5, 1), claim(1.5, 1.5, 2), claim(3.0, 3.0, 1)];
+        let load = Load::of(vms.into_iter());
+        let tried = |rates: [Option<u64>; 3], room: &Room| -> Vec<usize> {
+            let candidates = (0..3).map(|vm| candidate(vm, vms[vm], rates[vm])).collect();
+            order(candidates, &load, room).iter().map(|candidate| candidate.vm).collect()
+        };
+        let room = Room { cores: 4.5, ..ROOM };
+        assert_eq!(tried([None, None, None], &room), [0, 2, 1]);
+        assert_eq!(tried([Some(80_000_000), Some(1_000_000), None], &room), [2, 1, 0]);
+        // One that never ends is the last of those that are enough, and comes before those that are not.
+        let tight = Room { cores: 3.0, ..ROOM };
+        assert_eq!(tried([None, None, Some(200_000_000)], &tight), [2, 0, 1]);
+        assert_eq!(tried([Some(200_000_000), Some(1_000_000), Some(200_000_000)], &room), [1, 0, 2]);
+    }
+
+    #[test]
+    fn what_was_measured_is_believed_for_some_minutes() {
+        let at = |minutes: u64| Timestamp::from_unix_ms(1_000_000 + minutes * 60_000);
+        let mut travel = Travel::default();
+        assert_eq!(travel.dirty_rate(at(0)), None);
+        travel.dirtied(at(5), Ok(7));
+        assert_eq!((travel.dirty_bytes_per_s(at(14)), travel.dirty_rate(at(15))), (Some(7), None));
+        travel.dirtied(at(15), Err("QEMU is too old".to_owned()));
+        assert!(travel.dirty_rate(at(16)).is_some() && travel.dirty_bytes_per_s(at(16)).is_none());
+        travel.clock_set_back(at(1));
+        assert!(travel.dirty_rate(at(12)).is_none(), "what a clock that was set back told lasts too long");
     }
 
     #[test]

@@ -121,7 +121,12 @@ pub(crate) fn check(
             Action::Set(Setting::Memory { bytes }) => memory(vm, bytes, action.reason, &facts)?,
             // Of moves there is more to know: see [`super::balance`].
             Action::Migrate(_) => {}
-            Action::Set(_) | Action::Release | Action::AbortMigration | Action::Describe | Action::Shadow(_) => {
+            Action::Set(_)
+            | Action::Release
+            | Action::AbortMigration
+            | Action::Describe
+            | Action::DirtyRate { .. }
+            | Action::Shadow(_) => {
                 return Err(Violation::Means(vm));
             }
         }

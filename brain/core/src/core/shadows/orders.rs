@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, Command, CommandId, HostId, Outcome, OutcomeResult, RefusedCommand, ShadowDone, ShadowOrder, ShadowSpec,
-    Unshadowable, VmId, VmState, VmWindow,
+    Action, HostId, Outcome, OutcomeResult, RefusedCommand, ShadowDone, ShadowOrder, ShadowSpec, Unshadowable, VmId,
+    VmState, VmWindow,
 };
 
 use super::{Flight, STRAY_EVERY, WAIT};
-use crate::core::{ACTOR, Core};
-use crate::io::{CommandRecord, Output, Record};
+use crate::core::Core;
+use crate::io::{CommandRecord, Record};
 use crate::plan::guard::Guard;
-use crate::plan::{Plan, PlannedAction, Reason};
+use crate::plan::{PlannedAction, Reason};
 use crate::shadow::response::Response;
 use crate::shadow::size::size;
 use crate::shadow::{ShadowCause, ShadowState};
@@ -107,7 +107,9 @@ impl Core {
             self.notice("plan_refused_by_linter", format!("shadow {id} of VM {of}: {why}"));
             return self.shadow_failed(now, id, &format!("the linter refused: {why}"));
         }
-        let record = self.shadow_command(now, of, vm, host, action, cause, is_refresh);
+        let reason = Reason::Shadow { of, cause };
+        let planned = PlannedAction { host, vm, action, before: None, reason, along: None, approved_by: None };
+        let record = self.issue(now, planned, is_refresh);
         let deadline = deadline(&record);
         self.shadows.orders.insert(record.command.id, id);
         let flight = Flight { record, deadline, is_refresh };
@@ -115,50 +117,6 @@ impl Core {
             kept.flight = Some(flight);
         }
         self.shadows.wake(id, deadline);
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "each says another thing of one command")]
-    fn shadow_command(
-        &mut self,
-        now: Timestamp,
-        of: VmId,
-        vm: VmId,
-        host: HostId,
-        action: Action,
-        cause: ShadowCause,
-        is_refresh: bool,
-    ) -> CommandRecord {
-        self.fence.generation += 1;
-        self.commands += 1;
-        let id = CommandId { term: self.fence.term, number: self.commands };
-        let reason = Reason::Shadow { of, cause };
-        let command = Command {
-            id,
-            vm,
-            action: action.clone(),
-            fence: self.fence,
-            time_to_live_ms: self.policy.cpu.command_ttl_ms,
-            reason: reason.in_words(now),
-        };
-        let record = CommandRecord {
-            host: host.clone(),
-            command: command.clone(),
-            issued: now,
-            outcome: None,
-            unanswered: false,
-            by_operator: false,
-            approved_by: None,
-        };
-        if !is_refresh {
-            let planned =
-                PlannedAction { host: host.clone(), vm, action, before: None, reason, along: None, approved_by: None };
-            let detail = format!("{id} {}: {reason}", planned.summary());
-            self.persist(Record::Plan(Plan { at: now, fence: self.fence, actions: vec![planned] }));
-            self.persist(Record::Command(record.clone()));
-            self.audit(now, ACTOR, "command", format!("vm {vm}"), detail);
-        }
-        self.outputs.push_back(Output::Command { host, command });
-        record
     }
 
     /// The last look at an order before it leaves, by other means than those that made it.
@@ -358,7 +316,11 @@ impl Core {
         self.shadows.strays.retain(|_, (at, _)| now.since(*at) < STRAY_EVERY * 10);
         self.notice("shadow_stray", format!("host {host} has a shadow {id} that should not be there"));
         let order = Action::Shadow(ShadowOrder::Retire);
-        let record = self.shadow_command(now, of, id, host.clone(), order, ShadowCause::Stray, false);
+        let reason = Reason::Shadow { of, cause: ShadowCause::Stray };
+        let host = host.clone();
+        let planned =
+            PlannedAction { host, vm: id, action: order, before: None, reason, along: None, approved_by: None };
+        let record = self.issue(now, planned, false);
         self.shadows.strays.insert(id, (now, record));
     }
 
@@ -387,6 +349,7 @@ pub(super) fn deadline_from(issued: Timestamp, record: &CommandRecord) -> Timest
 fn in_words(result: &OutcomeResult) -> String {
     match result {
         OutcomeResult::Described(_) => "described".to_owned(),
+        OutcomeResult::DirtyRate { .. } => "measured".to_owned(),
         OutcomeResult::Shadow(ShadowDone::Copied { took_us, copied_bytes }) => {
             format!("made in {:.1} s, {copied_bytes} bytes copied", *took_us as f64 / 1e6)
         }

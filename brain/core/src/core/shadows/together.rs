@@ -82,7 +82,8 @@ impl Core {
         if !(acts && has_to_go && self.may_leave(now, from, production, is_drained)) {
             return None;
         }
-        let candidate = Candidate { vm: production, claim: self.claim(vm, vm.window_end, None) };
+        let (claim, haul) = (self.claim(vm, vm.window_end, None), self.haul(vm));
+        let candidate = Candidate { vm: production, claim, haul };
         let share = Room::of(&source.facts, &self.policy.migrate).share(&prospect.load);
         let search = Search { waits: true, ..self.search(is_drained) };
         self.find_target(now, from, &candidate, share, search).map(|(_, to, _)| to)

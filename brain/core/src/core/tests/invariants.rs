@@ -233,6 +233,7 @@ fn play(happenings: &[(i64, Happening)]) -> String {
                     (true, Action::AbortMigration) => {
                         OutcomeResult::Applied { before: vec![], after: vec![], took_us: 1 }
                     }
+                    (true, Action::DirtyRate { .. }) => OutcomeResult::DirtyRate { bytes_per_s: 1 << 20 },
                     (true, Action::Describe | Action::Shadow(_)) => unreachable!("no shadows here"),
                     (false, _) => OutcomeResult::Refused(RefusedCommand::UnknownVm),
                 };

@@ -161,7 +161,8 @@ fn an_explanation_shows_the_shadow_and_what_it_tells() {
     let town = town(2);
     let lines = town.core.explain(vm(1)).unwrap().lines;
     let line = lines.iter().find(|line| line.starts_with("Its shadow is pacing on host b, with ")).unwrap();
-    assert!(line.contains("In its latest window it ran for 0.050 cores, waited for 0.000"), "{line}");
+    let paced = town.paced().unwrap().cpu_cores;
+    assert!(line.contains(&format!("In its latest window it ran for {paced:.3} cores, waited for 0.000")), "{line}");
     assert!(line.contains("wait for 0.0 % of the CPU that they want, by shadows' word"), "{line}");
     let of_shadow = town.core.explain(town.shadow().id).unwrap().lines;
     assert!(of_shadow.contains(&format!("It is the shadow of VM {}.", vm(1))), "{of_shadow:?}");
