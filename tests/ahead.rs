@@ -316,8 +316,11 @@ fn a_shadow_lives_ahead_of_its_production_from_its_start_to_its_end() -> Result<
     let is_gone = |stack: &Stack| Ok(stack.api().get("/api/v1/shadows")? == json!([]) && traces(stack)?.is_empty());
     wait_for("the shadow to be retired", Duration::from_secs(120), || is_gone(&stack)).with_context(|| told(&stack))?;
     let audit = stack.api().get("/api/v1/audit?limit=1000")?.to_string();
-    for words in ["its production is to have a shadow", "its production is on the same host", "its production is gone"]
-    {
+    for words in [
+        "its production is to have a shadow",
+        "its production is on its way to the same host",
+        "its production is gone",
+    ] {
         ensure!(audit.contains(words), "{words:?} is not in the audit log");
     }
     Ok(())
