@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, VecDeque};
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, AgentEpoch, Allocation, Command, CommandId, CpuBounds, CpuSource, CpuWindow, Fence, GuestMemory, HostFacts,
-    HostId, HostWindow, Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, MigrationFacts,
-    MigrationProgress, Origin, Outcome, OutcomeResult, RefusedCommand, Report, Sequence, Setting, ShadowFacts, VmId,
-    VmState, VmTerms, VmWindow,
+    Action, AgentEpoch, Allocation, Command, CommandId, CpuBounds, CpuSource, CpuWindow, Fence, HostFacts, HostId,
+    HostWindow, Losses, MeanMax, Means, MemoryBounds, MigrationFacts, MigrationProgress, Origin, Outcome,
+    OutcomeResult, RefusedCommand, Report, Sequence, Setting, ShadowFacts, VmId, VmState, VmTerms, VmWindow,
 };
 
 use crate::contention::Crowd;
 use crate::guest::{Guest, Want};
-use crate::scenario::{HostSpec, MemorySpec, Scenario, VmSpec};
+use crate::memory::SimMemory;
+use crate::scenario::{HostSpec, Scenario, VmSpec};
 use crate::shadows::SimShadow;
 
 /// Reports kept while the brain is away; the oldest go first. As the real agent, but smaller.
@@ -43,37 +43,6 @@ pub(crate) struct SimVm {
     /// By what factor it waits longer in this window than others do in such a crowd.
     luck: f64,
     samples: Vec<Sample>,
-}
-
-/// A VM's memory, with a balloon that moves at once.
-#[derive(Clone, Debug)]
-struct SimMemory {
-    spec: MemorySpec,
-    balloon_bytes: u64,
-    /// The latest second.
-    demand_bytes: u64,
-}
-
-impl SimMemory {
-    /// A guest shows no more than it has; what it lacks it reads back from swap.
-    fn window(&self) -> MemoryWindow {
-        let used = self.demand_bytes.min(self.balloon_bytes);
-        let lacking = (self.demand_bytes - used) as f64;
-        let guest = GuestMemory {
-            total_bytes: self.balloon_bytes,
-            unused_bytes: self.balloon_bytes - used,
-            usable_bytes: Some(self.balloon_bytes - used),
-            swap_in_bytes_per_s: lacking / 10.0,
-            ..GuestMemory::default()
-        };
-        MemoryWindow {
-            resident_bytes: used,
-            balloon_bytes: Some(self.balloon_bytes),
-            guest: Some(guest),
-            demand: Some(MemoryDemand::known(used)),
-            ..MemoryWindow::default()
-        }
-    }
 }
 
 #[derive(Clone, Copy, Debug)]

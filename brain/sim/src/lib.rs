@@ -14,6 +14,7 @@ pub mod check;
 pub mod contention;
 pub mod demo;
 mod guest;
+mod memory;
 pub mod run;
 pub mod scenario;
 pub mod score;

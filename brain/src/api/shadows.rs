@@ -121,7 +121,13 @@ pub(super) async fn trial(
     let Json(TrialBody { cpu_cores, memory_bytes, ahead_ms }) = body?;
     let proposed = Proposed { cpu_cores, memory_bytes, ahead_ms };
     let may = move |core: &Core, vm| core.may_try_shadow(vm, &proposed);
-    act(&state, actor, name, query, may, |vm| OperatorRequest::TryShadow { vm, proposed }).await
+    let answer = act(&state, actor, name, query, may, |vm| OperatorRequest::TryShadow { vm, proposed }).await?;
+    let trial = answer.shadow.as_ref().and_then(|view| view.shadow.trial.as_ref());
+    // Somebody else may have been quicker between the question and the request.
+    if !answer.dry_run && trial.is_none_or(|trial| trial.proposed != proposed) {
+        return Err(ShadowRefusal::Trying(answer.vm).into());
+    }
+    Ok(answer)
 }
 
 /// Take the shadow of a VM away, and make no other until one is asked for.

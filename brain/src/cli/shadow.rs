@@ -219,7 +219,7 @@ fn try_size(client: &Client, json: bool, arguments: &TryArguments) -> Result<(),
     let mut shown = None;
     loop {
         let view: ShadowView = typed(client.get(&path(vm, false))?)?;
-        let trial = view.shadow.trial.filter(|trial| begun.is_none_or(|begun| trial.begun >= begun));
+        let trial = view.shadow.trial.filter(|trial| begun == Some(trial.begun));
         let trial =
             trial.ok_or_else(|| Failure::Refused("somebody else has tried another size meanwhile".to_owned()))?;
         if let Some(verdict) = &trial.verdict {

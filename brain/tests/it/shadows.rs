@@ -104,6 +104,18 @@ async fn a_shadow_is_made_shown_changed_and_retired() {
         .until("it is paced", async |brain| brain.get("/api/v1/vms/vm-of-a/shadow").await["ordered"].is_object())
         .await;
 
+    // Nothing is forecast so far ahead yet: no size can be tried, and the answer says why.
+    let attempt = async |load: &str| {
+        gnomon(&home, &brain.url(), &["shadow", "try", "vm-of-a", "--cpu", "2", "--load", load], None).await
+    };
+    let tried = attempt("forecast:2h").await;
+    let said = text(&tried.stderr);
+    assert!(tried.status.code() == Some(1) && said.contains("no forecast that reaches as far"), "{said}");
+    assert_eq!(attempt("2h").await.status.code(), Some(2), "that is no load");
+    let no_size = json!({ "cpu_cores": 0.0, "ahead_ms": 60_000 });
+    let (status, problem) = brain.post("/api/v1/vms/vm-of-a/shadow/trial", no_size).await;
+    assert_eq!(status, 422, "{problem}");
+
     let dry = gnomon(&home, &brain.url(), &["shadow", "retire", "vm-of-a", "--dry-run"], None).await;
     assert!(text(&dry.stdout).contains("would be done"), "{}", text(&dry.stdout));
     let asked = gnomon(&home, &brain.url(), &["shadow", "retire", "vm-of-a"], None).await;

@@ -24,14 +24,19 @@ impl Executor {
     pub(super) fn take_measurements(&mut self) -> Result<bool, LedgerError> {
         let all = self.beside.meter.news();
         let acted = !all.is_empty();
+        // One that cannot be written is no reason to lose the others.
+        let mut concluded = Ok(acted);
         for (command, result) in all {
-            self.conclude(&command, None, result, false)?;
+            if let Err(error) = self.conclude(&command, None, result, false) {
+                concluded = Err(error);
+            }
         }
-        Ok(acted)
+        concluded
     }
 
     /// What has become of all that is done beside this thread. Returns whether there is news in the ledger.
     pub(super) fn take_all_news(&mut self) -> Result<bool, LedgerError> {
-        Ok(self.take_news()? | self.take_shadow_news()? | self.take_measurements()?)
+        let (moves, shadows, measurements) = (self.take_news(), self.take_shadow_news(), self.take_measurements());
+        Ok(moves? | shadows? | measurements?)
     }
 }

@@ -175,6 +175,9 @@ impl Shadows {
             kept.production_seen = kept.production_seen.map(|at| at.min(now));
             kept.watched_since = kept.watched_since.map(|at| at.min(now));
             kept.response_kept = kept.response_kept.min(now);
+            if let Some(trial) = shadow.trial.as_mut().filter(|trial| trial.is_open()) {
+                trial.interrupt(now, "the brain's clock was set back meanwhile");
+            }
             if let Some(flight) = &mut kept.flight {
                 flight.deadline = flight.deadline.min(orders::deadline_from(now, &flight.record));
             }
@@ -332,6 +335,7 @@ impl Core {
             return self.send_stray_away(now, host, window);
         }
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        kept.window = length;
         kept.runs_since = is_running.then(|| kept.runs_since.unwrap_or(now));
         let has_pacer = window.shadow.is_some_and(|shadow| shadow.pacer.is_some());
         let is_up = kept.runs_since.is_some_and(|since| has_pacer || now.since(since) >= QUIET_BOOT);
@@ -355,7 +359,6 @@ impl Core {
                 }
             }
             ShadowState::Pacing => {
-                kept.window = length;
                 self.see_response(now, id, window);
                 self.see_trial(now, id, window);
             }
@@ -393,6 +396,10 @@ impl Core {
 
     /// Does what a shadow needs next.
     fn tend_shadow(&mut self, now: Timestamp, id: VmId) {
+        if self.shadows.kept.get(&id).is_some_and(|kept| kept.watched_since.is_none()) {
+            self.interrupt_trial(now, id, "the brain was started anew meanwhile");
+        }
+        self.end_trial(now, id);
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
         let watched_since = *kept.watched_since.get_or_insert(now);
         if let Some(flight) = &kept.flight {
@@ -438,10 +445,7 @@ impl Core {
                     false => self.shadows.wake(id, until),
                 }
             }
-            ShadowState::Pacing => {
-                self.end_trial(now, id);
-                self.order_pace(now, id);
-            }
+            ShadowState::Pacing => self.order_pace(now, id),
             ShadowState::Moving => self.order(now, id, ShadowOrder::Retire, ShadowCause::Failed),
             ShadowState::Retiring => self.order(now, id, ShadowOrder::Retire, ShadowCause::Unwanted),
             ShadowState::Parked => {
@@ -458,10 +462,7 @@ impl Core {
     }
 
     /// Takes up what an earlier life of the brain knew of a shadow.
-    pub(super) fn restore_shadow(&mut self, mut shadow: Shadow) {
-        if let Some(trial) = shadow.trial.as_mut().filter(|trial| trial.is_open()) {
-            trial.interrupt(self.now, "the brain was started anew meanwhile");
-        }
+    pub(super) fn restore_shadow(&mut self, shadow: Shadow) {
         if self.shadows.last_wanted.get(&shadow.of).is_none_or(|last| *last <= shadow.wanted) {
             self.shadows.last_wanted.insert(shadow.of, shadow.wanted);
             let mut says = |set: fn(&mut Shadows) -> &mut BTreeSet<VmId>, word: bool| {

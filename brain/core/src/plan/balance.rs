@@ -140,7 +140,7 @@ pub(crate) struct Candidate<T> {
 }
 
 /// Candidates in the order in which they are to be tried: first those whose going is enough, the cheapest first; then those that free
-/// the most. Of either, those whose move is not known to come to its end last.
+/// the most. Of either, those whose move is not known to come to its end last, and before those of which nothing is known those that were measured.
 pub(crate) fn order<T: Copy + Ord>(mut candidates: Vec<Candidate<T>>, load: &Load, room: &Room) -> Vec<Candidate<T>> {
     let is_enough = |candidate: &Candidate<T>| room.holds(&load.minus(candidate.claim));
     candidates.sort_by(|one, other| {
@@ -148,7 +148,8 @@ pub(crate) fn order<T: Copy + Ord>(mut candidates: Vec<Candidate<T>>, load: &Loa
         let by_relief = room.share(&load.minus(one.claim)).total_cmp(&room.share(&load.minus(other.claim)));
         let within = if is_enough(one) { by_cost } else { by_relief };
         let by_end = other.haul.converges().cmp(&one.haul.converges());
-        is_enough(other).cmp(&is_enough(one)).then(by_end).then(within).then(one.vm.cmp(&other.vm))
+        let by_word = other.haul.dirty_bytes_per_s.is_some().cmp(&one.haul.dirty_bytes_per_s.is_some());
+        is_enough(other).cmp(&is_enough(one)).then(by_end).then(by_word).then(within).then(one.vm.cmp(&other.vm))
     });
     candidates
 }
@@ -280,7 +281,9 @@ mod tests {
         };
         let room = Room { cores: 4.5, ..ROOM };
         assert_eq!(tried([None, None, None], &room), [0, 2, 1]);
-        assert_eq!(tried([Some(80_000_000), Some(1_000_000), None], &room), [2, 1, 0]);
+        assert_eq!(tried([Some(80_000_000), Some(1_000_000), Some(0)], &room), [2, 1, 0]);
+        // One of which nothing is known comes after those that were measured: of many alike only the first are.
+        assert_eq!(tried([Some(80_000_000), Some(1_000_000), None], &room), [1, 0, 2]);
         // One that never ends is the last of those that are enough, and comes before those that are not.
         let tight = Room { cores: 3.0, ..ROOM };
         assert_eq!(tried([None, None, Some(200_000_000)], &tight), [2, 0, 1]);

@@ -32,12 +32,16 @@ pub struct MovePace {
     pub bytes_per_s: f64,
     /// How long a VM stands still, in seconds; the same mean.
     pub downtime_s: f64,
+    /// What was really sent, in bytes per second: memory that was never touched is brought over without. Of a faster move at once, of slower ones by the
+    /// same mean, since a short move is mostly preparation. `None` while libvirt has told of none.
+    #[serde(default)]
+    pub sent_bytes_per_s: Option<f64>,
 }
 
 impl Default for MovePace {
     fn default() -> Self {
         // A gigabit, as long as nothing was measured.
-        Self { moves: 0, bytes_per_s: 100e6, downtime_s: 0.3 }
+        Self { moves: 0, bytes_per_s: 100e6, downtime_s: 0.3, sent_bytes_per_s: None }
     }
 }
 
@@ -53,6 +57,11 @@ impl MovePace {
         let toward = |before: f64, now: f64| before + weight * (now - before);
         let bytes = memory_bytes.max(moved.sent_bytes.unwrap_or(0));
         self.bytes_per_s = toward(self.bytes_per_s, bytes as f64 / took_s).max(1.0);
+        if let Some(sent) = moved.sent_bytes {
+            let now = sent as f64 / took_s;
+            self.sent_bytes_per_s =
+                Some(self.sent_bytes_per_s.map_or(now, |before| now.max(toward(before, now))).max(1.0));
+        }
         if let Some(downtime_us) = moved.downtime_us {
             self.downtime_s = toward(self.downtime_s, downtime_us as f64 / 1e6);
         }
@@ -62,18 +71,28 @@ impl MovePace {
     /// What has to travel for a VM with so much memory, of which its guest writes to so much per second, as far as that is known.
     pub(crate) fn haul(&self, memory_bytes: u64, dirty_bytes_per_s: Option<u64>, policy: &MigratePolicy) -> Haul {
         let allowed = policy.bandwidth_bytes_per_s.map_or(f64::INFINITY, |bytes_per_s| bytes_per_s as f64);
-        let link_bytes_per_s = self.bytes_per_s.min(allowed).max(1.0);
-        let bytes = dirty_bytes_per_s
-            .map_or(memory_bytes, |dirty| precopy(memory_bytes as f64, dirty as f64, link_bytes_per_s) as u64);
-        Haul { bytes, dirty_bytes_per_s, link_bytes_per_s, is_slowed: policy.auto_converge }
+        let brought_per_s = self.bytes_per_s.min(allowed).max(1.0);
+        // What is written to anew has to be sent, whatever was never touched.
+        let link_bytes_per_s = self.sent_bytes_per_s.unwrap_or(f64::INFINITY).min(brought_per_s).max(1.0);
+        let first_s = memory_bytes as f64 / brought_per_s;
+        let again = dirty_bytes_per_s
+            .map_or(0.0, |dirty| sent_again(memory_bytes as f64, first_s, dirty as f64, link_bytes_per_s));
+        Haul {
+            bytes: memory_bytes.saturating_add(again as u64),
+            takes_s: first_s + again / link_bytes_per_s,
+            dirty_bytes_per_s,
+            link_bytes_per_s,
+            is_slowed: policy.auto_converge,
+        }
     }
 }
 
-/// All bytes of the rounds. What is written to in one round is no more than the memory.
-fn precopy(memory: f64, dirty_per_s: f64, link_per_s: f64) -> f64 {
-    let (mut sum, mut round) = (memory, memory);
+/// All bytes of the rounds after the first, which takes `first_s`. What is written to in one round is no more than the memory.
+fn sent_again(memory: f64, first_s: f64, dirty_per_s: f64, link_per_s: f64) -> f64 {
+    let (mut sum, mut takes_s) = (0.0, first_s);
     for _ in 0..ROUNDS_MAX {
-        round = (round / link_per_s * dirty_per_s).min(memory);
+        let round = (takes_s * dirty_per_s).min(memory);
+        takes_s = round / link_per_s;
         sum += round;
         if round <= STAND_STILL_S * link_per_s {
             break;
@@ -89,6 +108,8 @@ pub struct Haul {
     pub bytes: u64,
     /// What its guest writes to, in bytes per second; `None` where that was not measured lately: then it counts as nothing.
     pub dirty_bytes_per_s: Option<u64>,
+    /// How long that takes, in seconds.
+    pub takes_s: f64,
     /// What the link carries, as past moves have taught and policy allows, in bytes per second.
     pub link_bytes_per_s: f64,
     /// Whether by policy the guest is slowed down where it writes faster than that.
@@ -103,7 +124,7 @@ impl Haul {
 
     /// How long that takes, an hour at most.
     pub(crate) fn takes(&self) -> Duration {
-        let takes = Duration::try_from_secs_f64(self.bytes as f64 / self.link_bytes_per_s);
+        let takes = Duration::try_from_secs_f64(self.takes_s);
         takes.unwrap_or(TAKES_MAX).min(TAKES_MAX)
     }
 }
@@ -174,6 +195,20 @@ mod tests {
         assert!((pace.bytes_per_s - 2.5 * GIB as f64 / 10.0).abs() < 1.0, "{pace:?}");
         pace.learn(GIB, &Moved::default());
         assert_eq!(pace.moves, 2);
+    }
+
+    #[test]
+    fn memory_that_was_never_touched_makes_no_link_fast() {
+        let mut pace = MovePace::default();
+        // 16 GiB, of which 1 GiB was sent in ten seconds.
+        pace.learn(16 * GIB, &Moved { took_us: 10_000_000, downtime_us: None, sent_bytes: Some(GIB) });
+        let haul = pace.haul(16 * GIB, Some(200_000_000), &MigratePolicy::default());
+        assert!(!haul.converges(), "{haul:?}");
+        let calm = pace.haul(16 * GIB, Some(0), &MigratePolicy::default());
+        assert!((calm.takes().as_secs_f64() - 10.0).abs() < 0.01 && calm.converges(), "{calm:?}");
+        // A short move, mostly preparation, does not make it slow at once.
+        pace.learn(GIB, &Moved { took_us: 1_000_000, downtime_us: None, sent_bytes: Some(GIB / 100) });
+        assert!(pace.sent_bytes_per_s.unwrap() > 0.7 * GIB as f64 / 10.0, "{pace:?}");
     }
 
     proptest! {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{CpuWindow, DiskFlow, Load, PacerWindow, VmWindow};
 use serde::{Deserialize, Serialize};
 
@@ -9,8 +10,10 @@ use serde::{Deserialize, Serialize};
 const LEVELS: usize = 4;
 /// What was told is forgotten with this time constant.
 const FORGETS: Duration = Duration::from_secs(75);
-/// So much time makes a word.
+/// So much time, in so many windows, makes a word; one that is older than this counts for nothing.
 const TOLD_MIN: Duration = Duration::from_secs(60);
+const WINDOWS_MIN: u32 = 3;
+const BELIEVED_FOR: Duration = Duration::from_mins(10);
 /// A window in which its own quota held it back for more than this tells of the quota.
 const THROTTLED_MAX: f64 = 0.01;
 /// Less than this much CPU wanted tells nothing, in cores.
@@ -23,6 +26,10 @@ const SERVED_MIN: f64 = 0.9;
 pub struct Heard {
     /// Time at this level that told of the host, in milliseconds.
     pub told_ms: u64,
+    /// In so many windows.
+    pub windows: u32,
+    /// When it was told last.
+    pub at: Timestamp,
     /// Share of the wanted CPU that was made, 0..=1, by its pacer's word and by the time that its threads ran, whichever is less; a mean that forgets within some minutes.
     pub served: f64,
     /// Seconds that it waited for each that it ran; the same mean.
@@ -47,7 +54,7 @@ impl Response {
     }
 
     /// Takes a window of this length in, unless the shadow's own quota held it back. Says whether it told anything.
-    pub(crate) fn learn(&mut self, quota_cores: f64, window: &VmWindow, length: Duration) -> bool {
+    pub(crate) fn learn(&mut self, now: Timestamp, quota_cores: f64, window: &VmWindow, length: Duration) -> bool {
         let pacer = window.shadow.and_then(|shadow| shadow.pacer);
         let (Some(pacer), Some(cpu)) = (pacer, &window.cpu) else { return false };
         let wanted = pacer.wanted;
@@ -62,10 +69,16 @@ impl Response {
             return false;
         }
         let heard = &mut self.levels[Self::level(wanted.cpu_cores, quota_cores)];
+        if now.since(heard.at) >= BELIEVED_FOR {
+            *heard = Heard::default();
+        }
+        // At first all windows count alike.
         let forgets = 1.0 - (-length.as_secs_f64() / FORGETS.as_secs_f64()).exp();
-        let weight = if heard.told_ms == 0 { 1.0 } else { forgets };
+        let weight = forgets.max(1.0 / f64::from(heard.windows + 1));
         let toward = |before: f64, now: f64| before + weight * (now - before);
         *heard = Heard {
+            windows: heard.windows.saturating_add(1),
+            at: now,
             told_ms: heard.told_ms.saturating_add(length.as_millis() as u64),
             served: toward(heard.served, served.clamp(0.0, 1.0)),
             waited: toward(heard.waited, waited.max(0.0)),
@@ -78,7 +91,8 @@ impl Response {
     /// What it got at a load, where that is known.
     pub(crate) fn at(&self, load: &Load, quota_cores: f64) -> Option<&Heard> {
         let heard = &self.levels[Self::level(load.cpu_cores, quota_cores)];
-        (heard.told_ms >= TOLD_MIN.as_millis() as u64).then_some(heard)
+        let is_word = heard.told_ms >= TOLD_MIN.as_millis() as u64 && heard.windows >= WINDOWS_MIN;
+        is_word.then_some(heard)
     }
 }
 
@@ -103,28 +117,43 @@ mod tests {
 
     const WINDOW: Duration = Duration::from_secs(10);
 
+    fn at(windows: u64) -> Timestamp {
+        Timestamp::from_unix_ms(1_000_000_000_000 + windows * 10_000)
+    }
+
     #[test]
     fn a_word_takes_a_minute_and_is_of_its_level_alone() {
         let mut response = Response::default();
         let load = |cpu_cores| Load { cpu_cores, ..Load::default() };
-        for _ in 0..6 {
+        for count in 0..6 {
             assert_eq!(response.at(&load(0.08), 0.1), None);
-            assert!(response.learn(0.1, &window(0.08, 0.04, 0.0), WINDOW));
+            assert!(response.learn(at(count), 0.1, &window(0.08, 0.04, 0.0), WINDOW));
         }
         assert!(response.at(&load(0.08), 0.1).unwrap().is_starved());
         assert_eq!(response.at(&load(0.02), 0.1), None);
-        for _ in 0..40 {
-            response.learn(0.1, &window(0.08, 0.079, 0.0), WINDOW);
+        for count in 6..46 {
+            response.learn(at(count), 0.1, &window(0.08, 0.079, 0.0), WINDOW);
         }
         assert!(!response.at(&load(0.08), 0.1).unwrap().is_starved());
     }
 
     #[test]
+    fn the_first_window_alone_decides_nothing_and_what_is_long_past_neither() {
+        let mut response = Response::default();
+        let load = Load { cpu_cores: 0.08, ..Load::default() };
+        response.learn(at(0), 0.1, &window(0.08, 0.05, 0.0), WINDOW);
+        (1..6).for_each(|count| assert!(response.learn(at(count), 0.1, &window(0.08, 0.08, 0.0), WINDOW)));
+        assert!(!response.at(&load, 0.1).unwrap().is_starved(), "{response:?}");
+        response.learn(at(200), 0.1, &window(0.08, 0.05, 0.0), WINDOW);
+        assert_eq!(response.at(&load, 0.1), None, "begun anew");
+    }
+
+    #[test]
     fn a_window_of_its_own_quota_or_of_nothing_tells_nothing() {
         let mut response = Response::default();
-        assert!(!response.learn(0.1, &window(0.08, 0.04, 0.02), WINDOW));
-        assert!(!response.learn(0.1, &window(0.001, 0.0, 0.0), WINDOW));
-        assert!(!response.learn(0.1, &window(f64::NAN, 0.0, 0.0), WINDOW));
+        assert!(!response.learn(at(0), 0.1, &window(0.08, 0.04, 0.02), WINDOW));
+        assert!(!response.learn(at(0), 0.1, &window(0.001, 0.0, 0.0), WINDOW));
+        assert!(!response.learn(at(0), 0.1, &window(f64::NAN, 0.0, 0.0), WINDOW));
         assert_eq!(response, Response::default());
     }
 }

@@ -34,6 +34,12 @@ const HELD_MIN: f64 = 0.9;
 /// What of the proposed memory the production's demand has to leave.
 const MEMORY_SPARE: f64 = 0.05;
 
+/// By so many of its steps a forecast may end before the time that is asked about.
+const STEPS_LATE: u64 = 2;
+
+/// More than this many times its quota a shadow is not told to play: it cannot make it, and that is told as well by less.
+const QUOTAS_MAX: f64 = 10.0;
+
 /// A size that holds is one that holds for this quantile.
 pub const HOLDS_AT: f64 = 0.95;
 
@@ -72,8 +78,7 @@ pub struct Level {
 }
 
 impl Level {
-    fn new(quantile: f64, cpu_cores: f64, scale: f64) -> Self {
-        let plays_cores = cpu_cores * scale;
+    fn new(quantile: f64, cpu_cores: f64, plays_cores: f64) -> Self {
         Self { quantile, cpu_cores, plays_cores, windows: 0, held: 0, spoilt: 0, served: 0.0, throttled: 0.0 }
     }
 
@@ -151,7 +156,8 @@ impl Trial {
         let begin_of = |index: u64| forecast.made + Duration::from_millis(index * forecast.resolution_ms);
         let within =
             || forecast.steps.iter().zip(0..).filter(|(_, index)| begin_of(*index) < until).map(|(step, _)| step);
-        let reaches = begin_of(forecast.steps.len() as u64) >= until;
+        // It was made a moment ago: its last step may end as much earlier.
+        let reaches = begin_of(forecast.steps.len() as u64 + STEPS_LATE) >= until;
         let most = |of: fn(&Quantiles) -> f64| within().map(of).fold(0.0, f64::max);
         let scale = shadow_cores / proposed.cpu_cores;
         let levels = [(0.5, most(|step| step.p50)), (0.95, most(|step| step.p95)), (0.99, most(|step| step.p99))];
@@ -163,7 +169,9 @@ impl Trial {
             model: forecast.model.clone(),
             skill: forecast.skill,
             memory_wanted_bytes,
-            levels: levels.map(|(quantile, cores)| Level::new(quantile, cores, scale)).to_vec(),
+            levels: levels
+                .map(|(quantile, cores)| Level::new(quantile, cores, (cores * scale).min(shadow_cores * QUOTAS_MAX)))
+                .to_vec(),
             verdict: None,
         })
     }
@@ -307,7 +315,7 @@ mod tests {
         assert_eq!(levels, [(0.5, 1.0), (0.95, 1.2), (0.99, 1.4)]);
         assert!((trial.levels[0].plays_cores - 0.05).abs() < 1e-12);
         assert_eq!(
-            Trial::new(START, Proposed { ahead_ms: 60_000, ..proposed(2.0) }, (0.1, WINDOW), &forecast(), None),
+            Trial::new(START, Proposed { ahead_ms: 80_000, ..proposed(2.0) }, (0.1, WINDOW), &forecast(), None),
             None
         );
     }
@@ -324,6 +332,13 @@ mod tests {
             let verdict = trial.verdict.unwrap();
             assert_eq!((verdict.holds, verdict.confidence), (holds, confidence), "{cores}: {verdict:?}");
         }
+    }
+
+    #[test]
+    fn a_forecast_of_a_moment_ago_reaches_as_far_as_one_of_now() {
+        let now = START + Duration::from_secs(15);
+        let proposed = Proposed { ahead_ms: 50_000, ..proposed(2.0) };
+        assert!(Trial::new(now, proposed, (0.1, WINDOW), &forecast(), None).is_some());
     }
 
     #[test]

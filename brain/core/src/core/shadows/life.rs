@@ -189,16 +189,14 @@ impl Core {
 
     /// Brings a shadow to a state: written, audited, and looked at soon.
     pub(super) fn bring_shadow(&mut self, now: Timestamp, id: VmId, state: ShadowState, detail: String) {
+        if state != ShadowState::Pacing {
+            self.interrupt_trial(now, id, &detail);
+        }
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
         let before = kept.shadow.state;
         kept.shadow.state = state;
         kept.shadow.since = now;
         kept.shadow.detail.clone_from(&detail);
-        if state != ShadowState::Pacing
-            && let Some(trial) = kept.shadow.trial.as_mut().filter(|trial| trial.is_open())
-        {
-            trial.interrupt(now, &detail);
-        }
         if !matches!(state, ShadowState::Booting | ShadowState::Pacing) {
             (kept.runs_since, kept.ordered) = (None, None);
         }
@@ -222,6 +220,11 @@ impl Core {
 }
 
 impl Kept {
+    /// Which level of a trial it is to play now.
+    pub(super) fn plays(&self, now: Timestamp) -> Option<usize> {
+        self.shadow.trial.as_ref().and_then(|trial| trial.playing(now))
+    }
+
     /// Leaves its host alone for a while.
     pub(super) fn avoid(&mut self, now: Timestamp) {
         let Some(host) = self.shadow.host.clone() else { return };

@@ -49,7 +49,7 @@ impl Core {
     /// Tells its host what a shadow is to do.
     pub(super) fn order_pace(&mut self, now: Timestamp, id: VmId) {
         if let Some(kept) = self.shadows.kept.get_mut(&id) {
-            let playing = kept.shadow.trial.as_ref().and_then(|trial| trial.playing(now));
+            let playing = kept.plays(now);
             if kept.played != playing {
                 // Another level is news.
                 (kept.played, kept.ordered) = (playing, None);
@@ -233,7 +233,9 @@ impl Core {
                         self.tend_shadow(now, id);
                     }
                     // Unless its fidelity has changed meanwhile.
-                    (ShadowState::Pacing, ShadowDone::Paced) if kept.ordered.is_some() => {
+                    (ShadowState::Pacing, ShadowDone::Paced)
+                        if kept.ordered.is_some() && kept.played == kept.plays(now) =>
+                    {
                         let next = self.next_pace(now, id);
                         self.shadows.wake(id, next);
                     }

@@ -26,7 +26,7 @@ impl Core {
             return;
         }
         let quota_cores = kept.shadow.size.map_or(0.0, |size| size.cpu_cores);
-        if !kept.shadow.response.learn(quota_cores, window, kept.window) {
+        if !kept.shadow.response.learn(now, quota_cores, window, kept.window) {
             return;
         }
         if now.since(kept.response_kept) >= KEPT_EVERY {

@@ -7,6 +7,7 @@ use gnomon_common::wire::{VmId, VmWindow};
 
 use super::{ACTOR, Core};
 use crate::io::Record;
+use crate::plan::size::QUOTA_STEP_CORES;
 use crate::shadow::trial::{Proposed, Trial};
 use crate::shadow::{Shadow, ShadowRefusal, ShadowState};
 
@@ -36,7 +37,7 @@ impl Core {
         if !has_pacer {
             return Err(ShadowRefusal::NoPacer(vm));
         }
-        if !(proposed.cpu_cores.is_finite() && proposed.cpu_cores > 0.0) {
+        if !(proposed.cpu_cores.is_finite() && proposed.cpu_cores >= QUOTA_STEP_CORES) {
             return Err(ShadowRefusal::NoSize(proposed.cpu_cores));
         }
         let production = self.fleet.vms.get(of);
@@ -57,6 +58,8 @@ impl Core {
         let id = self.shadows.id_of(vm);
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
         kept.shadow.trial = Some(trial);
+        // What it plays is news, also if an order is on its way.
+        kept.ordered = None;
         let (shadow, is_free) = (kept.shadow.clone(), kept.flight.is_none());
         let text =
             format!("shadow {id}: {:.2} cores, the forecast of {} s", proposed.cpu_cores, proposed.ahead_ms / 1000);
@@ -89,6 +92,17 @@ impl Core {
         };
         let text = format!("shadow {id}: {holds}: {}", verdict.why);
         let shadow = kept.shadow.clone();
+        self.audit(now, ACTOR, "shadow_tried", format!("vm {}", shadow.of), text);
+        self.persist(Record::Shadow(Box::new(shadow)));
+    }
+
+    /// Ends a trial before its time, if one is open.
+    pub(super) fn interrupt_trial(&mut self, now: Timestamp, id: VmId, why: &str) {
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        let Some(trial) = kept.shadow.trial.as_mut().filter(|trial| trial.is_open()) else { return };
+        trial.interrupt(now, why);
+        let shadow = kept.shadow.clone();
+        let text = format!("shadow {id}: it could not be told: {why}");
         self.audit(now, ACTOR, "shadow_tried", format!("vm {}", shadow.of), text);
         self.persist(Record::Shadow(Box::new(shadow)));
     }

@@ -64,6 +64,24 @@ fn a_small_vm_that_writes_much_loses_to_a_larger_calm_one() {
 }
 
 #[test]
+fn of_many_alike_only_the_first_are_measured_and_one_of_them_goes() {
+    let mut bench = Bench::new(moving(2));
+    let many: Vec<(u128, f64, f64)> = (1..=8).map(|number| (number, 0.475, 0.475)).collect();
+    let windows = |bench: &mut Bench, second: u64| {
+        bench.report_on("b", second, &[], Some(1.0));
+        bench.report_on("a", second, &many, Some(1.0));
+        bench.commands_by_the_rules()
+    };
+    let first = windows(&mut bench, 0);
+    assert_eq!(asked(&first).len(), 4);
+    answer(&mut bench, 12, &first, &[LITTLE; 4]);
+    bench.take();
+    let second = windows(&mut bench, 10);
+    assert_eq!((asked(&second), moves(&second).len()), (vec![], 1));
+    assert!(asked(&first).contains(&moves(&second)[0].vm));
+}
+
+#[test]
 fn without_the_measurements_the_smallest_would_go_and_where_they_say_nothing_it_does() {
     for rates in [&[][..], &[LITTLE; 4]] {
         let mut bench = Bench::new(moving(2));

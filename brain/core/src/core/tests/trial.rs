@@ -2,7 +2,8 @@
 
 use super::bench::{host, vm};
 use super::town::{Town, shadowing};
-use crate::io::OperatorRequest;
+use crate::io::{Input, OperatorRequest};
+use crate::policy::Mode;
 use crate::shadow::trial::{Proposed, Trial};
 use crate::shadow::{ShadowRefusal, ShadowState};
 
@@ -66,6 +67,17 @@ fn a_trial_is_refused_where_it_could_tell_nothing() {
 }
 
 #[test]
+fn a_trial_ends_in_its_time_though_shadows_are_left_alone_meanwhile() {
+    let mut town = forecasting();
+    town.operator(OperatorRequest::TryShadow { vm: vm(1), proposed: proposed(1.0) });
+    let mut policy = town.policy.clone();
+    policy.shadow.mode = Mode::Observe;
+    town.feed(Input::Policy(Box::new(policy)));
+    town.windows(25);
+    assert!(!trial(&town).is_open());
+}
+
+#[test]
 fn a_trial_ends_with_its_place_and_with_the_life_of_its_brain() {
     let mut town = forecasting();
     town.operator(OperatorRequest::TryShadow { vm: vm(1), proposed: proposed(1.0) });
@@ -77,6 +89,7 @@ fn a_trial_ends_with_its_place_and_with_the_life_of_its_brain() {
     let mut town = forecasting();
     town.operator(OperatorRequest::TryShadow { vm: vm(1), proposed: proposed(1.0) });
     town.restart_brain();
+    town.windows(1);
     assert_eq!(trial(&town).verdict.unwrap().holds, None);
 }
 
