@@ -12,7 +12,8 @@ use gnomon_common::wire::{Action, HostId, Means, Setting, VmId, VmState};
 use super::planning::Wish;
 use super::{ACTOR, Core};
 use crate::io::Record;
-use crate::plan::PlannedAction;
+use crate::plan::guard::Guard;
+use crate::plan::{PlannedAction, Reason};
 use crate::policy::{ApprovePolicy, Mode, Policy};
 use crate::proposal::{Proposal, ProposalKey, ProposalRefusal, ProposalState};
 
@@ -183,18 +184,25 @@ impl Core {
             return Err(format!("the VM is {:?}", vm.state));
         }
         if matches!(action.action, Action::Migrate(_)) {
-            self.move_still_holds(now, &action.host, action.vm)?;
+            self.move_still_holds(now, action)?;
         }
         self.verdict(action.clone())
     }
 
-    fn move_still_holds(&self, now: Timestamp, host: &HostId, vm: VmId) -> Result<(), String> {
+    fn move_still_holds(&self, now: Timestamp, action: &PlannedAction) -> Result<(), String> {
+        let host = &action.host;
         let is_drained = self.moves.draining.contains_key(host);
-        let full = self.fleet.hosts.get(host).and_then(|host| host.prospect).is_some_and(|host| host.full_rounds > 0);
-        if !is_drained && !full {
-            return Err(format!("host {host} has room again"));
+        let rounds = if self.moves.guards.plans(Guard::Rounds) { self.policy.migrate.rounds.max(1) } else { 1 };
+        let full_rounds = self.fleet.hosts.get(host).and_then(|host| host.prospect).map_or(0, |host| host.full_rounds);
+        // For the reason that an operator was told, or not at all.
+        match action.reason {
+            Reason::Drained { .. } if !is_drained => return Err(format!("host {host} is not emptied any more")),
+            Reason::Drained { .. } => {}
+            _ if full_rounds == 0 => return Err(format!("host {host} has room again")),
+            _ if full_rounds < rounds => return Err(format!("host {host} had room again for a while")),
+            _ => {}
         }
-        if !self.may_leave(now, host, vm, is_drained) {
+        if !self.may_leave(now, host, action.vm, is_drained) {
             return Err("the VM is to stay where it is for now".to_owned());
         }
         Ok(())

@@ -268,3 +268,23 @@ fn a_host_that_is_emptied_proposes_its_moves_one_by_one_until_it_may_have_vms_ag
     let again = open(&bench)[0].key;
     assert!(matches!(decide(&mut bench, 51, again, true)[..], [Command { action: Action::Migrate(_), .. }]));
 }
+
+#[test]
+fn a_move_is_approved_for_the_reason_that_was_told_or_not_at_all() {
+    let migrate = MigratePolicy { mode: Mode::Auto, lead_ms: 60_000, rounds: 5, ..MigratePolicy::default() };
+    let full: [(u128, f64, f64); 4] = [(1, 0.95, 0.95), (2, 0.95, 0.95), (3, 0.95, 0.95), (4, 0.95, 0.95)];
+    let mut bench = Bench::new(Policy { migrate, ..asking() });
+    for second in [0, 10] {
+        bench.report_on("b", second, &[], Some(1.0));
+        bench.report_on("a", second, &full, Some(1.0));
+        bench.operate(second + 11, OperatorRequest::Drain { host: host("a") });
+    }
+    bench.report_on("b", 20, &[], Some(1.0));
+    bench.report_on("a", 20, &full, Some(1.0));
+    let key = open(&bench)[0].key;
+    assert!(open(&bench)[0].reason.contains("is being emptied"));
+    // It is full as well, but not for as long as policy asks for.
+    bench.operate(31, OperatorRequest::Undrain { host: host("a") });
+    assert_eq!(decide(&mut bench, 32, key, true), []);
+    assert_eq!(state(&bench, key), ProposalState::Refused);
+}
