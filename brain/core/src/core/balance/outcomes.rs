@@ -33,7 +33,7 @@ impl Core {
         if is_news {
             vm.window_end = vm.window_end.max(at);
         }
-        let memory_bytes = vm.memory.and_then(|memory| memory.balloon_bytes).unwrap_or(vm.allocation.memory_bytes);
+        let memory_bytes = vm.has_bytes();
         let (name, state) = (vm.name.clone(), vm.state);
         if is_news {
             self.fleet.place(id, &to);

@@ -21,16 +21,15 @@ impl Core {
 
     /// A shadow's profile from now on, and the first load in it. `None` while nothing is known of its production.
     pub(super) fn shadow_profile(&self, now: Timestamp, id: VmId) -> Option<(Profile, Load)> {
-        let shadow = &self.shadows.kept.get(&id)?.shadow;
+        let kept = self.shadows.kept.get(&id)?;
+        let shadow = &kept.shadow;
         let production = self.fleet.vms.get(&shadow.of)?;
         let policy = &self.policy.shadow;
         let fidelity = self.fidelity_of(shadow);
         let length = Duration::from_millis(policy.pace_ms) * HOLDS_FOR;
         let from = now + Duration::from_millis(policy.lead_ms);
         let (rest, burst) = load_now(production);
-        if let Some(trial) = shadow.trial.as_ref()
-            && let Some(index) = trial.playing(now)
-        {
+        if let (Some(trial), Some(index)) = (&shadow.trial, kept.plays(now)) {
             let (mut load, network_burst) = scaled(&rest, burst, fidelity, policy);
             load.cpu_cores = trial.levels[index].plays_cores;
             let steps = vec![ProfileStep { after_ms: 0, load, network_burst }];

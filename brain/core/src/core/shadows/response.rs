@@ -51,10 +51,9 @@ impl Core {
 
     /// A shadow leaves a host that does not give it what is coming; the second time within its cool-down it is parked.
     pub(super) fn leave_starved(&mut self, now: Timestamp, id: VmId) {
-        let cool_down = Duration::from_millis(self.policy.shadow.cool_down_ms);
+        let parks = self.is_chased(now, id);
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
         kept.avoid(now);
-        let parks = kept.shadow.moved.is_some_and(|at| now.since(at) < cool_down);
         if let Some(host) = kept.shadow.host.clone() {
             self.shadows.starved.retain(|_, until| *until > now);
             self.shadows.starved.insert(host, now + STARVED_FOR);
