@@ -1,10 +1,10 @@
 //! Whether shadows help: drawn worlds with them, without, with what they tell shuffled, and with their capacity given to productions.
 
+#[path = "common/worlds.rs"]
+mod worlds;
+
 use std::fs::File;
-use std::num::NonZero;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
 
 use clap::Parser;
 use gnomon_sim::ablation::{Arm, Judged, live};
@@ -41,31 +41,6 @@ const FIGURES: [(&str, Figure); 5] = [
     ("forecast error, %", |judged| Some(judged.forecast_error * 100.0)),
 ];
 
-/// Every world in all four ways, on every CPU.
-fn live_all(seeds: u64) -> Vec<[Judged; Arm::ALL.len()]> {
-    let next = AtomicU64::new(0);
-    let worker = || {
-        let mut lived = Vec::new();
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds {
-                return lived;
-            }
-            lived.push((seed, Arm::ALL.map(|arm| live(seed, arm))));
-            if seed % 50 == 49 {
-                eprintln!("{} of {seeds} worlds", seed + 1);
-            }
-        }
-    };
-    let workers = thread::available_parallelism().map_or(1, NonZero::get);
-    let mut lived: Vec<_> = thread::scope(|scope| {
-        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(worker)).collect();
-        workers.into_iter().flat_map(|worker| worker.join().unwrap_or_else(|_| panic!("a worker panicked"))).collect()
-    });
-    lived.sort_by_key(|(seed, _)| *seed);
-    lived.into_iter().map(|(_, judged)| judged).collect()
-}
-
 /// Mean and 95 % interval by bootstrap (Efron 1979), resampling worlds.
 fn interval(values: &[f64], rng: &mut ChaCha8Rng) -> [f64; 3] {
     let count = values.len().max(1);
@@ -79,7 +54,11 @@ fn interval(values: &[f64], rng: &mut ChaCha8Rng) -> [f64; 3] {
 
 fn main() {
     let Arguments { seeds, json, bench: _ } = Arguments::parse();
-    let lived = live_all(seeds);
+    let lived: Vec<[Judged; Arm::ALL.len()]> =
+        worlds::on_every_cpu(seeds, 50, |seed| Arm::ALL.map(|arm| live(seed, arm)))
+            .into_iter()
+            .map(|(_, judged)| judged)
+            .collect();
     let mut rng = ChaCha8Rng::seed_from_u64(seeds);
     let mut rows = Vec::new();
     let shadows: f64 = lived.iter().map(|worlds| worlds[1].shadows).sum();

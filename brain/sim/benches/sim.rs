@@ -1,11 +1,11 @@
 //! Seeds by the thousand: no world breaks a rule, and every guard that is taken away is missed in some world.
 
+#[path = "common/worlds.rs"]
+mod worlds;
+
 use std::fs::File;
-use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
 use std::time::Instant;
 
 use clap::Parser;
@@ -27,33 +27,10 @@ struct Arguments {
     bench: bool,
 }
 
-/// All worlds up to `seeds`, on every CPU.
-fn live(seeds: u64) -> Vec<(u64, Checked)> {
-    let next = AtomicU64::new(0);
-    let worker = || {
-        let mut lived = Vec::new();
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds {
-                return lived;
-            }
-            lived.push((seed, check(seed, None, None)));
-            if seed % 1000 == 999 {
-                eprintln!("{} of {seeds} worlds", seed + 1);
-            }
-        }
-    };
-    thread::scope(|scope| {
-        let workers: Vec<_> =
-            (0..thread::available_parallelism().map_or(1, NonZero::get)).map(|_| scope.spawn(worker)).collect();
-        workers.into_iter().flat_map(|worker| worker.join().unwrap_or_else(|_| panic!("a worker panicked"))).collect()
-    })
-}
-
 fn main() -> ExitCode {
     let Arguments { seeds, json, bench: _ } = Arguments::parse();
     let begun = Instant::now();
-    let lived = live(seeds);
+    let lived = worlds::on_every_cpu(seeds, 1000, |seed| check(seed, None, None));
     let took_s = begun.elapsed().as_secs_f64();
     let sum = |count: fn(&Checked) -> usize| lived.iter().map(|(_, checked)| count(checked)).sum::<usize>();
     let (commands, moves, dropped) =

@@ -87,8 +87,7 @@ pub struct TryArguments {
 }
 
 fn cpu_cores(text: &str) -> Result<f64, String> {
-    let cores = text.parse().ok().filter(|cores: &f64| cores.is_finite() && *cores > 0.0);
-    cores.ok_or_else(|| "expected a number of cores like 1.5".to_owned())
+    quantity::cores(text).ok().and_then(|limit| limit.0).ok_or_else(|| "expected a number of cores like 1.5".to_owned())
 }
 
 fn ahead(text: &str) -> Result<Duration, String> {
