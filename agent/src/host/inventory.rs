@@ -142,8 +142,6 @@ pub struct InventoryHandle {
     wake: mpsc::SyncSender<Wake>,
     watchdog_stop: mpsc::Sender<()>,
     watchdog: Option<JoinHandle<()>>,
-    /// Held, not used: the memory thread runs as long as it lives.
-    _memory: mpsc::Sender<()>,
 }
 
 impl Drop for InventoryHandle {
@@ -169,12 +167,12 @@ pub fn spawn(
     let silence_max = config.reconcile + config.deadline;
 
     let book = MemoryBook::default();
-    let (memory, memory_stopped) = mpsc::channel();
+    let (tell_survey, surveyed) = mpsc::channel();
     let daemon = Daemon::new(config.proc.clone(), metrics.clone());
     let memory_surveyor = MemorySurveyor::new(&config, publish.clone(), book.clone(), daemon.clone(), metrics.clone());
-    std::thread::Builder::new().name("inventory-memory".into()).spawn(move || memory_surveyor.run(&memory_stopped))?;
+    std::thread::Builder::new().name("inventory-memory".into()).spawn(move || memory_surveyor.run(&surveyed))?;
 
-    let surveyor = Surveyor::new(config, publish.clone(), wake.clone(), book, daemon, metrics.clone());
+    let surveyor = Surveyor::new(config, publish.clone(), wake.clone(), tell_survey, book, daemon, metrics.clone());
     std::thread::Builder::new().name("inventory".into()).spawn(move || surveyor.run(&woken))?;
     let watch = move || {
         while stopped.recv_timeout(WATCHDOG_INTERVAL) == Err(mpsc::RecvTimeoutError::Timeout) {
@@ -188,7 +186,7 @@ pub fn spawn(
         }
     };
     let watchdog = std::thread::Builder::new().name("inventory-watch".into()).spawn(watch)?;
-    Ok((receiver, InventoryHandle { wake, watchdog_stop, watchdog: Some(watchdog), _memory: memory }))
+    Ok((receiver, InventoryHandle { wake, watchdog_stop, watchdog: Some(watchdog) }))
 }
 
 /// Marks the snapshot incomplete if it is older than `silence_max`; says whether that was news.

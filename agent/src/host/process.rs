@@ -135,6 +135,12 @@ impl Proc {
         read_text(&self.path(format!("{pid}/task/{tid}/comm"))).map(|name| name.trim_end_matches('\n').to_owned())
     }
 
+    /// The thread of a QEMU that reads its monitor's questions, where it has one with such a name.
+    pub fn monitor_tid(&self, pid: u32) -> Option<u32> {
+        let is_it = |&tid: &u32| self.thread_name(pid, tid).is_ok_and(|name| name == thread::MONITOR);
+        self.tids(pid).ok()?.into_iter().find(is_it)
+    }
+
     /// Whether this kernel runs vhost workers as kernel threads of their own (until 6.4) rather than as threads of QEMU.
     ///
     /// A distribution may have backported the change, so "yes" only means that one has to look.

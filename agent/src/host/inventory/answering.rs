@@ -25,9 +25,11 @@ impl Used {
         Some(Self { taken_ns: now_ns(), cpu_ns: proc.run_ns(pid).ok()? })
     }
 
-    /// Of a process's main thread, which is where QEMU answers.
-    pub(super) fn by_main_thread(proc: &Proc, pid: u32) -> Option<Self> {
-        Some(Self { taken_ns: now_ns(), cpu_ns: proc.thread_run_ns(pid, pid).ok()? })
+    /// Of a QEMU's main thread, which makes its answers, and of the one that reads and writes them, where it has one.
+    pub(super) fn by_monitor(proc: &Proc, pid: u32, monitor: Option<u32>) -> Option<Self> {
+        let taken_ns = now_ns();
+        let run_ns = |tid| proc.thread_run_ns(pid, tid).ok();
+        Some(Self { taken_ns, cpu_ns: run_ns(pid)? + monitor.map_or(Some(0), run_ns)? })
     }
 }
 

@@ -20,6 +20,13 @@ const STALE_AFTER_MIN_S: u64 = 15;
 /// ... and no more than this, however seldom their owner wants them: a guest can fill its memory in less.
 const STALE_AFTER_MAX_S: u64 = 60;
 
+/// A VM is asked again no sooner than after this, in seconds ...
+const NEXT_LOOK_MIN_S: u64 = 2;
+/// ... and where it has nothing new to say, after this: each question costs its QEMU half a millisecond and more.
+const NEXT_LOOK_IDLE_S: u64 = 5;
+/// A guest's new statistics are there this long after they are due, in seconds: its answer, and that times are whole seconds.
+const ANSWER_S: u64 = 1;
+
 /// What is known of a VM's memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryFacts {
@@ -176,6 +183,19 @@ impl MemoryWatch {
         }
         self.facts
     }
+
+    /// How long to wait before the next look, in seconds: until the guest's next statistics are there. While the balloon moves, or what is used
+    /// could not be told yet, soon.
+    fn next_look_s(&self, period_s: u32, now_unix_s: u64) -> u64 {
+        let Some(guest) = self.facts.guest else { return NEXT_LOOK_IDLE_S };
+        if self.facts.in_use.is_none_or(|in_use| in_use.updated_unix_s != guest.updated_unix_s) {
+            return NEXT_LOOK_MIN_S;
+        }
+        let period_s = u64::from(period_s).clamp(NEXT_LOOK_IDLE_S, STALE_AFTER_MAX_S);
+        let answers_in_s = (guest.updated_unix_s + period_s + ANSWER_S).saturating_sub(now_unix_s);
+        // None is due any more of a guest that has missed its time, nor by a clock that was set.
+        if answers_in_s > 0 { answers_in_s.clamp(NEXT_LOOK_MIN_S, period_s + ANSWER_S) } else { NEXT_LOOK_IDLE_S }
+    }
 }
 
 #[cfg(test)]
@@ -236,6 +256,26 @@ mod tests {
     fn an_old_driver_could_give_up_what_is_unused_and_its_caches() {
         let old = MemoryStats { usable_bytes: None, disk_caches_bytes: Some(5 * MIB), ..stats(128, 60, 9) };
         assert_eq!(GuestReading::new(&old, 1).unwrap().could_give_up_bytes(), 35 * MIB);
+    }
+
+    #[test]
+    fn a_guest_is_asked_when_it_has_something_new_to_say() {
+        let mut watch = MemoryWatch::default();
+        let mut next_s = |stats: MemoryStats, period_s, now| {
+            watch.observe(&stats, period_s, now);
+            watch.next_look_s(period_s, now)
+        };
+        assert_eq!(next_s(MemoryStats::default(), 0, 90), NEXT_LOOK_IDLE_S, "no balloon");
+        assert_eq!(next_s(MemoryStats { balloon_bytes: Some(MIB), ..MemoryStats::default() }, 5, 95), NEXT_LOOK_IDLE_S);
+        assert_eq!(next_s(stats(128, 60, 99), 5, 100), NEXT_LOOK_MIN_S, "what it uses is not known yet");
+        assert_eq!(next_s(stats(128, 60, 104), 5, 104), 6);
+        assert_eq!(next_s(stats(128, 60, 104), 5, 106), 4);
+        assert_eq!(next_s(stats(128, 60, 104), 5, 109), NEXT_LOOK_MIN_S);
+        assert_eq!(next_s(stats(128, 60, 104), 5, 110), NEXT_LOOK_IDLE_S, "it has missed its time");
+        assert_eq!(next_s(stats(192, 60, 114), 5, 114), NEXT_LOOK_MIN_S, "the balloon moves");
+        assert_eq!(next_s(stats(192, 60, 119), 30, 120), 30);
+        assert_eq!(next_s(stats(192, 60, 119), 600, 120), STALE_AFTER_MAX_S, "however seldom its owner wants them");
+        assert_eq!(next_s(stats(192, 60, 119), 5, 50), 6, "the clock was set back");
     }
 
     proptest! {

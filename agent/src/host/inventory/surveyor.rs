@@ -10,7 +10,7 @@ use crate::host::process::{Proc, ProcessScan, QemuProcess};
 use gnomon_common::wire::VmId;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
@@ -30,6 +30,8 @@ pub(super) struct Surveyor {
     config: InventoryConfig,
     publish: Arc<watch::Sender<Arc<Inventory>>>,
     wake: SyncSender<Wake>,
+    /// Who asks for memory statistics: as long as this thread runs.
+    surveyed: Sender<()>,
     book: MemoryBook,
     daemon: Daemon,
     metrics: InventoryMetrics,
@@ -42,12 +44,13 @@ impl Surveyor {
         config: InventoryConfig,
         publish: Arc<watch::Sender<Arc<Inventory>>>,
         wake: SyncSender<Wake>,
+        surveyed: Sender<()>,
         book: MemoryBook,
         daemon: Daemon,
         metrics: InventoryMetrics,
     ) -> Self {
         let (execution_changes, hypervisor) = (BTreeMap::new(), String::new());
-        Self { config, publish, wake, book, daemon, metrics, execution_changes, hypervisor }
+        Self { config, publish, wake, surveyed, book, daemon, metrics, execution_changes, hypervisor }
     }
 
     /// Surveys until it is told to stop, or nobody reads any more.
@@ -133,6 +136,8 @@ impl Surveyor {
         inventory.vms.sort_by_key(|facts| facts.id);
         self.book.annotate(&mut inventory.vms);
         self.publish.send_replace(Arc::new(inventory));
+        // If it has ended there is nobody to tell.
+        let _ = self.surveyed.send(());
     }
 
     fn failed(&self, error: &HypervisorError) {

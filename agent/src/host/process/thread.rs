@@ -26,6 +26,9 @@ pub enum ThreadRole {
     Worker,
 }
 
+/// The name of QEMU's thread that reads its monitor's questions and writes the answers.
+pub(super) const MONITOR: &str = "IO mon_iothread";
+
 impl ThreadRole {
     /// The role's name without the vCPU's number: a metric's label.
     pub fn name(self) -> &'static str {
@@ -51,8 +54,8 @@ impl ThreadRole {
         if vhost_owner(name).is_some() {
             return Some(Self::Vhost);
         }
-        if name == "IO mon_iothread" {
-            // QEMU's own, for its monitor: no disk hangs on it.
+        if name == MONITOR {
+            // QEMU's own: no disk hangs on it.
             return Some(Self::Worker);
         }
         if name.starts_with("IO ") {

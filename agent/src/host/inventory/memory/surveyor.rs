@@ -15,15 +15,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
-/// How often every VM is asked: well within the time in which its statistics stay fresh, at a millisecond a VM.
-const INTERVAL: Duration = Duration::from_secs(2);
+/// How often it is seen which VMs are due: those that are due within this are asked together.
+const INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often it is seen whether there is a new one.
-const NEWCOMERS_INTERVAL: Duration = Duration::from_millis(100);
+/// A VM whose look failed is asked again after so long.
+const NEXT_LOOK_MIN: Duration = Duration::from_secs(super::NEXT_LOOK_MIN_S);
 
-/// So many looks use the same reading of a VM's definition: an interface that is plugged in, or a change of mind of
-/// its owner, is known within a minute.
-const LOOKS_PER_DEFINITION: u32 = 30;
+/// A reading of a VM's definition is used for so long: an interface that is plugged in, or a change of mind of its owner, is known
+/// within about a minute.
+const DEFINITION_MAX_AGE: Duration = Duration::from_secs(60);
 
 /// The period given to a balloon whose owner has given it none, in seconds: one wake-up of the guest each.
 const STATS_PERIOD_S: u32 = 5;
@@ -65,14 +65,18 @@ impl MemoryBook {
 struct Watched {
     /// Its QEMU process: in another life, all is new.
     life: Option<(u32, u64)>,
+    /// QEMU's thread that reads questions, where it has one.
+    monitor: Option<u32>,
     /// Its balloon by its definition, once that was read.
     device: Option<Option<BalloonDevice>>,
     interfaces: Vec<String>,
     terms: Option<VmTerms>,
     keepsake: Option<String>,
     shadow_of: Option<VmId>,
-    /// Looks since the definition was read.
-    looks: u32,
+    /// When the definition was read.
+    defined: Option<Instant>,
+    /// When to look again; at once if not yet known.
+    due: Option<Instant>,
     watch: MemoryWatch,
     /// What it costs its QEMU to be asked for statistics.
     answering: Answering,
@@ -112,10 +116,19 @@ impl MemorySurveyor {
         }
     }
 
-    /// Asks until the sender of `stopped` is gone, or nobody reads any more.
-    pub(in crate::host::inventory) fn run(mut self, stopped: &Receiver<()>) {
-        while self.wait(stopped) && !self.publish.is_closed() {
+    /// Asks until whoever tells of surveys is gone, or nobody reads any more.
+    pub(in crate::host::inventory) fn run(mut self, surveyed: &Receiver<()>) {
+        while self.wait(surveyed) && !self.publish.is_closed() {
             let inventory = Arc::clone(&self.publish.borrow());
+            let before = self.watched.len();
+            self.watched.retain(|id, _| inventory.vm(*id).is_some_and(is_here));
+            if self.watched.len() < before {
+                self.tell();
+            }
+            self.show_cost();
+            if !self.is_anyone_due(&inventory) {
+                continue;
+            }
             // One question: what the daemon does between two VMs is still because of it.
             let looked = self.daemon.clone().ask(|| self.look(&inventory));
             match looked {
@@ -129,30 +142,44 @@ impl MemorySurveyor {
         }
     }
 
-    /// Waits until the next look is due, which of a VM that is new is soon: before its definition is read, no command for it is obeyed.
-    /// `false` means stop.
-    fn wait(&self, stopped: &Receiver<()>) -> bool {
-        let due = Instant::now() + INTERVAL;
+    /// Waits until it is time to see who is due, or a survey has found a VM that is new: before its definition is read, no command for it is
+    /// obeyed. `false` means stop.
+    fn wait(&self, surveyed: &Receiver<()>) -> bool {
+        let next = Instant::now() + INTERVAL;
         loop {
-            if stopped.recv_timeout(NEWCOMERS_INTERVAL) != Err(RecvTimeoutError::Timeout) {
-                return false;
+            match surveyed.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                Err(RecvTimeoutError::Timeout) => return true,
+                Err(RecvTimeoutError::Disconnected) => return false,
+                Ok(()) => {}
             }
             let newcomer = |facts: &VmFacts| is_here(facts) && !self.watched.contains_key(&facts.id);
-            if Instant::now() >= due || self.publish.borrow().vms.iter().any(newcomer) {
+            if self.publish.borrow().vms.iter().any(newcomer) {
                 return true;
             }
         }
     }
 
+    /// Whether a VM is new, lives anew, or has likely something new to say.
+    fn is_anyone_due(&self, inventory: &Inventory) -> bool {
+        let now = Instant::now();
+        inventory
+            .vms
+            .iter()
+            .filter(|facts| is_here(facts))
+            .any(|facts| self.watched.get(&facts.id).is_none_or(|watched| watched.is_due(life(facts), now)))
+    }
+
+    /// Asks those that are due.
     fn look(&mut self, inventory: &Inventory) -> Result<(), HypervisorError> {
         let hypervisor = self.link.get()?;
-        let active = |id: VmId| inventory.vm(id).is_some_and(is_here);
-        self.watched.retain(|id, _| active(*id));
-        for facts in inventory.vms.iter().filter(|facts| active(facts.id)) {
-            let life = facts.process.as_ref().map(|process| (process.pid, process.start_ticks));
+        let now = Instant::now();
+        for facts in inventory.vms.iter().filter(|facts| is_here(facts)) {
             let watched = self.watched.entry(facts.id).or_default();
-            if watched.life != life {
-                *watched = Watched { life, ..Watched::default() };
+            if !watched.is_due(life(facts), now) {
+                continue;
+            }
+            if watched.life != life(facts) {
+                *watched = Watched::of_life(life(facts), &self.proc);
             }
             let before = watched.watch.facts.balloon;
             match watched.look(hypervisor, facts.id, self.set_stats_period, &self.proc) {
@@ -171,11 +198,14 @@ impl MemorySurveyor {
         Ok(())
     }
 
-    fn tell(&mut self) {
+    fn show_cost(&mut self) {
         if let Some(elapsed_s) = self.showing.due_s() {
             let caused_s: f64 = self.watched.values_mut().map(|watched| watched.answering.take_caused_s()).sum();
             self.metrics.answering("qemu", Some(caused_s / elapsed_s));
         }
+    }
+
+    fn tell(&mut self) {
         self.metrics.balloons(self.watched.values().map(|watched| watched.watch.facts.balloon));
         let known = |watched: &Watched| Known {
             memory: watched.watch.facts,
@@ -195,7 +225,21 @@ fn is_here(facts: &VmFacts) -> bool {
     facts.balloon_bytes.is_some() && facts.state != VmState::Arriving
 }
 
+/// Which QEMU process a VM is, by its pid and start.
+fn life(facts: &VmFacts) -> Option<(u32, u64)> {
+    facts.process.as_ref().map(|process| (process.pid, process.start_ticks))
+}
+
 impl Watched {
+    fn of_life(life: Option<(u32, u64)>, proc: &Proc) -> Self {
+        Self { life, monitor: life.and_then(|(pid, _)| proc.monitor_tid(pid)), ..Self::default() }
+    }
+
+    /// Whether there is something to ask of this life of a VM at `now`.
+    fn is_due(&self, life: Option<(u32, u64)>, now: Instant) -> bool {
+        self.life != life || self.due.is_none_or(|due| now >= due)
+    }
+
     fn look(
         &mut self,
         hypervisor: &Hypervisor,
@@ -203,32 +247,17 @@ impl Watched {
         set_period: bool,
         proc: &Proc,
     ) -> Result<Balloon, HypervisorError> {
-        self.looks += 1;
-        let device = match self.device.filter(|_| self.looks < LOOKS_PER_DEFINITION) {
+        let began = Instant::now();
+        // Also where this fails: a VM that does not answer is not asked more often for it.
+        self.due = Some(began + NEXT_LOOK_MIN);
+        let device = match self.device.filter(|_| self.defined.is_some_and(|at| began < at + DEFINITION_MAX_AGE)) {
             Some(device) => device,
-            None => {
-                self.looks = 0;
-                let devices = hypervisor.devices(vm)?;
-                let names = devices.interfaces.into_iter().filter_map(|interface| interface.device?.into_string().ok());
-                self.interfaces = names.collect();
-                (self.terms, self.keepsake) = (Some(devices.terms), devices.keepsake);
-                self.shadow_of = devices.shadow_of;
-                let mut device = devices.balloon;
-                if let Some(BalloonDevice { stats_period_s: period @ 0 }) = &mut device
-                    && set_period
-                {
-                    hypervisor.set_memory_stats_period(vm, STATS_PERIOD_S)?;
-                    *period = STATS_PERIOD_S;
-                    tracing::info!(%vm, period_s = STATS_PERIOD_S, "the VM's balloon is asked for statistics from now on");
-                }
-                self.device = Some(device);
-                device
-            }
+            None => self.read_definition(hypervisor, vm, set_period)?,
         };
         let now_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let (stats, period_s) = match device {
             Some(device) => {
-                let used = || Used::by_main_thread(proc, self.life?.0);
+                let used = || Used::by_monitor(proc, self.life?.0, self.monitor);
                 let before = used();
                 let stats = hypervisor.memory_stats(vm)?;
                 if let (Some(before), Some(after)) = (before, used()) {
@@ -239,6 +268,33 @@ impl Watched {
             // Without the device there is nothing to ask.
             None => Default::default(),
         };
-        Ok(self.watch.observe(&stats, period_s, now_unix_s).balloon)
+        let facts = self.watch.observe(&stats, period_s, now_unix_s);
+        let next_look = Duration::from_secs(self.watch.next_look_s(period_s, now_unix_s));
+        self.due = Some(began + next_look);
+        Ok(facts.balloon)
+    }
+
+    /// What the VM's definition says, its balloon's device above all.
+    fn read_definition(
+        &mut self,
+        hypervisor: &Hypervisor,
+        vm: VmId,
+        set_period: bool,
+    ) -> Result<Option<BalloonDevice>, HypervisorError> {
+        let devices = hypervisor.devices(vm)?;
+        let names = devices.interfaces.into_iter().filter_map(|interface| interface.device?.into_string().ok());
+        self.interfaces = names.collect();
+        (self.terms, self.keepsake) = (Some(devices.terms), devices.keepsake);
+        self.shadow_of = devices.shadow_of;
+        let mut device = devices.balloon;
+        if let Some(BalloonDevice { stats_period_s: period @ 0 }) = &mut device
+            && set_period
+        {
+            hypervisor.set_memory_stats_period(vm, STATS_PERIOD_S)?;
+            *period = STATS_PERIOD_S;
+            tracing::info!(%vm, period_s = STATS_PERIOD_S, "the VM's balloon is asked for statistics from now on");
+        }
+        (self.device, self.defined) = (Some(device), Some(Instant::now()));
+        Ok(device)
     }
 }
