@@ -85,8 +85,6 @@ impl DiskSeries {
             add(&mut all.read, &account.read);
             add(&mut all.write, &account.write);
         }
-        let counts = |bucket: usize| all.read.device_log2[bucket].saturating_add(all.write.device_log2[bucket]);
-        let latency = std::array::from_fn(|bucket| u32::try_from(counts(bucket)).unwrap_or(u32::MAX));
         let bytes = |account: &DiskAccount| account.read.bytes.saturating_add(account.write.bytes);
         let mut used: Vec<(DiskId, DiskAccount)> = ended.done.into_iter().filter(|(_, a)| has_ended_any(a)).collect();
         used.sort_by_key(|(disk, account)| (std::cmp::Reverse(bytes(account)), *disk));
@@ -100,16 +98,23 @@ impl DiskSeries {
                 account.read.device_ns.saturating_add(account.write.device_ns),
                 timed(&account.read).saturating_add(timed(&account.write)),
             ),
+            latency: latency(account),
         };
         Some(DiskWindow {
             read: flow(&ended.read, &all.read, seen_s),
             write: flow(&ended.write, &all.write, seen_s),
             queue_depth: queue_depth(&all, seen_s),
-            latency: LatencyHistogram(latency),
+            latency: latency(&all),
             process: None,
             disks: used.iter().map(share).collect(),
         })
     }
+}
+
+/// How long reads and writes took.
+fn latency(of: &DiskAccount) -> LatencyHistogram {
+    let count = |bucket: usize| of.read.device_log2[bucket].saturating_add(of.write.device_log2[bucket]);
+    LatencyHistogram(std::array::from_fn(|bucket| u32::try_from(count(bucket)).unwrap_or(u32::MAX)))
 }
 
 /// What no VM is known to have done, and how much of what was done is not known well.
@@ -264,8 +269,8 @@ mod tests {
         assert_eq!((window.write.device_ms, window.write.queued_ms), (Some(2.0), Some(1.0)));
         assert!((window.queue_depth - 400.0 * 0.003 / 3.0).abs() < 1e-9);
         assert_eq!(window.latency.0[10], 400);
-        let names: Vec<&str> = window.disks.iter().map(|disk| disk.name.as_str()).collect();
-        assert_eq!(names, ["vd16", "vd0"], "the busiest first");
+        let disks: Vec<_> = window.disks.iter().map(|disk| (disk.name.as_str(), disk.latency.0[10])).collect();
+        assert_eq!(disks, [("vd16", 300), ("vd0", 100)], "the busiest first");
         series.observe(5 * S, &[(VDA, writes(1_100)), (VDB, writes(300))].into(), &BOUNDS).unwrap();
         let idle = series.take_window(name).unwrap();
         assert_eq!(idle, DiskWindow::default(), "an idle VM is measured, as zero");

@@ -86,6 +86,8 @@ pub struct DiskShare {
     pub queue_depth: f64,
     /// Mean time of a request at the device, in milliseconds; `None` where none was timed.
     pub device_ms: Option<f64>,
+    /// How long its reads and writes took there.
+    pub latency: LatencyHistogram,
 }
 
 /// Bytes per second that a process is charged with (`read_bytes` and `write_bytes` of `/proc/PID/io`): reads when they go to a device, writes

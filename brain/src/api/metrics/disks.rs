@@ -1,7 +1,7 @@
 //! Gauges of what VMs do on their hosts' disks: of each VM, and of each disk that it used.
 
 use super::{Vm, VmGauges};
-use gnomon_common::wire::{DiskFlow, DiskShare, DiskWindow};
+use gnomon_common::wire::{DiskFlow, DiskShare, DiskWindow, LatencyHistogram};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -27,6 +27,13 @@ struct VmDisk {
     disk: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DiskQuantile {
+    #[prometheus(flatten)]
+    disk: VmDisk,
+    quantile: &'static str,
+}
+
 type Gauges<L> = Family<L, Gauge<f64, AtomicU64>>;
 
 /// All of them.
@@ -40,7 +47,8 @@ pub(super) struct DiskGauges {
     device_read_bytes: Gauges<VmDisk>,
     device_written_bytes: Gauges<VmDisk>,
     device_queue_depth: Gauges<VmDisk>,
-    device_latency: Gauges<VmDisk>,
+    device_latency: Gauges<DiskQuantile>,
+    device_latency_mean: Gauges<VmDisk>,
 }
 
 impl DiskGauges {
@@ -93,6 +101,11 @@ impl DiskGauges {
             ),
             device_latency: family(
                 registry,
+                "gnomon_vm_disk_device_latency_seconds",
+                "What a share of the VM's requests took no longer than at this disk in the latest window, to a power of two; absent without requests",
+            ),
+            device_latency_mean: family(
+                registry,
                 "gnomon_vm_disk_device_latency_mean_seconds",
                 "Mean time of the VM's requests at one disk in the latest window; absent without requests",
             ),
@@ -108,10 +121,8 @@ impl DiskGauges {
             requests.get_or_create(vm).set(flow.operations_per_s);
         }
         self.queue_depth.get_or_create(vm).set(window.queue_depth);
-        for (level, quantile) in QUANTILES {
-            if let Some(ms) = window.latency.quantile_ms(level) {
-                self.latency.get_or_create(&VmQuantile { vm: vm.clone(), quantile }).set(ms / 1e3);
-            }
+        for (quantile, seconds) in quantiles(&window.latency) {
+            self.latency.get_or_create(&VmQuantile { vm: vm.clone(), quantile }).set(seconds);
         }
         for share in &window.disks {
             self.show_disk(vm, share);
@@ -124,9 +135,17 @@ impl DiskGauges {
         self.device_written_bytes.get_or_create(&labels).set(share.write_bytes_per_s);
         self.device_queue_depth.get_or_create(&labels).set(share.queue_depth);
         if let Some(ms) = share.device_ms {
-            self.device_latency.get_or_create(&labels).set(ms / 1e3);
+            self.device_latency_mean.get_or_create(&labels).set(ms / 1e3);
+        }
+        for (quantile, seconds) in quantiles(&share.latency) {
+            self.device_latency.get_or_create(&DiskQuantile { disk: labels.clone(), quantile }).set(seconds);
         }
     }
+}
+
+/// The quantiles that are told, with their labels, in seconds; none without requests.
+fn quantiles(latency: &LatencyHistogram) -> impl Iterator<Item = (&'static str, f64)> {
+    QUANTILES.into_iter().filter_map(|(level, label)| Some((label, latency.quantile_ms(level)? / 1e3)))
 }
 
 fn family<L>(registry: &mut Registry, name: &str, help: &str) -> Gauges<L>
@@ -141,7 +160,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gnomon_common::wire::{LatencyHistogram, MeanMax};
+    use gnomon_common::wire::MeanMax;
     use prometheus_client::encoding::text::encode;
 
     #[test]
@@ -153,12 +172,13 @@ mod tests {
             operations_per_s,
             ..DiskFlow::default()
         };
-        let share = |name: &str, device_ms| DiskShare {
+        let share = |name: &str, device_ms, latency| DiskShare {
             name: name.to_owned(),
             read_bytes_per_s: 4096.0,
             write_bytes_per_s: 512.0,
             queue_depth: 0.5,
             device_ms,
+            latency,
         };
         let busy = DiskWindow {
             read: flow(8192.0, 2.0),
@@ -166,7 +186,7 @@ mod tests {
             queue_depth: 1.5,
             latency,
             process: None,
-            disks: vec![share("sda", Some(2.5)), share("8:16", None)],
+            disks: vec![share("sda", Some(2.5), latency), share("8:16", None, LatencyHistogram::default())],
         };
         let vm = |name: &str| Vm { vm: "1".to_owned(), name: name.to_owned(), host: "a".to_owned() };
         let mut registry = Registry::default();
@@ -199,5 +219,10 @@ mod tests {
         let metrics = ["read_bytes_per_second", "written_bytes_per_second", "queue_depth", "latency_mean_seconds"];
         assert_eq!(metrics.map(|metric| of_one(metric, "sda")), [4096.0, 512.0, 0.5, 0.0025].map(Some), "{text}");
         assert_eq!(of_one("latency_mean_seconds", "8:16"), None, "nothing was timed");
+        let of_one = |level: &str, disk: &str| {
+            value("device_latency_seconds", "busy", &format!(",disk=\"{disk}\",quantile=\"{level}\""))
+        };
+        assert_eq!(["0.5", "0.99"].map(|level| of_one(level, "sda")), [0.002_048, 1.048_576].map(|ms| Some(ms / 1e3)));
+        assert_eq!(of_one("0.5", "8:16"), None);
     }
 }
