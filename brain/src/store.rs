@@ -21,6 +21,7 @@ use gnomon_common::wire::{AgentEpoch, CommandId, HostId, Outcome, Sequence, VmId
 use gnomon_core::archive::{BlockKey, SealedBlock};
 use gnomon_core::{Audit, CommandRecord, Record, Restored};
 use std::pin::Pin;
+use std::time::Duration;
 
 /// The largest integer the database can hold; ids from the network above it are refused before they get here.
 pub const INTEGER_MAX: u64 = i64::MAX as u64;
@@ -145,6 +146,9 @@ pub enum StoreError {
     /// Reading or writing failed: a full disk, a lock, a broken device. It may work later.
     #[error("the store failed: {0}")]
     Database(#[from] sqlx::Error),
+    /// It does not answer: a database behind a link that takes packets and brings none.
+    #[error("the store did not answer within {0:?}")]
+    Silent(Duration),
     /// A value cannot be written as text.
     #[error("a record does not encode: {0}")]
     Encode(#[from] serde_json::Error),

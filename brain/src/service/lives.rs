@@ -22,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Pause before a store that failed at the begin of a life is tried again.
 const STORE_RETRY: Duration = Duration::from_secs(2);
+/// How long the store may take to say who leads. Whether this brain leads by an answer that came too late the next one says.
+const LEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a brain that stands by looks whether the leader's lease has ended.
 const STANDBY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long giving up the lease may take at the end; without it the next leader waits for the lease to end.
@@ -121,7 +123,8 @@ impl Lives {
             pin!(ingest::stand_by(&self.endpoint, self.role.subscribe(), self.telemetry.ingest.clone()));
         loop {
             let asked = tenure::since_boot();
-            match self.store.lead(&self.candidate, term_floor).await? {
+            let answer = timeout(LEAD_TIMEOUT, self.store.lead(&self.candidate, term_floor)).await;
+            match answer.unwrap_or(Err(StoreError::Silent(LEAD_TIMEOUT)))? {
                 Lead::Ours { term, ends } => {
                     self.tenure.begin(asked, ends);
                     self.role.send_replace(Role::Between);

@@ -11,28 +11,44 @@ use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{AgentEpoch, Command, HostId, Outcome, Sequence, VmId};
 use gnomon_core::archive::{BlockKey, SealedBlock};
 use gnomon_core::{Audit, CommandRecord, Input, OperatorRequest, Policy, Restored, Scope};
+use std::future::pending;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-/// A store whose driver panics when it is written to.
-struct Panicking(SqlStore);
+/// A store with a defect.
+struct Broken {
+    store: SqlStore,
+    /// Whether its driver panics when it is written to.
+    panics: bool,
+    /// So many questions who leads are never answered.
+    unanswered: AtomicU32,
+}
 
-nobody_joins!(Panicking);
+nobody_joins!(Broken);
 
-impl Store for Panicking {
-    fn commit<'a>(&'a self, _entries: &'a [Entry]) -> Pending<'a, Vec<bool>> {
-        Box::pin(async { panic!("a defect in the store's driver") })
+impl Store for Broken {
+    fn commit<'a>(&'a self, entries: &'a [Entry]) -> Pending<'a, Vec<bool>> {
+        if self.panics {
+            Box::pin(async { panic!("a defect in the store's driver") })
+        } else {
+            self.store.commit(entries)
+        }
     }
 
     fn lead<'a>(&'a self, candidate: &'a Candidate, at_least: u64) -> Pending<'a, Lead> {
-        self.0.lead(candidate, at_least)
+        let one_less = |left: u32| left.checked_sub(1);
+        match self.unanswered.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less) {
+            Ok(_) => Box::pin(pending()),
+            Err(_) => self.store.lead(candidate, at_least),
+        }
     }
 
     fn acknowledged<'a>(&'a self, host: &'a HostId, epoch: AgentEpoch) -> Pending<'a, Sequence> {
-        self.0.acknowledged(host, epoch)
+        self.store.acknowledged(host, epoch)
     }
 
     fn restore<'a>(
@@ -40,19 +56,19 @@ impl Store for Panicking {
         reports_since: Timestamp,
         sink: &'a mut (dyn FnMut(Restored) + Send),
     ) -> Pending<'a, Vec<(HostId, Outcome)>> {
-        self.0.restore(reports_since, sink)
+        self.store.restore(reports_since, sink)
     }
 
     fn audit(&self, limit: u32) -> Pending<'_, Vec<Audit>> {
-        self.0.audit(limit)
+        self.store.audit(limit)
     }
 
     fn commands(&self, limit: u32) -> Pending<'_, Vec<CommandRecord>> {
-        self.0.commands(limit)
+        self.store.commands(limit)
     }
 
     fn blocks(&self, vm: VmId, keys: Vec<BlockKey>) -> Pending<'_, Vec<SealedBlock>> {
-        self.0.blocks(vm, keys)
+        self.store.blocks(vm, keys)
     }
 
     fn prune(
@@ -61,7 +77,7 @@ impl Store for Panicking {
         affairs_before: Timestamp,
         history_before: Timestamp,
     ) -> Pending<'_, u64> {
-        self.0.prune(reports_before, affairs_before, history_before)
+        self.store.prune(reports_before, affairs_before, history_before)
     }
 }
 
@@ -69,13 +85,26 @@ impl Store for Panicking {
 async fn a_brain_whose_journal_died_says_so_and_ends() {
     let home = Home::new();
     let store = SqlStore::open_sqlite(home.database()).await.unwrap();
-    let mut brain = Brain::start_on(&home, Arc::new(Panicking(store))).await;
+    let mut brain =
+        Brain::start_on(&home, Arc::new(Broken { store, panics: true, unanswered: AtomicU32::new(0) })).await;
     assert!(timeout(Duration::from_millis(200), brain.service.failed()).await.is_err(), "nothing has happened yet");
     // Its arrival is the first thing to be written.
     let _agent = Agent::join(brain.agents, &home.agent("a"), hello("a", 1)).await;
     let error = timeout(PATIENCE, brain.service.failed()).await.expect("it lives on without its journal").to_string();
     assert!(error.contains("ended on its own"), "{error}");
     timeout(PATIENCE, brain.stop()).await.expect("what is left can be stopped");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_does_not_say_who_leads_is_asked_again() {
+    let home = Home::new();
+    let store = SqlStore::open_sqlite(home.database()).await.unwrap();
+    let store = Arc::new(Broken { store, panics: false, unanswered: AtomicU32::new(1) });
+    let brain = Brain::start_on(&home, store.clone()).await;
+    let token = home.token();
+    brain.until("it leads", async |brain| brain.status("/api/v1/hosts", Some(&token)).await == 200).await;
+    assert_eq!(store.unanswered.load(Ordering::Relaxed), 0);
+    timeout(PATIENCE, brain.stop()).await.expect("it stops");
 }
 
 struct NoWayOut;
