@@ -19,6 +19,13 @@ use std::{fs, io};
 /// The brain's clock in the targets.
 const NOW_UNIX_MS: u64 = 1_700_000_000_000;
 
+/// What pacers and agents say, behind the size of the pieces in which it comes.
+const PACER_LINES: [&str; 3] = [
+    "@gnomon-pacer/1 profile valid_ms=60000 after_ms=0 cpu_cores=0.5 memory_bytes=67108864 network_burst=3 after_ms=30000 cpu_cores=0.9\n",
+    "\u{7}gnomon-pacer/1 status refused=0 left_ms=59000 wanted.cpu_cores=0.5 made.cpu_cores=0.499 made.disk_read_bytes_per_s=4096\n",
+    "\u{1}gnomon-pacer/1 error refused=1 why=not a line of gnomon-pacer/1\n",
+];
+
 /// Writes `FOLDER/TARGET/seed-N` for every target.
 pub(crate) fn write_all(folder: &Path) -> io::Result<()> {
     let (agent, brain) = (agent_messages(), brain_messages());
@@ -39,6 +46,7 @@ pub(crate) fn write_all(folder: &Path) -> io::Result<()> {
         [&[1], &length.to_le_bytes()[..], &(!length).to_le_bytes(), &bytes].concat()
     };
     write(folder, "recording", [message(&report(1)), stored(message(&report(0))), stored(message(&report(3)))])?;
+    write(folder, "pacer", PACER_LINES.map(Vec::from))?;
     write(folder, "enrol", [payload(&request), payload(&issued), text.into_bytes()])?;
     write(folder, "report", [payload(&report(0)), payload(&report(3)), payload(&ack)])
 }
