@@ -1,5 +1,7 @@
 //! VMs are moved between real hosts while they run, and whatever breaks meanwhile, exactly one copy runs in the end.
 
+#[path = "migrate/storage.rs"]
+mod storage;
 #[path = "migrate/witness.rs"]
 mod witness;
 
@@ -94,6 +96,7 @@ impl Scene {
             timeout_ms: 120_000,
             bandwidth_bytes_per_s: slow.then_some(SLOW_BYTES_PER_S),
             auto_converge: false,
+            copy_storage: false,
         }
     }
 
@@ -170,7 +173,7 @@ async fn a_guest_is_moved_while_it_runs_and_what_was_set_goes_with_it() -> Resul
     scene.brain.serve(Duration::from_secs(2)).await?;
     let migration = scene.migration(false);
     let result = scene.migrate(migration).await?;
-    let OutcomeResult::Moved(Moved { took_us, downtime_us, sent_bytes }) = result else {
+    let OutcomeResult::Moved(Moved { took_us, downtime_us, sent_bytes, .. }) = result else {
         bail!("not moved: {result:?}")
     };
     scene.brain.serve(Duration::from_secs(3)).await?;

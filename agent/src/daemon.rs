@@ -21,6 +21,7 @@ use crate::cpu_source::{self, Footing, SignalMetrics, SourceUnavailable};
 use crate::host::inventory::{self, Inventory, InventoryConfig, InventoryMetrics};
 use crate::host::machine::Machine;
 use crate::host::process::Proc;
+use crate::host::storage::StorageBook;
 use crate::pacer::Pacers;
 use crate::probe::{self, BlockProbe, DropProbe, ExitProbe, MemoryProbe};
 use crate::reading::{BlockReading, ExitReading, ReclaimReading};
@@ -142,7 +143,12 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
     let book = MigrationBook::default();
     let pacers = Pacers::default();
     pacers.start(inventory.clone(), config.shadow.directory.clone()).map_err(system("the thread of pacers"))?;
-    let sampler = sampler(&config, &inventory, sources, (&duties, &book, &pacers), report, &mut registry)?;
+    let storage = StorageBook::default();
+    if config.migration.copies() {
+        let (uri, shared_paths) = (config.host.libvirt_uri.clone(), config.migration.shared_paths.clone());
+        storage.start(uri, shared_paths, inventory.clone()).map_err(system("the thread that measures disks"))?;
+    }
+    let sampler = sampler(&config, &inventory, sources, (&duties, &book, &pacers, &storage), report, &mut registry)?;
     let command_metrics = command::Metrics::register(&mut registry);
     let actuator = actuator(&config, inventory.clone()).map_err(system("the actuation thread"))?;
     let policy = Policy {
@@ -158,6 +164,7 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
         uri: config.host.libvirt_uri.clone(),
         reserve_bytes: config.guard.memory_host_reserve_bytes,
         shared_paths: config.migration.shared_paths.clone(),
+        copy_bytes_max: config.migration.copy_bytes_max,
         book,
     }));
     let meter = Box::new(LibvirtMeter::new(config.host.libvirt_uri.clone()));
@@ -301,7 +308,7 @@ fn sampler(
     config: &Config,
     inventory: &watch::Receiver<Arc<Inventory>>,
     sources: Sources,
-    (duties, book, pacers): (&Duties, &MigrationBook, &Pacers),
+    (duties, book, pacers, storage): (&Duties, &MigrationBook, &Pacers, &StorageBook),
     report: mpsc::Sender<HostReport>,
     registry: &mut Registry,
 ) -> Result<SamplerHandle, DaemonError> {
@@ -315,6 +322,7 @@ fn sampler(
         stood_down: duties.stood_down.clone(),
         migrations: book.clone(),
         pacers: pacers.clone(),
+        storage: storage.clone(),
         ..SamplerConfig::default()
     };
     sample::spawn(config, inventory.clone(), sources, report, metrics)

@@ -17,3 +17,4 @@ mod libvirt_raw;
 pub mod machine;
 pub mod network;
 pub mod process;
+pub mod storage;

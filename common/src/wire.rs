@@ -37,7 +37,9 @@ pub use hello::{
     Welcome,
 };
 pub use id::{AgentEpoch, CommandId, HostId, InvalidHostId, Sequence, VmId};
-pub use migration::{Immovable, Migration, MigrationFacts, MigrationProgress, Moved, Whereabouts};
+pub use migration::{
+    Copied, Immovable, LocalStorage, Migration, MigrationFacts, MigrationProgress, Moved, Whereabouts,
+};
 pub use outcome::{LocalCause, Origin, Outcome, OutcomeResult, RefusedCommand};
 pub use report::{
     Allocation, CpuWindow, DROP_REASONS_MAX, DemandSource, Dropped, GuestMemory, HostWindow, INTERFACES_MAX,

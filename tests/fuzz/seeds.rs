@@ -5,12 +5,12 @@ use gnomon_common::time::Timestamp;
 use gnomon_common::wire::frame::{self, PREFIX_BYTES};
 use gnomon_common::wire::{
     Action, AgentEpoch, AgentMessage, Allocation, Base, Blueprint, Boot, BrainMessage, CaPin, Command, CommandId,
-    CpuBounds, CpuSource, CpuWindow, DiskBlueprint, DiskShare, DiskWindow, EnrolReply, EnrolRequest, ExitReason,
-    ExitShare, Fence, GuestMemory, Hello, HostFacts, HostId, HostWindow, Immovable, LocalCause, Losses, MeanMax, Means,
-    MemoryBounds, MemoryDemand, MemoryWindow, Migration, MigrationFacts, MigrationProgress, Moved, Origin, Outcome,
-    OutcomeResult, ProcessIo, Profile, ProfileStep, ReclaimStalls, RefusalCode, RefusedCommand, Report, ReportAck,
-    Sequence, Setting, ShadowDone, ShadowOrder, ShadowSize, ShadowSpec, Token, TokenId, TokenSecret, Unshadowable,
-    VERSIONS, VmId, VmState, VmTerms, VmWindow, Welcome, Whereabouts,
+    Copied, CpuBounds, CpuSource, CpuWindow, DiskBlueprint, DiskShare, DiskWindow, EnrolReply, EnrolRequest,
+    ExitReason, ExitShare, Fence, GuestMemory, Hello, HostFacts, HostId, HostWindow, Immovable, LocalCause,
+    LocalStorage, Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, Migration, MigrationFacts,
+    MigrationProgress, Moved, Origin, Outcome, OutcomeResult, ProcessIo, Profile, ProfileStep, ReclaimStalls,
+    RefusalCode, RefusedCommand, Report, ReportAck, Sequence, Setting, ShadowDone, ShadowOrder, ShadowSize, ShadowSpec,
+    Token, TokenId, TokenSecret, Unshadowable, VERSIONS, VmId, VmState, VmTerms, VmWindow, Welcome, Whereabouts,
 };
 use serde::Serialize;
 use std::path::Path;
@@ -87,7 +87,7 @@ fn facts() -> HostFacts {
         memory_bounds: MemoryBounds::default(),
         means: Means::ALL.to_vec(),
         cpu_source: CpuSource::TaskStorage,
-        migration: Some(MigrationFacts { uri: "qemu+tls://a/system".to_owned() }),
+        migration: Some(MigrationFacts { uri: "qemu+tls://a/system".to_owned(), copy_bytes_max: 1 << 40 }),
         zone: Some("room-1".to_owned()),
         shadows: None,
         dry_run: false,
@@ -129,6 +129,8 @@ fn agent_messages() -> Vec<AgentMessage> {
     let reflex = Origin::Local { cause: LocalCause::Reflex, reason: "throttled".to_owned() };
     let outcome = |origin, result| AgentMessage::Outcome(Outcome { id, vm: vm(1), at: now(), origin, result });
     let floor = Setting::CpuQuota { cores: Some(0.1) };
+    let copied = Copied { bytes: Some(5 << 30), is_layered: true, left: vec!["/srv/a.qcow2".to_owned()] };
+    let too_large = Immovable::StorageTooLarge { bytes: 2 << 30, bytes_max: 1 << 30 };
     let parked = OutcomeResult::NotMoved { error: "connection lost".to_owned(), whereabouts: Whereabouts::Parked };
     vec![
         AgentMessage::Hello(Hello {
@@ -143,9 +145,14 @@ fn agent_messages() -> Vec<AgentMessage> {
         outcome(Origin::Command, OutcomeResult::Applied { before: settings(), after: settings(), took_us: 900 }),
         outcome(reflex, OutcomeResult::Failed { error: "libvirt is away".to_owned(), retryable: true }),
         outcome(Origin::Command, OutcomeResult::Refused(RefusedCommand::BelowFloor { floor })),
-        outcome(Origin::Command, OutcomeResult::Moved(Moved { took_us: 2_500_000, ..Moved::default() })),
+        outcome(
+            Origin::Command,
+            OutcomeResult::Moved(Moved { took_us: 2_500_000, copied: Some(copied), ..Moved::default() }),
+        ),
         outcome(Origin::Command, parked),
         outcome(Origin::Command, OutcomeResult::Immovable(Immovable::Storage("vda".to_owned()))),
+        outcome(Origin::Command, OutcomeResult::Immovable(Immovable::NoPlace("no storage pool".to_owned()))),
+        outcome(Origin::Command, OutcomeResult::Immovable(too_large)),
         outcome(Origin::Command, OutcomeResult::DirtyRate { bytes_per_s: 50 << 20 }),
         outcome(Origin::Command, OutcomeResult::Described(Box::new(blueprint()))),
         outcome(Origin::Command, OutcomeResult::Shadow(ShadowDone::Copied { took_us: 900, copied_bytes: 0 })),
@@ -161,6 +168,7 @@ fn brain_messages() -> Vec<BrainMessage> {
         timeout_ms: 600_000,
         bandwidth_bytes_per_s: Some(1 << 30),
         auto_converge: true,
+        copy_storage: true,
     };
     let size = ShadowSize {
         cpu_cores: 0.1,
@@ -232,6 +240,7 @@ fn report(vms: u8) -> Report {
         allocation: Allocation { quota_cores: Some(0.5), vcpus: 2, vcpus_max: 4, memory_bytes: 2 << 30 },
         stood_down: false,
         terms: VmTerms { apart: Some("db".to_owned()), apart_zones: Some("site".to_owned()), ..VmTerms::default() },
+        storage: Some(LocalStorage { own_bytes: 5 << 30, image_bytes: 1 << 30 }),
         migration: Some(MigrationProgress { sent_bytes: 1 << 20, ..MigrationProgress::default() }),
         shadow: None,
         culprits: None,

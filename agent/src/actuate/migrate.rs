@@ -4,6 +4,8 @@
 //! ```text
 //! checks (both hosts are asked, nothing is done) --no--> Immovable
 //!    |
+//! where disks go along: what is to be made on the other host is written down, then made, empty
+//!    |
 //! libvirt's call, on a thread of its own; beside it progress, time-out, abort
 //!    |
 //! where is it? --here or there, or neither--> the end
@@ -13,20 +15,26 @@
 //! it [follows](Order::is_new) it from the second step. What became of it is never taken from libvirt's answer where that is an error, but from
 //! where the VM stands on both hosts ([`ending`]). A VM that stands still here is let run only if the other host has been asked and does not
 //! have it.
+//!
+//! A disk that only this host has is copied to a file of the same path, which a move makes there, and removes again if the VM stays. Nothing else is
+//! removed, on either host.
 
 mod ending;
 mod journey;
+mod libvirts;
 mod preflight;
 
 use crate::host::libvirt::Hypervisor;
 use crate::sample::MigrationBook;
 use gnomon_common::wire::{Migration, OutcomeResult, VmId};
-use journey::{Journey, Libvirts};
+use journey::Journey;
+use libvirts::Libvirts;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 /// One VM to be moved.
@@ -40,13 +48,28 @@ pub struct Order {
     pub keepsake: Option<String>,
     /// How long ago the command came: its time-out counts from then.
     pub waited: Duration,
+    /// What an earlier life of the agent has made on the other host, or was about to.
+    pub copies: Option<CopyRecord>,
     /// Whether it is to be begun. Else an earlier life of the agent may have begun it: it is followed to its end, never begun again.
     pub is_new: bool,
+}
+
+/// Files that a migration makes on the other host: none of them was there before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyRecord {
+    /// Their paths, the same as here.
+    pub files: Vec<String>,
+    /// They are layers on images that the other host has.
+    pub is_layered: bool,
+    /// What was to be copied into them when it began, in bytes.
+    pub bytes: u64,
 }
 
 /// What has become of an order. Times in it are yet to be filled in by who knows when the command came.
 #[derive(Clone, Debug, PartialEq)]
 pub enum News {
+    /// It waits for [`Mover::recorded`]: these are about to be made.
+    Copies(CopyRecord),
     /// For the time being: it goes on.
     Parked(OutcomeResult),
     /// Nothing more comes.
@@ -67,6 +90,9 @@ pub trait Mover: Send {
     /// Gives up the one of this VM, if there is one.
     fn abort(&mut self, vm: VmId);
 
+    /// What it is about to make on the other host has been written down.
+    fn recorded(&mut self, vm: VmId);
+
     /// What came with this VM from another host has been taken over.
     fn forget_keepsake(&mut self, vm: VmId);
 
@@ -83,9 +109,14 @@ pub struct MoverConfig {
     pub reserve_bytes: u64,
     /// See [`crate::config::MigrationConfig::shared_paths`].
     pub shared_paths: Vec<PathBuf>,
+    /// See [`crate::config::MigrationConfig::copy_bytes_max`].
+    pub copy_bytes_max: u64,
     /// Where progress is told.
     pub book: MigrationBook,
 }
+
+/// So long it may take to write something down.
+const RECORD_MAX: Duration = Duration::from_secs(30);
 
 /// Moves VMs by libvirt.
 #[derive(Debug)]
@@ -98,6 +129,7 @@ pub struct LibvirtMover {
 struct UnderWay {
     abort: Arc<AtomicBool>,
     news: Receiver<News>,
+    recorded: Sender<()>,
 }
 
 impl LibvirtMover {
@@ -110,20 +142,24 @@ impl LibvirtMover {
 impl Mover for LibvirtMover {
     fn begin(&mut self, order: Order) -> std::io::Result<()> {
         let (tell, news) = channel();
+        let (recorded, written) = channel();
         let abort = Arc::new(AtomicBool::new(false));
         let (vm, config, asked) = (order.vm, Arc::clone(&self.config), Arc::clone(&abort));
         let begun = Instant::now();
         let run = move || {
             let sides = Libvirts::new(Arc::clone(&config), &order);
-            let result = Journey { order: &order, sides, asked, begun, book: &config.book }.run(&mut |news| {
-                // Whoever does not listen any more is an agent that ends.
-                let _ = tell.send(News::Parked(news));
-            });
+            let journey = Journey { order: &order, sides, asked, begun, book: &config.book, sent_storage_bytes: None };
+            // Whoever does not listen any more is an agent that ends.
+            let mut parked = |news| drop(tell.send(News::Parked(news)));
+            let mut record = |copies: &CopyRecord| {
+                tell.send(News::Copies(copies.clone())).is_ok() && written.recv_timeout(RECORD_MAX).is_ok()
+            };
+            let result = journey.run(&mut parked, &mut record);
             config.book.forget(order.vm);
             let _ = tell.send(News::Ended(result));
         };
         std::thread::Builder::new().name("gnomon-migrate".to_owned()).spawn(run)?;
-        self.under_way.insert(vm, UnderWay { abort, news });
+        self.under_way.insert(vm, UnderWay { abort, news, recorded });
         Ok(())
     }
 
@@ -138,6 +174,13 @@ impl Mover for LibvirtMover {
     fn abort(&mut self, vm: VmId) {
         if let Some(under_way) = self.under_way.get(&vm) {
             under_way.abort.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn recorded(&mut self, vm: VmId) {
+        if let Some(under_way) = self.under_way.get(&vm) {
+            // One that has ended meanwhile does not wait.
+            let _ = under_way.recorded.send(());
         }
     }
 
@@ -162,7 +205,7 @@ impl Mover for LibvirtMover {
                         all.push((*vm, ended));
                         return false;
                     }
-                    Ok(parked) => all.push((*vm, parked)),
+                    Ok(news) => all.push((*vm, news)),
                     Err(TryRecvError::Empty) => return true,
                     // The thread has panicked. The command stays under way in the ledger, and is followed anew.
                     Err(TryRecvError::Disconnected) => return false,

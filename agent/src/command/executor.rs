@@ -374,9 +374,8 @@ impl Executor {
             self.ledger.raise_fence(command.vm, command.fence)?;
             return self.conclude(command, None, OutcomeResult::DryRun, false);
         }
-        let (received, received_at) = (received.boot, received.wall);
-        let intent =
-            Intent { command: command.clone(), received, received_at, changes, life, cause: None, parked: false };
+        let (command, received, received_at) = (command.clone(), received.boot, received.wall);
+        let intent = Intent { command, received, received_at, changes, life, cause: None, parked: false, copies: None };
         self.ledger.begin(&intent, undo.as_ref())?;
         self.apply(&intent).map(drop)
     }

@@ -332,7 +332,8 @@ mod tests {
 
     fn migrate(timeout_ms: u64) -> Command {
         let (to, uri) = (HostId::new("h2").unwrap(), "qemu+tls://h2/system".to_owned());
-        let migration = Migration { to, uri, timeout_ms, bandwidth_bytes_per_s: None, auto_converge: false };
+        let migration =
+            Migration { to, uri, timeout_ms, bandwidth_bytes_per_s: None, auto_converge: false, copy_storage: false };
         Command { action: Action::Migrate(migration), ..command(0.0, 3, 6) }
     }
 

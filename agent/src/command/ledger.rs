@@ -232,6 +232,15 @@ impl Ledger {
         })
     }
 
+    /// Replaces an intent that stays under way.
+    pub fn amend_intent(&self, intent: &Intent) -> Result<(), LedgerError> {
+        let bytes = serde_json::to_vec(intent)?;
+        self.write(|txn| {
+            txn.open_table(INTENTS)?.insert(key(intent.command.id), bytes.as_slice())?;
+            Ok(())
+        })
+    }
+
     fn conclude_with(
         &self,
         outcome: &Outcome,

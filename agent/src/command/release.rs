@@ -145,6 +145,7 @@ mod tests {
             life: record.life,
             cause: None,
             parked: false,
+            copies: None,
         };
         ledger.begin(&intent, Some(record)).unwrap();
         (folder, ledger)

@@ -19,18 +19,26 @@ pub struct MigrationConfig {
     pub most_at_once: u32,
     /// Folders and beginnings of paths below which disks are the same on all hosts, though the file system does not show it.
     pub shared_paths: Vec<PathBuf>,
+    /// The most that is copied of the disks of one VM that leaves this host, in bytes; 0 copies none.
+    pub copy_bytes_max: u64,
 }
 
 impl Default for MigrationConfig {
     fn default() -> Self {
-        Self { enabled: false, uri: String::new(), most_at_once: 1, shared_paths: Vec::new() }
+        Self { enabled: false, uri: String::new(), most_at_once: 1, shared_paths: Vec::new(), copy_bytes_max: 0 }
     }
 }
 
 impl MigrationConfig {
     /// What the brain hears of it; `None` while it is off.
     pub fn facts(&self) -> Option<MigrationFacts> {
-        self.enabled.then(|| MigrationFacts { uri: self.uri.clone() })
+        let facts = || MigrationFacts { uri: self.uri.clone(), copy_bytes_max: self.copy_bytes_max };
+        self.enabled.then(facts)
+    }
+
+    /// Whether disks of VMs that leave are copied.
+    pub fn copies(&self) -> bool {
+        self.enabled && self.copy_bytes_max > 0
     }
 
     pub(super) fn check(&self) -> Result<(), (&'static str, String)> {
@@ -97,6 +105,9 @@ mod tests {
         assert_eq!((MigrationConfig::default().check(), MigrationConfig::default().facts()), (Ok(()), None));
         let config = |most_at_once| MigrationConfig { most_at_once, ..MigrationConfig::default() };
         assert!(config(0).check().is_err() && config(17).check().is_err() && config(16).check().is_ok());
+        let config =
+            |enabled, copy_bytes_max| MigrationConfig { enabled, copy_bytes_max, ..MigrationConfig::default() };
+        assert!(config(true, 1).copies() && !config(true, 0).copies() && !config(false, 1).copies());
         let relative = MigrationConfig { shared_paths: vec!["srv".into()], ..MigrationConfig::default() };
         assert_eq!(relative.check().unwrap_err().0, "migration.shared_paths");
     }

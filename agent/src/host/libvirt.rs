@@ -17,6 +17,7 @@ pub mod needs;
 mod quota;
 mod reconnect;
 mod shadow;
+pub mod storage;
 mod terms;
 
 pub(crate) use blueprint::CPU_MODES;

@@ -124,6 +124,7 @@ mod tests {
             allocation: Allocation { quota_cores: Some(1.5), vcpus: 2, ..Allocation::default() },
             stood_down: false,
             terms: VmTerms::default(),
+            storage: None,
             migration: None,
             shadow: None,
         };

@@ -8,6 +8,7 @@ use super::{DropStandby, HostReport, LiveLoads, MigrationBook, SampleMetrics, Sc
 use crate::cost::CostControl;
 use crate::host::inventory::Inventory;
 use crate::host::process::Proc;
+use crate::host::storage::StorageBook;
 use crate::pacer::Pacers;
 use crate::reading::{BlockReading, ExitReading, ReclaimReading};
 use crate::recording::Tape;
@@ -44,6 +45,8 @@ pub struct SamplerConfig {
     pub migrations: MigrationBook,
     /// What the pacers in shadows say.
     pub pacers: Pacers,
+    /// What only this host has of VMs' disks.
+    pub storage: StorageBook,
     /// Keeps what is read.
     pub tape: Option<Tape>,
 }
@@ -59,6 +62,7 @@ impl Default for SamplerConfig {
             stood_down: StoodDownVms::default(),
             migrations: MigrationBook::default(),
             pacers: Pacers::default(),
+            storage: StorageBook::default(),
             tape: None,
         }
     }

@@ -290,6 +290,7 @@ impl HostSeries {
                 exits,
                 stood_down: end.stood_down.contains(&facts.id),
                 terms: facts.terms.clone().unwrap_or_default(),
+                storage: end.storage.get(&facts.id).copied(),
                 migration: end.migrations.get(&facts.id).copied(),
                 shadow: facts.shadow_of.map(|of| ShadowWindow { of, pacer: end.pacers.get(&facts.id).copied() }),
             });

@@ -11,7 +11,7 @@ use crate::host::inventory::Inventory;
 use crate::host::network::DeviceCounters;
 use crate::host::process::ProcessIoReading;
 use crate::reading::{BlockReading, DiskId, ExitReading, SchedReading};
-use gnomon_common::wire::{MigrationProgress, PacerWindow, VmId};
+use gnomon_common::wire::{LocalStorage, MigrationProgress, PacerWindow, VmId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -75,6 +75,9 @@ pub(crate) struct WindowEnd {
     /// What the pacers in shadows say. No part of a recording.
     #[serde(skip)]
     pub(crate) pacers: BTreeMap<VmId, PacerWindow>,
+    /// What only this host has of VMs' disks. No part of a recording, either.
+    #[serde(skip)]
+    pub(crate) storage: BTreeMap<VmId, LocalStorage>,
     /// What the VMs' processes hold, and how they are held up for want of it.
     pub(crate) memory: BTreeMap<VmId, HostMemoryReading>,
     /// What the VMs' processes were charged with.

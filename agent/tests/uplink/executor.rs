@@ -54,6 +54,7 @@ pub(super) fn executor(ledger: &Path, clock: Clock, metrics: command::Metrics) -
         uri: "test:///default".to_owned(),
         reserve_bytes: 0,
         shared_paths: Vec::new(),
+        copy_bytes_max: 0,
         book: MigrationBook::default(),
     });
     let shadower = LibvirtShadower::new(

@@ -215,6 +215,7 @@ impl Vm {
             },
             stood_down: false,
             terms: VmTerms::default(),
+            storage: None,
             migration: None,
             shadow: None,
             exits: Some(vec![ExitShare { reason: ExitReason::Halt, exits_per_s: 800.0, away_vcpus: 1.5 }]),

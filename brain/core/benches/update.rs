@@ -40,6 +40,7 @@ fn report(number: u64) -> Report {
             allocation: Allocation { quota_cores: Some(1.0), vcpus: 1, vcpus_max: 1, memory_bytes: 1 << 30 },
             stood_down: false,
             terms: VmTerms::default(),
+            storage: None,
             migration: None,
             shadow: None,
             culprits: None,

@@ -205,6 +205,9 @@ pub struct MigratePolicy {
     pub bandwidth_bytes_per_s: Option<u64>,
     /// Whether a guest may be slowed down where it writes to its memory faster than the link carries that away.
     pub auto_converge: bool,
+    /// Whether disks that only a VM's host has may be copied along, as far as its agent allows that. Such a move has twice the time longer that they
+    /// are expected to take.
+    pub copy_storage: bool,
 }
 
 /// When and how a provider is asked for more hosts.
@@ -401,6 +404,7 @@ impl Default for MigratePolicy {
             timeout_ms: 600_000,
             bandwidth_bytes_per_s: None,
             auto_converge: false,
+            copy_storage: false,
         }
     }
 }

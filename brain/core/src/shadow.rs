@@ -298,6 +298,7 @@ pub(crate) mod tests {
             allocation: Allocation::default(),
             stood_down: false,
             terms: VmTerms::default(),
+            storage: None,
             migration: None,
             shadow: Some(ShadowWindow {
                 of: VmId::made_of(1, 2),

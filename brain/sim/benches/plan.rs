@@ -38,7 +38,7 @@ fn facts(number: u64) -> HostFacts {
         cpu_bounds: CpuBounds { floor_cores: 0.05, ceiling_cores: 32.0 },
         memory_bounds: MemoryBounds::default(),
         means: vec![Means::CpuQuota],
-        migration: Some(MigrationFacts { uri: format!("qemu+tls://host-{number}/system") }),
+        migration: Some(MigrationFacts { uri: format!("qemu+tls://host-{number}/system"), copy_bytes_max: 0 }),
         zone: None,
         shadows: None,
         dry_run: false,
@@ -70,6 +70,7 @@ fn report(number: u64, vms: u64, round: u64) -> Report {
             allocation: Allocation { quota_cores: Some(1.0), vcpus: 1, vcpus_max: 1, memory_bytes: 4 << 30 },
             stood_down: false,
             terms: VmTerms::default(),
+            storage: None,
             migration: None,
             shadow: None,
         }

@@ -149,7 +149,7 @@ impl Agent {
             cpu_bounds: CpuBounds { floor_cores: spec.floor_cores, ceiling_cores: spec.ceiling_cores },
             memory_bounds: MemoryBounds::default(),
             means: vec![Means::CpuQuota, Means::Memory],
-            migration: Some(MigrationFacts { uri: format!("simulated://{}/system", spec.name) }),
+            migration: Some(MigrationFacts { uri: format!("simulated://{}/system", spec.name), copy_bytes_max: 0 }),
             zone: spec.zone.clone(),
             shadows: (spec.shadows_max > 0)
                 .then_some(ShadowFacts { shadows_max: spec.shadows_max, share_max: SHADOW_SHARE_MAX }),
@@ -251,6 +251,7 @@ impl Agent {
                 allocation: vm.allocation,
                 stood_down: false,
                 terms: vm.terms.clone(),
+                storage: None,
                 migration: vm.leaving.map(|_| MigrationProgress::default()),
                 shadow: None,
                 culprits: None,
@@ -467,6 +468,7 @@ fn arriving(vm: VmId, name: &str) -> VmWindow {
         allocation: Allocation::default(),
         stood_down: false,
         terms: VmTerms::default(),
+        storage: None,
         migration: None,
         shadow: None,
     }

@@ -88,6 +88,7 @@ impl Agent {
                 },
                 stood_down: false,
                 terms: VmTerms { bound: Some("it is a shadow".to_owned()), ..VmTerms::default() },
+                storage: None,
                 migration: None,
                 shadow: Some(ShadowWindow { of: shadow.of, pacer: shadow.runs.then_some(pacer) }),
             }

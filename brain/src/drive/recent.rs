@@ -162,6 +162,7 @@ pub(super) fn report(start_ms: u64, sequence: u64, vm: VmId) -> Report {
         allocation,
         stood_down: false,
         terms: VmTerms::default(),
+        storage: None,
         migration: None,
         shadow: None,
         culprits: None,

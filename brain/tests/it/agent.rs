@@ -80,6 +80,7 @@ pub(crate) fn report(name: &str, epoch: u64, sequence: u64, start_ms: u64, vm: V
             allocation: Allocation { quota_cores: Some(0.5), vcpus: 2, vcpus_max: 2, memory_bytes: 1 << 30 },
             stood_down: false,
             terms: VmTerms::default(),
+            storage: None,
             migration: None,
             shadow: None,
             culprits: None,

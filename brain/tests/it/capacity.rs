@@ -282,7 +282,7 @@ async fn a_command_is_told_by_its_input_and_tells_by_its_exit_status() {
 /// A host that takes part in migrations, with two cores.
 fn movable(name: &str) -> Hello {
     let mut hello = hello(name, 1);
-    hello.facts.migration = Some(MigrationFacts { uri: format!("qemu+tls://{name}/system") });
+    hello.facts.migration = Some(MigrationFacts { uri: format!("qemu+tls://{name}/system"), copy_bytes_max: 0 });
     hello
 }
 

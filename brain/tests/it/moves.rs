@@ -13,7 +13,7 @@ async fn brain_with_two_hosts(home: &Home) -> (Brain, Agent, Agent) {
     let mut agents = Vec::new();
     for name in ["a", "b"] {
         let mut hello = hello(name, 1);
-        hello.facts.migration = Some(MigrationFacts { uri: format!("qemu+tls://{name}/system") });
+        hello.facts.migration = Some(MigrationFacts { uri: format!("qemu+tls://{name}/system"), copy_bytes_max: 0 });
         hello.facts.memory_bytes = 8 << 30;
         hello.facts.capacity_cores = 4.0;
         agents.push(Agent::join(brain.agents, &home.agent(name), hello).await.0);
@@ -39,8 +39,12 @@ async fn a_vm_is_moved_by_hand_and_is_on_the_other_host_at_once() {
     let preview = gnomon(&home, &brain.url(), &["migrate", "vm-of-a", "b", "--dry-run"], None).await;
     assert!(text(&preview.stdout).contains("would move vm-of-a from a to b"), "{}", text(&preview.stderr));
 
-    let moved =
-        OutcomeResult::Moved(Moved { took_us: 2_500_000, downtime_us: Some(76_000), sent_bytes: Some(1 << 28) });
+    let moved = OutcomeResult::Moved(Moved {
+        took_us: 2_500_000,
+        downtime_us: Some(76_000),
+        sent_bytes: Some(1 << 28),
+        copied: None,
+    });
     let told = gnomon(&home, &brain.url(), &["migrate", "vm-of-a", "b"], Some((&mut a, moved))).await;
     assert!(told.status.success(), "{}", text(&told.stderr));
     assert!(text(&told.stdout).contains("moved in 2.5 s, 0.076 s of it at a stand"), "{}", text(&told.stdout));

@@ -4,6 +4,7 @@ use super::HostId;
 use core::fmt;
 use serde::{Deserialize, Serialize};
 use std::string::String;
+use std::vec::Vec;
 
 /// Where a VM is to go, and how. The agent of the host that it is on asks libvirt for a live migration, peer to peer: from then on the two
 /// libvirt daemons do it, whatever becomes of the agents and the brain.
@@ -20,6 +21,8 @@ pub struct Migration {
     pub bandwidth_bytes_per_s: Option<u64>,
     /// Whether QEMU may slow the guest down, in steps, where it writes to its memory faster than the link carries that away.
     pub auto_converge: bool,
+    /// Whether disks that only the source has may be copied along. The source's agent has the last word ([`MigrationFacts::copy_bytes_max`]).
+    pub copy_storage: bool,
 }
 
 /// What a host tells of the part it can take in migrations; in [`super::HostFacts`].
@@ -27,17 +30,49 @@ pub struct Migration {
 pub struct MigrationFacts {
     /// Where other hosts' libvirt daemons reach this one's.
     pub uri: String,
+    /// The most that is copied of the disks of one VM that leaves this host, in bytes; 0 where none are.
+    pub copy_bytes_max: u64,
+}
+
+/// What only this host has of a VM's disks, in bytes as allocated in its file systems.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct LocalStorage {
+    /// In the VM's own files: that has to be copied wherever it goes.
+    pub own_bytes: u64,
+    /// In the images that these are layers on: copied as well to a host that lacks one of them.
+    pub image_bytes: u64,
+}
+
+impl LocalStorage {
+    /// What has to be copied to a host that has none of it, in bytes.
+    pub fn all_bytes(&self) -> u64 {
+        self.own_bytes.saturating_add(self.image_bytes)
+    }
 }
 
 /// How a migration ended well.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Moved {
     /// From receipt of the command until the VM ran on the other host and was gone from this one, in microseconds.
     pub took_us: u64,
     /// How long the VM stood still, in microseconds, as QEMU tells it; `None` where it does not.
     pub downtime_us: Option<u64>,
-    /// What went over the link, in bytes; `None` where libvirt does not tell.
+    /// What went over the link, in bytes, disks included; `None` where libvirt does not tell.
     pub sent_bytes: Option<u64>,
+    /// What was copied of its disks, where any were.
+    pub copied: Option<Copied>,
+}
+
+/// Disks that went along with a VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Copied {
+    /// What went over the link of them, in bytes, without what the guest wrote anew meanwhile; `None` where libvirt does not tell.
+    pub bytes: Option<u64>,
+    /// Whether only the VM's own layers were copied, onto images that the target had already.
+    pub is_layered: bool,
+    /// The files that have been left on the host that the VM has gone from, as they were at the switch. Nobody removes them.
+    pub left: Vec<String>,
 }
 
 /// How far a migration has come.
@@ -61,9 +96,20 @@ pub enum Immovable {
     /// Its definition holds it here: a device of this host, memory or vCPUs bound to this host's.
     #[error("it is bound to this host by {0}")]
     Bound(String),
-    /// A disk is on this host alone, and storage is not copied here.
+    /// A disk is on this host alone, and is not to be copied, or cannot be.
     #[error("its disk {0} is not shared with the target")]
     Storage(String),
+    /// More of its disks is on this host alone than its agent copies.
+    #[error("{bytes} bytes of its disks would have to be copied, and this host's agent copies {bytes_max} at most")]
+    StorageTooLarge {
+        /// What would have to be copied.
+        bytes: u64,
+        /// What may be.
+        bytes_max: u64,
+    },
+    /// The target has no place for a copy of its disks.
+    #[error("its disks cannot be copied to the target: {0}")]
+    NoPlace(String),
     /// The target's libvirt daemon does not answer.
     #[error("the target's libvirt does not answer: {0}")]
     Unreachable(String),

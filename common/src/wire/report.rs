@@ -1,8 +1,8 @@
 //! What a host measured: windows of one-second samples.
 
 use super::{
-    AgentEpoch, Culprits, DiskRest, DiskWindow, ExitShare, HostId, MigrationProgress, Sequence, ShadowWindow, VmId,
-    VmTerms,
+    AgentEpoch, Culprits, DiskRest, DiskWindow, ExitShare, HostId, LocalStorage, MigrationProgress, Sequence,
+    ShadowWindow, VmId, VmTerms,
 };
 use crate::abi::sched::WAIT_BUCKETS;
 use crate::time::Timestamp;
@@ -90,6 +90,8 @@ pub struct VmWindow {
     pub stood_down: bool,
     /// What its owner and its definition allow.
     pub terms: VmTerms,
+    /// What only this host has of its disks, while that is known; told by agents that copy disks.
+    pub storage: Option<LocalStorage>,
     /// How far its migration away from this host has come, while there is one.
     pub migration: Option<MigrationProgress>,
     /// What it is besides, where it is a shadow.

@@ -34,7 +34,7 @@ pub fn facts() -> HostFacts {
         memory_bounds: MemoryBounds::default(),
         means: Means::ALL.to_vec(),
         cpu_source: CpuSource::TaskStorage,
-        migration: Some(MigrationFacts { uri: "qemu+tls://a/system".to_owned() }),
+        migration: Some(MigrationFacts { uri: "qemu+tls://a/system".to_owned(), copy_bytes_max: 0 }),
         zone: Some("room-1".to_owned()),
         shadows: None,
         dry_run: false,

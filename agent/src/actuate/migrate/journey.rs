@@ -1,15 +1,13 @@
 //! One VM's way to another host, from the checks to the knowledge of where it is.
 
 use super::ending::{Ending, ending, has_run};
-use super::{MoverConfig, Order, preflight};
+use super::{CopyRecord, Order};
 use crate::host::libvirt::migration::{Job, Standing};
-use crate::host::libvirt::needs::{CpuNeed, Needs};
-use crate::host::libvirt::{Devices, Hypervisor, HypervisorError, Reconnecting};
 use crate::sample::MigrationBook;
-use gnomon_common::wire::{Immovable, Migration, MigrationProgress, Moved, OutcomeResult, VmId, Whereabouts};
+use gnomon_common::wire::{Copied, Immovable, MigrationProgress, Moved, OutcomeResult, Whereabouts};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 /// How often a migration under way is looked at.
@@ -18,16 +16,22 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// How often it is asked again to end, and afterwards where it is.
 const AGAIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the other host may take to answer: a connection to a host that is gone fails by itself only after minutes.
-const ANSWER_MAX: Duration = Duration::from_secs(15);
-
 /// A VM that was seen to stand still so often after its migration is told to. libvirt itself needs a moment to let it run on.
 const PARKED_LOOKS: u32 = 3;
 
-/// The two hosts, as one migration sees them. Calls may block, those to the other host for [`ANSWER_MAX`] at most.
+/// How often it is tried to remove what was made on a target for nothing; what is left then is told. Meanwhile the VM is not free for anything else.
+const REMOVALS_MAX: u32 = 8;
+
+/// The two hosts, as one migration sees them. Calls may block, those to the other host for a quarter of a minute at most.
 pub(super) trait Sides {
-    /// Whether it may begin.
-    fn check(&mut self) -> Result<(), Refusal>;
+    /// Whether it may begin, and the files that have to be made on the other host before.
+    fn check(&mut self) -> Result<Option<CopyRecord>, Refusal>;
+
+    /// Makes one of these files, empty.
+    fn make_copy(&mut self, file: &str) -> Result<(), NotMade>;
+
+    /// Removes a file that was made there.
+    fn remove_copy(&mut self, file: &str) -> Result<(), String>;
 
     /// Lets something go with it, or not after all.
     fn keep(&mut self, keepsake: Option<&str>);
@@ -67,6 +71,14 @@ pub(super) enum Refusal {
     Unclear(String),
 }
 
+/// Why a file was not made on the other host.
+pub(super) enum NotMade {
+    /// It says so: what is there is not ours.
+    Refused(String),
+    /// It does not say.
+    Unclear(String),
+}
+
 /// One migration.
 pub(super) struct Journey<'a, S> {
     pub(super) order: &'a Order,
@@ -75,21 +87,35 @@ pub(super) struct Journey<'a, S> {
     pub(super) asked: Arc<AtomicBool>,
     pub(super) begun: Instant,
     pub(super) book: &'a MigrationBook,
+    /// What was seen last to be sent of its disks, in bytes: the other host is not told.
+    pub(super) sent_storage_bytes: Option<u64>,
 }
 
 impl<S: Sides> Journey<'_, S> {
-    /// Goes it, and returns how it ended; `parked` is told if the VM stands still meanwhile.
-    pub(super) fn run(mut self, parked: &mut dyn FnMut(OutcomeResult)) -> OutcomeResult {
+    /// Goes it, and returns how it ended; `parked` is told if the VM stands still meanwhile, and `record` writes down, before they are made, what
+    /// files are to be made on the other host, or says that it could not.
+    pub(super) fn run(
+        mut self,
+        parked: &mut dyn FnMut(OutcomeResult),
+        record: &mut dyn FnMut(&CopyRecord) -> bool,
+    ) -> OutcomeResult {
         let vm = self.order.vm;
         let mut said = Err("the agent was restarted while it was under way".to_owned());
+        let mut copies = self.order.copies.clone();
         if self.order.is_new {
             match self.sides.check() {
-                Ok(()) => {}
+                Ok(needed) => copies = needed,
                 Err(Refusal::Immovable(why)) => return OutcomeResult::Immovable(why),
                 Err(Refusal::Unclear(error)) => return OutcomeResult::Failed { error, retryable: true },
             }
+            let here = |error| OutcomeResult::NotMoved { error, whereabouts: Whereabouts::Here };
             if let Some(why) = self.given_up() {
-                return OutcomeResult::NotMoved { error: why, whereabouts: Whereabouts::Here };
+                return here(why);
+            }
+            if let Some(copies) = &mut copies
+                && let Err(error) = self.make(copies, record)
+            {
+                return self.see_to(copies, here(error));
             }
             self.book.note(vm, MigrationProgress::default());
             if self.order.keepsake.is_some() {
@@ -111,7 +137,83 @@ impl<S: Sides> Journey<'_, S> {
         if self.order.keepsake.is_some() && matches!(result, OutcomeResult::NotMoved { .. }) {
             self.sides.keep(None);
         }
-        result
+        match copies {
+            Some(copies) => self.see_to(&copies, result),
+            None => result,
+        }
+    }
+
+    /// Makes the files on the other host, after it was written down that this is done. Leaves in `copies` those that are there, or may be.
+    fn make(&mut self, copies: &mut CopyRecord, record: &mut dyn FnMut(&CopyRecord) -> bool) -> Result<(), String> {
+        let all = copies.clone();
+        copies.files.clear();
+        if !record(&all) {
+            return Err("what is to be made on the target could not be written down".to_owned());
+        }
+        for file in all.files {
+            match self.sides.make_copy(&file) {
+                Ok(()) => copies.files.push(file),
+                Err(NotMade::Refused(error)) => return Err(format!("{file} was not made on the target: {error}")),
+                Err(NotMade::Unclear(error)) => {
+                    let error = format!("{file} may not have been made on the target: {error}");
+                    copies.files.push(file);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Says what has become of the disks. A copy is removed only where the VM runs here: what it writes to there is nothing that anybody needs.
+    fn see_to(&mut self, copies: &CopyRecord, result: OutcomeResult) -> OutcomeResult {
+        match result {
+            OutcomeResult::Moved(moved) => {
+                // QEMU counts what is empty in a whole disk as well.
+                let bytes = self.sent_storage_bytes.map(|counted| counted.min(copies.bytes));
+                let sent_bytes = moved.sent_bytes.map(|sent| sent.saturating_add(bytes.unwrap_or(0)));
+                let copied = Copied { bytes, is_layered: copies.is_layered, left: copies.files.clone() };
+                OutcomeResult::Moved(Moved { sent_bytes, copied: Some(copied), ..moved })
+            }
+            OutcomeResult::NotMoved { error, whereabouts: Whereabouts::Here } => {
+                let left = self.remove(&copies.files);
+                let error = if left.is_empty() {
+                    error
+                } else {
+                    format!("{error}; on the target there are left, to be removed by hand: {}", left.join(", "))
+                };
+                OutcomeResult::NotMoved { error, whereabouts: Whereabouts::Here }
+            }
+            OutcomeResult::Failed { error, retryable } => {
+                let error =
+                    format!("{error}; left here and, as far as they were copied, there: {}", copies.files.join(", "));
+                OutcomeResult::Failed { error, retryable }
+            }
+            other => other,
+        }
+    }
+
+    /// Removes files that this migration has made on the other host, once that does not know the VM. Returns what is left.
+    fn remove(&mut self, files: &[String]) -> Vec<String> {
+        let vm = self.order.vm;
+        let mut left = files.to_vec();
+        for attempt in 0..REMOVALS_MAX {
+            if left.is_empty() {
+                break;
+            }
+            if attempt > 0 {
+                self.sides.pause(AGAIN_INTERVAL);
+            }
+            if self.sides.there() == Some(Standing::Absent) {
+                left.retain(|file| match self.sides.remove_copy(file) {
+                    Ok(()) => false,
+                    Err(error) => {
+                        tracing::warn!(%vm, file, error, "a copy that is of no use is still on the target");
+                        true
+                    }
+                });
+            }
+        }
+        left
     }
 
     /// Why it is to be given up, if it is.
@@ -156,6 +258,8 @@ impl<S: Sides> Journey<'_, S> {
 
     fn note_progress(&mut self) {
         if let Some(Some(job)) = self.sides.job() {
+            self.sent_storage_bytes =
+                Some(job.sent_storage_bytes).filter(|sent| *sent > 0).max(self.sent_storage_bytes);
             let elapsed = self.order.waited.saturating_add(self.begun.elapsed());
             let progress = MigrationProgress {
                 elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
@@ -231,7 +335,8 @@ impl<S: Sides> Journey<'_, S> {
         OutcomeResult::Moved(Moved {
             took_us: 0,
             downtime_us: job.and_then(|job| job.downtime_us),
-            sent_bytes: job.map(|job| job.sent_bytes),
+            sent_bytes: job.map(|job| job.sent_bytes.saturating_sub(job.sent_storage_bytes)),
+            copied: None,
         })
     }
 }
@@ -239,111 +344,6 @@ impl<S: Sides> Journey<'_, S> {
 /// Whether it is not here any more, running or stopped.
 fn is_gone(here: Option<Standing>) -> bool {
     matches!(here, Some(Standing::Off | Standing::Absent))
-}
-
-/// The two hosts' libvirt daemons.
-pub(super) struct Libvirts {
-    config: Arc<MoverConfig>,
-    vm: VmId,
-    migration: Migration,
-    here: Reconnecting,
-}
-
-impl Libvirts {
-    pub(super) fn new(config: Arc<MoverConfig>, order: &Order) -> Self {
-        let here = Reconnecting::new(config.uri.clone());
-        Self { config, vm: order.vm, migration: order.migration.clone(), here }
-    }
-
-    /// Asks the other host's libvirt, for as long as is allowed. A call that hangs is left to end by itself on its thread.
-    fn ask_there<T: Send + 'static>(
-        &self,
-        ask: impl FnOnce(&Hypervisor) -> Result<T, HypervisorError> + Send + 'static,
-    ) -> Result<T, String> {
-        let (tell, answer) = channel();
-        let uri = self.migration.uri.clone();
-        let run = move || {
-            let _ = tell.send(Hypervisor::open(&uri).and_then(|there| ask(&there)));
-        };
-        std::thread::Builder::new().name("gnomon-target".to_owned()).spawn(run).map_err(|error| error.to_string())?;
-        match answer.recv_timeout(ANSWER_MAX) {
-            Ok(answer) => answer.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("no answer within {} s", ANSWER_MAX.as_secs())),
-        }
-    }
-
-    fn needs(&mut self) -> Result<(Needs, Devices), HypervisorError> {
-        let here = self.here.get()?;
-        let xml = here.definition(self.vm)?;
-        let none = || HypervisorError::Unsupported("its definition is not understood".to_owned());
-        let mut needs = Needs::parse(&xml).ok_or_else(none)?;
-        if let CpuNeed::SameAs(cpu) = &mut needs.cpu {
-            *cpu = here.host_cpu()?.unwrap_or_default();
-        }
-        Ok((needs, Devices::parse(&xml)))
-    }
-}
-
-impl Sides for Libvirts {
-    fn check(&mut self) -> Result<(), Refusal> {
-        let (needs, devices) = self.needs().map_err(|error| Refusal::Unclear(error.to_string()))?;
-        preflight::may_leave(&devices.terms).map_err(Refusal::Immovable)?;
-        let shared_paths = &self.config.shared_paths;
-        preflight::storage(&needs, |path| preflight::is_shared(path, shared_paths)).map_err(Refusal::Immovable)?;
-        let (vm, wanted) = (self.vm, needs.clone());
-        let offer = self.ask_there(move |there| there.offer(vm, &wanted));
-        let offer = offer.map_err(|error| Refusal::Immovable(Immovable::Unreachable(error)))?;
-        preflight::target(&needs, &offer, self.config.reserve_bytes).map_err(Refusal::Immovable)
-    }
-
-    fn keep(&mut self, keepsake: Option<&str>) {
-        if let Err(error) = self.here.get().and_then(|here| here.keep(self.vm, keepsake)) {
-            tracing::warn!(vm = %self.vm, %error, "how to undo what was set does not go with the VM, or stays in its metadata");
-        }
-    }
-
-    fn begin(&mut self) -> Receiver<Result<(), String>> {
-        let (tell, ended) = channel();
-        let (uri, vm, migration) = (self.config.uri.clone(), self.vm, self.migration.clone());
-        // A connection of its own: the other one goes on answering.
-        let run = move || {
-            let said = Hypervisor::open(&uri).and_then(|here| here.migrate(vm, &migration));
-            let _ = tell.send(said.map_err(|error| error.to_string()));
-        };
-        if let Err(error) = std::thread::Builder::new().name("gnomon-migrating".to_owned()).spawn(run) {
-            tracing::error!(%error, "no thread to migrate a VM");
-        }
-        ended
-    }
-
-    fn job(&mut self) -> Option<Option<Job>> {
-        self.here.get().and_then(|here| here.migration_job(self.vm)).ok()
-    }
-
-    fn abort(&mut self) {
-        if let Err(error) = self.here.get().and_then(|here| here.abort_job(self.vm)) {
-            tracing::warn!(vm = %self.vm, %error, "the migration is not aborted yet");
-        }
-    }
-
-    fn here(&mut self) -> Option<Standing> {
-        self.here.get().and_then(|here| here.standing(self.vm)).ok()
-    }
-
-    fn there(&mut self) -> Option<Standing> {
-        let vm = self.vm;
-        let answer = self.ask_there(move |there| there.standing(vm));
-        answer.inspect_err(|error| tracing::warn!(%vm, error, "the target does not say whether it has it")).ok()
-    }
-
-    fn resume(&mut self) -> Result<(), String> {
-        self.here.get().and_then(|here| here.resume(self.vm)).map_err(|error| error.to_string())
-    }
-
-    fn completed(&mut self) -> Option<Job> {
-        let vm = self.vm;
-        self.ask_there(move |there| there.completed_job(vm)).ok().flatten()
-    }
 }
 
 #[cfg(test)]

@@ -4,45 +4,81 @@
 
 use crate::host::libvirt::migration::Offer;
 use crate::host::libvirt::needs::{Disk, Needs, Place};
+use crate::host::libvirt::storage::{Copies, Landing, Original};
 use gnomon_common::wire::{Immovable, VmTerms};
-use std::path::{Path, PathBuf};
-
-/// File systems whose content is the same on every host that has mounted them, by `statfs(2)`'s magic numbers: NFS, SMB and CIFS, Ceph, OCFS2,
-/// GFS2, Lustre, GPFS, BeeGFS, and FUSE, of which GlusterFS is.
-const SHARED_FILE_SYSTEMS: [u64; 11] = [
-    0x6969,
-    0x517b,
-    0xff53_4d42,
-    0xfe53_4d42,
-    0x00c3_6400,
-    0x7461_636f,
-    0x0116_1970,
-    0x0bd0_0bd0,
-    0x4750_4653,
-    0x1983_0326,
-    0x6573_5546,
-];
+use std::path::Path;
 
 /// Whether the definition and the owner let it go. Asks nobody.
 pub(super) fn may_leave(terms: &VmTerms) -> Result<(), Immovable> {
     terms.stays_because().map_or(Ok(()), |why| Err(Immovable::Bound(why.to_owned())))
 }
 
-/// Whether its disks can be reached from another host.
-pub(super) fn storage(needs: &Needs, shared: impl Fn(&Path) -> bool) -> Result<(), Immovable> {
-    let lonely = needs.disks.iter().find(|disk| match &disk.place {
+/// Left free in the file system that a copy is put into, as a share of it: as much as ext4 keeps for root.
+const COPY_RESERVE_SHARE: f64 = 0.05;
+
+/// What a layer may grow by while it is copied, in bytes, beside a quarter of what it holds.
+const LAYER_MARGIN_BYTES: u64 = 64 << 20;
+
+/// The disks that another host does not have, if they may be copied there.
+pub(super) fn storage(needs: &Needs, shared: impl Fn(&Path) -> bool, copies: bool) -> Result<Vec<&Disk>, Immovable> {
+    let is_lonely = |disk: &&Disk| match &disk.place {
         Place::Network => false,
         Place::Path(path) => !shared(path),
         Place::Other(_) => true,
-    });
-    lonely.map_or(Ok(()), |Disk { target, place }| {
-        let what = match place {
-            Place::Path(path) => format!("{target} ({})", path.display()),
-            Place::Other(kind) => format!("{target} (of type {kind})"),
-            Place::Network => target.clone(),
+    };
+    let refuse = |disk: &Disk| {
+        let what = match (&disk.place, &disk.copy) {
+            (Place::Path(path), Err(why)) if copies => format!("{}, {why}", path.display()),
+            (Place::Path(path), _) => path.display().to_string(),
+            (Place::Other(kind), _) => format!("of type {kind}"),
+            (Place::Network, _) => "on the network".to_owned(),
         };
-        Err(Immovable::Storage(what))
-    })
+        Immovable::Storage(format!("{} ({what})", disk.target))
+    };
+    let lonely = needs.disks.iter().filter(is_lonely);
+    lonely.map(|disk| if copies && disk.copy.is_ok() { Ok(disk) } else { Err(refuse(disk)) }).collect()
+}
+
+/// Whether disks can be copied to where the other host says that there is a place for each, and no more of them than this host copies.
+pub(super) fn copies(originals: Vec<Original>, landings: &[Landing], bytes_max: u64) -> Result<Copies, Immovable> {
+    let no_place = |why: String| Err(Immovable::NoPlace(why));
+    let layers = || originals.iter().zip(landings).filter(|(original, _)| original.is_layer);
+    let is_layered = layers().next().is_some() && layers().all(|(_, landing)| landing.has_image);
+    let bytes = originals.iter().fold(0u64, |sum, original| {
+        sum.saturating_add(original.own_bytes).saturating_add(if is_layered { 0 } else { original.image_bytes })
+    });
+    if bytes > bytes_max {
+        return Err(Immovable::StorageTooLarge { bytes, bytes_max });
+    }
+    // All of them, in each of the file systems that takes one: two pools may be on the same.
+    let needed_bytes = originals.iter().fold(0u64, |sum, original| sum.saturating_add(needed(original, is_layered)));
+    for (original, landing) in originals.iter().zip(landings) {
+        let path = original.path.display();
+        let Some(pool) = &landing.pool else {
+            return no_place(format!("no storage pool of the target's libvirt is active over the folder of {path}"));
+        };
+        if landing.is_taken {
+            return no_place(format!("{path} is there already, and is never overwritten"));
+        }
+        let reserve_bytes = (pool.capacity_bytes as f64 * COPY_RESERVE_SHARE) as u64;
+        if pool.available_bytes < needed_bytes.saturating_add(reserve_bytes) {
+            return no_place(format!(
+                "storage pool {} has {} bytes free, they need {needed_bytes}, and {reserve_bytes} are to stay free",
+                pool.name, pool.available_bytes
+            ));
+        }
+    }
+    Ok(Copies { originals, is_layered, bytes })
+}
+
+/// What a copy may come to take: of a layer not much more than it has now, for then it ends; of anything else all that its guest may write.
+fn needed(original: &Original, is_layered: bool) -> u64 {
+    if is_layered && original.is_layer {
+        let grown = original.own_bytes.saturating_add(original.own_bytes / 4).saturating_add(LAYER_MARGIN_BYTES);
+        grown.min(original.capacity_bytes)
+    } else {
+        original.capacity_bytes.max(original.own_bytes)
+    }
 }
 
 /// Whether the other host can take it.
@@ -63,23 +99,11 @@ pub(super) fn target(needs: &Needs, offer: &Offer, reserve_bytes: u64) -> Result
     Ok(())
 }
 
-/// Whether a path means the same on all hosts: by its file system, or because the configuration says so.
-pub(super) fn is_shared(path: &Path, shared_paths: &[PathBuf]) -> bool {
-    let declared = shared_paths
-        .iter()
-        .any(|shared| path.as_os_str().as_encoded_bytes().starts_with(shared.as_os_str().as_encoded_bytes()));
-    declared || rustix::fs::statfs(path).is_ok_and(|file_system| is_shared_kind(file_system.f_type))
-}
-
-/// The numbers are of 32 bits, and signed on some machines.
-fn is_shared_kind(magic: impl Into<i64>) -> bool {
-    SHARED_FILE_SYSTEMS.contains(&(magic.into().cast_unsigned() & 0xffff_ffff))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::libvirt::needs::CpuNeed;
+    use crate::host::libvirt::needs::{CpuNeed, Layers};
+    use crate::host::libvirt::storage::Pool;
 
     fn needs() -> Needs {
         Needs {
@@ -108,24 +132,80 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_only_this_host_reaches_keeps_its_vm_here() {
-        let with = |place| Needs { disks: vec![Disk { target: "vda".into(), place }], ..needs() };
+    fn a_disk_that_only_this_host_reaches_keeps_its_vm_here_unless_it_may_be_copied() {
+        let file = Ok(Layers { format: "raw".to_owned(), below: Vec::new() });
+        let with = |place, copy| Needs { disks: vec![Disk { target: "vda".into(), place, copy }], ..needs() };
         let shared = |path: &Path| path.starts_with("/nfs");
-        assert_eq!(storage(&with(Place::Network), shared), Ok(()));
-        assert_eq!(storage(&with(Place::Path("/nfs/a".into())), shared), Ok(()));
-        assert_eq!(
-            storage(&with(Place::Path("/srv/a".into())), shared),
-            Err(Immovable::Storage("vda (/srv/a)".into()))
-        );
-        assert!(storage(&with(Place::Other("volume".into())), shared).is_err());
+        for copies in [false, true] {
+            let none = |place| {
+                let needs = with(place, Err("no file"));
+                storage(&needs, shared, copies).map(|disks| disks.len())
+            };
+            assert_eq!((none(Place::Network), none(Place::Path("/nfs/a".into()))), (Ok(0), Ok(0)));
+            assert!(none(Place::Other("volume".into())).is_err());
+        }
+        let lonely = with(Place::Path("/srv/a".into()), file);
+        assert_eq!(storage(&lonely, shared, false), Err(Immovable::Storage("vda (/srv/a)".into())));
+        assert_eq!(storage(&lonely, shared, true), Ok(vec![&lonely.disks[0]]));
+        let special = with(Place::Path("/srv/a".into()), Err("encrypted"));
+        assert_eq!(storage(&special, shared, true), Err(Immovable::Storage("vda (/srv/a, encrypted)".into())));
+    }
+
+    fn original(path: &str, is_layer: bool) -> Original {
+        Original {
+            target: "vda".to_owned(),
+            path: path.into(),
+            format: "qcow2".to_owned(),
+            capacity_bytes: 1000 << 20,
+            own_bytes: 100 << 20,
+            image_bytes: if is_layer { 300 << 20 } else { 0 },
+            image: None,
+            is_layer,
+        }
+    }
+
+    fn landing(available_mib: u64, has_image: bool) -> Landing {
+        let pool = Pool { name: "p".to_owned(), capacity_bytes: 2000 << 20, available_bytes: available_mib << 20 };
+        Landing { pool: Some(pool), is_taken: false, has_image }
     }
 
     #[test]
-    fn paths_are_shared_by_their_file_system_or_because_the_operator_says_so() {
-        assert!(is_shared_kind(0x6969_i64) && is_shared_kind(0xff53_4d42_u32.cast_signed()));
-        assert!(!is_shared_kind(0xef53_i64));
-        assert!(!is_shared(Path::new("/nonexistent/gnomon"), &[]));
-        assert!(is_shared(Path::new("/dev/mapper/san-7"), &["/dev/mapper/san-".into()]));
+    fn only_layers_are_copied_where_all_images_are_there() {
+        let both = || vec![original("/a", true), original("/b", false)];
+        let plan = |first, second| copies(both(), &[landing(5000, first), landing(5000, second)], u64::MAX).unwrap();
+        assert!(plan(true, false).is_layered && !plan(false, false).is_layered);
+        let two = copies(
+            vec![original("/a", true), original("/b", true)],
+            &[landing(5000, true), landing(5000, false)],
+            u64::MAX,
+        );
+        assert!(!two.unwrap().is_layered, "one image is missing");
+        assert!(!copies(vec![original("/a", false)], &[landing(5000, true)], u64::MAX).unwrap().is_layered);
+    }
+
+    #[test]
+    fn no_more_is_copied_than_the_agent_allows_and_only_where_there_is_a_free_place_with_room() {
+        let of =
+            |is_layer, landing: Landing, bytes_max| copies(vec![original("/srv/a", is_layer)], &[landing], bytes_max);
+        let too_large = |bytes, bytes_max| Err(Immovable::StorageTooLarge { bytes, bytes_max });
+        assert_eq!(of(true, landing(5000, false), 399 << 20), too_large(400 << 20, 399 << 20));
+        assert!(of(true, landing(5000, false), 400 << 20).is_ok() && of(true, landing(5000, true), 100 << 20).is_ok());
+        assert_eq!(of(false, landing(5000, true), 0), too_large(100 << 20, 0));
+        // A whole disk may come to be written to all over; a layer needs a quarter and 64 MiB more than it has. 100 MiB stay free.
+        assert!(of(false, landing(1100, false), u64::MAX).is_ok() && of(true, landing(289, true), u64::MAX).is_ok());
+        for refused in [of(false, landing(1099, false), u64::MAX), of(true, landing(288, true), u64::MAX)] {
+            assert!(matches!(&refused, Err(Immovable::NoPlace(why)) if why.contains("bytes free")), "{refused:?}");
+        }
+        let two = copies(
+            vec![original("/a", false), original("/b", false)],
+            &[landing(2099, false), landing(2099, false)],
+            u64::MAX,
+        );
+        assert!(two.is_err(), "both together");
+        let refused = of(false, Landing { is_taken: true, ..landing(5000, false) }, u64::MAX);
+        assert!(matches!(&refused, Err(Immovable::NoPlace(why)) if why.contains("there already")), "{refused:?}");
+        let refused = of(false, Landing { pool: None, ..landing(5000, false) }, u64::MAX);
+        assert!(matches!(&refused, Err(Immovable::NoPlace(why)) if why.contains("no storage pool")), "{refused:?}");
     }
 
     #[test]

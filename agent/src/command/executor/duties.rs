@@ -412,6 +412,7 @@ impl Executor {
             life: record.life,
             cause: Some(cause),
             parked: false,
+            copies: None,
         };
         self.ledger.begin(&intent, None)?;
         let applied = self.apply(&intent)?;

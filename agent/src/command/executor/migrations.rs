@@ -46,6 +46,7 @@ impl Executor {
             life: known.life,
             cause: None,
             parked: false,
+            copies: None,
         };
         self.ledger.begin(&intent, None)?;
         tracing::info!(id = %command.id, vm = %command.vm, name = known.name, to = %migration.to, reason = command.reason, "VM is migrated");
@@ -91,7 +92,8 @@ impl Executor {
         let vm = intent.command.vm;
         let recorded = self.recorded(vm, intent.life)?;
         let keepsake = recorded.map(|record| serde_json::to_string(&record)).transpose()?;
-        Ok(Order { vm, migration: migration.clone(), keepsake, waited, is_new })
+        let copies = intent.copies.clone();
+        Ok(Order { vm, migration: migration.clone(), keepsake, waited, copies, is_new })
     }
 
     /// Concludes what has ended. Returns whether there is news in the ledger.
@@ -102,6 +104,11 @@ impl Executor {
             let of_vm = |intent: &Intent| intent.is_migration() && intent.command.vm == vm;
             let Some(intent) = self.ledger.intents()?.into_iter().find(of_vm) else { continue };
             match news {
+                News::Copies(copies) => {
+                    tracing::info!(%vm, files = ?copies.files, "its disks are copied: made on the target, and removed there if it stays");
+                    self.ledger.amend_intent(&Intent { copies: Some(copies), ..intent })?;
+                    self.beside.mover.recorded(vm);
+                }
                 News::Parked(result) if !intent.parked => self.tell_parked(&intent, result)?,
                 News::Parked(_) => {}
                 News::Ended(result) => self.end_migration(&intent, result)?,
@@ -151,6 +158,9 @@ impl Executor {
         let result = match result {
             OutcomeResult::Moved(moved) => {
                 self.metrics.migrated(took_us, moved.downtime_us);
+                if let Some(copied) = &moved.copied {
+                    tracing::info!(vm = %intent.command.vm, left = ?copied.left, "its disks went along: these files stay here, as they were when it left");
+                }
                 OutcomeResult::Moved(Moved { took_us, ..moved })
             }
             other => other,

@@ -40,6 +40,7 @@ impl Executor {
             life: known.life,
             cause: None,
             parked: false,
+            copies: None,
         };
         self.ledger.begin(&intent, None)?;
         self.begin_shadow(command, received)

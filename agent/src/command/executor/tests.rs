@@ -12,7 +12,7 @@ mod steps;
 mod thread;
 
 use super::*;
-use crate::actuate::migrate::{News, Order};
+use crate::actuate::migrate::{CopyRecord, News, Order};
 use crate::actuate::shadow::{ShadowNews, Task};
 use crate::command::clock::BootInstant;
 use gnomon_common::time::Timestamp;
@@ -47,6 +47,8 @@ struct World {
     begun: Vec<Order>,
     aborted: Vec<VmId>,
     forgotten: Vec<VmId>,
+    /// Of which VMs it was told that what is to be made of them elsewhere is written down.
+    recorded: Vec<VmId>,
     /// What it has to tell.
     news: Vec<(VmId, News)>,
     /// What was begun of shadows, what has become of it, and how often it was looked for what they left.
@@ -155,6 +157,10 @@ impl Mover for PlayedMover {
 
     fn abort(&mut self, vm: VmId) {
         self.world.lock().unwrap().aborted.push(vm);
+    }
+
+    fn recorded(&mut self, vm: VmId) {
+        self.world.lock().unwrap().recorded.push(vm);
     }
 
     fn forget_keepsake(&mut self, vm: VmId) {

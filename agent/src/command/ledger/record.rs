@@ -1,5 +1,6 @@
 //! What the ledger remembers, as JSON: a later release, or a person with a hex dump, must be able to read it.
 
+use crate::actuate::migrate::CopyRecord;
 use crate::command::clock::BootInstant;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Action, Command, LocalCause, Means, Origin, Setting, VmId};
@@ -45,6 +46,9 @@ pub struct Intent {
     /// shadow: that it takes longer than it should.
     #[serde(default)]
     pub parked: bool,
+    /// Of a migration: what it makes on the other host, and removes there if the VM stays.
+    #[serde(default)]
+    pub copies: Option<CopyRecord>,
 }
 
 impl Intent {

@@ -1,6 +1,7 @@
 //! Live migration: the call, its job, where a domain stands, and what the other host says before.
 
-use super::needs::{CpuNeed, Needs};
+use super::needs::{CpuNeed, Needs, flattened};
+use super::storage::Copies;
 use super::{Hypervisor, HypervisorError, is_no_domain};
 use crate::host::libvirt_raw::migration::{self as raw, RawJob};
 use crate::host::libvirt_raw::parameters::Value;
@@ -35,6 +36,8 @@ pub enum Standing {
 pub struct Job {
     /// Sent so far, in bytes of memory and storage.
     pub sent_bytes: u64,
+    /// Of that, storage.
+    pub sent_storage_bytes: u64,
     /// Left to send, in bytes.
     pub remaining_bytes: u64,
     /// What the guest writes to its memory, in bytes per second.
@@ -67,18 +70,40 @@ pub(super) fn is_arriving(domain: &Domain) -> bool {
 impl Hypervisor {
     /// Migrates a running domain, peer to peer, and returns when that has ended. What is persistent here is so there, and no longer here.
     /// Never post-copy: of a domain that is in two places at once, a broken link takes both. Blocks for as long as it takes.
-    pub fn migrate(&self, vm: VmId, how: &Migration) -> Result<(), HypervisorError> {
+    ///
+    /// Disks are copied at the same time, each with an equal part of the bandwidth, before the memory goes; what the guest writes to them meanwhile
+    /// goes along until it stands still. The files must be there.
+    pub fn migrate(&self, vm: VmId, how: &Migration, copies: Option<&Copies>) -> Result<(), HypervisorError> {
         let call = |e| HypervisorError::call("migrate it", &e);
         let domain = self.domain(vm)?;
         let mut flags = sys::VIR_MIGRATE_LIVE | sys::VIR_MIGRATE_PEER2PEER | sys::VIR_MIGRATE_ABORT_ON_ERROR;
-        if domain.is_persistent().map_err(call)? {
+        let is_persistent = domain.is_persistent().map_err(call)?;
+        if is_persistent {
             flags |= sys::VIR_MIGRATE_PERSIST_DEST | sys::VIR_MIGRATE_UNDEFINE_SOURCE;
         }
         if how.auto_converge {
             flags |= sys::VIR_MIGRATE_AUTO_CONVERGE;
         }
-        let bandwidth = how.bandwidth_bytes_per_s.map(|bytes_per_s| bytes_per_s.div_ceil(MIB).max(1));
-        let parameters = MigrateParameters { bandwidth, ..MigrateParameters::default() };
+        let mut parameters = MigrateParameters::default();
+        let mut shares = 1;
+        if let Some(copies) = copies {
+            flags |= if copies.is_layered { sys::VIR_MIGRATE_NON_SHARED_INC } else { sys::VIR_MIGRATE_NON_SHARED_DISK };
+            parameters.migrate_disks = copies.originals.iter().map(|original| original.target.clone()).collect();
+            shares = parameters.migrate_disks.len().max(1) as u64;
+            if !copies.is_layered {
+                // The target finds out by itself what a disk is a layer on, unless the definition says it: of a whole copy that is not so any more.
+                let flat = |kind| -> Result<Option<String>, HypervisorError> {
+                    let xml = domain.xml_desc(kind).map_err(call)?;
+                    let none = || HypervisorError::Unsupported("its definition is not understood".to_owned());
+                    let flat = flattened(&xml, &parameters.migrate_disks).ok_or_else(none)?;
+                    Ok((flat != xml).then_some(flat))
+                };
+                parameters.dest_xml = flat(sys::VIR_DOMAIN_XML_MIGRATABLE)?;
+                let inactive = sys::VIR_DOMAIN_XML_INACTIVE | sys::VIR_DOMAIN_XML_SECURE;
+                parameters.persist_xml = if is_persistent { flat(inactive)? } else { None };
+            }
+        }
+        parameters.bandwidth = how.bandwidth_bytes_per_s.map(|bytes_per_s| (bytes_per_s / shares).div_ceil(MIB).max(1));
         domain.migrate_to_uri3(Some(&how.uri), parameters, flags).map_err(call)
     }
 
@@ -123,6 +148,11 @@ impl Hypervisor {
     pub fn definition(&self, vm: VmId) -> Result<String, HypervisorError> {
         let xml = self.domain(vm)?.xml_desc(sys::VIR_DOMAIN_XML_MIGRATABLE);
         xml.map_err(|e| HypervisorError::call("read the definition", &e))
+    }
+
+    /// The definition in force with all that was found out since it began to run, such as what its disks are layers on. Blocks.
+    pub fn live_definition(&self, vm: VmId) -> Result<String, HypervisorError> {
+        self.domain(vm)?.xml_desc(0).map_err(|e| HypervisorError::call("read the definition", &e))
     }
 
     /// The `<cpu>` of this host, as its capabilities tell it. Blocks.
@@ -192,7 +222,11 @@ impl Hypervisor {
 }
 
 /// What was looked up; `None` where libvirt says that there is no such thing.
-fn known<T>(found: Result<T, Error>, none: ErrorNumber, what: &'static str) -> Result<Option<T>, HypervisorError> {
+pub(super) fn known<T>(
+    found: Result<T, Error>,
+    none: ErrorNumber,
+    what: &'static str,
+) -> Result<Option<T>, HypervisorError> {
     match found {
         Ok(found) => Ok(Some(found)),
         Err(error) if error.code().is_known_and(|code| code == none) => Ok(None),
@@ -229,6 +263,7 @@ fn figures(job: &RawJob) -> Job {
     let pages_per_s = of(sys::VIR_DOMAIN_JOB_MEMORY_DIRTY_RATE).filter(|pages| *pages > 0);
     Job {
         sent_bytes: of(sys::VIR_DOMAIN_JOB_DATA_PROCESSED).unwrap_or(0),
+        sent_storage_bytes: of(sys::VIR_DOMAIN_JOB_DISK_PROCESSED).unwrap_or(0),
         remaining_bytes: of(sys::VIR_DOMAIN_JOB_DATA_REMAINING).unwrap_or(0),
         dirty_bytes_per_s: pages_per_s
             .zip(of(sys::VIR_DOMAIN_JOB_MEMORY_PAGE_SIZE))

@@ -39,6 +39,26 @@ pub struct Disk {
     pub target: String,
     /// Where it is.
     pub place: Place,
+    /// What a copy of it on another host would be made of; else why there can be none.
+    pub copy: Result<Layers, &'static str>,
+}
+
+/// The files that a disk is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layers {
+    /// Format of the disk's own file, `raw` or `qcow2`.
+    pub format: String,
+    /// What it is a layer on, the uppermost first; nothing writes to these while it runs.
+    pub below: Vec<Image>,
+}
+
+/// A file that disks are layers on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: String,
 }
 
 /// Places of disks.
@@ -113,7 +133,58 @@ fn disk(device: Node<'_, '_>) -> Option<Disk> {
         (Some("dir"), _) => Place::Path(path("dir")?),
         (kind, _) => Place::Other(kind.unwrap_or("of no type").to_owned()),
     };
-    Some(Disk { target, place })
+    Some(Disk { target, place, copy: layers(device) })
+}
+
+/// What would have to be copied. A disk of which more is said than that it is a file of its VM's own is left alone: a copy would be something else.
+fn layers(device: Node<'_, '_>) -> Result<Layers, &'static str> {
+    const FORMATS: [&str; 2] = ["raw", "qcow2"];
+    let has = |name| children(device, name).next().is_some();
+    let source = children(device, "source").next();
+    let within_source = |name| source.is_some_and(|source| children(source, name).next().is_some());
+    let format = children(device, "driver").next().and_then(|driver| driver.attribute("type")).unwrap_or_default();
+    match () {
+        () if !matches!(device.attribute("device"), None | Some("disk")) => Err("a removable medium"),
+        () if device.attribute("type") != Some("file") => Err("no file"),
+        () if has("readonly") => Err("read-only"),
+        () if has("shareable") => Err("shared between VMs"),
+        () if has("transient") => Err("transient"),
+        () if has("encryption") || within_source("encryption") => Err("encrypted"),
+        () if within_source("slices") => Err("part of a file"),
+        () if has("mirror") => Err("being copied already"),
+        () if !FORMATS.contains(&format) => Err("neither raw nor qcow2"),
+        () => Ok(Layers { format: format.to_owned(), below: below(device)? }),
+    }
+}
+
+/// The images below a disk's own layer.
+fn below(device: Node<'_, '_>) -> Result<Vec<Image>, &'static str> {
+    let next =
+        |layer| children(layer, "backingStore").next().filter(|layer: &Node<'_, '_>| layer.has_attribute("type"));
+    let image = |layer: Node<'_, '_>| {
+        let source = children(layer, "source").next().filter(|_| layer.attribute("type") == Some("file"));
+        let path = source.and_then(|source| source.attribute("file"));
+        let format = children(layer, "format").next().and_then(|format| format.attribute("type"));
+        let image = path.zip(format).map(|(path, format)| Image { path: path.into(), format: format.to_owned() });
+        image.ok_or("a layer on what is no file")
+    };
+    std::iter::successors(next(device), |layer| next(*layer)).map(image).collect()
+}
+
+/// A definition in which nothing is said any more of what these disks are layers on.
+pub(super) fn flattened(xml: &str, targets: &[String]) -> Option<String> {
+    let document = Document::parse(xml).ok()?;
+    let devices = children(document.root_element(), "devices").next()?;
+    let of_copied = |disk: &Node<'_, '_>| {
+        let target = children(*disk, "target").next().and_then(|target| target.attribute("dev"));
+        target.is_some_and(|target| targets.iter().any(|copied| copied == target))
+    };
+    let disks = children(devices, "disk").filter(of_copied);
+    let mut ranges: Vec<_> = disks.flat_map(|disk| children(disk, "backingStore")).map(|layer| layer.range()).collect();
+    ranges.sort_by_key(|range| range.start);
+    let mut text = xml.to_owned();
+    ranges.into_iter().rev().for_each(|range| text.replace_range(range, ""));
+    Some(text)
 }
 
 /// A size with its unit, in bytes; libvirt writes KiB, and takes more.
@@ -149,16 +220,17 @@ mod tests {
         .unwrap();
         assert_eq!((needs.name.as_str(), needs.memory_bytes), ("web", 2 << 20));
         assert_eq!((needs.networks, needs.bridges), (vec!["lan".to_owned()], vec!["br0".to_owned()]));
-        let disk = |target: &str, place| Disk { target: target.to_owned(), place };
+        let places: Vec<_> = needs.disks.iter().map(|disk| (disk.target.as_str(), disk.place.clone())).collect();
         assert_eq!(
-            needs.disks,
+            places,
             [
-                disk("vda", Place::Path("/srv/a.img".into())),
-                disk("vdb", Place::Network),
-                disk("vdc", Place::Path("/dev/mapper/x".into())),
-                disk("vdd", Place::Other("volume".to_owned())),
+                ("vda", Place::Path("/srv/a.img".into())),
+                ("vdb", Place::Network),
+                ("vdc", Place::Path("/dev/mapper/x".into())),
+                ("vdd", Place::Other("volume".to_owned())),
             ]
         );
+        assert!(needs.disks.iter().all(|disk| disk.copy.is_err()), "one of no known format, others that are no files");
         assert_eq!(needs.cpu, CpuNeed::Features("<cpu mode='custom'><model>x</model></cpu>".to_owned()));
     }
 
@@ -173,6 +245,42 @@ mod tests {
         assert_eq!(cpu("kvm", "<cpu mode='host-passthrough'/>"), CpuNeed::SameAs(String::new()));
         let host = "<capabilities><host><uuid>x</uuid><cpu><arch>x86_64</arch></cpu></host></capabilities>";
         assert_eq!(host_cpu(host).as_deref(), Some("<cpu><arch>x86_64</arch></cpu>"));
+    }
+
+    const LAYER: &str = "<domain><name>a</name><memory>1</memory><devices><disk type='file' device='disk'><driver type='qcow2'/>\
+        <source file='/srv/a.qcow2' index='1'/><backingStore type='file' index='2'><format type='raw'/><source file='/images/base'/>\
+        <backingStore/></backingStore><target dev='vda'/></disk><disk type='file'><driver type='raw'/><source file='/srv/b'/>\
+        <backingStore/><target dev='vdb'/></disk></devices></domain>";
+
+    #[test]
+    fn a_file_and_what_it_is_a_layer_on_can_be_copied_and_nothing_more_special() {
+        let copies =
+            |xml: &str| -> Vec<_> { Needs::parse(xml).unwrap().disks.into_iter().map(|disk| disk.copy).collect() };
+        let base = Image { path: "/images/base".into(), format: "raw".to_owned() };
+        let layers = |format: &str, below| Ok(Layers { format: format.to_owned(), below });
+        assert_eq!(copies(LAYER), [layers("qcow2", vec![base]), layers("raw", vec![])]);
+        for (from, to) in [
+            ("<target dev='vda'/>", "<readonly/><target dev='vda'/>"),
+            ("<target dev='vda'/>", "<shareable/><target dev='vda'/>"),
+            ("<target dev='vda'/>", "<encryption format='luks'/><target dev='vda'/>"),
+            ("<target dev='vda'/>", "<mirror job='copy'/><target dev='vda'/>"),
+            ("device='disk'", "device='cdrom'"),
+            ("type='qcow2'", "type='vmdk'"),
+            ("<backingStore type='file'", "<backingStore type='network'"),
+        ] {
+            let xml = LAYER.replacen(from, to, 1);
+            assert!(xml != LAYER && copies(&xml)[0].is_err() && copies(&xml)[1].is_ok(), "{to}");
+        }
+    }
+
+    #[test]
+    fn a_definition_for_whole_copies_names_no_images() {
+        let flat = flattened(LAYER, &["vda".to_owned(), "vdb".to_owned()]).unwrap();
+        assert!(!flat.contains("backingStore") && !flat.contains("/images/base"), "{flat}");
+        assert!(flat.contains("/srv/a.qcow2") && flat.contains("/srv/b"));
+        let one = flattened(LAYER, &["vdb".to_owned()]).unwrap();
+        assert_eq!(one, LAYER.replacen("<source file='/srv/b'/><backingStore/>", "<source file='/srv/b'/>", 1));
+        assert_eq!(Needs::parse(&flat).unwrap().disks.len(), 2);
     }
 
     proptest! {

@@ -240,6 +240,7 @@ impl Reader {
             stood_down: vms().map(|facts| facts.id).filter(|&id| self.config.stood_down.contains(id)).collect(),
             migrations: self.config.migrations.all(),
             pacers: self.config.pacers.windows(),
+            storage: self.config.storage.all(),
             memory: self.read_memory(inventory, taken_ns),
             process_io: vms().filter_map(|facts| Some((facts.id, self.read_process_io(facts, taken_ns)?))).collect(),
             disk_names: disks.map(disk_names).unwrap_or_default(),

@@ -7,6 +7,7 @@ mod by_hand;
 mod dirty_rates;
 mod lint;
 mod outcomes;
+mod storage;
 mod target;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -192,8 +193,9 @@ impl Core {
             return Claim { median_cores: cores, high_cores: cores, memory_bytes };
         }
         let policy = &self.policy.migrate;
+        let haul = self.haul(vm);
         // What takes longer is given up.
-        let takes = self.haul(vm).takes().min(Duration::from_millis(policy.timeout_ms));
+        let takes = haul.takes().min(Duration::from_millis(haul.timeout_ms(policy)));
         let ahead = Duration::from_millis(policy.lead_ms) + takes;
         let (median_cores, high_cores) = vm.demand_ahead(at, ahead, &self.policy, skill_min);
         Claim { median_cores, high_cores, memory_bytes }
@@ -201,7 +203,8 @@ impl Core {
 
     /// What has to travel when a VM moves.
     pub(in crate::core) fn haul(&self, vm: &Vm) -> Haul {
-        self.moves.pace.haul(vm.has_bytes(), vm.travel.dirty_bytes_per_s(self.now), &self.policy.migrate)
+        let dirty = vm.travel.dirty_bytes_per_s(self.now);
+        self.moves.pace.haul(vm.has_bytes(), dirty, &self.policy.migrate).with_storage(self.to_copy(vm))
     }
 
     /// Whether moves are at their limits now.
@@ -234,7 +237,8 @@ impl Core {
             let (to_after, to, facts) = self.find_target(now, host, &candidate, room.share(load), search)?;
             let from_after = room.share(&load.minus(candidate.claim));
             let expected = Relief { from_before: room.share(load), from_after, to_after };
-            let haul = Some(candidate.haul).filter(|haul| haul.dirty_bytes_per_s.is_some());
+            let is_known = |haul: &Haul| haul.dirty_bytes_per_s.is_some() || haul.storage_bytes > 0;
+            let haul = Some(candidate.haul).filter(is_known);
             let reason = if search.is_drained {
                 Reason::Drained { haul }
             } else if room.holds_cpu(proven) {
@@ -243,7 +247,7 @@ impl Core {
             } else {
                 Reason::HostFull { demand_cores: proven.high_cores(), room_cores: room.cores, expected, haul }
             };
-            let migration = self.migration(to.clone(), facts.migration.as_ref()?.uri.clone());
+            let migration = self.migration(to.clone(), facts.migration.as_ref()?.uri.clone(), &candidate.haul);
             let (vm, host) = (candidate.vm, host.clone());
             Some(PlannedAction {
                 host,
@@ -281,6 +285,7 @@ impl Core {
         let rests = guards.plans(Guard::CoolDown) && self.rests(now, id, vm, is_drained);
         let held = guards.plans(Guard::Hold) && (vm.stood_down || self.holds.on_vm(id, Some(host)).is_some());
         let stays = (guards.plans(Guard::Terms) && vm.terms.stays_because().is_some()) || vm.travel.is_rooted(now);
+        let stays = stays || self.storage_stays(vm, host).is_some();
         let backs_off = vm.travel.backoff.until(now).is_some();
         let is_denied = self.is_move_denied(now, id);
         vm.state == VmState::Running && vm.flight.is_none() && !rests && !held && !stays && !backs_off && !is_denied
@@ -406,14 +411,15 @@ impl Core {
     }
 
     /// A move as policy has it.
-    fn migration(&self, to: HostId, uri: String) -> Migration {
+    fn migration(&self, to: HostId, uri: String, haul: &Haul) -> Migration {
         let policy = &self.policy.migrate;
         Migration {
             to,
             uri,
-            timeout_ms: policy.timeout_ms,
+            timeout_ms: haul.timeout_ms(policy),
             bandwidth_bytes_per_s: policy.bandwidth_bytes_per_s,
             auto_converge: policy.auto_converge,
+            copy_storage: policy.copy_storage,
         }
     }
 

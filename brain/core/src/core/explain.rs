@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use gnomon_common::wire::{ExitReason, ExitShare, InterfaceWindow, Means, VmId, VmState};
+use gnomon_common::wire::{ExitReason, ExitShare, HostId, InterfaceWindow, Means, VmId, VmState};
 
 use super::planning::{balloon_sizing, sizing};
 use super::{Core, views};
@@ -41,6 +41,7 @@ impl Core {
         lines.extend(exits(vm));
         lines.extend(self.shadow_in_words(id));
         lines.extend(self.dirties(vm));
+        lines.extend(self.disks_of_its_own(vm, host_id));
         lines.extend(self.restraints(id, vm, host));
         Some(Explanation {
             vm: view,
@@ -57,6 +58,19 @@ impl Core {
             Ok(_) => format!("To move it, {}.", self.haul(vm)),
             Err(why) => format!("How fast its guest writes to its memory could not be measured: {why}."),
         })
+    }
+
+    /// What only its host has of its disks, and whether that may go along.
+    fn disks_of_its_own(&self, vm: &Vm, host: &HostId) -> Option<String> {
+        let storage = vm.storage?;
+        let (own, images) = (mib(storage.own_bytes), mib(storage.image_bytes));
+        let may_go = match self.storage_stays(vm, host) {
+            Some(why) => format!("it stays there: {why}"),
+            None => "they are copied along where it is moved".to_owned(),
+        };
+        Some(format!(
+            "Only its host has its disks, {own} in its own files and {images} in images below these: {may_go}."
+        ))
     }
 
     fn learnt(&self, vm: &Vm) -> String {

@@ -194,7 +194,7 @@ impl Shadows {
     }
 
     /// The shadows that are on a host, or are coming to it.
-    fn coming_to<'a>(&'a self, host: &'a HostId) -> impl Iterator<Item = &'a Shadow> {
+    pub(in crate::core) fn coming_to<'a>(&'a self, host: &'a HostId) -> impl Iterator<Item = &'a Shadow> {
         let shadows = self.kept.values().map(|kept| &kept.shadow);
         shadows.filter(move |shadow| shadow.state.is_placed() && shadow.host.as_ref() == Some(host))
     }

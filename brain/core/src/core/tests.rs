@@ -14,6 +14,7 @@ mod memory;
 mod set;
 mod shadows;
 mod skill;
+mod storage;
 mod together;
 mod town;
 mod trial;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     Action, Allocation, CommandId, CpuWindow, Culprits, DiskWindow, ExitShare, HostId, INTERFACES_MAX, InterfaceWindow,
-    MemoryWindow, MigrationProgress, OutcomeResult, Setting, ShadowWindow, VmState, VmTerms, VmWindow,
+    LocalStorage, MemoryWindow, MigrationProgress, OutcomeResult, Setting, ShadowWindow, VmState, VmTerms, VmWindow,
 };
 use thiserror::Error;
 
@@ -101,6 +101,8 @@ pub(crate) struct Vm {
     pub(crate) terms: VmTerms,
     /// What it is besides, where it is a shadow.
     pub(crate) shadow: Option<ShadowWindow>,
+    /// What only its host has of its disks, as far as that tells.
+    pub(crate) storage: Option<LocalStorage>,
     /// How far its migration has come, as its host told last.
     pub(crate) migration: Option<MigrationProgress>,
     /// It stands still between two hosts, and its move is still in flight.
@@ -159,6 +161,7 @@ impl Vm {
             stood_down: false,
             terms: VmTerms::default(),
             shadow: window.shadow,
+            storage: None,
             migration: None,
             is_parked: false,
             travel: Travel::default(),
@@ -285,6 +288,7 @@ impl Vm {
             self.stood_down = window.stood_down;
         }
         self.terms = window.terms.clone();
+        self.storage = window.storage;
         self.migration = window.migration;
         self.shadow = window.shadow;
         self.memory = memory;

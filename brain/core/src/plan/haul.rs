@@ -4,6 +4,7 @@
 //! until so little is left that it can be sent while the guest stands still (pre-copy: Clark et al., *Live Migration of Virtual Machines*,
 //! NSDI 2005). Over a link that carries `B` bytes per second the memory `M` of a guest that writes to `D` of it per second takes rounds of
 //! `M`, `M·D/B`, `M·(D/B)²`…: a geometric series, which ends where `D` is below `B`. Where it is not, it goes on until somebody gives it up.
+//! Disks that are copied go before the memory, once; what is written to them meanwhile is not known and counts as nothing.
 
 use std::fmt;
 use std::time::Duration;
@@ -22,6 +23,9 @@ const STAND_STILL_S: f64 = 0.3;
 
 /// Longer than this nothing is looked ahead for.
 const TAKES_MAX: Duration = Duration::from_hours(1);
+
+/// No move is waited for any longer, as [`MigratePolicy::timeout_ms`] is bounded.
+const TIMEOUT_MAX_MS: u64 = 86_400_000;
 
 /// What moves have cost so far: learnt, and kept across restarts.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -83,6 +87,7 @@ impl MovePace {
             dirty_bytes_per_s,
             link_bytes_per_s,
             is_slowed: policy.auto_converge,
+            storage_bytes: 0,
         }
     }
 }
@@ -114,12 +119,31 @@ pub struct Haul {
     pub link_bytes_per_s: f64,
     /// Whether by policy the guest is slowed down where it writes faster than that.
     pub is_slowed: bool,
+    /// How much of `bytes` is copied of its disks.
+    #[serde(default)]
+    pub storage_bytes: u64,
 }
 
 impl Haul {
     /// Whether less is written to than the link carries away, as far as is known: else it goes on until it is given up, or the guest slowed down.
     pub fn converges(&self) -> bool {
         self.dirty_bytes_per_s.is_none_or(|dirty| (dirty as f64) < self.link_bytes_per_s)
+    }
+
+    /// The same with disks that are copied as well.
+    pub(crate) fn with_storage(self, storage_bytes: u64) -> Self {
+        Self {
+            bytes: self.bytes.saturating_add(storage_bytes),
+            takes_s: self.takes_s + storage_bytes as f64 / self.link_bytes_per_s,
+            storage_bytes: self.storage_bytes.saturating_add(storage_bytes),
+            ..self
+        }
+    }
+
+    /// When a move is given up, in milliseconds: as policy says, and twice the time longer that its disks take; a day at most.
+    pub(crate) fn timeout_ms(&self, policy: &MigratePolicy) -> u64 {
+        let storage_ms = self.storage_bytes as f64 / self.link_bytes_per_s * 1000.0;
+        policy.timeout_ms.saturating_add((2.0 * storage_ms) as u64).min(TIMEOUT_MAX_MS)
     }
 
     /// How long that takes, an hour at most.
@@ -131,19 +155,20 @@ impl Haul {
 
 impl fmt::Display for Haul {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(dirty) = self.dirty_bytes_per_s else {
-            return write!(f, "{} have to travel", mib(self.bytes));
-        };
         let per_s = |bytes: f64| bytes / f64::from(1 << 20);
-        write!(f, "its guest writes to {:.1} MiB of its memory a second, ", per_s(dirty as f64))?;
-        match (self.converges(), self.is_slowed) {
-            (true, _) => write!(f, "so that {} have to travel", mib(self.bytes)),
-            (false, is_slowed) => {
+        if let Some(dirty) = self.dirty_bytes_per_s {
+            write!(f, "its guest writes to {:.1} MiB of its memory a second, ", per_s(dirty as f64))?;
+        }
+        match (self.dirty_bytes_per_s, self.converges(), self.is_slowed) {
+            (None, ..) => write!(f, "{} have to travel", mib(self.bytes))?,
+            (_, true, _) => write!(f, "so that {} have to travel", mib(self.bytes))?,
+            (_, false, is_slowed) => {
                 let link = per_s(self.link_bytes_per_s);
                 let then = if is_slowed { "it is slowed down for that" } else { "the move may have to be given up" };
-                write!(f, "more than the {link:.1} that the link carries: {then}")
+                write!(f, "more than the {link:.1} that the link carries: {then}")?;
             }
         }
+        if self.storage_bytes > 0 { write!(f, ", {} of them from its disks", mib(self.storage_bytes)) } else { Ok(()) }
     }
 }
 
@@ -186,9 +211,25 @@ mod tests {
     }
 
     #[test]
+    fn disks_that_are_copied_cost_bytes_and_time_and_lengthen_what_a_move_may_take() {
+        let policy = MigratePolicy::default();
+        let (plain, with) = (haul(GIB, None), haul(GIB, None).with_storage(10_000_000_000));
+        assert_eq!((with.bytes, with.storage_bytes), (GIB + 10_000_000_000, 10_000_000_000));
+        assert!((with.takes_s - plain.takes_s - 100.0).abs() < 1e-6, "{with:?}");
+        assert_eq!(
+            (plain.timeout_ms(&policy), with.timeout_ms(&policy)),
+            (policy.timeout_ms, policy.timeout_ms + 200_000)
+        );
+        assert_eq!(plain.with_storage(u64::MAX).timeout_ms(&policy), TIMEOUT_MAX_MS);
+        assert_eq!(with.to_string(), "10561 MiB have to travel, 9537 MiB of them from its disks");
+        let written = haul(GIB, Some(0)).with_storage(GIB).to_string();
+        assert!(written.ends_with("so that 2048 MiB have to travel, 1024 MiB of them from its disks"), "{written}");
+    }
+
+    #[test]
     fn the_link_is_learnt_from_what_travelled() {
         let mut pace = MovePace::default();
-        let moved = |sent_bytes| Moved { took_us: 10_000_000, downtime_us: Some(500_000), sent_bytes };
+        let moved = |sent_bytes| Moved { took_us: 10_000_000, downtime_us: Some(500_000), sent_bytes, copied: None };
         pace.learn(GIB, &moved(Some(3 * GIB)));
         assert_eq!((pace.moves, pace.bytes_per_s, pace.downtime_s), (1, 3.0 * GIB as f64 / 10.0, 0.5));
         pace.learn(GIB, &moved(Some(1)));
@@ -200,14 +241,15 @@ mod tests {
     #[test]
     fn memory_that_was_never_touched_makes_no_link_fast() {
         let mut pace = MovePace::default();
+        let moved = |took_us, sent| Moved { took_us, sent_bytes: Some(sent), ..Moved::default() };
         // 16 GiB, of which 1 GiB was sent in ten seconds.
-        pace.learn(16 * GIB, &Moved { took_us: 10_000_000, downtime_us: None, sent_bytes: Some(GIB) });
+        pace.learn(16 * GIB, &moved(10_000_000, GIB));
         let haul = pace.haul(16 * GIB, Some(200_000_000), &MigratePolicy::default());
         assert!(!haul.converges(), "{haul:?}");
         let calm = pace.haul(16 * GIB, Some(0), &MigratePolicy::default());
         assert!((calm.takes().as_secs_f64() - 10.0).abs() < 0.01 && calm.converges(), "{calm:?}");
         // A short move, mostly preparation, does not make it slow at once.
-        pace.learn(GIB, &Moved { took_us: 1_000_000, downtime_us: None, sent_bytes: Some(GIB / 100) });
+        pace.learn(GIB, &moved(1_000_000, GIB / 100));
         assert!(pace.sent_bytes_per_s.unwrap() > 0.7 * GIB as f64 / 10.0, "{pace:?}");
     }
 

@@ -66,8 +66,12 @@ impl World {
         let vm = agent.vms.remove(place);
         self.note(now, &format!("{} runs on {} now", vm.name, migration.to));
         self.with_agent(&migration.to, |agent| agent.vms.push(vm));
-        let moved =
-            Moved { took_us: now.since(received).as_micros() as u64, downtime_us: Some(100_000), sent_bytes: None };
+        let moved = Moved {
+            took_us: now.since(received).as_micros() as u64,
+            downtime_us: Some(100_000),
+            sent_bytes: None,
+            copied: None,
+        };
         self.conclude(now, host, command, OutcomeResult::Moved(moved));
     }
 

@@ -27,6 +27,16 @@ for word in $(cat /proc/cmdline); do
             done
         done &
         ;;
+    # gnomon.numbers=vda: numbers are written to that disk, each into 4 KiB of its own and onto the console once the disk has it. Their places are
+    # used again after 4096 of them.
+    gnomon.numbers=*)
+        disk=/dev/${word#*=} number=0
+        while sleep 0.05; do
+            number=$((number + 1))
+            printf '%-4095d\n' $number | dd of="$disk" bs=4096 iflag=fullblock seek=$((number % 4096)) conv=notrunc,fsync 2> /dev/null &&
+                echo "lab-disk $number"
+        done &
+        ;;
     # gnomon.pacer: a shadow's pacer is there. In the lab's own guests it runs beside the load, and with a shell for the lab: where nobody is
     # connected that ends at once, and is started again. In a shadow it takes the load's place: nobody has work for a copy.
     gnomon.pacer)

@@ -1,10 +1,10 @@
 //! Journeys between two hosts that a test plays.
 
 use super::*;
-use gnomon_common::wire::HostId;
+use gnomon_common::wire::{HostId, Migration, VmId};
 use std::collections::VecDeque;
 use std::sync::Mutex;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Sender, channel};
 use uuid::Uuid;
 
 const BY_MIGRATION: Standing = Standing::Stopped { by_migration: true };
@@ -22,6 +22,14 @@ struct Played {
     hanging: Option<Sender<Result<(), String>>>,
     paused: Duration,
     kept: Vec<Option<String>>,
+    /// What has to be made on the other host, what that says, and what it has made and removed.
+    copies: Option<CopyRecord>,
+    not_made: VecDeque<Option<NotMade>>,
+    unremovable: usize,
+    made: Vec<String>,
+    removed: Vec<String>,
+    recorded: Vec<CopyRecord>,
+    unrecordable: bool,
 }
 
 struct Shared<'a>(&'a Mutex<Played>);
@@ -31,8 +39,27 @@ fn next<T: Copy>(list: &mut VecDeque<T>) -> Option<T> {
 }
 
 impl Sides for Shared<'_> {
-    fn check(&mut self) -> Result<(), Refusal> {
-        self.0.lock().unwrap().immovable.take().map_or(Ok(()), |why| Err(Refusal::Immovable(why)))
+    fn check(&mut self) -> Result<Option<CopyRecord>, Refusal> {
+        let mut played = self.0.lock().unwrap();
+        let copies = played.copies.clone();
+        played.immovable.take().map_or(Ok(copies), |why| Err(Refusal::Immovable(why)))
+    }
+
+    fn make_copy(&mut self, file: &str) -> Result<(), NotMade> {
+        let mut played = self.0.lock().unwrap();
+        assert!(!played.recorded.is_empty(), "it was not written down before");
+        played.made.push(file.to_owned());
+        played.not_made.pop_front().flatten().map_or(Ok(()), Err)
+    }
+
+    fn remove_copy(&mut self, file: &str) -> Result<(), String> {
+        let mut played = self.0.lock().unwrap();
+        if played.unremovable > 0 {
+            played.unremovable -= 1;
+            return Err("busy".to_owned());
+        }
+        played.removed.push(file.to_owned());
+        Ok(())
     }
 
     fn keep(&mut self, keepsake: Option<&str>) {
@@ -78,7 +105,7 @@ impl Sides for Shared<'_> {
     }
 
     fn completed(&mut self) -> Option<Job> {
-        Some(Job { sent_bytes: 7, downtime_us: Some(90_000), ..Job::default() })
+        Some(Job { sent_bytes: 10, downtime_us: Some(90_000), ..Job::default() })
     }
 
     fn pause(&mut self, pause: Duration) {
@@ -93,8 +120,9 @@ fn order(is_new: bool, timeout_ms: u64) -> Order {
         timeout_ms,
         bandwidth_bytes_per_s: None,
         auto_converge: false,
+        copy_storage: true,
     };
-    Order { vm: VmId(Uuid::from_u128(1)), migration, keepsake: None, waited: Duration::ZERO, is_new }
+    Order { vm: VmId(Uuid::from_u128(1)), migration, keepsake: None, waited: Duration::ZERO, copies: None, is_new }
 }
 
 /// Goes the journey; returns how it ended, and whether it was told to be parked.
@@ -102,11 +130,17 @@ fn go(played: &Mutex<Played>, order: &Order, asked: bool) -> (OutcomeResult, usi
     let (book, asked) = (MigrationBook::default(), Arc::new(AtomicBool::new(asked)));
     let begun = Instant::now();
     let mut parked = 0;
-    let journey = Journey { order, sides: Shared(played), asked, begun, book: &book };
-    let result = journey.run(&mut |news| {
+    let journey = Journey { order, sides: Shared(played), asked, begun, book: &book, sent_storage_bytes: None };
+    let mut told = |news| {
         assert!(matches!(news, OutcomeResult::NotMoved { whereabouts: Whereabouts::Parked, .. }));
         parked += 1;
-    });
+    };
+    let mut record = |copies: &CopyRecord| {
+        let mut played = played.lock().unwrap();
+        played.recorded.push(copies.clone());
+        !played.unrecordable
+    };
+    let result = journey.run(&mut told, &mut record);
     (result, parked)
 }
 
@@ -118,7 +152,7 @@ fn here(error: &str) -> OutcomeResult {
 fn what_libvirt_says_has_moved_and_is_gone_has_moved() {
     let played = Mutex::new(Played { says: Some(Ok(())), here: [Some(Standing::Absent)].into(), ..Played::default() });
     let (result, parked) = go(&played, &order(true, 60_000), false);
-    let moved = Moved { took_us: 0, downtime_us: Some(90_000), sent_bytes: Some(7) };
+    let moved = Moved { took_us: 0, downtime_us: Some(90_000), sent_bytes: Some(10), copied: None };
     assert_eq!((result, parked), (OutcomeResult::Moved(moved), 0));
 }
 
@@ -222,4 +256,114 @@ fn a_vm_that_runs_nowhere_has_ended() {
     let (here, there) = ([Some(Standing::Absent)].into(), [Some(Standing::Absent)].into());
     let played = Mutex::new(Played { says, here, there, ..Played::default() });
     assert!(matches!(go(&played, &order(true, 60_000), false).0, OutcomeResult::Failed { retryable: false, .. }));
+}
+
+fn two_files() -> CopyRecord {
+    CopyRecord { files: vec!["/srv/a".to_owned(), "/srv/b".to_owned()], is_layered: true, bytes: 10 }
+}
+
+#[test]
+fn disks_that_went_along_stay_here_and_are_told() {
+    // QEMU counts 40 of its disks, of which 30 are empty, and 10 of its memory.
+    for (counted, bytes, sent_bytes) in [(40, Some(10), 20), (4, Some(4), 14), (0, None, 10)] {
+        let played = Mutex::new(Played {
+            copies: Some(two_files()),
+            jobs: [Some(Some(Job { sent_storage_bytes: counted, ..Job::default() }))].into(),
+            here: [Some(Standing::Absent)].into(),
+            ..Played::default()
+        });
+        // It is seen how far it is, then it is over.
+        let result = std::thread::scope(|scope| {
+            let gone = scope.spawn(|| go(&played, &order(true, 60_000), false).0);
+            let tell = loop {
+                std::thread::sleep(2 * LOOK_INTERVAL);
+                if let Some(tell) = played.lock().unwrap().hanging.take() {
+                    break tell;
+                }
+            };
+            tell.send(Ok(())).unwrap();
+            gone.join().unwrap()
+        });
+        let OutcomeResult::Moved(moved) = result else { panic!("{result:?}") };
+        assert_eq!(moved.copied, Some(Copied { bytes, is_layered: true, left: two_files().files }));
+        assert_eq!(moved.sent_bytes, Some(sent_bytes));
+        let played = played.into_inner().unwrap();
+        assert_eq!((played.recorded, played.made, played.removed), (vec![two_files()], two_files().files, vec![]));
+    }
+}
+
+#[test]
+fn copies_of_a_vm_that_stays_are_removed_once_the_other_host_does_not_know_it() {
+    for is_new in [true, false] {
+        // The agent's first life begins it; another one finds what that has made in its ledger.
+        let there = [Some(BY_MIGRATION), None, Some(Standing::Absent)].into();
+        let (copies, says) = (Some(two_files()), Some(Err("no".to_owned())));
+        let here_ = [Some(Standing::Active)].into();
+        let played = Mutex::new(Played { copies: copies.clone(), says, here: here_, there, ..Played::default() });
+        let order = Order { copies: copies.filter(|_| !is_new), ..order(is_new, 60_000) };
+        let error = if is_new { "no" } else { "the agent was restarted while it was under way" };
+        assert_eq!(go(&played, &order, false).0, here(error));
+        let played = played.into_inner().unwrap();
+        assert_eq!(played.removed, two_files().files, "{is_new}");
+    }
+}
+
+#[test]
+fn what_cannot_be_removed_is_told() {
+    let played = || Played { copies: Some(two_files()), says: Some(Err("no".to_owned())), ..Played::default() };
+    let active = || [Some(Standing::Active)].into();
+    // The first of them is removed at the second try, when the other one is gone.
+    let slow =
+        Mutex::new(Played { here: active(), there: [Some(Standing::Absent)].into(), unremovable: 1, ..played() });
+    assert_eq!(go(&slow, &order(true, 60_000), false).0, here("no"));
+    assert_eq!(slow.into_inner().unwrap().removed, ["/srv/b", "/srv/a"]);
+    // The other host has it still, or does not say.
+    for there in [None, Some(BY_MIGRATION), Some(Standing::Active), Some(Standing::Off)] {
+        let silent = Mutex::new(Played { here: active(), there: [there].into(), ..played() });
+        let told = "no; on the target there are left, to be removed by hand: /srv/a, /srv/b";
+        assert_eq!(go(&silent, &order(true, 60_000), false).0, here(told));
+        assert_eq!(silent.into_inner().unwrap().removed, [""; 0], "{there:?}");
+    }
+}
+
+#[test]
+fn nothing_is_removed_that_another_one_has_made_meanwhile() {
+    let active = || [Some(Standing::Active)].into();
+    let with = |not_made| Played {
+        copies: Some(two_files()),
+        not_made: [None, Some(not_made)].into(),
+        here: active(),
+        there: [Some(Standing::Absent)].into(),
+        says: Some(Ok(())),
+        ..Played::default()
+    };
+    let refused = Mutex::new(with(NotMade::Refused("exists".to_owned())));
+    assert_eq!(go(&refused, &order(true, 60_000), false).0, here("/srv/b was not made on the target: exists"));
+    let refused = refused.into_inner().unwrap();
+    assert!(refused.removed == ["/srv/a"] && refused.says.is_some(), "{:?}", refused.removed);
+    let unclear = Mutex::new(with(NotMade::Unclear("no answer".to_owned())));
+    go(&unclear, &order(true, 60_000), false);
+    assert_eq!(unclear.into_inner().unwrap().removed, two_files().files);
+}
+
+#[test]
+fn nothing_is_made_that_cannot_be_written_down() {
+    let played = Mutex::new(Played { copies: Some(two_files()), unrecordable: true, ..Played::default() });
+    assert!(matches!(go(&played, &order(true, 60_000), false).0, OutcomeResult::NotMoved { .. }));
+    let played = played.into_inner().unwrap();
+    assert!(played.made.is_empty() && played.removed.is_empty());
+}
+
+#[test]
+fn both_copies_stay_where_it_is_not_known_which_ran_last() {
+    let played = Mutex::new(Played {
+        copies: Some(two_files()),
+        says: Some(Err("domain is not running".to_owned())),
+        here: [Some(Standing::Absent)].into(),
+        there: [Some(Standing::Absent)].into(),
+        ..Played::default()
+    });
+    let OutcomeResult::Failed { error, .. } = go(&played, &order(true, 60_000), false).0 else { panic!() };
+    assert!(error.contains("/srv/a, /srv/b"), "{error}");
+    assert!(played.into_inner().unwrap().removed.is_empty());
 }

@@ -10,6 +10,7 @@ fn migration(to: &str) -> Migration {
         timeout_ms: 60_000,
         bandwidth_bytes_per_s: None,
         auto_converge: true,
+        copy_storage: false,
     }
 }
 
@@ -39,7 +40,8 @@ fn while_a_vm_is_on_its_way_it_is_left_alone_and_what_was_set_goes_with_it() {
     let undo = executor.ledger.undo(vm(1)).unwrap();
     let keepsake = undo.map(|undo| serde_json::to_string(&undo).unwrap());
     assert!(keepsake.is_some());
-    let order = Order { vm: vm(1), migration: migration("h2"), keepsake, waited: Duration::ZERO, is_new: true };
+    let order =
+        Order { vm: vm(1), migration: migration("h2"), keepsake, waited: Duration::ZERO, copies: None, is_new: true };
     assert_eq!(world.lock().unwrap().begun, [order]);
     send(&mut executor, &world, &set(3, 3.0));
     send(&mut executor, &world, &command(4, 1, Action::Release));
@@ -52,9 +54,9 @@ fn while_a_vm_is_on_its_way_it_is_left_alone_and_what_was_set_goes_with_it() {
             (5, refused(RefusedCommand::TooManyMigrations { most: 1 })),
         ]
     );
-    let moved = Moved { took_us: 0, downtime_us: Some(80_000), sent_bytes: Some(9) };
+    let moved = Moved { took_us: 0, downtime_us: Some(80_000), sent_bytes: Some(9), copied: None };
     world.lock().unwrap().us += 2_000_000;
-    news(&mut executor, &world, News::Ended(OutcomeResult::Moved(moved)));
+    news(&mut executor, &world, News::Ended(OutcomeResult::Moved(moved.clone())));
     assert_eq!(results(&executor)[4], (2, OutcomeResult::Moved(Moved { took_us: 2_000_000, ..moved })));
     assert_eq!((executor.ledger.undo_records().unwrap(), executor.ledger.intents().unwrap()), (vec![], vec![]));
 }
@@ -86,13 +88,31 @@ fn an_agent_that_was_killed_follows_the_migration_and_does_not_begin_it_again() 
     after.try_resolve();
     let begun = world.lock().unwrap().begun.clone();
     let waited = Duration::from_secs(5);
-    let again = Order { vm: vm(1), migration: migration("h2"), keepsake: None, waited, is_new: false };
+    let again = Order { vm: vm(1), migration: migration("h2"), keepsake: None, waited, copies: None, is_new: false };
     assert_eq!(begun[1..], [again]);
     // The brain asks again: it is under way still, and there is nothing to say.
     send(&mut after, &world, &migrate(1));
     assert_eq!(results(&after), []);
     news(&mut after, &world, News::Ended(not_moved(Whereabouts::Here)));
     assert_eq!(results(&after), [(1, not_moved(Whereabouts::Here))]);
+}
+
+#[test]
+fn what_is_made_on_the_other_host_is_written_down_before_and_known_to_the_next_life() {
+    let (_folder, path, world) = host();
+    let mut before = executor(&path, &world, false);
+    send(&mut before, &world, &migrate(1));
+    let copies = CopyRecord { files: vec!["/srv/a".to_owned()], is_layered: true, bytes: 9 };
+    news(&mut before, &world, News::Copies(copies.clone()));
+    assert_eq!(world.lock().unwrap().recorded, [vm(1)]);
+    assert_eq!(before.ledger.intents().unwrap()[0].copies.as_ref(), Some(&copies));
+    assert_eq!(results(&before), [], "it goes on");
+    // It stands still, and the agent is killed: what was made is not forgotten.
+    news(&mut before, &world, News::Parked(not_moved(Whereabouts::Parked)));
+    drop(before);
+    let mut after = executor(&path, &world, false);
+    after.try_resolve();
+    assert_eq!(world.lock().unwrap().begun[1].copies, Some(copies));
 }
 
 #[test]

@@ -66,7 +66,7 @@ impl Core {
             return Err(MoveRefusal::InFlight(flight.record.command.id));
         }
         let uri = target.facts.migration.as_ref().map(|facts| facts.uri.clone()).unwrap_or_default();
-        let migration = self.migration(to.clone(), uri);
+        let migration = self.migration(to.clone(), uri, &self.haul(known));
         let action = Action::Migrate(migration.clone());
         let action =
             PlannedAction { host, vm, action, before: None, reason: Reason::Operator, along: None, approved_by: None };

@@ -3,6 +3,7 @@
 use gnomon_common::wire::{HostId, Migration, VmId};
 use thiserror::Error;
 
+use super::storage::StorageStays;
 use crate::core::Core;
 use crate::fleet::{Host, Vm};
 use crate::plan::balance::Room;
@@ -16,6 +17,8 @@ pub(in crate::core) enum BadMove {
     Target(HostId),
     #[error("it has to stay: {0}")]
     Stays(String),
+    #[error("it has to stay: {0}")]
+    Storage(StorageStays),
     #[error("{0} VMs are on their way already, or one to or from the same host")]
     Crowd(usize),
     #[error("host {0} would have too little CPU")]
@@ -51,6 +54,9 @@ impl Core {
             && let Some(why) = vm.terms.stays_because()
         {
             return Err(BadMove::Stays(why.to_owned()));
+        }
+        if let Some(why) = self.storage_stays(vm, &action.host) {
+            return Err(BadMove::Storage(why));
         }
         let under_way = self.moves.under_way.len();
         let leaves = self.moves.under_way.values().any(|way| way.from == action.host);

@@ -45,11 +45,18 @@ impl Core {
                 prospect.load = prospect.load.plus(claim);
             }
         }
-        self.moves.pace.learn(memory_bytes, moved);
+        let copied_bytes = moved.copied.as_ref().and_then(|copied| copied.bytes).unwrap_or(0);
+        self.moves.pace.learn(memory_bytes.saturating_add(copied_bytes), moved);
         self.keep_moves(now);
         let still =
             moved.downtime_us.map_or_else(String::new, |us| format!(", {:.3} s of it at a stand", us as f64 / 1e6));
-        format!("moved to host {to} in {:.1} s{still}", moved.took_us as f64 / 1e6)
+        let left = moved.copied.as_ref().map_or_else(String::new, |copied| {
+            let (how, files) = (if copied.is_layered { "layers" } else { "whole" }, copied.left.join(", "));
+            let text = format!("its disks were copied ({how}); on host {} are left {files}", record.host);
+            self.notice("disks_left", format!("VM {id} has moved to host {to}, {text}: nobody removes them"));
+            format!("; {text}")
+        });
+        format!("moved to host {to} in {:.1} s{still}{left}", moved.took_us as f64 / 1e6)
     }
 
     /// A VM that stood still between two hosts runs again, on one of them: the move is over, whether its answer comes or not.

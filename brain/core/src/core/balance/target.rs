@@ -26,7 +26,8 @@ impl Core {
         Search { is_drained, crosses, waits: false }
     }
 
-    /// The host that is left with the most after taking a VM in, and on which VMs wait the least for a CPU by their own word.
+    /// The host that is left with the most after taking a VM in, and on which VMs wait the least for a CPU by their own word; rather one that is
+    /// known to have the images that the VM's disks are layers on, where these would have to be copied.
     pub(in crate::core) fn find_target(
         &self,
         now: Timestamp,
@@ -71,8 +72,10 @@ impl Core {
             .filter(|(share, id, host)| worthwhile(*share) && of_zone(host) && !crowded(id) && of_groups(id))
             .filter(|(_, id, _)| !taken.contains(id))
             .min_by(|one, other| {
-                let [one_costs, other_costs] =
-                    [one, other].map(|(share, _, host)| share + self.contention_of(now, host));
+                let cost = |(share, id, host): &(f64, &HostId, &Host)| {
+                    share + self.contention_of(now, host) + self.copying_costs(candidate.vm, vm, id)
+                };
+                let [one_costs, other_costs] = [one, other].map(cost);
                 one_costs.total_cmp(&other_costs).then(one.1.cmp(other.1))
             })
             .map(|(share, id, host)| (share, id, &host.facts))

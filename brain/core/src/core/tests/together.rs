@@ -1,6 +1,6 @@
 //! A production and its shadow: neither goes to where the other is, or is going.
 
-use gnomon_common::wire::{Action, HostId, ShadowOrder};
+use gnomon_common::wire::{Action, HostId, LocalStorage, ShadowOrder};
 
 use super::bench::{host, vm};
 use super::town::{Town, shadowing};
@@ -166,4 +166,20 @@ fn an_explanation_shows_the_shadow_and_what_it_tells() {
     assert!(line.contains("wait for 0.0 % of the CPU that they want, by shadows' word"), "{line}");
     let of_shadow = town.core.explain(town.shadow().id).unwrap().lines;
     assert!(of_shadow.contains(&format!("It is the shadow of VM {}.", vm(1))), "{of_shadow:?}");
+}
+
+#[test]
+fn the_host_of_its_shadow_has_the_images_that_would_have_to_be_copied_elsewhere() {
+    let mut town = town(2);
+    let costs = |town: &Town, name: &str| {
+        let vm_1 = &town.core.fleet.vms[&vm(1)];
+        town.core.copying_costs(vm(1), vm_1, &host(name))
+    };
+    let gain_min = town.core.policy.migrate.gain_min;
+    assert!(gain_min > 0.0);
+    for (copy_storage, image_bytes, elsewhere) in [(false, 1, 0.0), (true, 0, 0.0), (true, 1, gain_min)] {
+        town.core.policy.migrate.copy_storage = copy_storage;
+        town.core.fleet.vms.get_mut(&vm(1)).unwrap().storage = Some(LocalStorage { own_bytes: 1, image_bytes });
+        assert_eq!((costs(&town, "b"), costs(&town, "c")), (0.0, elsewhere), "{copy_storage} {image_bytes}");
+    }
 }
