@@ -59,6 +59,9 @@ pub struct Order {
 pub struct CopyRecord {
     /// Their paths, the same as here.
     pub files: Vec<String>,
+    /// So many of them, from the first on, are known to have been made. Nobody else's file is ever removed, so only these are.
+    #[serde(default)]
+    pub made: usize,
     /// They are layers on images that the other host has.
     pub is_layered: bool,
     /// What was to be copied into them when it began, in bytes.
@@ -68,7 +71,7 @@ pub struct CopyRecord {
 /// What has become of an order. Times in it are yet to be filled in by who knows when the command came.
 #[derive(Clone, Debug, PartialEq)]
 pub enum News {
-    /// It waits for [`Mover::recorded`]: these are about to be made.
+    /// It waits for [`Mover::recorded`]: so many of these are made, the others are about to be.
     Copies(CopyRecord),
     /// For the time being: it goes on.
     Parked(OutcomeResult),

@@ -143,25 +143,29 @@ impl<S: Sides> Journey<'_, S> {
         }
     }
 
-    /// Makes the files on the other host, after it was written down that this is done. Leaves in `copies` those that are there, or may be.
+    /// Makes the files on the other host. Before and after each it is written down how far this is. Leaves in `copies` those that are there, or
+    /// may be.
     fn make(&mut self, copies: &mut CopyRecord, record: &mut dyn FnMut(&CopyRecord) -> bool) -> Result<(), String> {
-        let all = copies.clone();
-        copies.files.clear();
-        if !record(&all) {
-            return Err("what is to be made on the target could not be written down".to_owned());
-        }
-        for file in all.files {
-            match self.sides.make_copy(&file) {
-                Ok(()) => copies.files.push(file),
-                Err(NotMade::Refused(error)) => return Err(format!("{file} was not made on the target: {error}")),
+        loop {
+            if !record(copies) {
+                copies.files.truncate(copies.made);
+                return Err("what is made on the target could not be written down".to_owned());
+            }
+            let Some(file) = copies.files.get(copies.made) else { return Ok(()) };
+            match self.sides.make_copy(file) {
+                Ok(()) => copies.made += 1,
+                Err(NotMade::Refused(error)) => {
+                    let error = format!("{file} was not made on the target: {error}");
+                    copies.files.truncate(copies.made);
+                    return Err(error);
+                }
                 Err(NotMade::Unclear(error)) => {
-                    let error = format!("{file} may not have been made on the target: {error}");
-                    copies.files.push(file);
+                    let error = format!("making {file} on the target: {error}");
+                    copies.files.truncate(copies.made + 1);
                     return Err(error);
                 }
             }
         }
-        Ok(())
     }
 
     /// Says what has become of the disks. A copy is removed only where the VM runs here: what it writes to there is nothing that anybody needs.
@@ -175,12 +179,14 @@ impl<S: Sides> Journey<'_, S> {
                 OutcomeResult::Moved(Moved { sent_bytes, copied: Some(copied), ..moved })
             }
             OutcomeResult::NotMoved { error, whereabouts: Whereabouts::Here } => {
-                let left = self.remove(&copies.files);
-                let error = if left.is_empty() {
-                    error
-                } else {
-                    format!("{error}; on the target there are left, to be removed by hand: {}", left.join(", "))
-                };
+                let (made, unclear) = copies.files.split_at(copies.made.min(copies.files.len()));
+                let mut error = error;
+                for (which, files) in [("are", self.remove(made)), ("may be", unclear.to_vec())] {
+                    if !files.is_empty() {
+                        error +=
+                            &format!("; on the target there {which} left, to be removed by hand: {}", files.join(", "));
+                    }
+                }
                 OutcomeResult::NotMoved { error, whereabouts: Whereabouts::Here }
             }
             OutcomeResult::Failed { error, retryable } => {

@@ -107,6 +107,7 @@ impl Sides for Libvirts {
         }
         Ok(self.copies.as_ref().map(|copies| CopyRecord {
             files: copies.originals.iter().map(|original| original.path.display().to_string()).collect(),
+            made: 0,
             is_layered: copies.is_layered,
             bytes: copies.bytes,
         }))

@@ -105,7 +105,7 @@ impl Executor {
             let Some(intent) = self.ledger.intents()?.into_iter().find(of_vm) else { continue };
             match news {
                 News::Copies(copies) => {
-                    tracing::info!(%vm, files = ?copies.files, "its disks are copied: made on the target, and removed there if it stays");
+                    tracing::info!(%vm, files = ?copies.files, made = copies.made, "its disks are copied: made on the target, and removed there if it stays");
                     self.ledger.amend_intent(&Intent { copies: Some(copies), ..intent })?;
                     self.beside.mover.recorded(vm);
                 }

@@ -259,7 +259,12 @@ fn a_vm_that_runs_nowhere_has_ended() {
 }
 
 fn two_files() -> CopyRecord {
-    CopyRecord { files: vec!["/srv/a".to_owned(), "/srv/b".to_owned()], is_layered: true, bytes: 10 }
+    CopyRecord { files: vec!["/srv/a".to_owned(), "/srv/b".to_owned()], made: 0, is_layered: true, bytes: 10 }
+}
+
+/// The same when so many are made.
+fn made(made: usize) -> CopyRecord {
+    CopyRecord { made, ..two_files() }
 }
 
 #[test]
@@ -288,7 +293,8 @@ fn disks_that_went_along_stay_here_and_are_told() {
         assert_eq!(moved.copied, Some(Copied { bytes, is_layered: true, left: two_files().files }));
         assert_eq!(moved.sent_bytes, Some(sent_bytes));
         let played = played.into_inner().unwrap();
-        assert_eq!((played.recorded, played.made, played.removed), (vec![two_files()], two_files().files, vec![]));
+        assert_eq!(played.recorded, [made(0), made(1), made(2)], "before and after each");
+        assert_eq!((played.made, played.removed), (two_files().files, vec![]));
     }
 }
 
@@ -299,8 +305,8 @@ fn copies_of_a_vm_that_stays_are_removed_once_the_other_host_does_not_know_it() 
         let there = [Some(BY_MIGRATION), None, Some(Standing::Absent)].into();
         let (copies, says) = (Some(two_files()), Some(Err("no".to_owned())));
         let here_ = [Some(Standing::Active)].into();
-        let played = Mutex::new(Played { copies: copies.clone(), says, here: here_, there, ..Played::default() });
-        let order = Order { copies: copies.filter(|_| !is_new), ..order(is_new, 60_000) };
+        let played = Mutex::new(Played { copies, says, here: here_, there, ..Played::default() });
+        let order = Order { copies: (!is_new).then(|| made(2)), ..order(is_new, 60_000) };
         let error = if is_new { "no" } else { "the agent was restarted while it was under way" };
         assert_eq!(go(&played, &order, false).0, here(error));
         let played = played.into_inner().unwrap();
@@ -342,8 +348,26 @@ fn nothing_is_removed_that_another_one_has_made_meanwhile() {
     let refused = refused.into_inner().unwrap();
     assert!(refused.removed == ["/srv/a"] && refused.says.is_some(), "{:?}", refused.removed);
     let unclear = Mutex::new(with(NotMade::Unclear("no answer".to_owned())));
-    go(&unclear, &order(true, 60_000), false);
-    assert_eq!(unclear.into_inner().unwrap().removed, two_files().files);
+    let told = "making /srv/b on the target: no answer; on the target there may be left, to be removed by hand: /srv/b";
+    assert_eq!(go(&unclear, &order(true, 60_000), false).0, here(told));
+    assert_eq!(unclear.into_inner().unwrap().removed, ["/srv/a"]);
+}
+
+#[test]
+fn an_agent_that_was_killed_removes_only_what_it_knows_to_have_made() {
+    for known in 0..=2 {
+        let played = Mutex::new(Played {
+            here: [Some(Standing::Active)].into(),
+            there: [Some(Standing::Absent)].into(),
+            ..Played::default()
+        });
+        let order = Order { copies: Some(made(known)), ..order(false, 60_000) };
+        let OutcomeResult::NotMoved { error, .. } = go(&played, &order, false).0 else { panic!() };
+        let (ours, others) = (&two_files().files[..known], &two_files().files[known..]);
+        assert_eq!(played.into_inner().unwrap().removed, ours);
+        assert_eq!(error.contains("may be left"), !others.is_empty(), "{error}");
+        assert!(others.iter().all(|file| error.contains(file)), "{error}");
+    }
 }
 
 #[test]

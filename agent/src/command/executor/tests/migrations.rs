@@ -102,7 +102,7 @@ fn what_is_made_on_the_other_host_is_written_down_before_and_known_to_the_next_l
     let (_folder, path, world) = host();
     let mut before = executor(&path, &world, false);
     send(&mut before, &world, &migrate(1));
-    let copies = CopyRecord { files: vec!["/srv/a".to_owned()], is_layered: true, bytes: 9 };
+    let copies = CopyRecord { files: vec!["/srv/a".to_owned()], made: 0, is_layered: true, bytes: 9 };
     news(&mut before, &world, News::Copies(copies.clone()));
     assert_eq!(world.lock().unwrap().recorded, [vm(1)]);
     assert_eq!(before.ledger.intents().unwrap()[0].copies.as_ref(), Some(&copies));
