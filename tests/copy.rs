@@ -25,8 +25,8 @@ const SECTOR: u64 = 512;
 const COUNTED_BYTES: u64 = 64 * MIB;
 const UNTOUCHED: std::ops::Range<u64> = 16 * MIB..48 * MIB;
 const SECOND_BYTES: u64 = 8 * MIB;
-/// Both disks are read within this many bytes a second: the first takes half of that, for 16 s.
-const COPY_BYTES_PER_S: u64 = 8 * MIB;
+/// Both disks are read within this many bytes a second, half of that each: what is in the middle of the first takes 16 s.
+const COPY_BYTES_PER_S: u64 = 4 * MIB;
 /// No guest stands still for longer because its disks are copied.
 const STALL_MAX_S: f64 = 2.0;
 
@@ -266,6 +266,7 @@ async fn disks_are_copied_as_they_are_at_one_moment_and_a_killed_agent_leaves_ne
         scene.copying().await?;
         scene.relaunch("h1", "h1").await?;
         ensure!(scene.brain.hello.facts.copies == [shadow], "{:?}", scene.brain.hello.facts.copies);
+        println!("the job goes on: {:?}", scene.here.virsh(["domjobinfo", "g1"]));
         ensure!(scene.is_copying(), "the copy was given up, or is too fast to be killed in it");
         scene.brain.send(&image).await?;
     }
@@ -275,8 +276,8 @@ async fn disks_are_copied_as_they_are_at_one_moment_and_a_killed_agent_leaves_ne
     let quiet_s = longest_pause_s(&times[..before], 0);
     println!("copied in {took:.1?}: {imaged:?}; {} numbers meanwhile", times.len() - before);
     println!("the guest stood still for {pause_s:.2} s at most, and for {quiet_s:.2} s before");
-    // The first disk's half of the speed is what it takes at least.
-    ensure!(took > Duration::from_secs(8), "it is not slowed down: {took:?}");
+    // The middle of the first disk, at its half of the speed.
+    ensure!(took > Duration::from_secs(12), "it is not slowed down: {took:?}");
     ensure!(times.len() > before + 5 && pause_s < STALL_MAX_S, "it stood still for {pause_s} s");
     ensure!(listed(&scene.copies) == [shadow.to_string()], "{:?}", listed(&scene.copies));
     let folder = scene.copies.join(shadow.to_string());

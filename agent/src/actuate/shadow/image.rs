@@ -87,7 +87,9 @@ pub(super) fn image<H: Backups>(
             begin(here, copies, order).inspect_err(|_| take_back(here, copies, shadow))?
         }
     };
-    let made = follow(here, copies, order, tell).and_then(|()| finish(copies, order, &mut files));
+    // Also where it is followed: who began it may have been killed before this.
+    let slowed = slow_down(here, copies, order);
+    let made = slowed.and_then(|()| follow(here, copies, order, tell)).and_then(|()| finish(copies, order, &mut files));
     made.inspect_err(|_| take_back(here, copies, shadow))
 }
 
@@ -107,16 +109,21 @@ fn begin<H: Backups>(here: &mut H, copies: &Copies, order: &Order<'_>) -> Result
     order.is_over(copies)?;
     let places: Vec<_> = disks.iter().map(|(device, _)| (device.clone(), copies.file(shadow, device))).collect();
     here.begin_backup(vm, &places)?;
-    if let Some(bytes_per_s) = order.imaging.bandwidth_bytes_per_s {
-        let each = (bytes_per_s / disks.len() as u64).max(SPEED_MIN);
-        for (device, _) in &disks {
-            if !here.set_backup_speed(vm, device, each)? {
-                tracing::debug!(%vm, device, "its copy was there before it could be slowed down");
-            }
-        }
-    }
     tracing::info!(%vm, %shadow, ?disks, reason = order.task.command.reason, "a VM's disks are being copied");
     Ok(files)
+}
+
+/// A backup has no speed; the jobs of its disks have.
+fn slow_down<H: Backups>(here: &mut H, copies: &Copies, order: &Order<'_>) -> Result<(), Snag> {
+    let Some(bytes_per_s) = order.imaging.bandwidth_bytes_per_s else { return Ok(()) };
+    let disks = copies.note(order.imaging.shadow)?.map_or_else(Vec::new, |note| note.disks);
+    let each = (bytes_per_s / disks.len().max(1) as u64).max(SPEED_MIN);
+    for (device, _) in &disks {
+        if !here.set_backup_speed(order.task.command.vm, device, each)? {
+            tracing::info!(vm = %order.task.command.vm, device, "its copy was there before it could be slowed down");
+        }
+    }
+    Ok(())
 }
 
 fn is_there(copy: &DiskCopy) -> bool {

@@ -39,6 +39,7 @@ for word in $(cat /proc/cmdline); do
                 dd if=/count of=/dev/vda bs=512 seek=$((sectors - n)) conv=notrunc,fsync 2> /dev/null
                 read -r up _ < /proc/uptime
                 echo "lab-count $n at $up."
+                usleep 40000
             done
         ) &
         ;;

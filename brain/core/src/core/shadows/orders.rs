@@ -268,14 +268,14 @@ impl Core {
                 OutcomeResult::Unshadowable(why @ Unshadowable::NoShadow),
             ) if state.is_coming() => self.make_anew(now, id, &format!("host {host}: {why}")),
             (Action::Shadow(_), OutcomeResult::Unshadowable(why)) if state.is_coming() => {
-                // On that host it will not be different soon.
-                kept.avoid(now);
-                // Where copies are not taken: another host may take them.
+                // Where copies are not taken: another host may take them. Where there are none it is no host's doing, and may soon be allowed.
                 let has_copies = kept.shadow.blueprint.iter().any(|blueprint| blueprint.copies().next().is_some());
-                kept.shadow.parks = match &why {
-                    Unshadowable::NoBase(_) => !has_copies,
-                    why => matches!(why, Unshadowable::Definition(_)),
-                };
+                let lacks_base = matches!(why, Unshadowable::NoBase(_)) && !has_copies;
+                kept.shadow.parks = lacks_base || matches!(why, Unshadowable::Definition(_));
+                if !lacks_base {
+                    // On that host it will not be different soon.
+                    kept.avoid(now);
+                }
                 self.judge_copies(id, &why);
                 self.bring_shadow(now, id, ShadowState::Moving, format!("host {host}: {why}"));
                 self.tend_shadow(now, id);

@@ -67,6 +67,17 @@ fn without_a_word_for_it_it_has_no_base_as_before_and_its_owner_has_the_last_one
 }
 
 #[test]
+fn a_word_that_is_given_later_counts_soon() {
+    let mut town = copying();
+    town.copy_disks = Some(false);
+    town.windows(4);
+    assert_eq!(town.state(), Some(ShadowState::Parked));
+    town.copy_disks = None;
+    town.windows(12);
+    assert_eq!(town.state(), Some(ShadowState::Pacing), "{:#?}", town.audit);
+}
+
+#[test]
 fn a_word_that_is_taken_back_takes_the_copies_and_the_shadow_that_stands_on_them() {
     let mut town = copying();
     town.windows(4);
