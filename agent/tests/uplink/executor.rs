@@ -59,6 +59,7 @@ pub(super) fn executor(ledger: &Path, clock: Clock, metrics: command::Metrics) -
     });
     let shadower = LibvirtShadower::new(
         ShadowerConfig {
+            host: HostId::new("h1").unwrap(),
             uri: "test:///default".to_owned(),
             shadow: ShadowConfig::default(),
             capacity_cores: 2.0,
