@@ -9,7 +9,7 @@ use crate::actuate::deadline::{ACTUATION_MAX, WithDeadline};
 use crate::actuate::dirty_rate::LibvirtMeter;
 use crate::actuate::dispatch::ByMeans;
 use crate::actuate::migrate::{LibvirtMover, MoverConfig};
-use crate::actuate::shadow::{LibvirtShadower, ShadowerConfig};
+use crate::actuate::shadow::{LibvirtShadower, ShadowerConfig, copies_kept};
 use crate::command;
 use crate::command::clock::Clock;
 use crate::command::directory::InventoryDirectory;
@@ -155,6 +155,7 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
         host: config.host.name.clone(),
         migrations_most: if config.migration.enabled { config.migration.most_at_once } else { 0 },
         shadows_max: config.shadow.shadows_max,
+        copies: config.shadow.copies_directory.is_some(),
         bounds: config.guard.cpu_bounds(),
         allowed: config.guard.allowed(),
         dry_run,
@@ -288,6 +289,7 @@ fn duties(config: &Config, epoch: AgentEpoch) -> Duties {
 /// What sees to shadows, and by what bounds.
 fn shadower(config: &Config, capacity_cores: f64, pacers: &Pacers) -> LibvirtShadower {
     let config = ShadowerConfig {
+        host: config.host.name.clone(),
         uri: config.host.libvirt_uri.clone(),
         shadow: config.shadow.clone(),
         capacity_cores,
@@ -406,6 +408,7 @@ fn facts(
     let means = config.guard.means();
     let (migration, shadows, zone) = (config.migration.facts(), config.shadow.facts(), config.host.zone.clone());
     let machine = Machine::new(Proc::default(), config.host.cgroup_root.clone());
+    let (shadow, host) = (config.shadow.clone(), config.host.name.clone());
     Box::new(move || {
         let online = || machine.cpus().map_or_else(|_| num_cpus(), f64::from);
         HostFacts {
@@ -419,6 +422,7 @@ fn facts(
             migration: migration.clone(),
             zone: zone.clone(),
             shadows,
+            copies: copies_kept(&shadow, &host),
             dry_run,
             cpu_source: *cpu_source.borrow(),
         }

@@ -131,6 +131,7 @@ pub async fn examine(config: Result<Config, ConfigError>) -> Diagnosis {
     if let Some(config) = &config {
         checks.push(migration::examine(config).await);
         checks.push(shadow::examine(config));
+        checks.extend(shadow::examine_copies(config));
         checks.extend(state::examine(config));
         checks.push(cost::examine(config).await);
         checks.extend(brain::examine(config).await);

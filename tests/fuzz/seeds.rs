@@ -5,12 +5,13 @@ use gnomon_common::time::Timestamp;
 use gnomon_common::wire::frame::{self, PREFIX_BYTES};
 use gnomon_common::wire::{
     Action, AgentEpoch, AgentMessage, Allocation, Base, Blueprint, Boot, BrainMessage, CaPin, Command, CommandId,
-    Copied, CpuBounds, CpuSource, CpuWindow, DiskBlueprint, DiskShare, DiskWindow, EnrolReply, EnrolRequest,
-    ExitReason, ExitShare, Fence, GuestMemory, Hello, HostFacts, HostId, HostWindow, Immovable, LocalCause,
-    LocalStorage, Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, Migration, MigrationFacts,
-    MigrationProgress, Moved, Origin, Outcome, OutcomeResult, ProcessIo, Profile, ProfileStep, ReclaimStalls,
-    RefusalCode, RefusedCommand, Report, ReportAck, Sequence, Setting, ShadowDone, ShadowOrder, ShadowSize, ShadowSpec,
-    Token, TokenId, TokenSecret, Unshadowable, VERSIONS, VmId, VmState, VmTerms, VmWindow, Welcome, Whereabouts,
+    Copied, CpuBounds, CpuSource, CpuWindow, DiskBlueprint, DiskCopy, DiskShare, DiskWindow, EnrolReply, EnrolRequest,
+    ExitReason, ExitShare, Fence, GuestMemory, Hello, HostFacts, HostId, HostWindow, Imaged, Imaging, Immovable,
+    LocalCause, LocalStorage, Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, Migration,
+    MigrationFacts, MigrationProgress, Moved, Origin, Outcome, OutcomeResult, ProcessIo, Profile, ProfileStep,
+    ReclaimStalls, RefusalCode, RefusedCommand, Report, ReportAck, Sequence, Setting, ShadowDone, ShadowOrder,
+    ShadowSize, ShadowSpec, Token, TokenId, TokenSecret, Unshadowable, VERSIONS, VmId, VmState, VmTerms, VmWindow,
+    Welcome, Whereabouts,
 };
 use serde::Serialize;
 use std::path::Path;
@@ -90,14 +91,24 @@ fn facts() -> HostFacts {
         migration: Some(MigrationFacts { uri: "qemu+tls://a/system".to_owned(), copy_bytes_max: 1 << 40 }),
         zone: Some("room-1".to_owned()),
         shadows: None,
+        copies: vec![vm(2)],
         dry_run: false,
     }
 }
 
 /// A VM that boots by UEFI and has a disk on an image.
+fn disk_copy() -> DiskCopy {
+    DiskCopy { path: "/copies/1/vda.qcow2".to_owned(), bytes: 1 << 30, sha256: "0f".repeat(32) }
+}
+
 fn blueprint() -> Blueprint {
     let base = Base::Image { path: "/images/debian.qcow2".to_owned(), format: "qcow2".to_owned() };
-    let disk = DiskBlueprint { device: "vda".to_owned(), bus: "virtio".to_owned(), size_bytes: 10 << 30, base };
+    let disk = |device: &str, base| DiskBlueprint {
+        device: device.to_owned(),
+        bus: "virtio".to_owned(),
+        size_bytes: 10 << 30,
+        base,
+    };
     Blueprint {
         name: "web".to_owned(),
         kvm: true,
@@ -107,7 +118,7 @@ fn blueprint() -> Blueprint {
         boot: Boot::Uefi { loader: "/firmware/code.fd".to_owned(), template: None },
         vcpus: 2,
         memory_bytes: 2 << 30,
-        disks: vec![disk],
+        disks: vec![disk("vda", base), disk("vdb", Base::Copied(disk_copy())), disk("vdc", Base::Copyable)],
         interfaces: vec!["virtio".to_owned()],
     }
 }
@@ -131,6 +142,7 @@ fn agent_messages() -> Vec<AgentMessage> {
     let floor = Setting::CpuQuota { cores: Some(0.1) };
     let copied = Copied { bytes: Some(5 << 30), is_layered: true, left: vec!["/srv/a.qcow2".to_owned()] };
     let too_large = Immovable::StorageTooLarge { bytes: 2 << 30, bytes_max: 1 << 30 };
+    let imaged = Imaged { took_us: 16_000_000, disks: vec![("vda".to_owned(), disk_copy())] };
     let parked = OutcomeResult::NotMoved { error: "connection lost".to_owned(), whereabouts: Whereabouts::Parked };
     vec![
         AgentMessage::Hello(Hello {
@@ -155,6 +167,7 @@ fn agent_messages() -> Vec<AgentMessage> {
         outcome(Origin::Command, OutcomeResult::Immovable(too_large)),
         outcome(Origin::Command, OutcomeResult::DirtyRate { bytes_per_s: 50 << 20 }),
         outcome(Origin::Command, OutcomeResult::Described(Box::new(blueprint()))),
+        outcome(Origin::Command, OutcomeResult::Imaged(Box::new(imaged))),
         outcome(Origin::Command, OutcomeResult::Shadow(ShadowDone::Copied { took_us: 900, copied_bytes: 0 })),
         outcome(Origin::Command, OutcomeResult::Unshadowable(Unshadowable::NoBase("vda".to_owned()))),
     ]
@@ -183,6 +196,7 @@ fn brain_messages() -> Vec<BrainMessage> {
         Action::Migrate(migration),
         Action::AbortMigration,
         Action::Describe,
+        Action::Image(Imaging { shadow: vm(2), bandwidth_bytes_per_s: Some(50 << 20), timeout_ms: 7_200_000 }),
         Action::DirtyRate { period_s: 1 },
         Action::Shadow(ShadowOrder::Copy(Box::new(ShadowSpec { of: vm(2), blueprint: blueprint(), size }))),
         Action::Shadow(ShadowOrder::Start),

@@ -1,5 +1,5 @@
 //! Makes, starts and retires shadows, one after the other on a thread of its own: libvirt may take as long as it likes, and nothing else
-//! waits for it.
+//! waits for it. What takes minutes is done [beside that](slow): to copy the disks of a VM for a shadow elsewhere ([`image`]), and to check such copies before a shadow stands on them.
 //!
 //! ```text
 //! Copy    files, then the definition: a shadow that is defined is whole     --fails--> neither
@@ -10,21 +10,39 @@
 //! Each says what is to be, so that an agent that was killed in the middle does it again and comes to the same end. Only what
 //! [is a shadow](crate::host::libvirt::ShadowDomain) is ever touched. Orders are done in their order: what one has left is seen by the next.
 
+mod copies;
 pub(crate) mod definition;
 mod files;
 mod host;
+mod image;
 mod orders;
+mod slow;
+mod snag;
 
 use crate::config::ShadowConfig;
 use crate::host::machine::Machine;
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Command, CommandId, OutcomeResult, Profile, VmId};
-use std::collections::BTreeSet;
+use gnomon_common::wire::{Action, COPIES_MAX, Command, CommandId, HostId, OutcomeResult, Profile, ShadowOrder, VmId};
+use slow::{Slow, Word};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub use definition::is_size;
+
+/// The shadows for which this host keeps copies of disks, at most [`COPIES_MAX`]; none where that cannot be seen.
+pub fn copies_kept(config: &ShadowConfig, host: &HostId) -> Vec<VmId> {
+    let all = copies::Copies::new(config, host).map_or_else(|| Ok(Vec::new()), |copies| copies.all());
+    let mut all = all.unwrap_or_else(|error| {
+        tracing::warn!(%error, "which copies of disks are here is not known");
+        Vec::new()
+    });
+    all.sort_unstable();
+    all.truncate(COPIES_MAX);
+    all
+}
 
 /// One command about a shadow, or about what one is made from.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +53,8 @@ pub struct Task {
     pub at: Timestamp,
     /// How much of its time to live is left.
     pub time_left: Duration,
+    /// How long ago it was received.
+    pub waited: Duration,
 }
 
 /// What has become of what was begun.
@@ -44,6 +64,8 @@ pub enum ShadowNews {
     Ended(Box<Command>, OutcomeResult),
     /// What nobody knows of any more was removed: so many shadows or folders of files.
     Tidied(u64),
+    /// So many bytes of a VM's disks are copied, of so many.
+    Copying(u64, u64),
 }
 
 /// Carries out orders about shadows. No call blocks.
@@ -56,6 +78,9 @@ pub trait Shadower: Send {
 
     /// Whether nothing is under way.
     fn is_idle(&self) -> bool;
+
+    /// Has the copying of this VM's disks given up, if it is under way: it ends soon.
+    fn give_up_copies(&mut self, of: VmId);
 
     /// Removes files without a domain, and shadows without files, but for those of commands that are under way.
     fn tidy(&mut self, under_way: BTreeSet<VmId>) -> std::io::Result<()>;
@@ -76,6 +101,8 @@ pub trait Pacing: Send {
 /// What does not change from one shadow to the next.
 #[derive(Clone, Debug)]
 pub struct ShadowerConfig {
+    /// This host.
+    pub host: HostId,
     /// This host's libvirt.
     pub uri: String,
     /// Limits and places.
@@ -99,22 +126,28 @@ enum Work {
 pub struct LibvirtShadower {
     config: ShadowerConfig,
     pacing: Option<Box<dyn Pacing>>,
-    link: Option<(Sender<Work>, Receiver<ShadowNews>)>,
+    orders: Option<(Sender<Work>, JoinHandle<()>)>,
+    words: (Sender<Word>, Receiver<Word>),
     under_way: BTreeSet<CommandId>,
+    /// Which of them are done beside the others.
+    slow: BTreeMap<CommandId, Slow>,
+    /// Retirements of shadows for which something slow has still to end.
+    held: Vec<(Task, Instant)>,
     tidying: bool,
 }
 
 impl LibvirtShadower {
     /// Connects to nothing yet. Without a way to pacers no shadow is paced.
     pub fn new(config: ShadowerConfig, pacing: Option<Box<dyn Pacing>>) -> Self {
-        Self { config, pacing, link: None, under_way: BTreeSet::new(), tidying: false }
+        let (orders, slow, held) = (None, BTreeMap::new(), Vec::new());
+        Self { config, pacing, orders, words: channel(), under_way: BTreeSet::new(), slow, held, tidying: false }
     }
 
-    /// Hands work to the thread, which is started with the first.
+    /// Hands work to the thread of orders, which is started with the first.
     fn send(&mut self, work: Work) -> std::io::Result<()> {
-        if self.link.is_none() {
+        if self.orders.is_none() {
             let (to_do, work) = channel();
-            let (tell, news) = channel();
+            let tell = self.words.0.clone();
             let host = host::LibvirtHere::new(&self.config);
             let mut orders = orders::Orders::new(host, self.config.clone(), self.pacing.take());
             let run = move || {
@@ -126,23 +159,83 @@ impl LibvirtShadower {
                         }
                         Work::Tidy(under_way) => ShadowNews::Tidied(orders.tidy(&under_way)),
                     };
-                    if tell.send(news).is_err() {
+                    if tell.send(Word::News(news)).is_err() {
                         return;
                     }
                 }
             };
-            std::thread::Builder::new().name("gnomon-shadow".to_owned()).spawn(run)?;
-            self.link = Some((to_do, news));
+            let thread = std::thread::Builder::new().name("gnomon-shadow".to_owned()).spawn(run)?;
+            self.orders = Some((to_do, thread));
         }
-        let sent = self.link.as_ref().is_some_and(|(to_do, _)| to_do.send(work).is_ok());
+        let sent = self.orders.as_ref().is_some_and(|(to_do, _)| to_do.send(work).is_ok());
         if sent { Ok(()) } else { Err(std::io::Error::other("the thread of shadows has ended; restart the agent")) }
+    }
+
+    /// Why an order that takes long is not begun now, if it is not.
+    fn is_busy(&self, action: &Action, vm: VmId) -> Option<&'static str> {
+        let (shadow, copies) = match action {
+            Action::Image(imaging) => (imaging.shadow, true),
+            Action::Shadow(ShadowOrder::Copy(_)) => (vm, false),
+            _ => return None,
+        };
+        if self.slow.values().any(|slow| slow.is_for(shadow))
+            || self.held.iter().any(|(task, _)| task.command.vm == shadow)
+        {
+            return Some("an earlier order for the same shadow has not ended yet");
+        }
+        (copies && self.slow.values().any(Slow::copies)).then_some("disks of another VM are being copied from here")
+    }
+
+    fn begin_at(&mut self, task: Task, begun: Instant) -> std::io::Result<()> {
+        let vm = task.command.vm;
+        if task.command.action == Action::Shadow(ShadowOrder::Retire) {
+            let mut slow = self.slow.values().filter(|slow| slow.is_for(vm)).peekable();
+            if slow.peek().is_some() {
+                slow.for_each(|slow| slow.give_up("its shadow is retired"));
+                self.held.push((task, begun));
+                return Ok(());
+            }
+        }
+        if let Action::Image(imaging) = &task.command.action
+            && let Some(slow) = self.slow.values_mut().find(|slow| slow.is_for(imaging.shadow) && slow.copies_of(vm))
+        {
+            slow.also.push(task.command);
+            return Ok(());
+        }
+        if let Some(why) = self.is_busy(&task.command.action, vm) {
+            let failed = OutcomeResult::Failed { error: why.to_owned(), retryable: true };
+            let ended = Word::News(ShadowNews::Ended(Box::new(task.command), failed));
+            return self.words.0.send(ended).map_err(std::io::Error::other);
+        }
+        let id = task.command.id;
+        match Slow::begin(&self.config, task, begun, self.words.0.clone())? {
+            Ok(slow) => drop(self.slow.insert(id, slow)),
+            Err(task) => self.send(Work::Task(Box::new(task), begun))?,
+        }
+        Ok(())
+    }
+
+    /// Begins with retirements for which nothing has to end any more.
+    fn release_held(&mut self) {
+        let (held, ready) = std::mem::take(&mut self.held)
+            .into_iter()
+            .partition(|(task, _)| self.slow.values().any(|slow| slow.is_for(task.command.vm)));
+        self.held = held;
+        let ready: Vec<(Task, Instant)> = ready;
+        for (task, begun) in ready {
+            let id = task.command.id;
+            if let Err(error) = self.send(Work::Task(Box::new(task), begun)) {
+                tracing::error!(%error, "no thread to retire a shadow");
+                self.under_way.remove(&id);
+            }
+        }
     }
 }
 
 impl Shadower for LibvirtShadower {
     fn begin(&mut self, task: Task) -> std::io::Result<()> {
         let id = task.command.id;
-        self.send(Work::Task(Box::new(task), Instant::now()))?;
+        self.begin_at(task, Instant::now())?;
         self.under_way.insert(id);
         Ok(())
     }
@@ -155,6 +248,10 @@ impl Shadower for LibvirtShadower {
         self.under_way.is_empty() && !self.tidying
     }
 
+    fn give_up_copies(&mut self, of: VmId) {
+        self.slow.values().filter(|slow| slow.copies_of(of)).for_each(|slow| slow.give_up("it is being migrated"));
+    }
+
     fn tidy(&mut self, under_way: BTreeSet<VmId>) -> std::io::Result<()> {
         if !self.tidying {
             self.send(Work::Tidy(under_way))?;
@@ -165,25 +262,46 @@ impl Shadower for LibvirtShadower {
 
     fn news(&mut self) -> Vec<ShadowNews> {
         let mut all = Vec::new();
-        let Some((_, news)) = &self.link else { return all };
-        loop {
-            match news.try_recv() {
-                Ok(ShadowNews::Ended(command, result)) => {
+        // What has ended before this has told all that it will.
+        let ended: Vec<CommandId> = self.slow.iter().filter(|(_, slow)| slow.has_ended()).map(|(id, _)| *id).collect();
+        let is_lost = self.orders.as_ref().is_some_and(|(_, thread)| thread.is_finished());
+        while let Ok(word) = self.words.1.try_recv() {
+            match word {
+                Word::News(ShadowNews::Ended(command, result)) => {
                     self.under_way.remove(&command.id);
+                    for also in self.slow.remove(&command.id).into_iter().flat_map(|slow| slow.also) {
+                        self.under_way.remove(&also.id);
+                        all.push(ShadowNews::Ended(Box::new(also), result.clone()));
+                    }
                     all.push(ShadowNews::Ended(command, result));
                 }
-                Ok(tidied) => {
+                Word::News(ShadowNews::Tidied(removed)) => {
                     self.tidying = false;
-                    all.push(tidied);
+                    all.push(ShadowNews::Tidied(removed));
                 }
-                Err(TryRecvError::Empty) => return all,
-                Err(TryRecvError::Disconnected) => {
-                    // It has panicked. What was under way stays so in the ledger, and is begun anew in the agent's next life.
-                    self.under_way.clear();
-                    self.tidying = false;
-                    return all;
+                Word::News(copying) => all.push(copying),
+                Word::Checked(task, begun) => {
+                    let id = task.command.id;
+                    self.slow.remove(&id);
+                    if let Err(error) = self.send(Work::Task(task, begun)) {
+                        tracing::error!(%error, "no thread to make a shadow");
+                        self.under_way.remove(&id);
+                    }
                 }
             }
         }
+        // One that has panicked says nothing. What was under way stays so in the ledger, and is begun anew.
+        for id in ended {
+            if let Some(slow) = self.slow.remove(&id) {
+                self.under_way.remove(&id);
+                self.under_way.retain(|other| slow.also.iter().all(|also| also.id != *other));
+            }
+        }
+        if is_lost {
+            self.under_way.retain(|id| self.slow.contains_key(id));
+            self.tidying = false;
+        }
+        self.release_held();
+        all
     }
 }

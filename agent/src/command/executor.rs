@@ -54,6 +54,8 @@ pub struct Policy {
     pub migrations_most: u32,
     /// Shadows of other hosts' VMs that may be here; 0 where none may.
     pub shadows_max: u32,
+    /// Whether disks of VMs here may be copied for their shadows.
+    pub copies: bool,
     /// Floor and ceiling of a VM's CPU.
     pub bounds: CpuBounds,
     /// The means and the bounds of the others.
@@ -284,7 +286,7 @@ impl Executor {
                 Action::AbortMigration => self.abort_migration(command, received),
                 Action::Describe => self.describe(command, received),
                 Action::DirtyRate { period_s } => self.measure(command, *period_s),
-                Action::Shadow(_) => self.shadow(command, received, known),
+                Action::Shadow(_) | Action::Image(_) => self.shadow(command, received, known),
                 Action::Set(target) => self.obey(command, vec![*target], received, known),
                 Action::Release => {
                     // A VM that was never changed is already as it was.
@@ -307,10 +309,12 @@ impl Executor {
             resources: self.vms.resources(command.vm),
             opted_out: self.vms.terms(command.vm).map(|terms| match command.action {
                 Action::Describe => terms.shadow == Some(false) || terms.misunderstood.is_some(),
+                Action::Image(_) => terms.hands_off() || terms.shadow == Some(false) || terms.copy_disks == Some(false),
                 _ => terms.hands_off(),
             }),
             migrations: self.migrations(command.vm)?,
             shadows_max: self.policy.shadows_max,
+            copies: self.policy.copies,
         })
     }
 

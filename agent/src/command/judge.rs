@@ -5,10 +5,11 @@
 //! 2. the time to live, on `CLOCK_BOOTTIME` from receipt;
 //! 3. the target must be a finite positive number;
 //! 4. while the VM is being migrated nothing is done to it but to give that up;
-//! 5. the host's configuration must allow the means, or one more migration;
+//! 5. the host's configuration must allow the means, one more migration, or copies of disks;
 //! 6. the VM must be here and active; where libvirt does not answer, that cannot be known;
 //! 7. its owner must not have opted it out; before its definition is read that cannot be known either;
-//!    to describe a VM changes nothing, and is done unless its owner wants no shadow of it; its dirty rate is measured unless it is opted out;
+//!    to describe a VM changes nothing, and is done unless its owner wants no shadow of it; its dirty rate is measured unless it is opted out; its
+//!    disks are copied unless it is opted out, or its owner wants no shadow or no copy;
 //! 8. the bounds of the means: the host's, and what the VM is defined with ([`bounds`]).
 //!
 //! Orders about a shadow end with rule 5: the rest is judged where they are carried out ([`crate::actuate::shadow`]).
@@ -78,6 +79,8 @@ pub struct Circumstances {
     pub migrations: Migrations,
     /// Shadows that may be here; 0 where none may.
     pub shadows_max: u32,
+    /// Whether disks may be copied.
+    pub copies: bool,
 }
 
 /// The judge's answer.
@@ -126,6 +129,7 @@ fn refusal(command: &Command, circumstances: &Circumstances) -> Option<RefusedCo
         opted_out,
         migrations,
         shadows_max,
+        copies,
     } = *circumstances;
     if command.fence.term < term_highest {
         // The VM's own fence is the more telling answer where it is the newer of the two.
@@ -153,7 +157,11 @@ fn refusal(command: &Command, circumstances: &Circumstances) -> Option<RefusedCo
         Action::Migrate(_) if migrations.under_way >= migrations.most => {
             return Some(RefusedCommand::TooManyMigrations { most: migrations.most });
         }
-        Action::Set(_) | Action::Migrate(_) | Action::Release | Action::Describe => {}
+        Action::Image(imaging) if imaging.timeout_ms == 0 || imaging.bandwidth_bytes_per_s == Some(0) => {
+            return Some(RefusedCommand::Nonsense);
+        }
+        Action::Image(_) if !copies => return Some(RefusedCommand::CopiesNotAllowed),
+        Action::Set(_) | Action::Migrate(_) | Action::Release | Action::Describe | Action::Image(_) => {}
         Action::DirtyRate { period_s } if !(1..=DIRTY_RATE_PERIOD_MAX_S).contains(period_s) => {
             return Some(RefusedCommand::Nonsense);
         }
@@ -230,6 +238,7 @@ mod tests {
             opted_out: Some(false),
             migrations: Migrations { most: 1, under_way: 0, of_vm: false },
             shadows_max: 0,
+            copies: true,
         }
     }
 

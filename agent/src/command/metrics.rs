@@ -23,6 +23,7 @@ pub(super) const MOVED: ByResult = ByResult { result: "moved" };
 pub(super) const NOT_MOVED: ByResult = ByResult { result: "not_moved" };
 pub(super) const IMMOVABLE: ByResult = ByResult { result: "immovable" };
 pub(super) const DESCRIBED: ByResult = ByResult { result: "described" };
+pub(super) const IMAGED: ByResult = ByResult { result: "imaged" };
 pub(super) const DIRTY_RATE: ByResult = ByResult { result: "dirty_rate" };
 pub(super) const SHADOW: ByResult = ByResult { result: "shadow" };
 pub(super) const UNSHADOWABLE: ByResult = ByResult { result: "unshadowable" };
@@ -75,6 +76,8 @@ pub struct Metrics {
     migration_seconds: Histogram,
     migration_downtime_seconds: Histogram,
     pub(super) shadow_orphans: Counter,
+    copied_bytes: Gauge,
+    copied_of_bytes: Gauge,
 }
 
 impl Metrics {
@@ -99,6 +102,8 @@ impl Metrics {
             migration_seconds: Histogram::new([1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0]),
             migration_downtime_seconds: Histogram::new([0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]),
             shadow_orphans: Counter::default(),
+            copied_bytes: Gauge::default(),
+            copied_of_bytes: Gauge::default(),
         };
         new.migrations(0, 0);
         for result in [MOVED, NOT_MOVED, IMMOVABLE, DESCRIBED, DIRTY_RATE, SHADOW, UNSHADOWABLE] {
@@ -184,6 +189,16 @@ impl Metrics {
             "Files of shadows without a shadow, and shadows without their files, that were removed",
             new.shadow_orphans.clone(),
         );
+        registry.register(
+            "gnomon_agent_disk_copied_bytes",
+            "Of a VM whose disks are being copied for its shadow: copied so far; 0 where none is",
+            new.copied_bytes.clone(),
+        );
+        registry.register(
+            "gnomon_agent_disk_copied_of_bytes",
+            "Of a VM whose disks are being copied for its shadow: what there is to copy; 0 where none is",
+            new.copied_of_bytes.clone(),
+        );
         new
     }
 
@@ -192,6 +207,12 @@ impl Metrics {
         for (standing, count) in [("moving", moving), ("parked", parked)] {
             self.migrations.get_or_create(&ByStanding { standing }).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
+    }
+
+    /// So much of a VM's disks is copied.
+    pub(super) fn copying(&self, done_bytes: u64, total_bytes: u64) {
+        self.copied_bytes.set(i64::try_from(done_bytes).unwrap_or(i64::MAX));
+        self.copied_of_bytes.set(i64::try_from(total_bytes).unwrap_or(i64::MAX));
     }
 
     /// One has ended well.

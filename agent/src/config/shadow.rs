@@ -10,6 +10,10 @@ const SHADOWS_MAX: u32 = 256;
 /// Longest directory, in bytes: the path of a socket in a shadow's folder below it has at most 107 (unix(7)).
 const DIRECTORY_BYTES_MAX: usize = 56;
 
+/// A copy is given up where less than half of the reserve is left, which is looked at five times a second: a guest whose disk is being copied must
+/// never be the one to find the file system full.
+const COPIES_RESERVE_BYTES_MIN: u64 = 256 << 20;
+
 /// `[shadow]`
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -22,6 +26,12 @@ pub struct ShadowConfig {
     pub directory: PathBuf,
     /// Where images, kernels and firmware lie that a shadow may be made from; no other file of the host gets into one.
     pub image_paths: Vec<PathBuf>,
+    /// Where copies of this host's VMs' disks are made for their shadows on other hosts, which see it under the same path; `None` makes none.
+    pub copies_directory: Option<PathBuf>,
+    /// The disks that were copied there are together at most so large, in bytes.
+    pub copies_bytes_max: u64,
+    /// What stays free on that file system, in bytes.
+    pub copies_reserve_bytes: u64,
 }
 
 impl Default for ShadowConfig {
@@ -31,6 +41,9 @@ impl Default for ShadowConfig {
             share_max: 0.25,
             directory: "/var/lib/gnomon/shadows".into(),
             image_paths: ["/var/lib/libvirt/images", "/usr/share", "/boot"].map(PathBuf::from).into(),
+            copies_directory: None,
+            copies_bytes_max: 100 << 30,
+            copies_reserve_bytes: 10 << 30,
         }
     }
 }
@@ -60,6 +73,23 @@ impl ShadowConfig {
         }
         if let Some(path) = self.image_paths.iter().find(|path| !is_plain(path)) {
             return Err(("shadow.image_paths", format!("{} is no path from / without ..", path.display())));
+        }
+        if let Some(copies) = &self.copies_directory {
+            let (folder, own) = (copies.display(), &self.directory);
+            if !is_plain(copies) {
+                return Err(("shadow.copies_directory", format!("{folder} is no path from / without ..")));
+            }
+            // What is in the one is removed by other rules than what is in the other.
+            if copies.starts_with(own) || own.starts_with(copies) {
+                return Err(("shadow.copies_directory", format!("{folder} is not apart from shadow.directory")));
+            }
+        }
+        if self.copies_bytes_max == 0 {
+            return Err(("shadow.copies_bytes_max", "0 has room for no disk".to_owned()));
+        }
+        if self.copies_reserve_bytes < COPIES_RESERVE_BYTES_MIN {
+            let why = format!("{} is less than {COPIES_RESERVE_BYTES_MIN} (256 MiB)", self.copies_reserve_bytes);
+            return Err(("shadow.copies_reserve_bytes", why));
         }
         Ok(())
     }
@@ -97,6 +127,14 @@ mod tests {
             assert_eq!(refused(ShadowConfig { directory: directory.into(), ..default() }), "shadow.directory");
         }
         assert_eq!(refused(ShadowConfig { image_paths: vec!["images".into()], ..default() }), "shadow.image_paths");
+        for copies in ["copies", "/var/lib/gnomon/shadows", "/var/lib/gnomon/shadows/x", "/var/lib"] {
+            let config = ShadowConfig { copies_directory: Some(copies.into()), ..default() };
+            assert_eq!(refused(config), "shadow.copies_directory", "{copies}");
+        }
+        let apart = ShadowConfig { copies_directory: Some("/srv/copies".into()), ..default() };
+        assert_eq!(apart.check(), Ok(()));
+        assert_eq!(refused(ShadowConfig { copies_bytes_max: 0, ..default() }), "shadow.copies_bytes_max");
+        assert_eq!(refused(ShadowConfig { copies_reserve_bytes: 1, ..default() }), "shadow.copies_reserve_bytes");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 const SIGNAL: &str = "shadows";
+const COPIES: &str = "copies of disks";
 
 pub(super) fn examine(config: &Config) -> Check {
     let shadow = &config.shadow;
@@ -20,12 +21,31 @@ pub(super) fn examine(config: &Config) -> Check {
         return Check::unavailable(SIGNAL, place, why)
             .enable("install -d -m 711 -o gnomon-agent -g gnomon-agent DIRECTORY, and ReadWritePaths= in its unit");
     }
-    let asked = Command::new("qemu-img").arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).status();
-    if !asked.is_ok_and(|status| status.success()) {
+    if !has_qemu_img() {
         return Check::unavailable(SIGNAL, "qemu-img", "is not here: only VMs without disks have shadows")
             .enable("install qemu-img (Debian: qemu-utils)");
     }
     Check::ok(SIGNAL, place, format!("at most {shadows_max}, with {:.0} % of this host", share_max * 100.0))
+}
+
+/// Whether copies of disks can be made, where the host is to make some.
+pub(super) fn examine_copies(config: &Config) -> Option<Check> {
+    let directory = config.shadow.copies_directory.as_ref()?;
+    let place = directory.display().to_string();
+    Some(if !is_writable(directory) {
+        Check::unavailable(COPIES, place, "the agent may not make folders there")
+            .enable("install -d -m 711 -o gnomon-agent -g gnomon-agent DIRECTORY, and ReadWritePaths= in its unit")
+    } else if !has_qemu_img() {
+        Check::unavailable(COPIES, "qemu-img", "is not here: no disk is copied")
+            .enable("install qemu-img (Debian: qemu-utils)")
+    } else {
+        Check::ok(COPIES, place, format!("of disks of at most {} GiB together", config.shadow.copies_bytes_max >> 30))
+    })
+}
+
+fn has_qemu_img() -> bool {
+    let asked = Command::new("qemu-img").arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).status();
+    asked.is_ok_and(|status| status.success())
 }
 
 /// Whether the directory, or what it is yet to be made in, takes new entries.
@@ -52,5 +72,8 @@ mod tests {
         let lost = examine(&config("shadows_max = 1\ndirectory = \"/dev/null/shadows\"\n"));
         assert_eq!((lost.state, lost.why.as_str()), (State::Unavailable, "the agent may not make folders there"));
         assert!(lost.enable.is_some());
+        assert!(examine_copies(&config("")).is_none());
+        let lost = examine_copies(&config("copies_directory = \"/dev/null/copies\"\n")).unwrap();
+        assert_eq!((lost.state, lost.why.as_str()), (State::Unavailable, "the agent may not make folders there"));
     }
 }

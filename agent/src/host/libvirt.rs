@@ -4,6 +4,7 @@
 //! inventory has one, the actuator another. Keep-alive breaks a connection whose peer is gone; a call that libvirtd itself sits
 //! on is only noticed by its caller's deadline.
 
+pub mod backup;
 mod blueprint;
 mod cpu;
 mod daemon;

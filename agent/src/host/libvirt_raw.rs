@@ -1,8 +1,9 @@
 //! The one unsafe edge to libvirt, for what the `virt` crate has no safe calls for: domain lifecycle events, and in [`parameters`]
-//! the limits of disks and network interfaces, in [`dirty_rate`] how fast memory is written to, and in
-//! [`migration`] how far a migration has come.
+//! the limits of disks and network interfaces, in [`dirty_rate`] how fast memory is written to, in
+//! [`migration`] how far a migration has come, and in [`backup`] copies of disks.
 #![allow(unsafe_code)]
 
+pub(super) mod backup;
 pub(super) mod dirty_rate;
 pub(super) mod migration;
 pub(super) mod parameters;

@@ -46,6 +46,7 @@ pub(super) fn executor(ledger: &Path, clock: Clock, metrics: command::Metrics) -
         host: HostId::new("h1").unwrap(),
         migrations_most: 0,
         shadows_max: 0,
+        copies: false,
         bounds: facts().cpu_bounds,
         allowed: Allowed::default(),
         dry_run: false,
@@ -59,6 +60,7 @@ pub(super) fn executor(ledger: &Path, clock: Clock, metrics: command::Metrics) -
     });
     let shadower = LibvirtShadower::new(
         ShadowerConfig {
+            host: HostId::new("h1").unwrap(),
             uri: "test:///default".to_owned(),
             shadow: ShadowConfig::default(),
             capacity_cores: 2.0,

@@ -121,6 +121,7 @@ fn facts() -> HostFacts {
         migration: None,
         zone: None,
         shadows: None,
+        copies: Vec::new(),
         dry_run: false,
         cpu_source: CpuSource::TaskStorage,
     }

@@ -82,6 +82,7 @@ impl Host {
                 migration: None,
                 zone: None,
                 shadows: None,
+                copies: Vec::new(),
                 dry_run: false,
                 cpu_source: CpuSource::TaskStorage,
             },

@@ -74,6 +74,7 @@ fn warm(reports: u64) -> (Core, Option<FitJob>) {
         migration: None,
         zone: None,
         shadows: None,
+        copies: Vec::new(),
         dry_run: false,
         cpu_source: CpuSource::TaskStorage,
     };

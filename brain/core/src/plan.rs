@@ -230,6 +230,7 @@ impl PlannedAction {
             Action::Migrate(migration) => format!("migrate from host {} {migration}", self.host),
             Action::AbortMigration => "give up its migration".to_owned(),
             Action::Describe => "tell what a shadow of it is made from".to_owned(),
+            Action::Image(imaging) => imaging.to_string(),
             Action::DirtyRate { period_s } => format!("measure for {period_s} s how fast it writes to its memory"),
             Action::Shadow(order) => order.to_string(),
         }
@@ -256,6 +257,7 @@ impl PlannedAction {
             (Action::Shadow(ShadowOrder::Copy(_) | ShadowOrder::Start), Reason::Shadow { of, .. }) => {
                 format!("VM {of} has a shadow on host {}", self.host)
             }
+            (Action::Image(_), _) => "its shadow has copies of its disks to stand on".to_owned(),
             (Action::Shadow(ShadowOrder::Retire), _) => format!("nothing is left of it on host {}", self.host),
             _ => self.summary(),
         }

@@ -337,6 +337,13 @@ pub struct ShadowPolicy {
     pub boot_timeout_ms: u64,
     /// One that had to leave its host twice within this, in milliseconds, is parked; and one that is parked is tried again after it.
     pub cool_down_ms: u64,
+    /// Whether disks that have no base are copied for shadows, of VMs whose metadata do not say: `copy_disks="yes"` and `copy_disks="no"` there go
+    /// first. Their host has to be configured for it, too.
+    pub copy_disks: bool,
+    /// A VM's disks are read at most so fast while they are copied, all together, in bytes per second; 0 sets no limit.
+    pub copy_bytes_per_s_max: u64,
+    /// A copy that is not there after this, in milliseconds, is given up.
+    pub copy_timeout_ms: u64,
 }
 
 impl Default for ShadowPolicy {
@@ -358,6 +365,9 @@ impl Default for ShadowPolicy {
             pace_ms: 60_000,
             boot_timeout_ms: 300_000,
             cool_down_ms: 600_000,
+            copy_disks: false,
+            copy_bytes_per_s_max: 50 << 20,
+            copy_timeout_ms: 7_200_000,
         }
     }
 }
@@ -469,7 +479,7 @@ impl Policy {
     pub fn mode_for(&self, action: &Action) -> Mode {
         match action {
             Action::Migrate(_) | Action::AbortMigration | Action::DirtyRate { .. } => self.migrate_mode(),
-            Action::Set(_) | Action::Release | Action::Describe | Action::Shadow(_) => self.mode,
+            Action::Set(_) | Action::Release | Action::Describe | Action::Image(_) | Action::Shadow(_) => self.mode,
         }
     }
 

@@ -8,6 +8,7 @@
 //!    └─ parked ◀──────────────────────── moving ◀─────────────────────────────────────┘
 //!        later                             │ gone from there
 //!                                          └──▶ wanted
+//!  between wanted and placed, where a disk has no base: imaging, until it is copied
 //!  from anywhere: not wanted any more, or production is gone ──▶ retiring ──▶ retired
 //! ```
 //!
@@ -32,6 +33,8 @@ use thiserror::Error;
 pub enum ShadowState {
     /// It is to be: what it is made from is asked for, and a place is looked for.
     Wanted,
+    /// Its production's disks are being copied for it.
+    Imaging,
     /// It has a place, where it is being made.
     Placed,
     /// It is defined there, and being started.
@@ -52,8 +55,9 @@ pub enum ShadowState {
 
 impl ShadowState {
     /// All of them, in the order in which a shadow may come to them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Wanted,
+        Self::Imaging,
         Self::Placed,
         Self::Copied,
         Self::Booting,
@@ -68,6 +72,7 @@ impl ShadowState {
     pub fn name(self) -> &'static str {
         match self {
             Self::Wanted => "wanted",
+            Self::Imaging => "imaging",
             Self::Placed => "placed",
             Self::Copied => "copied",
             Self::Booting => "booting",
@@ -139,6 +144,18 @@ pub struct Shadow {
     pub trial: Option<trial::Trial>,
     /// Hosts that it is not made on before this.
     pub avoids: Vec<(HostId, Timestamp)>,
+    /// Copies of its production's disks, from the order to make them until they are known to be gone.
+    #[serde(default)]
+    pub copies: Option<CopiesMade>,
+}
+
+/// Copies of disks that a shadow stands on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopiesMade {
+    /// By which host, which deletes them when the shadow ends.
+    pub on: HostId,
+    /// They are not what was made, or not of all disks: they are deleted and made anew.
+    pub is_spoilt: bool,
 }
 
 /// Why an order about a shadow is given. `Display` tells a person.
@@ -171,6 +188,8 @@ pub enum ShadowCause {
     Operator,
     /// No shadow is known that should be there.
     Stray,
+    /// Its production's disks may not be copied, or the copies are of no use.
+    CopiesGo,
 }
 
 impl fmt::Display for ShadowCause {
@@ -189,6 +208,7 @@ impl fmt::Display for ShadowCause {
             Self::ProductionGone => "its production is gone",
             Self::Operator => "an operator retired it",
             Self::Stray => "no shadow is known that should be there",
+            Self::CopiesGo => "the copies of its production's disks have to go",
         })
     }
 }

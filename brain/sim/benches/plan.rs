@@ -41,6 +41,7 @@ fn facts(number: u64) -> HostFacts {
         migration: Some(MigrationFacts { uri: format!("qemu+tls://host-{number}/system"), copy_bytes_max: 0 }),
         zone: None,
         shadows: None,
+        copies: Vec::new(),
         dry_run: false,
         cpu_source: CpuSource::TaskStorage,
     }

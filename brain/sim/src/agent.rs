@@ -153,6 +153,7 @@ impl Agent {
             zone: spec.zone.clone(),
             shadows: (spec.shadows_max > 0)
                 .then_some(ShadowFacts { shadows_max: spec.shadows_max, share_max: SHADOW_SHARE_MAX }),
+            copies: Vec::new(),
             dry_run: spec.dry_run,
             cpu_source: CpuSource::TaskStorage,
         };
@@ -351,7 +352,7 @@ impl Agent {
             Action::Set(Setting::Memory { bytes }) => self.judge_memory(vm, bytes),
             Action::Set(target) => Err(RefusedCommand::NotAllowed { means: target.means() }),
             Action::Release | Action::Migrate(_) | Action::AbortMigration => Ok(()),
-            Action::Describe | Action::DirtyRate { .. } | Action::Shadow(_) => Ok(()),
+            Action::Describe | Action::Image(_) | Action::DirtyRate { .. } | Action::Shadow(_) => Ok(()),
         }
     }
 
@@ -441,6 +442,7 @@ impl Agent {
             Action::Migrate(_)
             | Action::AbortMigration
             | Action::Describe
+            | Action::Image(_)
             | Action::DirtyRate { .. }
             | Action::Shadow(_) => Vec::new(),
             Action::Release => {

@@ -252,6 +252,7 @@ fn terms(rng: &mut ChaCha8Rng) -> VmTerms {
         apart_zones: None,
         together: rng.random_bool(0.15).then(|| group(rng)),
         shadow: None,
+        copy_disks: None,
         bound: rng.random_bool(0.05).then(|| "a device of the host".to_owned()),
         misunderstood: rng.random_bool(0.03).then(|| "mode=\"sometimes\"".to_owned()),
     }

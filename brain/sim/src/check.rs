@@ -229,7 +229,7 @@ impl Checker {
             Action::Set(target) => Self::judge_size(scene, host, vm, *target),
             Action::Migrate(migration) => self.judge_move(scene, host, vm, &planned, migration),
             Action::Release | Action::AbortMigration => Err(("a planner neither releases nor aborts", String::new())),
-            Action::Describe | Action::DirtyRate { .. } | Action::Shadow(_) => Ok(()),
+            Action::Describe | Action::Image(_) | Action::DirtyRate { .. } | Action::Shadow(_) => Ok(()),
         }
     }
 

@@ -324,6 +324,7 @@ pub(super) fn in_words(result: &OutcomeResult) -> String {
         OutcomeResult::NotMoved { error, whereabouts } => format!("not moved: {error}; {whereabouts}"),
         OutcomeResult::Immovable(why) => format!("not moved: {why}"),
         OutcomeResult::Described(_) => "described".into(),
+        OutcomeResult::Imaged(imaged) => format!("disks copied in {:.1} s", imaged.took_us as f64 / 1e6),
         OutcomeResult::DirtyRate { bytes_per_s } => {
             format!("it writes to {:.0} MiB of its memory a second", *bytes_per_s as f64 / f64::from(1 << 20))
         }

@@ -130,6 +130,7 @@ pub(super) fn set(client: &Client, json: bool, arguments: &SetArguments) -> Resu
             | OutcomeResult::NotMoved { .. }
             | OutcomeResult::Immovable(_)
             | OutcomeResult::Described(_)
+            | OutcomeResult::Imaged(_)
             | OutcomeResult::DirtyRate { .. }
             | OutcomeResult::Shadow(_)
             | OutcomeResult::Unshadowable(_)),

@@ -179,6 +179,9 @@ fn show(client: &Client, json: bool, vm: &str) -> Result<(), Failure> {
     if let Some(size) = shadow.size {
         println!("size {size}, {} vCPUs, weight {}", size.vcpus, size.cpu_weight);
     }
+    if let Some(copies) = &shadow.copies {
+        println!("it stands on copies of its production's disks, which host {} deletes when it is retired", copies.on);
+    }
     println!("fidelity {:.2}{}", view.fidelity_now, if shadow.fidelity.is_some() { "" } else { " by policy" });
     let mut table = table(&["", "CPU", "MEMORY", "READS", "WRITES", "NETWORK"], &[1, 2, 3, 4, 5]);
     let mut row = |name: &str, load: Option<Load>| {

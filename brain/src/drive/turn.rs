@@ -272,6 +272,7 @@ mod tests {
             migration: None,
             zone: None,
             shadows: None,
+            copies: Vec::new(),
             dry_run: false,
             cpu_source: CpuSource::TaskStorage,
         };

@@ -51,6 +51,7 @@ pub(crate) fn hello(name: &str, epoch: u64) -> Hello {
             migration: None,
             zone: None,
             shadows: None,
+            copies: Vec::new(),
             dry_run: false,
             cpu_source: CpuSource::TaskStorage,
         },

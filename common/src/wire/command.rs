@@ -1,6 +1,6 @@
 //! What the brain tells one agent to do.
 
-use super::{CommandId, Migration, Setting, ShadowOrder, VmId};
+use super::{CommandId, Imaging, Migration, Setting, ShadowOrder, VmId};
 use core::fmt;
 use serde::{Deserialize, Serialize};
 use std::string::String;
@@ -36,6 +36,8 @@ pub enum Action {
     AbortMigration,
     /// Tell what a shadow of it is made from. Changes nothing.
     Describe,
+    /// Copy its disks that have no base, for a shadow of it. Nothing is written to them.
+    Image(Imaging),
     /// Measure how fast its guest writes to its memory. Changes nothing.
     DirtyRate {
         /// For how long, in seconds, 1 to 60: QEMU looks at both ends.

@@ -1,6 +1,8 @@
 //! The control stream: introduction, heart-beat, commands in, outcomes out.
 
-use super::{AgentEpoch, Command, CommandId, Fence, HostId, Means, MigrationFacts, Outcome, Sequence, ShadowFacts};
+use super::{
+    AgentEpoch, Command, CommandId, Fence, HostId, Means, MigrationFacts, Outcome, Sequence, ShadowFacts, VmId,
+};
 use crate::time::Timestamp;
 use core::fmt;
 use serde::{Deserialize, Serialize};
@@ -142,6 +144,8 @@ pub struct HostFacts {
     pub zone: Option<String>,
     /// What shadows it takes; `None` where the agent is not configured to take any.
     pub shadows: Option<ShadowFacts>,
+    /// Shadows for which it keeps copies of disks, whole or in the making, at most [`super::COPIES_MAX`].
+    pub copies: Vec<VmId>,
     /// The agent judges and logs commands but changes nothing (`--dry-run`).
     pub dry_run: bool,
     /// Where its readings of CPU come from, and so how much they tell.

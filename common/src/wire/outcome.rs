@@ -1,7 +1,7 @@
 //! What became of a command.
 
 use super::{
-    Blueprint, CommandId, Fence, Immovable, Means, Moved, Setting, ShadowDone, Unshadowable, VmId, Whereabouts,
+    Blueprint, CommandId, Fence, Imaged, Immovable, Means, Moved, Setting, ShadowDone, Unshadowable, VmId, Whereabouts,
 };
 use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -81,6 +81,8 @@ pub enum OutcomeResult {
     Immovable(Immovable),
     /// What a shadow of it is made from.
     Described(Box<Blueprint>),
+    /// Its disks are copied.
+    Imaged(Box<Imaged>),
     /// How fast its guest writes to its memory.
     DirtyRate {
         /// Memory that was written to within the period, by the second, in bytes; what is written to twice counts once.
@@ -180,6 +182,9 @@ pub enum RefusedCommand {
     /// The agent is not configured to take shadows.
     #[error("this host's agent is not configured to take shadows")]
     ShadowsNotAllowed,
+    /// The agent is not configured to copy disks.
+    #[error("this host's agent is not configured to copy disks")]
+    CopiesNotAllowed,
     /// Too many commands were waiting already.
     #[error("the agent's command queue was full")]
     QueueFull,

@@ -2,7 +2,8 @@
 //!
 //! A shadow is a VM of its own, with an identity of its own. Its host's agent makes it from a [`Blueprint`], which names what may be copied:
 //! what a blueprint has no field for (a device passed through, a host's folder, a network, a second disk's lock) cannot get into a shadow.
-//! A shadow's life is four [`ShadowOrder`]s, each of which says what is to be, so that doing it twice is doing it once.
+//! A shadow's life is four [`ShadowOrder`]s, each of which says what is to be, so that doing it twice is doing it once. Where a disk of the
+//! production has no base, [`Imaging`] asks its host for a copy of it before.
 
 use super::VmId;
 use core::fmt;
@@ -13,6 +14,8 @@ use std::vec::Vec;
 
 /// Most disks of a blueprint.
 pub const BLUEPRINT_DISKS_MAX: usize = 16;
+/// Most shadows for which one host keeps copies of disks.
+pub const COPIES_MAX: usize = 256;
 /// Most network interfaces of a blueprint.
 pub const BLUEPRINT_INTERFACES_MAX: usize = 8;
 /// Most steps of a profile.
@@ -91,9 +94,43 @@ pub enum Base {
         /// Its format: `raw`, `qcow2`.
         format: String,
     },
-    /// There is none below it: the production writes to the only layer there is. A shadow of it takes a copy of the disk, where that is
-    /// allowed.
+    /// There is none below it, and its host's agent makes a copy of it if it is told to.
+    Copyable,
+    /// There was none below it: a copy of the disk as it was at one moment, which nobody writes to.
+    Copied(DiskCopy),
+    /// There is none below it: the production writes to the only layer there is, of which no copy is made.
     None,
+}
+
+/// A copy of a disk: one qcow2 file, under the same path on the host that has made it and on its shadow's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskCopy {
+    /// The file.
+    pub path: String,
+    /// Its length, in bytes.
+    pub bytes: u64,
+    /// SHA-256 of the file, in 64 lower-case hexadecimal digits.
+    pub sha256: String,
+}
+
+/// Copies of a production's disks that are to be: of all that have no base, as they are at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imaging {
+    /// For which shadow. They are named by it, and go when it is retired on the host that has made them.
+    pub shadow: VmId,
+    /// Read from the production's disks at most so fast, all together, in bytes per second; `None` is unlimited.
+    pub bandwidth_bytes_per_s: Option<u64>,
+    /// Given up after so long from receipt, in milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// Copies that are there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imaged {
+    /// From receipt until then, in microseconds.
+    pub took_us: u64,
+    /// By the guest's device, such as `vda`, at most [`BLUEPRINT_DISKS_MAX`].
+    pub disks: Vec<(String, DiskCopy)>,
 }
 
 /// What is to be of a shadow on a host.
@@ -106,7 +143,7 @@ pub enum ShadowOrder {
     Start,
     /// Its pacer follows this profile, from now on.
     Pace(Profile),
-    /// Nothing is left of it here: no domain, no file.
+    /// Nothing is left of it here: no domain, no file, no copy of a disk.
     Retire,
 }
 
@@ -204,6 +241,9 @@ pub enum Unshadowable {
     /// It takes a part that this host has not: an image, a firmware.
     #[error("this host has no {0}")]
     Missing(String),
+    /// The copy of a disk is not what was made.
+    #[error("the copy {0} is not what was made")]
+    Damaged(String),
     /// It has a disk without a base, and copies of disks are not allowed.
     #[error("its disk {0} is no layer on an image, and copies of disks are not allowed here")]
     NoBase(String),
@@ -257,6 +297,25 @@ impl Blueprint {
     /// Whether it is within its bounds.
     pub fn is_bounded(&self) -> bool {
         self.disks.len() <= BLUEPRINT_DISKS_MAX && self.interfaces.len() <= BLUEPRINT_INTERFACES_MAX
+    }
+
+    /// The copies that it stands on.
+    pub fn copies(&self) -> impl Iterator<Item = &DiskCopy> {
+        self.disks.iter().filter_map(|disk| match &disk.base {
+            Base::Copied(copy) => Some(copy),
+            _ => None,
+        })
+    }
+
+    /// Longest time that may pass while the copies that it stands on are read once, in milliseconds: at 20 MB/s.
+    pub fn reading_ms(&self) -> u64 {
+        self.copies().fold(0, |sum: u64, copy| sum.saturating_add(copy.bytes)) / 20_000
+    }
+}
+
+impl fmt::Display for Imaging {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "copy its disks for its shadow {}", self.shadow)
     }
 }
 

@@ -24,6 +24,8 @@ pub struct VmTerms {
     pub together: Option<String>,
     /// `shadow="yes"`, `shadow="no"`: it is to have a shadow, or none; `None` leaves that to policy.
     pub shadow: Option<bool>,
+    /// `copy_disks="yes"`, `copy_disks="no"`: its disks that have no base may be copied for its shadow, or not; `None` leaves that to policy.
+    pub copy_disks: Option<bool>,
     /// What in its definition binds it to its host (a device passed through, CPUs or memory pinned), for a person; `None` where nothing
     /// does.
     pub bound: Option<String>,
@@ -81,10 +83,15 @@ impl VmTerms {
                 "no" => self.shadow = Some(false),
                 _ => return Err(invalid("yes, no")),
             },
+            "copy_disks" => match value {
+                "yes" => self.copy_disks = Some(true),
+                "no" => self.copy_disks = Some(false),
+                _ => return Err(invalid("yes, no")),
+            },
             "apart" => self.apart = Some(group(value).ok_or_else(|| invalid(GROUP))?),
             "apart_zones" => self.apart_zones = Some(group(value).ok_or_else(|| invalid(GROUP))?),
             "together" => self.together = Some(group(value).ok_or_else(|| invalid(GROUP))?),
-            _ => return Err(invalid("the attributes mode, migrate, shadow, apart, apart_zones, together")),
+            _ => return Err(invalid("the attributes mode, migrate, shadow, copy_disks, apart, apart_zones, together")),
         }
         Ok(())
     }
@@ -112,6 +119,16 @@ mod tests {
         terms.misunderstood = Some("mode=observer".into());
         assert!(terms.hands_off());
         assert_eq!(terms.stays_because(), Some("mode=observer"));
+    }
+
+    #[test]
+    fn whether_disks_may_be_copied_is_one_of_two_words() {
+        let mut terms = VmTerms::default();
+        for (value, copy) in [("yes", Some(true)), ("no", Some(false))] {
+            terms.take("copy_disks", value).unwrap();
+            assert_eq!(terms.copy_disks, copy);
+        }
+        assert!(terms.take("copy_disks", "maybe").is_err());
     }
 
     #[test]

@@ -37,6 +37,7 @@ pub fn facts() -> HostFacts {
         migration: Some(MigrationFacts { uri: "qemu+tls://a/system".to_owned(), copy_bytes_max: 0 }),
         zone: Some("room-1".to_owned()),
         shadows: None,
+        copies: Vec::new(),
         dry_run: false,
     }
 }

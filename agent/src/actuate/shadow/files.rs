@@ -2,7 +2,7 @@
 
 use super::definition::{SCRATCH_FILE, layer_file};
 use crate::config::ShadowConfig;
-use gnomon_common::wire::{Base, Blueprint, Boot, DiskBlueprint, Unshadowable, VmId};
+use gnomon_common::wire::{Base, Blueprint, Boot, DiskBlueprint, DiskCopy, Unshadowable, VmId};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Error, ErrorKind, Read, Result};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -44,6 +44,12 @@ impl Files {
 
     /// Whether all that a shadow is made from may be used here, and is here.
     pub(super) fn check(&self, blueprint: &Blueprint) -> std::result::Result<(), Unshadowable> {
+        let copied = |copy: &DiskCopy| !self.config.is_image_path(Path::new(&copy.path));
+        let of_copy = |disk: &&DiskBlueprint| matches!(&disk.base, Base::Copied(copy) if copied(copy));
+        if let Some(disk) = blueprint.disks.iter().find(of_copy) {
+            // This host takes no copies from there.
+            return Err(Unshadowable::NoBase(disk.device.clone()));
+        }
         for path in needed(blueprint)? {
             if !self.config.is_image_path(Path::new(path)) {
                 return Err(Unshadowable::Definition(format!("{path} is not below shadow.image_paths of this host")));
@@ -60,12 +66,8 @@ impl Files {
     pub(super) fn make(&self, vm: VmId, blueprint: &Blueprint) -> Result<()> {
         self.remove(vm)?;
         let folder = self.folder(vm);
-        DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(&self.config.directory)?;
-        DirBuilder::new().mode(FOLDER_MODE).create(&folder)?;
-        // The mask of the agent's unit would take what QEMU needs from it.
-        for made in [&self.config.directory, &folder] {
-            std::fs::set_permissions(made, std::os::unix::fs::PermissionsExt::from_mode(FOLDER_MODE))?;
-        }
+        make_folder(&self.config.directory)?;
+        make_folder(&folder)?;
         for disk in &blueprint.disks {
             layer(disk, &folder.join(layer_file(&disk.device)))?;
         }
@@ -77,25 +79,12 @@ impl Files {
 
     /// Removes them, if there are any.
     pub(super) fn remove(&self, vm: VmId) -> Result<()> {
-        match std::fs::remove_dir_all(self.folder(vm)) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        remove_folder(&self.folder(vm)).map(drop)
     }
 
-    /// Whose folders there are. What is not named by a UUID is none of ours.
+    /// Whose folders there are.
     pub(super) fn all(&self) -> Result<Vec<VmId>> {
-        let entries = match std::fs::read_dir(&self.config.directory) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries?,
-        };
-        let mut all = Vec::new();
-        for entry in entries {
-            let name = entry?.file_name();
-            let id = name.to_str().and_then(|name| name.parse::<Uuid>().ok());
-            all.extend(id.map(VmId).filter(|vm| self.folder(*vm).file_name() == Some(&name)));
-        }
-        Ok(all)
+        folders(&self.config.directory)
     }
 }
 
@@ -116,7 +105,11 @@ fn needed(blueprint: &Blueprint) -> std::result::Result<Vec<&str>, Unshadowable>
                     format!("its disk {} of {} bytes on an image of format {format:?}", disk.device, disk.size_bytes);
                 return Err(Unshadowable::Definition(why));
             }
-            Base::None => return Err(Unshadowable::NoBase(disk.device.clone())),
+            Base::Copied(copy) if disk.size_bytes > 0 => needed.push(Some(&copy.path)),
+            Base::Copied(_) => {
+                return Err(Unshadowable::Definition(format!("its disk {} without a size", disk.device)));
+            }
+            Base::None | Base::Copyable => return Err(Unshadowable::NoBase(disk.device.clone())),
         }
     }
     Ok(needed.into_iter().flatten().map(String::as_str).collect())
@@ -124,14 +117,50 @@ fn needed(blueprint: &Blueprint) -> std::result::Result<Vec<&str>, Unshadowable>
 
 /// An empty layer. With its size and format given, `-u` keeps `qemu-img` from opening the base.
 fn layer(disk: &DiskBlueprint, file: &Path) -> Result<()> {
-    let Base::Image { path, format } = &disk.base else {
-        return Err(Error::other("a disk without a base has no layer"));
+    let (path, format) = match &disk.base {
+        Base::Image { path, format } => (path, format.as_str()),
+        Base::Copied(copy) => (&copy.path, "qcow2"),
+        Base::None | Base::Copyable => return Err(Error::other("a disk without a base has no layer")),
     };
+    create(&["-u", "-b", path, "-F", format], file, disk.size_bytes)
+}
+
+/// An empty qcow2 file of this size, for its owner alone.
+pub(super) fn create(options: &[&str], file: &Path, size_bytes: u64) -> Result<()> {
     let mut command = Command::new("qemu-img");
-    command.args(["create", "-q", "-u", "-f", "qcow2", "-b", path, "-F", format]).arg(file);
-    command.arg(disk.size_bytes.to_string());
+    command.args(["create", "-q", "-f", "qcow2"]).args(options).arg(file).arg(size_bytes.to_string());
     run(command)?;
     std::fs::set_permissions(file, std::os::unix::fs::PermissionsExt::from_mode(FILE_MODE))
+}
+
+/// A folder that QEMU's user can search, and nobody else can list.
+pub(super) fn make_folder(folder: &Path) -> Result<()> {
+    DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder)?;
+    // The mask of the agent's unit would take what QEMU needs from it.
+    std::fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(FOLDER_MODE))
+}
+
+/// The folders in a directory that are named by a UUID as ours are. What is not is none of ours.
+pub(super) fn folders(directory: &Path) -> Result<Vec<VmId>> {
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut all = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        let id = name.to_str().and_then(|name| Some((name, name.parse::<Uuid>().ok()?)));
+        all.extend(id.filter(|(name, id)| id.hyphenated().to_string() == *name).map(|(_, id)| VmId(id)));
+    }
+    Ok(all)
+}
+
+/// Removes a folder, if there is one. Returns whether there was.
+pub(super) fn remove_folder(folder: &Path) -> Result<bool> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        removed => removed.map(|()| true),
+    }
 }
 
 fn run(mut command: Command) -> Result<()> {
@@ -223,6 +252,10 @@ mod tests {
         std::fs::write(folder.path().join("images/a.raw"), [0]).unwrap();
         assert_eq!(check(image("images/a.raw", "raw")), Ok(()));
         assert!(matches!(check(image("images/a.raw", "vmdk")), Err(Unshadowable::Definition(_))));
+        let copied = |name: &str| Base::Copied(DiskCopy { path: path(name), bytes: 1, sha256: String::new() });
+        assert_eq!(check(copied("images/a.raw")), Ok(()));
+        assert_eq!(check(copied("secret")), Err(Unshadowable::NoBase("vda".into())));
+        assert_eq!(check(Base::Copyable), Err(Unshadowable::NoBase("vda".into())));
         let initrd = Some(path("images/i"));
         let boot = Boot::Kernel { kernel: path("images/a.raw"), initrd, command_line: String::new() };
         let kernel = Blueprint { boot, ..blueprint(Vec::new()) };

@@ -3,16 +3,16 @@
 use super::ShadowerConfig;
 use crate::host::bridge::Bridge;
 use crate::host::cgroup::CpuWeight;
+use crate::host::libvirt::backup::BackupJob;
 use crate::host::libvirt::{FoundShadow, HypervisorError, Reconnecting, SHADOW_BRIDGE, SHADOW_FILTER, ShadowDomain};
 use crate::host::machine::Machine;
 use crate::host::process::Proc;
 use gnomon_common::wire::{Blueprint, Unshadowable, VmId};
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What orders need of a host. Calls may block.
-pub(super) trait Here: Send {
-    fn describe(&mut self, vm: VmId) -> Result<Result<Blueprint, Unshadowable>, HypervisorError>;
+pub(super) trait Here: Backups + Send {
     fn find(&mut self, vm: VmId) -> Result<FoundShadow, HypervisorError>;
     fn has_name(&mut self, name: &str) -> Result<bool, HypervisorError>;
     fn shadows(&mut self) -> Result<Vec<ShadowDomain>, HypervisorError>;
@@ -29,6 +29,20 @@ pub(super) trait Here: Send {
     fn available_bytes(&mut self) -> u64;
     /// A weight in the numbers of this host's version of control groups.
     fn shares(&self, weight: u32) -> u64;
+}
+
+/// What copying disks needs of a host. Calls may block.
+pub(super) trait Backups {
+    /// What a shadow of a running VM is made from.
+    fn describe(&mut self, vm: VmId) -> Result<Result<Blueprint, Unshadowable>, HypervisorError>;
+    /// Which job a running VM has.
+    fn backup_job(&mut self, vm: VmId) -> Result<BackupJob, HypervisorError>;
+    fn begin_backup(&mut self, vm: VmId, disks: &[(String, PathBuf)]) -> Result<(), HypervisorError>;
+    /// `false` where that disk is not being copied any more.
+    fn set_backup_speed(&mut self, vm: VmId, device: &str, bytes_per_s: u64) -> Result<bool, HypervisorError>;
+    /// How the last backup has ended.
+    fn last_backup(&mut self, vm: VmId) -> Result<Result<(), String>, HypervisorError>;
+    fn abort_job(&mut self, vm: VmId) -> Result<(), HypervisorError>;
 }
 
 /// Why the bridge of shadows is not cut off, if it is not: an address that the host answers at, or a port of something that is no shadow, or one
@@ -62,10 +76,6 @@ impl LibvirtHere {
 }
 
 impl Here for LibvirtHere {
-    fn describe(&mut self, vm: VmId) -> Result<Result<Blueprint, Unshadowable>, HypervisorError> {
-        self.link.get()?.blueprint(vm)
-    }
-
     fn find(&mut self, vm: VmId) -> Result<FoundShadow, HypervisorError> {
         self.link.get()?.find_shadow(vm)
     }
@@ -116,6 +126,32 @@ impl Here for LibvirtHere {
         let version_2 = controllers.split_whitespace().any(|controller| controller == "cpu");
         let scale = if version_2 { CpuWeight::Weight(0) } else { CpuWeight::Shares(0) };
         scale.raw_for(weight).max(1)
+    }
+}
+
+impl Backups for LibvirtHere {
+    fn describe(&mut self, vm: VmId) -> Result<Result<Blueprint, Unshadowable>, HypervisorError> {
+        self.link.get()?.blueprint(vm)
+    }
+
+    fn backup_job(&mut self, vm: VmId) -> Result<BackupJob, HypervisorError> {
+        self.link.get()?.backup_job(vm)
+    }
+
+    fn begin_backup(&mut self, vm: VmId, disks: &[(String, PathBuf)]) -> Result<(), HypervisorError> {
+        self.link.get()?.begin_backup(vm, disks)
+    }
+
+    fn set_backup_speed(&mut self, vm: VmId, device: &str, bytes_per_s: u64) -> Result<bool, HypervisorError> {
+        self.link.get()?.set_backup_speed(vm, device, bytes_per_s)
+    }
+
+    fn last_backup(&mut self, vm: VmId) -> Result<Result<(), String>, HypervisorError> {
+        self.link.get()?.last_backup(vm)
+    }
+
+    fn abort_job(&mut self, vm: VmId) -> Result<(), HypervisorError> {
+        self.link.get()?.abort_job(vm)
     }
 }
 

@@ -1,12 +1,15 @@
 //! What each order does, step by step. Every step may be the last before the agent is killed.
 
+use super::copies::Copies;
 use super::definition::{self, PACER_SOCKET, Place};
 use super::files::Files;
 use super::host::{Here, is_isolated};
+use super::image::abandon;
+use super::snag::{Snag, in_time};
 use super::{Pacing, ShadowerConfig, Task};
 use crate::host::libvirt::{FoundShadow, HypervisorError, ShadowDomain};
 use gnomon_common::wire::{
-    Action, OutcomeResult, Profile, RefusedCommand, ShadowDone, ShadowOrder, ShadowSpec, Unshadowable, VmId,
+    Action, Base, OutcomeResult, Profile, RefusedCommand, ShadowDone, ShadowOrder, ShadowSpec, Unshadowable, VmId,
 };
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -16,45 +19,15 @@ pub(super) struct Orders<H> {
     here: H,
     config: ShadowerConfig,
     files: Files,
+    /// Copies of this host's VMs' disks; `None` where none are made.
+    copies: Option<Copies>,
     pacing: Option<Box<dyn Pacing>>,
-}
-
-/// Why an order was not carried out.
-#[derive(Debug, thiserror::Error)]
-enum Snag {
-    /// It must not be.
-    #[error(transparent)]
-    Unshadowable(#[from] Unshadowable),
-    /// libvirt.
-    #[error(transparent)]
-    Libvirt(#[from] HypervisorError),
-    /// The kernel or a disk.
-    #[error("{0}")]
-    System(#[from] std::io::Error),
-    /// It cannot be, now or later.
-    #[error("{0}")]
-    Never(String),
-    /// Its time is over.
-    #[error("it came too late")]
-    Late(u64),
-}
-
-impl From<Snag> for OutcomeResult {
-    fn from(snag: Snag) -> Self {
-        let error = snag.to_string();
-        match snag {
-            Snag::Unshadowable(why) => Self::Unshadowable(why),
-            Snag::Late(late_ms) => Self::Refused(RefusedCommand::Expired { late_ms }),
-            Snag::Libvirt(cause) => Self::Failed { error, retryable: cause.is_retryable() },
-            Snag::System(_) => Self::Failed { error, retryable: true },
-            Snag::Never(_) => Self::Failed { error, retryable: false },
-        }
-    }
 }
 
 impl<H: Here> Orders<H> {
     pub(super) fn new(here: H, config: ShadowerConfig, pacing: Option<Box<dyn Pacing>>) -> Self {
-        Self { here, files: Files::new(config.shadow.clone()), config, pacing }
+        let (files, copies) = (Files::new(config.shadow.clone()), Copies::new(&config.shadow, &config.host));
+        Self { here, files, copies, config, pacing }
     }
 
     /// Carries one out that was begun then, and says what came of it.
@@ -73,7 +46,13 @@ impl<H: Here> Orders<H> {
 
     fn describe(&mut self, vm: VmId) -> OutcomeResult {
         match self.here.describe(vm) {
-            Ok(Ok(blueprint)) => OutcomeResult::Described(Box::new(blueprint)),
+            Ok(Ok(mut blueprint)) => {
+                if self.copies.is_none() {
+                    let copyable = blueprint.disks.iter_mut().filter(|disk| disk.base == Base::Copyable);
+                    copyable.for_each(|disk| disk.base = Base::None);
+                }
+                OutcomeResult::Described(Box::new(blueprint))
+            }
             Ok(Err(why)) => OutcomeResult::Unshadowable(why),
             Err(HypervisorError::NoSuchDomain(_)) => OutcomeResult::Refused(RefusedCommand::UnknownVm),
             Err(error) => Snag::from(error).into(),
@@ -213,6 +192,9 @@ impl<H: Here> Orders<H> {
             return Err(Unshadowable::NoShadow.into());
         }
         self.files.remove(vm)?;
+        if let Some(copies) = &self.copies {
+            abandon(&mut self.here, copies, vm)?;
+        }
         if self.here.shadows()?.is_empty()
             && let Err(error) = self.here.remove_network()
         {
@@ -231,11 +213,11 @@ impl<H: Here> Orders<H> {
 
     fn try_tidy(&mut self, under_way: &BTreeSet<VmId>) -> Result<u64, Snag> {
         let folders = self.files.all()?;
-        // A host that takes none and has none asks libvirt nothing.
+        // A host that takes none and has none asks libvirt nothing of them.
         if folders.is_empty() && self.config.shadow.shadows_max == 0 {
-            return Ok(0);
+            return self.tidy_copies(under_way);
         }
-        let mut removed = 0;
+        let mut removed = self.tidy_copies(under_way)?;
         for vm in folders.into_iter().filter(|vm| !under_way.contains(vm)) {
             if self.here.find(vm)? == FoundShadow::Absent {
                 tracing::warn!(%vm, "a shadow's files without a shadow: removed");
@@ -253,14 +235,23 @@ impl<H: Here> Orders<H> {
         }
         Ok(removed)
     }
+
+    /// Removes copies that are half and that nobody makes. Whose shadow is gone the brain knows, which hears of all copies at each connection.
+    fn tidy_copies(&mut self, under_way: &BTreeSet<VmId>) -> Result<u64, Snag> {
+        let Some(copies) = &self.copies else { return Ok(0) };
+        let mut removed = 0;
+        for shadow in copies.all()?.into_iter().filter(|shadow| !under_way.contains(shadow)) {
+            if copies.note(shadow)?.is_none_or(|note| note.made.is_none()) {
+                tracing::warn!(%shadow, "half copies of disks that nobody makes: removed");
+                abandon(&mut self.here, copies, shadow)?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
 }
 
-/// Whether its time to live is not over.
-fn in_time(task: &Task, begun: Instant) -> Result<(), Snag> {
-    let late = begun.elapsed().checked_sub(task.time_left).filter(|late| !late.is_zero());
-    late.map_or(Ok(()), |late| Err(Snag::Late(u64::try_from(late.as_millis()).unwrap_or(u64::MAX))))
-}
-
+/// What is told of a shadow that is made: its disks are layers, so nothing was copied on this host.
 fn copied() -> ShadowDone {
     ShadowDone::Copied { took_us: 0, copied_bytes: 0 }
 }

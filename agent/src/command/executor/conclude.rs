@@ -3,7 +3,7 @@
 use super::Executor;
 use crate::command::ledger::{self, LedgerError};
 use crate::command::metrics::{
-    APPLIED, DESCRIBED, DIRTY_RATE, DRY_RUN, FAILED, IMMOVABLE, MOVED, NOT_MOVED, REFUSED, SHADOW, UNSHADOWABLE,
+    APPLIED, DESCRIBED, DIRTY_RATE, DRY_RUN, FAILED, IMAGED, IMMOVABLE, MOVED, NOT_MOVED, REFUSED, SHADOW, UNSHADOWABLE,
 };
 use gnomon_common::wire::{Command, LocalCause, Outcome, OutcomeResult};
 
@@ -47,6 +47,10 @@ impl Executor {
             OutcomeResult::Described(_) => {
                 tracing::debug!(id = %command.id, vm = %command.vm, "VM described");
                 DESCRIBED
+            }
+            OutcomeResult::Imaged(imaged) => {
+                tracing::info!(id = %command.id, vm = %command.vm, ?imaged, reason = command.reason, "VM's disks copied");
+                IMAGED
             }
             OutcomeResult::DirtyRate { bytes_per_s } => {
                 tracing::debug!(id = %command.id, vm = %command.vm, bytes_per_s, "dirty rate measured");

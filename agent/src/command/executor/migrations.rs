@@ -50,6 +50,8 @@ impl Executor {
         };
         self.ledger.begin(&intent, None)?;
         tracing::info!(id = %command.id, vm = %command.vm, name = known.name, to = %migration.to, reason = command.reason, "VM is migrated");
+        // A domain has one job at a time: libvirt begins with this one when that has ended.
+        self.beside.shadower.give_up_copies(command.vm);
         let order = self.order(&intent, migration, true)?;
         match self.beside.mover.begin(order) {
             Ok(()) => Ok(()),

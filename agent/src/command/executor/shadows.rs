@@ -4,11 +4,21 @@
 use super::{Beside, Executor, Known, Now, took_us};
 use crate::actuate::shadow::{ShadowNews, Task};
 use crate::command::ledger::{Intent, LedgerError};
-use gnomon_common::wire::{Command, OutcomeResult, ShadowDone};
+use gnomon_common::wire::{Action, Command, Imaged, OutcomeResult, ShadowDone, ShadowOrder};
 use std::time::Duration;
 
 /// An order takes a second. After this the brain is told that it takes longer; what becomes of it is told then.
 const ORDER_MAX: Duration = Duration::from_secs(120);
+
+/// How long an order may take: one that copies disks, or reads copies, has its own time besides.
+fn order_max(action: &Action) -> Duration {
+    let more_ms = match action {
+        Action::Image(imaging) => imaging.timeout_ms,
+        Action::Shadow(ShadowOrder::Copy(spec)) => spec.blueprint.reading_ms(),
+        _ => 0,
+    };
+    ORDER_MAX.saturating_add(Duration::from_millis(more_ms))
+}
 
 impl Beside {
     /// Whether nothing is under way.
@@ -60,7 +70,7 @@ impl Executor {
         // Of a command from before a reboot the time is over.
         let waited = (self.clock)().boot.since(received.boot).unwrap_or(Duration::MAX);
         let time_left = Duration::from_millis(command.time_to_live_ms).saturating_sub(waited);
-        Task { command: command.clone(), at: received.wall, time_left }
+        Task { command: command.clone(), at: received.wall, time_left, waited }
     }
 
     /// Sees to it that an order of an earlier life of the agent comes to its end: done again it finds what was done, and what comes too late is
@@ -87,6 +97,7 @@ impl Executor {
                     acted = true;
                 }
                 ShadowNews::Tidied(removed) => drop(self.metrics.shadow_orphans.inc_by(removed)),
+                ShadowNews::Copying(done, total) => self.metrics.copying(done, total),
             }
         }
         if self.beside.shadower.is_idle() {
@@ -94,8 +105,9 @@ impl Executor {
         }
         let now = (self.clock)().boot;
         for intent in self.ledger.intents()?.into_iter().filter(|intent| intent.is_shadow() && !intent.parked) {
-            if now.since(intent.received).is_none_or(|since| since > ORDER_MAX) {
-                let error = format!("not done after {} s; it goes on", ORDER_MAX.as_secs());
+            let most = order_max(&intent.command.action);
+            if now.since(intent.received).is_none_or(|since| since > most) {
+                let error = format!("not done after {} s; it goes on", most.as_secs());
                 self.tell_parked(&intent, OutcomeResult::Failed { error, retryable: true })?;
                 acted = true;
             }
@@ -110,9 +122,13 @@ impl Executor {
             OutcomeResult::Shadow(ShadowDone::Copied { copied_bytes, .. }) => {
                 OutcomeResult::Shadow(ShadowDone::Copied { took_us, copied_bytes })
             }
+            OutcomeResult::Imaged(imaged) => OutcomeResult::Imaged(Box::new(Imaged { took_us, ..*imaged })),
             OutcomeResult::Shadow(ShadowDone::Started { .. }) => OutcomeResult::Shadow(ShadowDone::Started { took_us }),
             other => other,
         };
+        if matches!(command.action, Action::Image(_)) {
+            self.metrics.copying(0, 0);
+        }
         // What was set on it ended with it.
         let is_gone = result == OutcomeResult::Shadow(ShadowDone::Retired);
         self.conclude(command, None, result, is_gone)
@@ -123,7 +139,11 @@ impl Executor {
         if self.policy.dry_run {
             return;
         }
-        let under_way = self.ledger.intents().map(|intents| intents.iter().map(|intent| intent.command.vm).collect());
+        let of_intent = |intent: &Intent| match &intent.command.action {
+            Action::Image(imaging) => imaging.shadow,
+            _ => intent.command.vm,
+        };
+        let under_way = self.ledger.intents().map(|intents| intents.iter().map(of_intent).collect());
         let begun = under_way
             .map_err(|error| error.to_string())
             .and_then(|under_way| self.beside.shadower.tidy(under_way).map_err(|error| error.to_string()));

@@ -55,6 +55,7 @@ struct World {
     tasks: Vec<Task>,
     shadow_news: Vec<ShadowNews>,
     tidied: Vec<BTreeSet<VmId>>,
+    given_up: Vec<VmId>,
     /// What is to be measured, and what came of it.
     measured: Vec<(CommandId, u8)>,
     measurements: Vec<(Command, OutcomeResult)>,
@@ -199,6 +200,10 @@ impl Shadower for PlayedShadower {
         self.under_way.is_empty()
     }
 
+    fn give_up_copies(&mut self, of: VmId) {
+        self.world.lock().unwrap().given_up.push(of);
+    }
+
     fn tidy(&mut self, under_way: BTreeSet<VmId>) -> std::io::Result<()> {
         self.world.lock().unwrap().tidied.push(under_way);
         Ok(())
@@ -291,6 +296,7 @@ fn executor(path: &Path, world: &Shared, dry_run: bool) -> Executor {
             host: HostId::new("h1").unwrap(),
             migrations_most: 1,
             shadows_max: 2,
+            copies: true,
             bounds,
             allowed: Allowed::default(),
             dry_run,

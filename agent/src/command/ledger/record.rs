@@ -59,7 +59,7 @@ impl Intent {
 
     /// Whether it is about a shadow.
     pub fn is_shadow(&self) -> bool {
-        matches!(self.command.action, Action::Shadow(_))
+        matches!(self.command.action, Action::Shadow(_) | Action::Image(_))
     }
 
     /// What made the agent act.

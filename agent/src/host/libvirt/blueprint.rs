@@ -28,7 +28,7 @@ impl Hypervisor {
     }
 }
 
-/// Reads the XML of a running domain; the sizes of disks are not in it, and are 0.
+/// Reads the XML of a running domain; the sizes of disks are not in it, and are 0. Whether its host copies disks is not in it either.
 pub(crate) fn parse(xml: &str) -> Result<Blueprint, Unshadowable> {
     let refuse = |why: &str| Unshadowable::Definition(why.to_owned());
     if shadow::is_marked(xml) {
@@ -102,11 +102,14 @@ fn disk(disk: Node<'_, '_>) -> Option<DiskBlueprint> {
     let target = child(disk, "target")?;
     let is_layer = disk.attribute("device") != Some("lun") && matches!(disk.attribute("type"), Some("file" | "block"));
     let base = child(disk, "backingStore").filter(|_| is_layer).and_then(image);
+    let is_own = disk.attribute("device") != Some("lun")
+        && matches!(disk.attribute("type"), Some("file" | "block" | "network"))
+        && ["readonly", "shareable", "transient"].iter().all(|mark| child(disk, mark).is_none());
     Some(DiskBlueprint {
         device: target.attribute("dev")?.to_owned(),
         bus: target.attribute("bus").unwrap_or_default().to_owned(),
         size_bytes: 0,
-        base: base.unwrap_or(Base::None),
+        base: base.unwrap_or(if is_own { Base::Copyable } else { Base::None }),
     })
 }
 
@@ -187,7 +190,7 @@ mod tests {
             boot: Boot::Bios,
             vcpus: 2,
             memory_bytes: 1 << 30,
-            disks: vec![disk("vda", image), disk("vdb", Base::None), disk("vdc", Base::None)],
+            disks: vec![disk("vda", image), disk("vdb", Base::Copyable), disk("vdc", Base::Copyable)],
             interfaces: vec!["e1000".into(), "virtio".into()],
         };
         assert_eq!(blueprint, expected);
@@ -195,6 +198,17 @@ mod tests {
         for secret in ["seed.iso", "br0", "lan", "52:54", "nocloud", "/home", "/srv", "0a0a0a0a"] {
             assert!(!told.contains(secret), "{secret} is in {told}");
         }
+    }
+
+    #[test]
+    fn a_disk_that_others_use_as_well_or_that_is_passed_through_is_not_copied() {
+        let base = |to: &str| with("<source file='/srv/data.qcow2'/>", to).unwrap().disks[1].base.clone();
+        assert_eq!(base("<source file='/srv/data.qcow2'/>"), Base::Copyable);
+        for mark in ["readonly", "shareable", "transient"] {
+            assert_eq!(base(&format!("<source file='/srv/data.qcow2'/><{mark}/>")), Base::None);
+        }
+        let passed = with("<disk type='network' device='disk'>", "<disk type='network' device='lun'>").unwrap();
+        assert_eq!(passed.disks[2].base, Base::None);
     }
 
     #[test]

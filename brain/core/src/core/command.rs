@@ -121,7 +121,7 @@ impl Core {
         };
         match record.command.action {
             Action::Release | Action::AbortMigration => true,
-            Action::Describe | Action::Shadow(_) => self.shadows.awaits(record.command.id),
+            Action::Describe | Action::Image(_) | Action::Shadow(_) => self.shadows.awaits(record.command.id),
             Action::DirtyRate { .. } => self.moves.measurements.awaits(record.command.id),
             Action::Migrate(_) => hold.is_none() && (record.by_operator || is_allowed),
             Action::Set(_) if record.by_operator => hold != Some(Hold::Released),
@@ -223,6 +223,7 @@ impl Core {
             OutcomeResult::NotMoved { error, whereabouts } => self.not_moved(now, record, error, *whereabouts),
             OutcomeResult::Immovable(why) => self.immovable(now, record, why),
             OutcomeResult::Described(_)
+            | OutcomeResult::Imaged(_)
             | OutcomeResult::DirtyRate { .. }
             | OutcomeResult::Shadow(_)
             | OutcomeResult::Unshadowable(_) => "not asked for".to_owned(),
@@ -307,7 +308,10 @@ impl Core {
             return;
         }
         // An order about a shadow is given anew, under another id, and so is what only asks.
-        if matches!(record.command.action, Action::Describe | Action::DirtyRate { .. } | Action::Shadow(_)) {
+        if matches!(
+            record.command.action,
+            Action::Describe | Action::Image(_) | Action::DirtyRate { .. } | Action::Shadow(_)
+        ) {
             return;
         }
         let vm_id = record.command.vm;

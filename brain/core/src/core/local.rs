@@ -36,6 +36,7 @@ impl Core {
                 OutcomeResult::NotMoved { error, whereabouts } => format!("{whereabouts}: {error}"),
                 OutcomeResult::Immovable(why) => format!("not done: {why}"),
                 OutcomeResult::Described(_) => "described".to_owned(),
+                OutcomeResult::Imaged(_) => "disks copied".to_owned(),
                 OutcomeResult::DirtyRate { bytes_per_s } => format!("writes to {} a second", mib(*bytes_per_s)),
                 OutcomeResult::Shadow(done) => format!("shadow: {done:?}"),
                 OutcomeResult::Unshadowable(why) => format!("no shadow: {why}"),

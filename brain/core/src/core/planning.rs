@@ -166,6 +166,7 @@ impl Core {
                 | Action::Release
                 | Action::AbortMigration
                 | Action::Describe
+                | Action::Image(_)
                 | Action::DirtyRate { .. }
                 | Action::Shadow(_) => {}
             }
@@ -219,6 +220,7 @@ impl Core {
                 | Action::Migrate(_)
                 | Action::AbortMigration
                 | Action::Describe
+                | Action::Image(_)
                 | Action::DirtyRate { .. }
                 | Action::Shadow(_) => false,
             };

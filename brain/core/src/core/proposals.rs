@@ -30,6 +30,7 @@ fn subject(action: &PlannedAction) -> Subject {
         | Action::Release
         | Action::AbortMigration
         | Action::Describe
+        | Action::Image(_)
         | Action::DirtyRate { .. }
         | Action::Shadow(_) => (action.vm, None),
     }

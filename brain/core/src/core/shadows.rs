@@ -2,9 +2,10 @@
 //!
 //! A shadow is looked at when its production or its host reports, when an order of it is answered, and when its time has come. It has one
 //! order on its way at most. [`life`] brings it from state to state, [`orders`] gives orders and takes answers, [`place`] finds hosts, [`profile`] says what a shadow is to do,
-//! [`together`] keeps it and its production from each other's hosts.
+//! [`copies`] sees to disks that have to be copied, [`together`] keeps it and its production from each other's hosts.
 
 mod by_hand;
+mod copies;
 mod life;
 mod orders;
 mod place;
@@ -315,6 +316,7 @@ impl Core {
             response: Response::default(),
             trial: None,
             avoids: Vec::new(),
+            copies: None,
         };
         self.persist(Record::Shadow(Box::new(shadow.clone())));
         self.audit(now, actor, "shadow_wanted", format!("vm {of}"), format!("shadow {id}"));
@@ -428,7 +430,11 @@ impl Core {
         let shadow = &kept.shadow;
         let boot_timeout = Duration::from_millis(self.policy.shadow.boot_timeout_ms);
         match shadow.state {
+            ShadowState::Wanted | ShadowState::Imaging | ShadowState::Parked if self.copies_have_to_go(id) => {
+                self.discard_copies(now, id);
+            }
             ShadowState::Wanted => self.describe(now, id),
+            ShadowState::Imaging => self.order_image(now, id),
             // It might be on the same host by now.
             ShadowState::Placed | ShadowState::Copied if !self.is_anywhere(shadow.of) => {
                 self.shadows.wake(id, now + WAIT);

@@ -4,6 +4,7 @@ mod approve;
 mod balance;
 mod bench;
 mod capacity;
+mod copies;
 mod culprits;
 mod dirty_rates;
 mod exits;

@@ -338,7 +338,9 @@ impl Vm {
     pub(crate) fn backoff(&mut self, action: &Action) -> &mut Backoff {
         match action {
             Action::Set(Setting::Memory { .. }) => &mut self.balloon_pace.backoff,
-            Action::Set(_) | Action::Release | Action::Describe | Action::Shadow(_) => &mut self.pace.backoff,
+            Action::Set(_) | Action::Release | Action::Describe | Action::Image(_) | Action::Shadow(_) => {
+                &mut self.pace.backoff
+            }
             Action::Migrate(_) | Action::AbortMigration | Action::DirtyRate { .. } => &mut self.travel.backoff,
         }
     }

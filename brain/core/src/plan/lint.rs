@@ -125,6 +125,7 @@ pub(crate) fn check(
             | Action::Release
             | Action::AbortMigration
             | Action::Describe
+            | Action::Image(_)
             | Action::DirtyRate { .. }
             | Action::Shadow(_) => {
                 return Err(Violation::Means(vm));

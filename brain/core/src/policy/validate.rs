@@ -213,6 +213,7 @@ impl ShadowPolicy {
         for (setting, bytes_per_s) in [
             ("shadow.disk_bytes_per_s_max", self.disk_bytes_per_s_max),
             ("shadow.network_bytes_per_s_max", self.network_bytes_per_s_max),
+            ("shadow.copy_bytes_per_s_max", self.copy_bytes_per_s_max),
         ] {
             let problem = format!("{bytes_per_s} is neither 0 nor within 1024..=1099511627776 bytes per second");
             check(bytes_per_s == 0 || (1 << 10..=1 << 40).contains(&bytes_per_s), setting, problem)?;
@@ -227,6 +228,7 @@ impl ShadowPolicy {
             ("shadow.pace_ms", 1_000, self.pace_ms),
             ("shadow.boot_timeout_ms", 90_000, self.boot_timeout_ms),
             ("shadow.cool_down_ms", 1_000, self.cool_down_ms),
+            ("shadow.copy_timeout_ms", 10_000, self.copy_timeout_ms),
         ] {
             let problem = format!("{value_ms} is not within {least_ms}..=86400000 (a day)");
             check((least_ms..=86_400_000).contains(&value_ms), setting, problem)?;

@@ -37,6 +37,22 @@ for word in $(cat /proc/cmdline); do
                 echo "lab-disk $number"
         done &
         ;;
+    # gnomon.count: the guest writes 1, 2, 3, … to its first disk, each number to a sector of its own counted from the beginning, then to one counted
+    # from the end, and the next when both are on the disk. It says what it found there at first, and after each number when that was, in seconds.
+    gnomon.count)
+        (
+            sectors=$(cat /sys/block/vda/size) n=0
+            echo "lab-count found: $(dd if=/dev/vda bs=512 skip=1 count=1 2> /dev/null | tr -d ' \0')"
+            while n=$((n + 1)); do
+                printf '%-512s' "count $n" > /count
+                dd if=/count of=/dev/vda bs=512 seek=$n conv=notrunc,fsync 2> /dev/null
+                dd if=/count of=/dev/vda bs=512 seek=$((sectors - n)) conv=notrunc,fsync 2> /dev/null
+                read -r up _ < /proc/uptime
+                echo "lab-count $n at $up."
+                usleep 40000
+            done
+        ) &
+        ;;
     # gnomon.pacer: a shadow's pacer is there. In the lab's own guests it runs beside the load, and with a shell for the lab: where nobody is
     # connected that ends at once, and is started again. In a shadow it takes the load's place: nobody has work for a copy.
     gnomon.pacer)

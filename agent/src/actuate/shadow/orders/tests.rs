@@ -1,12 +1,15 @@
 //! Orders on a host that the test plays, with real files.
 
 use super::*;
+use crate::actuate::shadow::host::Backups;
 use crate::config::ShadowConfig;
 use crate::host::bridge::{Bridge, Port};
+use crate::host::libvirt::backup::BackupJob;
 use crate::host::machine::Machine;
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Blueprint, Boot, Command, CommandId, Fence, ShadowSize};
+use gnomon_common::wire::{Blueprint, Boot, Command, CommandId, DiskBlueprint, Fence, HostId, ShadowSize};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use uuid::Uuid;
@@ -26,6 +29,8 @@ struct World {
     /// What is not done, once.
     fails: Option<&'static str>,
     paced: Vec<(VmId, String)>,
+    /// What a backup writes.
+    backup: Option<Vec<PathBuf>>,
 }
 
 #[derive(Clone)]
@@ -40,10 +45,6 @@ impl Played {
 }
 
 impl Here for Played {
-    fn describe(&mut self, vm: VmId) -> Result<Result<Blueprint, Unshadowable>, HypervisorError> {
-        Err(HypervisorError::NoSuchDomain(vm))
-    }
-
     fn find(&mut self, vm: VmId) -> Result<FoundShadow, HypervisorError> {
         self.passes("find")?;
         Ok(self.0.lock().unwrap().domains.get(&vm).cloned().unwrap_or(FoundShadow::Absent))
@@ -113,6 +114,45 @@ impl Here for Played {
     }
 }
 
+impl Backups for Played {
+    fn describe(&mut self, vm: VmId) -> Result<Result<Blueprint, Unshadowable>, HypervisorError> {
+        match vm {
+            vm if vm == id(1) => {
+                let mut blueprint = spec(0.1, MIB).blueprint;
+                let (device, bus) = ("vda".to_owned(), "virtio".to_owned());
+                blueprint.disks = vec![DiskBlueprint { device, bus, size_bytes: MIB, base: Base::Copyable }];
+                Ok(Ok(blueprint))
+            }
+            _ => Err(HypervisorError::NoSuchDomain(vm)),
+        }
+    }
+
+    fn backup_job(&mut self, _: VmId) -> Result<BackupJob, HypervisorError> {
+        Ok(self.0.lock().unwrap().backup.clone().map_or(BackupJob::None, |targets| BackupJob::Backup {
+            targets,
+            done_bytes: 0,
+            total_bytes: 0,
+        }))
+    }
+
+    fn begin_backup(&mut self, _: VmId, _: &[(String, PathBuf)]) -> Result<(), HypervisorError> {
+        panic!("no order on this thread copies disks")
+    }
+
+    fn set_backup_speed(&mut self, _: VmId, _: &str, _: u64) -> Result<bool, HypervisorError> {
+        panic!("no order on this thread copies disks")
+    }
+
+    fn last_backup(&mut self, _: VmId) -> Result<Result<(), String>, HypervisorError> {
+        panic!("no order on this thread copies disks")
+    }
+
+    fn abort_job(&mut self, _: VmId) -> Result<(), HypervisorError> {
+        self.0.lock().unwrap().backup = None;
+        Ok(())
+    }
+}
+
 impl Pacing for Played {
     fn pace(&mut self, shadow: VmId, socket: &std::path::Path, _: &Profile) -> Result<(), String> {
         self.0.lock().unwrap().paced.push((shadow, socket.to_string_lossy().into_owned()));
@@ -134,8 +174,11 @@ fn bench() -> Bench {
         share_max: 0.25,
         directory: folder.path().join("s"),
         image_paths: vec![folder.path().join("images")],
+        copies_directory: Some(folder.path().join("c")),
+        ..ShadowConfig::default()
     };
     let config = ShadowerConfig {
+        host: HostId::new("h1").unwrap(),
         uri: String::new(),
         shadow,
         capacity_cores: 2.0,
@@ -189,7 +232,7 @@ impl Bench {
             time_to_live_ms: 1_000,
             reason: "it is new".into(),
         };
-        let task = Task { command, at: Timestamp::from_unix_ms(0), time_left };
+        let task = Task { command, at: Timestamp::from_unix_ms(0), time_left, waited: Duration::ZERO };
         // A while ago: what has no time left is late for sure.
         let begun = Instant::now().checked_sub(Duration::from_millis(20)).unwrap();
         self.orders.carry_out(&task, begun)
@@ -356,4 +399,36 @@ fn what_nobody_knows_of_is_removed_and_nothing_else() {
     bench.orders.files.remove(id(9)).unwrap();
     assert_eq!(bench.orders.tidy(&none), 1);
     assert_eq!(bench.world().domains.keys().collect::<Vec<_>>(), [&id(1)]);
+}
+
+#[test]
+fn a_disk_without_a_base_is_told_to_be_copyable_only_where_copies_are_made() {
+    let mut bench = bench();
+    for (base, makes) in [(Base::Copyable, true), (Base::None, false)] {
+        if !makes {
+            bench.orders.copies = None;
+        }
+        let OutcomeResult::Described(blueprint) = bench.orders.describe(id(1)) else { panic!("not described") };
+        assert_eq!(blueprint.disks[0].base, base);
+    }
+}
+
+#[test]
+fn copies_go_with_their_shadow_and_half_ones_that_nobody_makes_go_by_themselves() {
+    let mut bench = bench();
+    let copies = bench.orders.copies.clone().unwrap();
+    let none = BTreeSet::new();
+    copies.begin(id(9), id(1), &[]).unwrap();
+    let note = copies.note(id(9)).unwrap().unwrap();
+    bench.world().backup = Some(vec![copies.file(id(9), "vda")]);
+    assert_eq!(bench.orders.tidy(&BTreeSet::from([id(9)])), 0, "it is being made");
+    assert_eq!((bench.orders.tidy(&none), copies.all().unwrap()), (1, vec![]));
+    assert_eq!(bench.world().backup, None, "what wrote to it was ended first");
+    copies.begin(id(9), id(1), &[]).unwrap();
+    copies.finish(id(9), note, Vec::new()).unwrap();
+    assert_eq!((bench.orders.tidy(&none), copies.all().unwrap()), (0, vec![id(9)]), "its shadow is elsewhere");
+    for _ in 0..2 {
+        assert_eq!(bench.order(9, ShadowOrder::Retire), OutcomeResult::Shadow(ShadowDone::Retired));
+        assert_eq!(copies.all().unwrap(), []);
+    }
 }

@@ -1,7 +1,10 @@
 //! Orders about shadows: one intent from the command to the knowledge of what came of it, whatever happens to the agent meanwhile.
 
 use super::*;
-use gnomon_common::wire::{Blueprint, Boot, Profile, ShadowDone, ShadowOrder, ShadowSize, ShadowSpec, Unshadowable};
+use gnomon_common::wire::{
+    Blueprint, Boot, DiskCopy, Imaged, Imaging, Migration, Profile, ShadowDone, ShadowOrder, ShadowSize, ShadowSpec,
+    Unshadowable,
+};
 
 /// The shadow; no VM of the host is it yet.
 const SHADOW: u128 = 9;
@@ -61,7 +64,8 @@ fn an_order_is_under_way_until_it_is_known_what_came_of_it() {
     let ordered = order(1, copy(0.1));
     send(&mut executor, &world, &ordered);
     assert_eq!(executor.ledger.intents().unwrap().len(), 1);
-    let task = Task { command: ordered.clone(), at: Timestamp::from_unix_ms(1_000), time_left: Duration::from_secs(1) };
+    let (at, time_left) = (Timestamp::from_unix_ms(1_000), Duration::from_secs(1));
+    let task = Task { command: ordered.clone(), at, time_left, waited: Duration::ZERO };
     assert_eq!(world.lock().unwrap().tasks, [task]);
     // It comes again, and what is next comes: one is answered in time, the other is begun behind it.
     send(&mut executor, &world, &ordered);
@@ -194,4 +198,74 @@ fn what_shadows_left_is_looked_for_but_not_where_an_order_is_under_way_nor_in_a_
     world.lock().unwrap().shadow_news.push(ShadowNews::Tidied(3));
     executor.take_shadow_news().unwrap();
     assert_eq!(executor.metrics.shadow_orphans.get(), 3);
+}
+
+fn image(number: u64) -> Command {
+    let imaging = Imaging { shadow: vm(SHADOW), bandwidth_bytes_per_s: None, timeout_ms: 600_000 };
+    command(number, 1, Action::Image(imaging))
+}
+
+#[test]
+fn disks_are_copied_in_their_own_time_while_everything_else_goes_on() {
+    let (_folder, path, world) = host();
+    let mut executor = executor(&path, &world, false);
+    send(&mut executor, &world, &image(1));
+    send(&mut executor, &world, &set(2, 1.0));
+    assert_eq!(results(&executor), [(2, applied(Some(2.0), Some(1.0)))]);
+    executor.tidy_shadows();
+    assert_eq!(world.lock().unwrap().tidied, [BTreeSet::from([vm(SHADOW)])], "not while it is made");
+    world.lock().unwrap().us += 700_000_000;
+    assert!(!executor.take_shadow_news().unwrap(), "an hour is as good as a second");
+    world.lock().unwrap().shadow_news.push(ShadowNews::Copying(3, 7));
+    executor.take_shadow_news().unwrap();
+    let disks = vec![("vda".to_owned(), DiskCopy { path: "/c/vda".into(), bytes: 7, sha256: String::new() })];
+    let imaged = |took_us| OutcomeResult::Imaged(Box::new(Imaged { took_us, disks: disks.clone() }));
+    ends(&mut executor, &world, &image(1), imaged(0));
+    assert_eq!(results(&executor)[1], (1, imaged(700_000_700)));
+    assert_eq!((executor.ledger.intents().unwrap(), executor.ledger.undo_records().unwrap().len()), (vec![], 1));
+    // One that ends nowhere is told of.
+    send(&mut executor, &world, &image(3));
+    world.lock().unwrap().us += 721_000_000;
+    assert!(executor.take_shadow_news().unwrap());
+}
+
+#[test]
+fn disks_are_copied_only_where_host_and_owner_allow_it() {
+    use RefusedCommand::{CopiesNotAllowed, Nonsense, OptedOut, UnknownVm};
+    let (_folder, path, world) = host();
+    let mut executor = executor(&path, &world, false);
+    let mut never = image(1);
+    never.action = Action::Image(Imaging { shadow: vm(SHADOW), bandwidth_bytes_per_s: None, timeout_ms: 0 });
+    send(&mut executor, &world, &never);
+    send(&mut executor, &world, &Command { vm: vm(5), ..image(2) });
+    let allowed = world.lock().unwrap().terms.clone();
+    let terms = [
+        VmTerms { copy_disks: Some(false), ..allowed.clone() },
+        VmTerms { shadow: Some(false), ..allowed.clone() },
+        VmTerms { observe_only: true, ..allowed.clone() },
+    ];
+    for (number, terms) in (3..).zip(terms) {
+        world.lock().unwrap().terms = terms;
+        send(&mut executor, &world, &image(number));
+    }
+    world.lock().unwrap().terms = allowed;
+    executor.policy.copies = false;
+    send(&mut executor, &world, &image(6));
+    let expected = [Nonsense, UnknownVm, OptedOut, OptedOut, OptedOut, CopiesNotAllowed];
+    assert_eq!(results(&executor), (1..).zip(expected.map(refused)).collect::<Vec<_>>());
+    assert_eq!(world.lock().unwrap().tasks, []);
+}
+
+#[test]
+fn a_vm_that_is_to_move_is_not_copied_any_longer() {
+    let (_folder, path, world) = host();
+    let mut executor = executor(&path, &world, false);
+    send(&mut executor, &world, &image(1));
+    let (to, uri) = (HostId::new("h2").unwrap(), "qemu+tls://h2/system".to_owned());
+    let migration = Migration { to, uri, timeout_ms: 1_000, bandwidth_bytes_per_s: None, auto_converge: false };
+    send(&mut executor, &world, &command(2, 1, Action::Migrate(migration)));
+    assert_eq!(world.lock().unwrap().given_up, [vm(1)]);
+    assert_eq!(world.lock().unwrap().begun.len(), 1);
+    send(&mut executor, &world, &image(3));
+    assert_eq!(results(&executor), [(3, refused(RefusedCommand::Migrating))]);
 }

@@ -62,6 +62,9 @@ impl Core {
             let is_there = self.fleet.vms.get(&of).and_then(|vm| vm.host.as_ref()) == Some(host);
             return Some(if is_there { ShadowCause::Together } else { ShadowCause::ProductionComes });
         }
+        if self.copies_have_to_go(id) {
+            return Some(ShadowCause::CopiesGo);
+        }
         self.moves.draining.contains_key(host).then_some(ShadowCause::Drained)
     }
 
@@ -129,11 +132,12 @@ impl Core {
     /// Takes a shadow away for good.
     pub(super) fn end_shadow(&mut self, now: Timestamp, id: VmId, cause: ShadowCause) {
         let Some(kept) = self.shadows.kept.get(&id) else { return };
-        let (of, is_placed) = (kept.shadow.of, kept.shadow.state.is_placed());
+        let (of, is_there) = (kept.shadow.of, kept.shadow.state.is_placed() || kept.shadow.copies.is_some());
+        self.forget_image(id);
         if self.shadows.of.get(&of) == Some(&id) {
             self.shadows.of.remove(&of);
         }
-        if is_placed {
+        if is_there {
             self.bring_shadow(now, id, ShadowState::Retiring, cause.to_string());
             if self.shadows.kept.get(&id).is_some_and(|kept| kept.flight.is_none()) {
                 self.order(now, id, ShadowOrder::Retire, cause);
@@ -174,7 +178,7 @@ impl Core {
 
     fn fail(&mut self, now: Timestamp, id: VmId, why: &str, next: Option<ShadowState>) {
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
-        let failures = kept.shadow.failures;
+        let (failures, state) = (kept.shadow.failures, kept.shadow.state);
         kept.shadow.failures = failures.saturating_add(1);
         let is_hopeless = failures + 1 >= FAILURES_MAX;
         if kept.shadow.state.is_coming() && is_hopeless {
@@ -182,9 +186,18 @@ impl Core {
         }
         match next.filter(|_| !is_hopeless).or(is_hopeless.then_some(ShadowState::Moving)) {
             Some(next) if kept.shadow.state.is_coming() => self.bring_shadow(now, id, next, why.to_owned()),
+            _ if is_hopeless && state == ShadowState::Imaging => return self.park_shadow(now, id, why),
             _ => self.note_shadow(id, why),
         }
         self.shadows.wake(id, now + backoff::pause(failures));
+    }
+
+    /// A shadow that nothing is made of for now.
+    pub(super) fn park_shadow(&mut self, now: Timestamp, id: VmId, why: &str) {
+        if let Some(kept) = self.shadows.kept.get_mut(&id) {
+            kept.shadow.failures = 0;
+        }
+        self.bring_shadow(now, id, ShadowState::Parked, why.to_owned());
     }
 
     /// Brings a shadow to a state: written, audited, and looked at soon.

@@ -8,6 +8,7 @@ use gnomon_common::wire::{
     VmState, VmWindow,
 };
 
+use super::copies::{may_take, takes_copies};
 use super::{Flight, STRAY_EVERY, WAIT};
 use crate::core::Core;
 use crate::io::{CommandRecord, Record};
@@ -89,7 +90,7 @@ impl Core {
 
     /// Gives an order: checked, written, then sent. `is_refresh`: it only repeats what holds, which is no news to anybody.
     #[allow(clippy::too_many_arguments, reason = "each says another thing of one order")]
-    fn give(
+    pub(super) fn give(
         &mut self,
         now: Timestamp,
         id: VmId,
@@ -132,6 +133,10 @@ impl Core {
             Action::Describe => match production == Some(host) {
                 true => Ok(()),
                 false => Err("its production is on another host".to_owned()),
+            },
+            Action::Image(_) => match production == Some(host) && self.destination_of(kept.shadow.of).is_none() {
+                true => Ok(()),
+                false => Err("its production is on another host, or on its way there".to_owned()),
             },
             Action::Shadow(ShadowOrder::Copy(spec)) => {
                 let entry = self.fleet.hosts.get(host).ok_or("its host is not known")?;
@@ -209,14 +214,23 @@ impl Core {
         let state = kept.shadow.state;
         match (asked, result) {
             (Action::Describe, OutcomeResult::Described(blueprint)) if blueprint.is_bounded() => {
-                kept.shadow.blueprint = Some(*blueprint);
+                self.take_blueprint(id, *blueprint);
                 if state == ShadowState::Wanted {
                     self.place_shadow(now, id);
                 }
             }
+            (Action::Image(_), OutcomeResult::Imaged(imaged)) => self.imaged(now, id, host, *imaged),
+            (Action::Image(_), OutcomeResult::Unshadowable(why)) => self.park_shadow(now, id, &why.to_string()),
+            (
+                Action::Image(_),
+                OutcomeResult::Refused(why @ (RefusedCommand::OptedOut | RefusedCommand::CopiesNotAllowed)),
+            ) => self.park_shadow(now, id, &why.to_string()),
             (Action::Shadow(ShadowOrder::Retire), OutcomeResult::Shadow(ShadowDone::Retired)) => {
-                if matches!(state, ShadowState::Moving | ShadowState::Retiring) {
-                    self.shadow_gone(now, id);
+                let was_there = kept.shadow.host.as_ref().is_none_or(|on| on == host);
+                self.copies_gone(now, id, host);
+                match state {
+                    ShadowState::Moving | ShadowState::Retiring if was_there => self.shadow_gone(now, id),
+                    _ => self.tend_shadow(now, id),
                 }
             }
             (Action::Shadow(_), OutcomeResult::Shadow(done)) => {
@@ -254,9 +268,15 @@ impl Core {
                 OutcomeResult::Unshadowable(why @ Unshadowable::NoShadow),
             ) if state.is_coming() => self.make_anew(now, id, &format!("host {host}: {why}")),
             (Action::Shadow(_), OutcomeResult::Unshadowable(why)) if state.is_coming() => {
-                // On that host it will not be different soon.
-                kept.avoid(now);
-                kept.shadow.parks = matches!(why, Unshadowable::NoBase(_) | Unshadowable::Definition(_));
+                // Where copies are not taken: another host may take them. Where there are none it is no host's doing, and may soon be allowed.
+                let has_copies = kept.shadow.blueprint.iter().any(|blueprint| blueprint.copies().next().is_some());
+                let lacks_base = matches!(why, Unshadowable::NoBase(_)) && !has_copies;
+                kept.shadow.parks = lacks_base || matches!(why, Unshadowable::Definition(_));
+                if !lacks_base {
+                    // On that host it will not be different soon.
+                    kept.avoid(now);
+                }
+                self.judge_copies(id, &why);
                 self.bring_shadow(now, id, ShadowState::Moving, format!("host {host}: {why}"));
                 self.tend_shadow(now, id);
             }
@@ -271,7 +291,7 @@ impl Core {
     }
 
     /// A shadow that was described gets a place, or is parked.
-    fn place_shadow(&mut self, now: Timestamp, id: VmId) {
+    pub(super) fn place_shadow(&mut self, now: Timestamp, id: VmId) {
         let Some(kept) = self.shadows.kept.get(&id) else { return };
         let Some(blueprint) = &kept.shadow.blueprint else { return };
         let quota_cores = self.fleet.vms.get(&kept.shadow.of).and_then(|vm| vm.allocation.quota_cores);
@@ -279,6 +299,11 @@ impl Core {
         let place = self.find_shadow_place(now, &kept.shadow, &size);
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
         match place {
+            // Nothing is copied for a shadow that has no place.
+            Ok(_) if takes_copies(kept.shadow.blueprint.as_ref()) => {
+                self.bring_shadow(now, id, ShadowState::Imaging, "its production's disks are copied first".to_owned());
+                self.tend_shadow(now, id);
+            }
             Ok(host) => {
                 kept.shadow.size = Some(size);
                 kept.shadow.host = Some(host);
@@ -299,6 +324,12 @@ impl Core {
         kept.shadow.response = Response::default();
         kept.shadow.failures = 0;
         let detail = kept.shadow.detail.clone();
+        if kept.shadow.state == ShadowState::Retiring && kept.shadow.copies.is_some() {
+            // What it stood on goes after it.
+            let record = Record::Shadow(Box::new(kept.shadow.clone()));
+            self.persist(record);
+            return self.discard_copies(now, id);
+        }
         if kept.shadow.state == ShadowState::Retiring {
             self.bring_shadow(now, id, ShadowState::Retired, detail);
             return self.shadows.forget(id);
@@ -310,13 +341,18 @@ impl Core {
 
     /// A shadow that nobody knows of, or that should be elsewhere, is told to go.
     pub(super) fn send_stray_away(&mut self, now: Timestamp, host: &HostId, window: &VmWindow) {
-        let (id, of) = (window.vm, window.shadow.map_or(window.vm, |shadow| shadow.of));
+        let of = window.shadow.map_or(window.vm, |shadow| shadow.of);
+        self.send_away(now, host, window.vm, of, "a shadow");
+    }
+
+    /// What belongs to a shadow that nobody knows of is taken away on a host.
+    pub(super) fn send_away(&mut self, now: Timestamp, host: &HostId, id: VmId, of: VmId, what: &str) {
         let was_told = self.shadows.strays.get(&id).is_some_and(|(at, _)| now.since(*at) < STRAY_EVERY);
         if was_told || self.is_shadow_held(of, id, host) || !self.makes_shadows() || !self.is_connected(host) {
             return;
         }
         self.shadows.strays.retain(|_, (at, _)| now.since(*at) < STRAY_EVERY * 10);
-        self.notice("shadow_stray", format!("host {host} has a shadow {id} that should not be there"));
+        self.notice("shadow_stray", format!("host {host} has {what} {id} that should not be there"));
         let order = Action::Shadow(ShadowOrder::Retire);
         let reason = Reason::Shadow { of, cause: ShadowCause::Stray };
         let host = host.clone();
@@ -344,6 +380,7 @@ pub(super) fn deadline_from(issued: Timestamp, record: &CommandRecord) -> Timest
         Action::Shadow(ShadowOrder::Start | ShadowOrder::Retire) => START_MAX,
         _ => Duration::ZERO,
     };
+    let may_take = may_take + self::may_take(&record.command.action);
     issued + Duration::from_millis(record.command.time_to_live_ms) + may_take + ANSWER_MAX
 }
 
@@ -351,6 +388,10 @@ pub(super) fn deadline_from(issued: Timestamp, record: &CommandRecord) -> Timest
 fn in_words(result: &OutcomeResult) -> String {
     match result {
         OutcomeResult::Described(_) => "described".to_owned(),
+        OutcomeResult::Imaged(imaged) => {
+            let bytes: u64 = imaged.disks.iter().map(|(_, copy)| copy.bytes).sum();
+            format!("{} disks copied in {:.1} s, {bytes} bytes", imaged.disks.len(), imaged.took_us as f64 / 1e6)
+        }
         OutcomeResult::DirtyRate { .. } => "measured".to_owned(),
         OutcomeResult::Shadow(ShadowDone::Copied { took_us, copied_bytes }) => {
             format!("made in {:.1} s, {copied_bytes} bytes copied", *took_us as f64 / 1e6)

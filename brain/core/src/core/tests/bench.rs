@@ -68,6 +68,7 @@ pub(super) fn facts() -> HostFacts {
         migration: Some(MigrationFacts { uri: "test:///default".to_owned(), copy_bytes_max: 0 }),
         zone: None,
         shadows: None,
+        copies: Vec::new(),
         dry_run: false,
         cpu_source: CpuSource::TaskStorage,
     }

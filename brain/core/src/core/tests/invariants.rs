@@ -234,7 +234,7 @@ fn play(happenings: &[(i64, Happening)]) -> String {
                         OutcomeResult::Applied { before: vec![], after: vec![], took_us: 1 }
                     }
                     (true, Action::DirtyRate { .. }) => OutcomeResult::DirtyRate { bytes_per_s: 1 << 20 },
-                    (true, Action::Describe | Action::Shadow(_)) => unreachable!("no shadows here"),
+                    (true, Action::Describe | Action::Image(_) | Action::Shadow(_)) => unreachable!("no shadows here"),
                     (false, _) => OutcomeResult::Refused(RefusedCommand::UnknownVm),
                 };
                 let outcome = Outcome { id: command.id, vm: command.vm, at: now_at, origin: Origin::Command, result };

@@ -10,9 +10,9 @@ use crate::policy::{Mode, Policy, ShadowPolicy};
 use crate::shadow::{Shadow, ShadowState};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, Base, Blueprint, Boot, Command, CommandId, DiskBlueprint, HostFacts, HostId, Load, Moved, Origin, Outcome,
-    OutcomeResult, PacerWindow, RefusedCommand, Report, ShadowDone, ShadowFacts, ShadowOrder, ShadowSpec, ShadowWindow,
-    Unshadowable, VmId, VmState,
+    Action, Base, Blueprint, Boot, Command, CommandId, DiskBlueprint, DiskCopy, HostFacts, HostId, Imaged, Load, Moved,
+    Origin, Outcome, OutcomeResult, PacerWindow, RefusedCommand, Report, ShadowDone, ShadowFacts, ShadowOrder,
+    ShadowSpec, ShadowWindow, Unshadowable, VmId, VmState,
 };
 
 pub(super) const HOSTS: [&str; 3] = ["a", "b", "c"];
@@ -82,6 +82,16 @@ pub(super) struct Town {
     pub(super) fits: bool,
     fitted: Vec<FitResult>,
     pub(super) shadows: BTreeMap<(HostId, VmId), There>,
+    /// Whether productions' disks have no base, and their hosts would copy them.
+    pub(super) copyable: bool,
+    /// Copies of them, by host and shadow; `false` where it is not what was made.
+    pub(super) copies: BTreeMap<(HostId, VmId), bool>,
+    /// So many copies come to nothing: an agent is killed meanwhile, or a VM ends.
+    pub(super) failing_copies: u32,
+    /// No order to copy disks is answered: it takes long.
+    pub(super) slow_copies: bool,
+    /// What the owners of productions say of copies.
+    pub(super) copy_disks: Option<bool>,
     /// Kept by the store, the latest last.
     pub(super) kept: Vec<Shadow>,
     pub(super) commands: VecDeque<(HostId, Command)>,
@@ -107,6 +117,7 @@ pub(super) struct Town {
 pub(super) fn kind(action: &Action) -> &'static str {
     match action {
         Action::Describe => "describe",
+        Action::Image(_) => "image",
         Action::Shadow(ShadowOrder::Copy(_)) => "copy",
         Action::Shadow(ShadowOrder::Start) => "start",
         Action::Shadow(ShadowOrder::Pace(_)) => "pace",
@@ -142,6 +153,11 @@ impl Town {
             fits: false,
             fitted: Vec::new(),
             shadows: BTreeMap::new(),
+            copyable: false,
+            copies: BTreeMap::new(),
+            failing_copies: 0,
+            slow_copies: false,
+            copy_disks: None,
             kept: Vec::new(),
             commands: VecDeque::new(),
             outcomes: VecDeque::new(),
@@ -167,7 +183,9 @@ impl Town {
     }
 
     pub(super) fn connect(&mut self, name: &HostId) {
-        let input = Input::HostUp { host: name.clone(), facts: self.facts[name].clone() };
+        let copies = self.copies.keys().filter(|(on, _)| on == name).map(|(_, shadow)| *shadow).collect();
+        let facts = HostFacts { copies, ..self.facts[name].clone() };
+        let input = Input::HostUp { host: name.clone(), facts };
         self.feed(input);
     }
 
@@ -254,6 +272,10 @@ impl Town {
         if matches!(command.action, Action::Migrate(_)) {
             return self.journeys.push((self.journey_windows, to.clone(), command.clone()));
         }
+        if self.slow_copies && matches!(command.action, Action::Image(_)) {
+            self.copies.insert((to.clone(), self.shadow().id), true);
+            return;
+        }
         let result = self.refuses.get(kind(&command.action)).cloned().unwrap_or_else(|| self.carry_out(to, command));
         let outcome = Outcome { id: command.id, vm: command.vm, at: self.now(), origin: Origin::Command, result };
         self.outcomes.push_back((to.clone(), outcome));
@@ -264,15 +286,48 @@ impl Town {
         match &command.action {
             Action::Describe => match self.productions.iter().find(|(number, _)| vm(**number) == command.vm) {
                 Some((number, home)) if home == to => {
-                    OutcomeResult::Described(Box::new(blueprint(&format!("vm{number}"))))
+                    let mut blueprint = blueprint(&format!("vm{number}"));
+                    if self.copyable {
+                        blueprint.disks[0].base = Base::Copyable;
+                    }
+                    OutcomeResult::Described(Box::new(blueprint))
                 }
                 _ => OutcomeResult::Refused(RefusedCommand::UnknownVm),
             },
+            Action::Image(imaging) => {
+                let is_here = self.productions.iter().any(|(number, on)| vm(*number) == command.vm && on == to);
+                if !is_here {
+                    return OutcomeResult::Refused(RefusedCommand::UnknownVm);
+                }
+                if self.failing_copies > 0 {
+                    self.failing_copies -= 1;
+                    self.copies.remove(&(to.clone(), imaging.shadow));
+                    return OutcomeResult::Failed { error: "its backup was cancelled".to_owned(), retryable: true };
+                }
+                self.copies.entry((to.clone(), imaging.shadow)).or_insert(true);
+                let path = format!("/copies/{to}/{}", imaging.shadow);
+                let copy = DiskCopy { path, bytes: 1 << 20, sha256: String::new() };
+                OutcomeResult::Imaged(Box::new(Imaged { took_us: 1_000, disks: vec![("vda".to_owned(), copy)] }))
+            }
             Action::Shadow(ShadowOrder::Copy(spec)) => {
                 let ShadowSpec { of, size, .. } = &**spec;
                 let home = self.productions.iter().find(|(number, _)| vm(**number) == *of).map(|(_, home)| home);
                 assert_ne!(home, Some(to), "never made on its production's host");
                 assert!(!self.is_awaited(*of, to), "never made where its production is going: {:#?}", self.audit);
+                for copy in spec.blueprint.copies() {
+                    let of_path = |((on, id), _): &(&(HostId, VmId), &bool)| format!("/copies/{on}/{id}") == copy.path;
+                    match self.copies.iter().find(of_path) {
+                        None => return OutcomeResult::Unshadowable(Unshadowable::Missing(copy.path.clone())),
+                        Some((_, false)) => {
+                            return OutcomeResult::Unshadowable(Unshadowable::Damaged(copy.path.clone()));
+                        }
+                        Some((_, true)) => {}
+                    }
+                }
+                let is_copied = |disk: &DiskBlueprint| !matches!(disk.base, Base::None | Base::Copyable);
+                if !spec.blueprint.disks.iter().all(is_copied) {
+                    return OutcomeResult::Unshadowable(Unshadowable::NoBase("vda".to_owned()));
+                }
                 let there = There { of: *of, memory_bytes: size.memory_bytes, runs: false, paced: None, unread: 2 };
                 self.shadows.entry(key).or_insert(there);
                 OutcomeResult::Shadow(ShadowDone::Copied { took_us: 1_000, copied_bytes: 0 })
@@ -296,6 +351,7 @@ impl Town {
             },
             Action::Shadow(ShadowOrder::Retire) => {
                 self.shadows.remove(&key);
+                self.copies.remove(&key);
                 OutcomeResult::Shadow(ShadowDone::Retired)
             }
             other => OutcomeResult::Failed { error: format!("{other:?}"), retryable: true },
@@ -362,6 +418,7 @@ impl Town {
         let second = self.second.saturating_sub(WINDOW_S);
         let mut report = report_of(name.as_str(), second, &demands, Some(1.0));
         for window in &mut report.vms {
+            window.terms.copy_disks = self.copy_disks;
             let waits =
                 self.waits.iter().find(|(number, _)| vm(**number) == window.vm).map_or(0.0, |(_, waits)| *waits);
             if let Some(cpu) = &mut window.cpu {

@@ -1,0 +1,114 @@
+//! What takes minutes, each on a thread of its own so that no other order waits for it: to copy disks, and to check copies before a shadow stands on them.
+
+use super::copies::Copies;
+use super::files::Files;
+use super::host::LibvirtHere;
+use super::image::{self, GiveUp};
+use super::snag::Snag;
+use super::{ShadowNews, ShadowerConfig, Task};
+use gnomon_common::wire::{Action, Command, OutcomeResult, RefusedCommand, ShadowOrder, VmId};
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+/// What a thread has to tell.
+pub(super) enum Word {
+    /// To whoever asks for news.
+    News(ShadowNews),
+    /// The copies of this order's disks are what was made: it can be carried out.
+    Checked(Box<Task>, Instant),
+}
+
+/// One that is under way.
+pub(super) struct Slow {
+    /// For which shadow.
+    shadow: VmId,
+    /// Which VM's disks are being copied, if they are.
+    copied: Option<VmId>,
+    give_up: Arc<GiveUp>,
+    /// Commands that want the same: they are answered alike.
+    pub(super) also: Vec<Command>,
+    thread: JoinHandle<()>,
+}
+
+impl Slow {
+    /// Begins with an order that takes long; the others are given back.
+    pub(super) fn begin(
+        config: &ShadowerConfig,
+        task: Task,
+        begun: Instant,
+        words: Sender<Word>,
+    ) -> std::io::Result<Result<Self, Task>> {
+        let give_up = Arc::new(GiveUp::new());
+        let gives_up = Arc::clone(&give_up);
+        let (shadow, copied) = match &task.command.action {
+            Action::Image(imaging) => (imaging.shadow, Some(task.command.vm)),
+            Action::Shadow(ShadowOrder::Copy(spec)) if spec.blueprint.copies().next().is_some() => {
+                (task.command.vm, None)
+            }
+            _ => return Ok(Err(task)),
+        };
+        let config = config.clone();
+        let run = move || {
+            let word = match carry_out(&config, &task, begun, &gives_up, &words) {
+                None => Word::Checked(Box::new(task), begun),
+                Some(result) => Word::News(ShadowNews::Ended(Box::new(task.command), result)),
+            };
+            // Nobody asks any more: the agent ends.
+            drop(words.send(word));
+        };
+        let thread = std::thread::Builder::new().name("gnomon-copy".to_owned()).spawn(run)?;
+        Ok(Ok(Self { shadow, copied, give_up, also: Vec::new(), thread }))
+    }
+
+    pub(super) fn is_for(&self, shadow: VmId) -> bool {
+        self.shadow == shadow
+    }
+
+    /// Whether disks are being copied.
+    pub(super) fn copies(&self) -> bool {
+        self.copied.is_some()
+    }
+
+    /// Whether this VM's are.
+    pub(super) fn copies_of(&self, vm: VmId) -> bool {
+        self.copied == Some(vm)
+    }
+
+    /// Has it end soon. The first reason counts.
+    pub(super) fn give_up(&self, why: &'static str) {
+        let _ = self.give_up.set(why);
+    }
+
+    /// Whether its thread has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+}
+
+/// What came of it; `None` where it is to be gone on with.
+fn carry_out(
+    config: &ShadowerConfig,
+    task: &Task,
+    begun: Instant,
+    give_up: &GiveUp,
+    words: &Sender<Word>,
+) -> Option<OutcomeResult> {
+    match &task.command.action {
+        Action::Image(imaging) => {
+            let Some(copies) = Copies::new(&config.shadow, &config.host) else {
+                return Some(OutcomeResult::Refused(RefusedCommand::CopiesNotAllowed));
+            };
+            let order = image::Order { task, imaging, begun, give_up };
+            let tell = |done, total| drop(words.send(Word::News(ShadowNews::Copying(done, total))));
+            let imaged = image::image(&mut LibvirtHere::new(config), &copies, &order, tell);
+            Some(imaged.map_or_else(OutcomeResult::from, |imaged| OutcomeResult::Imaged(Box::new(imaged))))
+        }
+        Action::Shadow(ShadowOrder::Copy(spec)) => {
+            let checked = image::check(&Files::new(config.shadow.clone()), &spec.blueprint, give_up);
+            checked.err().map(OutcomeResult::from)
+        }
+        _ => Some(Snag::Never("it is no order that takes long".to_owned()).into()),
+    }
+}

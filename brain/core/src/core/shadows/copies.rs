@@ -1,0 +1,202 @@
+//! Copies of disks that have no base: made by the production's host where policy or owner allow it, before a place for the shadow is taken; they
+//! belong to the shadow, go with it wherever that goes, and are deleted where they were made when it ends.
+
+use std::time::Duration;
+
+use gnomon_common::time::Timestamp;
+use gnomon_common::wire::{
+    Action, Base, Blueprint, DiskBlueprint, HostId, Imaged, Imaging, ShadowOrder, Unshadowable, VmId, VmState,
+};
+
+use super::{Kept, WAIT};
+use crate::core::{ACTOR, Core};
+use crate::io::{CommandRecord, Record};
+use crate::shadow::{CopiesMade, ShadowCause, ShadowState};
+
+impl Core {
+    /// Whether the disks of a production may be copied, by its owner's word or else by policy's.
+    fn may_copy(&self, production: VmId) -> bool {
+        self.fleet
+            .vms
+            .get(&production)
+            .is_some_and(|vm| vm.terms.copy_disks.unwrap_or(self.policy.shadow.copy_disks) && !vm.terms.hands_off())
+    }
+
+    /// Whether a shadow has copies that it must not have, or not any more. Of a production that nobody tells of that is not known.
+    pub(super) fn copies_have_to_go(&self, id: VmId) -> bool {
+        let Some(shadow) = self.shadows.kept.get(&id).map(|kept| &kept.shadow) else { return false };
+        shadow.copies.is_some() && self.is_anywhere(shadow.of) && !self.may_copy(shadow.of)
+    }
+
+    /// What a shadow is made from was told: disks that have no base keep the copies that were made where the production was before, are to be
+    /// copied, or may not be.
+    pub(super) fn take_blueprint(&mut self, id: VmId, mut blueprint: Blueprint) {
+        let Some(shadow) = self.shadows.kept.get(&id).map(|kept| &kept.shadow) else { return };
+        let may_copy = self.may_copy(shadow.of);
+        let home = self.fleet.vms.get(&shadow.of).and_then(|vm| vm.host.as_ref());
+        // Whether those that were made where it still is are whole its host is asked.
+        let is_elsewhere = shadow.copies.as_ref().is_some_and(|copies| !copies.is_spoilt && Some(&copies.on) != home);
+        let earlier = shadow.blueprint.as_ref().filter(|_| is_elsewhere);
+        for disk in blueprint.disks.iter_mut().filter(|disk| disk.base == Base::Copyable) {
+            let is_same = |other: &&DiskBlueprint| other.device == disk.device && other.size_bytes == disk.size_bytes;
+            let copied = earlier.and_then(|earlier| earlier.disks.iter().find(is_same)).map(|other| &other.base);
+            match copied {
+                _ if !may_copy => disk.base = Base::None,
+                Some(base @ Base::Copied(_)) => disk.base = base.clone(),
+                _ => {}
+            }
+        }
+        if let Some(kept) = self.shadows.kept.get_mut(&id) {
+            kept.shadow.blueprint = Some(blueprint);
+        }
+    }
+
+    /// Has the production's host copy its disks: one VM's at a time on each host, and none of a VM that is to be moved.
+    pub(super) fn order_image(&mut self, now: Timestamp, id: VmId) {
+        let Some(kept) = self.shadows.kept.get(&id) else { return };
+        let of = kept.shadow.of;
+        let running = self.fleet.vms.get(&of).filter(|vm| vm.state == VmState::Running);
+        let Some(home) = running.and_then(|vm| vm.host.clone()) else { return self.shadows.wake(id, now + WAIT) };
+        let is_copying = |other: &Kept| {
+            other.flight.as_ref().is_some_and(|flight| {
+                flight.record.host == home && matches!(flight.record.command.action, Action::Image(_))
+            })
+        };
+        if self.shadows.kept.values().any(is_copying) || self.destination_of(of).is_some() {
+            return self.shadows.wake(id, now + WAIT);
+        }
+        match &kept.shadow.copies {
+            Some(copies) if copies.is_spoilt || copies.on != home => return self.discard_copies(now, id),
+            Some(_) => {}
+            None => self.note_copies(id, Some(CopiesMade { on: home.clone(), is_spoilt: false })),
+        }
+        let policy = &self.policy.shadow;
+        let imaging = Imaging {
+            shadow: id,
+            bandwidth_bytes_per_s: Some(policy.copy_bytes_per_s_max).filter(|most| *most > 0),
+            timeout_ms: policy.copy_timeout_ms,
+        };
+        self.give(now, id, of, home, Action::Image(imaging), ShadowCause::Wanted, false);
+    }
+
+    /// Has the host that made a shadow's copies delete them. The shadow is nowhere by now.
+    pub(super) fn discard_copies(&mut self, now: Timestamp, id: VmId) {
+        let copies = self.shadows.kept.get(&id).and_then(|kept| kept.shadow.copies.clone());
+        if let Some(CopiesMade { on, .. }) = copies {
+            self.give(now, id, id, on, Action::Shadow(ShadowOrder::Retire), ShadowCause::CopiesGo, false);
+        }
+    }
+
+    /// An order to copy its disks is not waited for any more, where one is on its way: its shadow ends.
+    pub(super) fn forget_image(&mut self, id: VmId) {
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        let is_image = |flight: &mut super::Flight| matches!(flight.record.command.action, Action::Image(_));
+        if let Some(flight) = kept.flight.take_if(is_image) {
+            self.shadows.orders.remove(&flight.record.command.id);
+            self.persist(Record::Command(CommandRecord { unanswered: true, ..flight.record }));
+        }
+    }
+
+    /// The production's disks are copied.
+    pub(super) fn imaged(&mut self, now: Timestamp, id: VmId, host: &HostId, imaged: Imaged) {
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        kept.shadow.failures = 0;
+        let (of, state) = (kept.shadow.of, kept.shadow.state);
+        let mut told = Vec::new();
+        for disk in kept.shadow.blueprint.iter_mut().flat_map(|blueprint| &mut blueprint.disks) {
+            let copy = imaged.disks.iter().find(|(device, _)| *device == disk.device).map(|(_, copy)| copy);
+            if let (Base::Copyable, Some(copy)) = (&disk.base, copy) {
+                told.push(format!("{} to {}, {} bytes, SHA-256 {}", disk.device, copy.path, copy.bytes, copy.sha256));
+                disk.base = Base::Copied(copy.clone());
+            }
+        }
+        let is_all = !takes_copies(kept.shadow.blueprint.as_ref());
+        self.audit(
+            now,
+            host.as_str(),
+            "shadow_copied",
+            format!("vm {of}"),
+            format!("shadow {id}: {}", told.join("; ")),
+        );
+        if !is_all {
+            self.spoil_copies(id);
+            return self.shadow_failed(now, id, "it has other disks than were copied");
+        }
+        match state {
+            ShadowState::Imaging => self.place_shadow(now, id),
+            _ => self.tend_shadow(now, id),
+        }
+    }
+
+    /// Nothing is left of a shadow on a host, copies included.
+    pub(super) fn copies_gone(&mut self, now: Timestamp, id: VmId, host: &HostId) {
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        if kept.shadow.copies.as_ref().is_none_or(|copies| copies.on != *host) {
+            return;
+        }
+        for disk in kept.shadow.blueprint.iter_mut().flat_map(|blueprint| &mut blueprint.disks) {
+            if matches!(disk.base, Base::Copied(_)) {
+                disk.base = Base::Copyable;
+            }
+        }
+        let of = kept.shadow.of;
+        self.note_copies(id, None);
+        let text = format!("shadow {id}: host {host} has deleted the copies of its production's disks");
+        self.audit(now, ACTOR, "shadow_copies_deleted", format!("vm {of}"), text);
+    }
+
+    /// A host refused to make a shadow: its copies may be what is wrong. Whether those that were made where the production is are there its host is
+    /// asked before it is made elsewhere.
+    pub(super) fn judge_copies(&mut self, id: VmId, why: &Unshadowable) {
+        let Some(shadow) = self.shadows.kept.get(&id).map(|kept| &kept.shadow) else { return };
+        let home = self.fleet.vms.get(&shadow.of).and_then(|vm| vm.host.as_ref());
+        let is_elsewhere = shadow.copies.as_ref().is_some_and(|copies| Some(&copies.on) != home);
+        let is_copy =
+            |path: &String| shadow.blueprint.iter().flat_map(Blueprint::copies).any(|copy| copy.path == *path);
+        match why {
+            Unshadowable::Damaged(_) => self.spoil_copies(id),
+            Unshadowable::Missing(path) if is_elsewhere && is_copy(path) => self.spoil_copies(id),
+            _ => {}
+        }
+    }
+
+    fn spoil_copies(&mut self, id: VmId) {
+        let copies = self.shadows.kept.get(&id).and_then(|kept| kept.shadow.copies.clone());
+        if let Some(copies) = copies {
+            self.note_copies(id, Some(CopiesMade { is_spoilt: true, ..copies }));
+        }
+    }
+
+    fn note_copies(&mut self, id: VmId, copies: Option<CopiesMade>) {
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        kept.shadow.copies = copies;
+        let record = Record::Shadow(Box::new(kept.shadow.clone()));
+        self.persist(record);
+    }
+
+    /// A host that has connected keeps copies for shadows that nobody knows of, or that have theirs elsewhere: it is told to delete them.
+    pub(in crate::core) fn send_stray_copies_away(&mut self, now: Timestamp, host: &HostId, copies: &[VmId]) {
+        for &id in copies {
+            let is_known = self.shadows.kept.get(&id).map(|kept| &kept.shadow).is_some_and(|shadow| {
+                shadow.copies.as_ref().is_some_and(|copies| copies.on == *host) || shadow.host.as_ref() == Some(host)
+            });
+            if !is_known {
+                self.send_away(now, host, id, id, "copies of disks for a shadow");
+            }
+        }
+    }
+}
+
+/// Whether disks have to be copied before it can be made.
+pub(super) fn takes_copies(blueprint: Option<&Blueprint>) -> bool {
+    blueprint.is_some_and(|blueprint| blueprint.disks.iter().any(|disk| disk.base == Base::Copyable))
+}
+
+/// How long an order may take beyond its time to live.
+pub(super) fn may_take(action: &Action) -> Duration {
+    match action {
+        Action::Image(imaging) => Duration::from_millis(imaging.timeout_ms),
+        Action::Shadow(ShadowOrder::Copy(spec)) => Duration::from_millis(spec.blueprint.reading_ms()),
+        _ => Duration::ZERO,
+    }
+}

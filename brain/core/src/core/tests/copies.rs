@@ -1,0 +1,163 @@
+//! Shadows of VMs whose disks have no base.
+
+use gnomon_common::wire::{Base, HostId, OutcomeResult, RefusedCommand, Unshadowable, VmId};
+
+use super::bench::{host, vm};
+use super::town::{Town, kind, shadowing};
+use crate::io::OperatorRequest;
+use crate::shadow::ShadowState;
+
+/// A town whose productions' disks have no base, and may be copied.
+pub(super) fn copying() -> Town {
+    let mut policy = shadowing();
+    policy.shadow.copy_disks = true;
+    let mut town = Town::of(policy);
+    town.copyable = true;
+    town
+}
+
+fn told(town: &Town, verb: &str) -> usize {
+    town.audit.iter().filter(|line| line.contains(&format!(" {verb} "))).count()
+}
+
+/// What was ordered, but for what goes on and what is asked again.
+fn kinds(town: &Town) -> Vec<&'static str> {
+    let mut kinds: Vec<_> =
+        town.given.iter().map(|(_, command)| kind(&command.action)).filter(|kind| *kind != "pace").collect();
+    kinds.dedup_by(|next, last| next == last && *next == "describe");
+    kinds
+}
+
+fn copies(town: &Town) -> Vec<(HostId, VmId)> {
+    town.copies.keys().cloned().collect()
+}
+
+#[test]
+fn its_disks_are_copied_once_the_shadow_stands_on_that_and_both_go_with_an_entry_in_the_audit_log() {
+    let mut town = copying();
+    town.windows(4);
+    let shadow = town.shadow();
+    assert_eq!(shadow.state, ShadowState::Pacing, "{:#?}", town.audit);
+    assert_eq!(kinds(&town), ["describe", "image", "copy", "start"]);
+    assert_eq!(copies(&town), [(host("a"), shadow.id)]);
+    assert!(town.audit.iter().any(|line| line.contains("imaging")) && told(&town, "shadow_copied") == 1);
+    town.operator(OperatorRequest::RetireShadow { vm: vm(1) });
+    assert_eq!((town.state(), town.shadows.len(), town.copies.len()), (None, 0, 0), "{:#?}", town.audit);
+    assert_eq!(told(&town, "shadow_copies_deleted"), 1, "{:#?}", town.audit);
+    // First the shadow, on its host; then what it stood on.
+    let retired: Vec<&HostId> =
+        town.given.iter().filter(|(_, command)| kind(&command.action) == "retire").map(|(to, _)| to).collect();
+    assert_eq!(retired, [&shadow.host.unwrap(), &host("a")]);
+}
+
+#[test]
+fn without_a_word_for_it_it_has_no_base_as_before_and_its_owner_has_the_last_one() {
+    for (by_policy, by_owner) in [(false, None), (true, Some(false)), (false, Some(true))] {
+        let mut town = copying();
+        town.policy.shadow.copy_disks = by_policy;
+        town.copy_disks = by_owner;
+        town.restart_brain();
+        town.windows(4);
+        let may = by_owner.unwrap_or(by_policy);
+        assert_eq!(town.state() == Some(ShadowState::Pacing), may, "{by_policy} {by_owner:?}: {:#?}", town.audit);
+        assert_eq!(town.copies.len(), usize::from(may));
+        let shadow = town.shadow();
+        assert!(may || shadow.state == ShadowState::Parked && shadow.detail.contains("no layer"), "{}", shadow.detail);
+    }
+}
+
+#[test]
+fn a_word_that_is_given_later_counts_soon() {
+    let mut town = copying();
+    town.copy_disks = Some(false);
+    town.windows(4);
+    assert_eq!(town.state(), Some(ShadowState::Parked));
+    town.copy_disks = None;
+    town.windows(12);
+    assert_eq!(town.state(), Some(ShadowState::Pacing), "{:#?}", town.audit);
+}
+
+#[test]
+fn a_word_that_is_taken_back_takes_the_copies_and_the_shadow_that_stands_on_them() {
+    let mut town = copying();
+    town.windows(4);
+    town.copy_disks = Some(false);
+    town.windows(6);
+    assert_eq!((town.shadows.len(), town.copies.len()), (0, 0), "{:#?}", town.audit);
+    assert_eq!(town.state(), Some(ShadowState::Parked));
+}
+
+#[test]
+fn a_shadow_that_moves_takes_its_copies_along_also_where_its_production_has_moved() {
+    let mut town = copying();
+    town.windows(4);
+    let (before, first) = (copies(&town), town.shadow().host.unwrap());
+    town.productions.insert(1, first.clone());
+    town.windows(8);
+    let shadow = town.shadow();
+    assert_eq!(shadow.state, ShadowState::Pacing, "{:#?}", town.audit);
+    assert_ne!(shadow.host, Some(first));
+    let is_on_copies = shadow.blueprint.is_none_or(|it| matches!(it.disks[0].base, Base::Copied(_)));
+    assert!(is_on_copies && told(&town, "shadow_copied") >= 1);
+    // It may have come to where its copies are, and taken them away with it when it left.
+    assert!(town.copies.len() == 1 && before.len() == 1, "{:?}", town.copies);
+}
+
+#[test]
+fn copies_that_are_lost_or_damaged_are_made_anew() {
+    for damaged in [false, true] {
+        let mut town = copying();
+        town.windows(4);
+        let id = town.shadow().id;
+        match damaged {
+            true => town.copies.values_mut().for_each(|whole| *whole = false),
+            false => town.copies.clear(),
+        }
+        town.shadows.clear();
+        town.windows(80);
+        assert_eq!((town.state(), town.shadow().id), (Some(ShadowState::Pacing), id), "{:#?}", town.audit);
+        assert_eq!(town.copies.values().collect::<Vec<_>>(), [&true], "damaged {damaged}: {:#?}", town.audit);
+    }
+}
+
+#[test]
+fn a_host_that_does_not_copy_parks_it_and_one_that_fails_is_asked_again_before_that() {
+    let reasons = [
+        (OutcomeResult::Refused(RefusedCommand::CopiesNotAllowed), 1),
+        (OutcomeResult::Unshadowable(Unshadowable::NoRoom("full".to_owned())), 1),
+        (OutcomeResult::Failed { error: "libvirt has another job".to_owned(), retryable: true }, 4),
+    ];
+    for (why, times) in reasons {
+        let mut town = copying();
+        town.policy.shadow.cool_down_ms = 86_400_000;
+        town.restart_brain();
+        town.refuses.insert("image", why);
+        town.windows(12);
+        assert_eq!(town.state(), Some(ShadowState::Parked), "{:#?}", town.audit);
+        assert_eq!(kinds(&town).iter().filter(|kind| **kind == "image").count(), times);
+        assert!(town.shadows.is_empty());
+    }
+}
+
+#[test]
+fn a_shadow_that_ends_while_its_disks_are_copied_does_not_wait_for_that() {
+    let mut town = copying();
+    town.slow_copies = true;
+    town.windows(6);
+    assert_eq!(town.state(), Some(ShadowState::Imaging), "{:#?}", town.audit);
+    town.operator(OperatorRequest::RetireShadow { vm: vm(1) });
+    assert_eq!((town.state(), town.copies.len()), (None, 0), "{:#?}", town.audit);
+    assert_eq!(kinds(&town).last(), Some(&"retire"));
+}
+
+#[test]
+fn copies_that_nobody_knows_of_are_deleted_when_their_host_connects() {
+    let mut town = copying();
+    town.windows(4);
+    let known = copies(&town);
+    town.copies.insert((host("b"), vm(77)), true);
+    town.connect(&host("b"));
+    town.windows(1);
+    assert_eq!(copies(&town), known, "{:#?}", town.audit);
+    assert!(town.notices.iter().any(|notice| notice.contains("copies of disks")), "{:?}", town.notices);
+}
