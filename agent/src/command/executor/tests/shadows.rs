@@ -262,7 +262,14 @@ fn a_vm_that_is_to_move_is_not_copied_any_longer() {
     let mut executor = executor(&path, &world, false);
     send(&mut executor, &world, &image(1));
     let (to, uri) = (HostId::new("h2").unwrap(), "qemu+tls://h2/system".to_owned());
-    let migration = Migration { to, uri, timeout_ms: 1_000, bandwidth_bytes_per_s: None, auto_converge: false };
+    let migration = Migration {
+        to,
+        uri,
+        timeout_ms: 1_000,
+        bandwidth_bytes_per_s: None,
+        auto_converge: false,
+        copy_storage: false,
+    };
     send(&mut executor, &world, &command(2, 1, Action::Migrate(migration)));
     assert_eq!(world.lock().unwrap().given_up, [vm(1)]);
     assert_eq!(world.lock().unwrap().begun.len(), 1);
