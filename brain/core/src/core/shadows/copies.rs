@@ -37,7 +37,14 @@ impl Core {
         // Whether those that were made where it still is are whole its host is asked.
         let is_elsewhere = shadow.copies.as_ref().is_some_and(|copies| !copies.is_spoilt && Some(&copies.on) != home);
         let earlier = shadow.blueprint.as_ref().filter(|_| is_elsewhere);
-        for disk in blueprint.disks.iter_mut().filter(|disk| disk.base == Base::Copyable) {
+        for disk in &mut blueprint.disks {
+            if matches!(disk.base, Base::Copied(_)) {
+                // Which copies there are is told when they were made, and by nobody else.
+                disk.base = Base::None;
+            }
+            if disk.base != Base::Copyable {
+                continue;
+            }
             let is_same = |other: &&DiskBlueprint| other.device == disk.device && other.size_bytes == disk.size_bytes;
             let copied = earlier.and_then(|earlier| earlier.disks.iter().find(is_same)).map(|other| &other.base);
             match copied {
@@ -100,6 +107,11 @@ impl Core {
     /// The production's disks are copied.
     pub(super) fn imaged(&mut self, now: Timestamp, id: VmId, host: &HostId, imaged: Imaged) {
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        let disks = kept.shadow.blueprint.as_ref().map_or(&[][..], |blueprint| &blueprint.disks);
+        if let Err(why) = imaged.check(disks) {
+            self.spoil_copies(id);
+            return self.shadow_failed(now, id, &format!("host {host}: {why}"));
+        }
         kept.shadow.failures = 0;
         let (of, state) = (kept.shadow.of, kept.shadow.state);
         let mut told = Vec::new();

@@ -389,8 +389,8 @@ fn in_words(result: &OutcomeResult) -> String {
     match result {
         OutcomeResult::Described(_) => "described".to_owned(),
         OutcomeResult::Imaged(imaged) => {
-            let bytes: u64 = imaged.disks.iter().map(|(_, copy)| copy.bytes).sum();
-            format!("{} disks copied in {:.1} s, {bytes} bytes", imaged.disks.len(), imaged.took_us as f64 / 1e6)
+            let (count, bytes) = (imaged.disks.len(), imaged.bytes());
+            format!("{count} disks copied in {:.1} s, {bytes} bytes", imaged.took_us as f64 / 1e6)
         }
         OutcomeResult::DirtyRate { .. } => "measured".to_owned(),
         OutcomeResult::Shadow(ShadowDone::Copied { took_us, copied_bytes }) => {

@@ -1,9 +1,9 @@
 //! Shadows of VMs whose disks have no base.
 
-use gnomon_common::wire::{Base, HostId, OutcomeResult, RefusedCommand, Unshadowable, VmId};
+use gnomon_common::wire::{Base, DiskCopy, HostId, Imaged, OutcomeResult, RefusedCommand, Unshadowable, VmId};
 
 use super::bench::{host, vm};
-use super::town::{Town, kind, shadowing};
+use super::town::{Town, blueprint, kind, shadowing};
 use crate::io::OperatorRequest;
 use crate::shadow::ShadowState;
 
@@ -137,6 +137,39 @@ fn a_host_that_does_not_copy_parks_it_and_one_that_fails_is_asked_again_before_t
         assert_eq!(kinds(&town).iter().filter(|kind| **kind == "image").count(), times);
         assert!(town.shadows.is_empty());
     }
+}
+
+#[test]
+fn an_answer_that_cannot_be_of_these_disks_is_no_copy() {
+    let copy = DiskCopy { path: "/copies/a".to_owned(), bytes: 1 << 20, sha256: "0a".repeat(32) };
+    let bad = [
+        (DiskCopy { path: "copies/a".to_owned(), ..copy.clone() }, "absolute"),
+        (DiskCopy { bytes: u64::MAX, ..copy.clone() }, "18446744073709551615 bytes"),
+        (DiskCopy { sha256: "0A".repeat(32), ..copy.clone() }, "64 lower-case"),
+    ];
+    for (bad, words) in bad {
+        let mut town = copying();
+        let disks = vec![("vda".to_owned(), bad), ("vdb".to_owned(), DiskCopy { bytes: u64::MAX, ..copy.clone() })];
+        town.refuses.insert("image", OutcomeResult::Imaged(Box::new(Imaged { took_us: 0, disks })));
+        town.window();
+        assert!(town.shadow().detail.contains(words), "{}", town.shadow().detail);
+        town.refuses.clear();
+        town.windows(40);
+        assert_eq!(town.state(), Some(ShadowState::Pacing), "it is copied anew: {:#?}", town.audit);
+    }
+}
+
+#[test]
+fn a_description_names_no_copies() {
+    let mut town = copying();
+    town.copy_disks = Some(false);
+    let path = "/etc/shadow".to_owned();
+    let mut told = blueprint("vm1");
+    told.disks[0].base = Base::Copied(DiskCopy { path, bytes: 1, sha256: "0a".repeat(32) });
+    town.refuses.insert("describe", OutcomeResult::Described(Box::new(told)));
+    town.windows(4);
+    assert_eq!(town.state(), Some(ShadowState::Parked), "{:#?}", town.audit);
+    assert!(town.shadows.is_empty() && town.shadow().detail.contains("no layer"), "{}", town.shadow().detail);
 }
 
 #[test]

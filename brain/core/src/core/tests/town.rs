@@ -306,7 +306,7 @@ impl Town {
                 }
                 self.copies.entry((to.clone(), imaging.shadow)).or_insert(true);
                 let path = format!("/copies/{to}/{}", imaging.shadow);
-                let copy = DiskCopy { path, bytes: 1 << 20, sha256: String::new() };
+                let copy = DiskCopy { path, bytes: 1 << 20, sha256: "0a".repeat(32) };
                 OutcomeResult::Imaged(Box::new(Imaged { took_us: 1_000, disks: vec![("vda".to_owned(), copy)] }))
             }
             Action::Shadow(ShadowOrder::Copy(spec)) => {
