@@ -405,11 +405,13 @@ impl Core {
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
         let watched_since = *kept.watched_since.get_or_insert(now);
         if let Some(flight) = &kept.flight {
-            if now < flight.deadline {
-                let deadline = flight.deadline;
-                return self.shadows.wake(id, deadline);
+            let (is_late, next) = (now >= flight.deadline, flight.looked_at_next(now));
+            if is_late {
+                return self.shadow_unanswered(now, id);
             }
-            return self.shadow_unanswered(now, id);
+            if !self.is_in_vain(now, id) || !self.forget_making(id) {
+                return self.shadows.wake(id, next);
+            }
         }
         if !self.makes_shadows() {
             return self.shadows.wake(id, now + WAIT);

@@ -64,6 +64,10 @@ impl Core {
         let of = kept.shadow.of;
         let running = self.fleet.vms.get(&of).filter(|vm| vm.state == VmState::Running);
         let Some(home) = running.and_then(|vm| vm.host.clone()) else { return self.shadows.wake(id, now + WAIT) };
+        if !self.may_copy(of) {
+            self.bring_shadow(now, id, ShadowState::Wanted, "its production's disks may not be copied".to_owned());
+            return self.tend_shadow(now, id);
+        }
         let is_copying = |other: &Kept| {
             other.flight.as_ref().is_some_and(|flight| {
                 flight.record.host == home && matches!(flight.record.command.action, Action::Image(_))
@@ -94,14 +98,13 @@ impl Core {
         }
     }
 
-    /// An order to copy its disks is not waited for any more, where one is on its way: its shadow ends.
-    pub(super) fn forget_image(&mut self, id: VmId) {
-        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
-        let is_image = |flight: &mut super::Flight| matches!(flight.record.command.action, Action::Image(_));
-        if let Some(flight) = kept.flight.take_if(is_image) {
-            self.shadows.orders.remove(&flight.record.command.id);
-            self.persist(Record::Command(CommandRecord { unanswered: true, ..flight.record }));
-        }
+    /// An order to copy its disks or to make it is not waited for any more: it is told to go. Returns whether one was on its way.
+    pub(super) fn forget_making(&mut self, id: VmId) -> bool {
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return false };
+        let Some(flight) = kept.flight.take_if(|flight| flight.makes()) else { return false };
+        self.shadows.orders.remove(&flight.record.command.id);
+        self.persist(Record::Command(CommandRecord { unanswered: true, ..flight.record }));
+        true
     }
 
     /// The production's disks are copied.

@@ -53,6 +53,12 @@ impl Core {
         is_seen && !self.is_connected(host) && since.is_some_and(|at| now.since(at) >= HOST_LOST_AFTER)
     }
 
+    /// Whether what is being made of a shadow is not wanted any more, or not there.
+    pub(super) fn is_in_vain(&self, now: Timestamp, id: VmId) -> bool {
+        let ends = || self.ends_because(now, id).is_some() || self.is_abandoned(now, id);
+        self.makes_shadows() && (ends() || self.leaves_because(id).is_some() || self.copies_have_to_go(id))
+    }
+
     /// Why a shadow has to leave its host, if it has.
     pub(super) fn leaves_because(&self, id: VmId) -> Option<ShadowCause> {
         let kept = self.shadows.kept.get(&id)?;
@@ -122,6 +128,7 @@ impl Core {
         kept.shadow.moved = Some(now);
         kept.shadow.parks = parks;
         kept.shadow.failures = 0;
+        self.forget_making(id);
         self.bring_shadow(now, id, ShadowState::Moving, cause.to_string());
         let Some(kept) = self.shadows.kept.get(&id) else { return };
         if kept.flight.is_none() {
@@ -133,7 +140,7 @@ impl Core {
     pub(super) fn end_shadow(&mut self, now: Timestamp, id: VmId, cause: ShadowCause) {
         let Some(kept) = self.shadows.kept.get(&id) else { return };
         let (of, is_there) = (kept.shadow.of, kept.shadow.state.is_placed() || kept.shadow.copies.is_some());
-        self.forget_image(id);
+        self.forget_making(id);
         if self.shadows.of.get(&of) == Some(&id) {
             self.shadows.of.remove(&of);
         }

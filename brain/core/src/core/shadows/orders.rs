@@ -24,6 +24,18 @@ const ANSWER_MAX: Duration = Duration::from_secs(30);
 const COPY_MAX: Duration = Duration::from_mins(10);
 const START_MAX: Duration = Duration::from_mins(2);
 
+impl Flight {
+    /// Whether something is made by it, which takes long.
+    pub(super) fn makes(&self) -> bool {
+        matches!(self.record.command.action, Action::Image(_) | Action::Shadow(ShadowOrder::Copy(_)))
+    }
+
+    /// What is made may not be wanted any more before it is answered.
+    pub(super) fn looked_at_next(&self, now: Timestamp) -> Timestamp {
+        if self.makes() { self.deadline.min(now + WAIT) } else { self.deadline }
+    }
+}
+
 impl Core {
     /// Asks its production's host what a shadow is made from.
     pub(super) fn describe(&mut self, now: Timestamp, id: VmId) {
@@ -114,10 +126,11 @@ impl Core {
         let deadline = deadline(&record);
         self.shadows.orders.insert(record.command.id, id);
         let flight = Flight { record, deadline, is_refresh };
+        let next = flight.looked_at_next(now);
         if let Some(kept) = self.shadows.kept.get_mut(&id) {
             kept.flight = Some(flight);
         }
-        self.shadows.wake(id, deadline);
+        self.shadows.wake(id, next);
     }
 
     /// The last look at an order before it leaves, by other means than those that made it.

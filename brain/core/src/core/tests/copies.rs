@@ -184,6 +184,52 @@ fn a_shadow_that_ends_while_its_disks_are_copied_does_not_wait_for_that() {
 }
 
 #[test]
+fn a_word_that_is_taken_back_while_its_disks_are_copied_stops_that_at_once() {
+    let mut town = copying();
+    town.slow_copies = true;
+    town.windows(3);
+    assert_eq!((town.state(), town.copies.len()), (Some(ShadowState::Imaging), 1), "{:#?}", town.audit);
+    town.copy_disks = Some(false);
+    town.windows(3);
+    assert!(town.copies.is_empty(), "{:#?}", town.audit);
+    assert_eq!(kinds(&town).iter().filter(|kind| **kind == "image").count(), 1);
+    let shadow = town.shadow();
+    assert!(shadow.state == ShadowState::Parked && shadow.detail.contains("no layer"), "{}", shadow.detail);
+}
+
+#[test]
+fn a_shadow_that_is_not_wanted_or_has_no_production_any_more_stops_the_copy_of_its_disks() {
+    for is_gone in [false, true] {
+        let mut town = copying();
+        town.slow_copies = true;
+        town.windows(3);
+        assert_eq!(town.copies.len(), 1);
+        match is_gone {
+            true => town.productions.clear(),
+            false => town.shadow_word = Some(false),
+        }
+        town.windows(if is_gone { 8 } else { 2 });
+        assert_eq!((town.state(), town.copies.len()), (None, 0), "gone {is_gone}: {:#?}", town.audit);
+    }
+}
+
+#[test]
+fn a_shadow_that_has_to_leave_before_it_is_made_does_not_wait_for_that() {
+    let mut town = copying();
+    town.slow_makes = true;
+    town.windows(3);
+    let shadow = town.shadow();
+    assert_eq!(shadow.state, ShadowState::Placed, "{:#?}", town.audit);
+    town.productions.insert(1, shadow.host.clone().unwrap());
+    town.windows(2);
+    assert_ne!(town.shadow().host, shadow.host, "{:#?}", town.audit);
+    assert_eq!(town.copies.len(), 1);
+    town.copy_disks = Some(false);
+    town.windows(2);
+    assert!(town.copies.is_empty(), "{:#?}", town.audit);
+}
+
+#[test]
 fn copies_that_nobody_knows_of_are_deleted_when_their_host_connects() {
     let mut town = copying();
     town.windows(4);
