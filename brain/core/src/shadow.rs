@@ -180,6 +180,8 @@ pub enum ShadowCause {
     BothFull,
     /// It could not be made there, or did not come up.
     Failed,
+    /// A host that has it, or copies for it, has been away for too long.
+    HostLost,
     /// Neither policy nor its owner wants it.
     Unwanted,
     /// Its production is gone.
@@ -204,6 +206,7 @@ impl fmt::Display for ShadowCause {
             Self::ProductionComes => "its production is on its way to the same host",
             Self::BothFull => "its host fills up, and so does its production's: both leave",
             Self::Failed => "it could not be made there, or did not come up",
+            Self::HostLost => "a host that has it, or copies of its production's disks, has been away for too long",
             Self::Unwanted => "its production is to have no shadow",
             Self::ProductionGone => "its production is gone",
             Self::Operator => "an operator retired it",

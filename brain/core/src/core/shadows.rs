@@ -232,6 +232,7 @@ impl Core {
             }
         }
         self.learn_contention(now, report);
+        self.send_stray_copies_away(now, &report.host);
         if report.inventory_complete && self.makes_shadows() {
             self.miss_shadows(now, report);
         }
@@ -420,7 +421,7 @@ impl Core {
             return self.end_shadow(now, id, cause);
         }
         if self.is_abandoned(now, id) {
-            return self.end_shadow(now, id, ShadowCause::Failed);
+            return self.end_shadow(now, id, ShadowCause::HostLost);
         }
         if let Some(cause) = self.leaves_because(id) {
             return self.move_shadow(now, id, cause, false);

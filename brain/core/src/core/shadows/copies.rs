@@ -28,6 +28,19 @@ impl Core {
         shadow.copies.is_some() && self.is_anywhere(shadow.of) && !self.may_copy(shadow.of)
     }
 
+    /// Which host has to delete copies before a shadow is made, if it waits for that.
+    pub(super) fn waits_for_deletion(&self, id: VmId) -> Option<&HostId> {
+        let shadow = &self.shadows.kept.get(&id)?.shadow;
+        let copies = shadow.copies.as_ref()?;
+        let home = self.fleet.vms.get(&shadow.of).and_then(|vm| vm.host.as_ref());
+        let waits = match shadow.state {
+            ShadowState::Imaging => copies.is_spoilt || home != Some(&copies.on) || self.copies_have_to_go(id),
+            ShadowState::Wanted | ShadowState::Parked => self.copies_have_to_go(id),
+            _ => false,
+        };
+        waits.then_some(&copies.on)
+    }
+
     /// What a shadow is made from was told: disks that have no base keep the copies that were made where the production was before, are to be
     /// copied, or may not be.
     pub(super) fn take_blueprint(&mut self, id: VmId, mut blueprint: Blueprint) {
@@ -94,6 +107,12 @@ impl Core {
     pub(super) fn discard_copies(&mut self, now: Timestamp, id: VmId) {
         let copies = self.shadows.kept.get(&id).and_then(|kept| kept.shadow.copies.clone());
         if let Some(CopiesMade { on, .. }) = copies {
+            if self.waits_for_deletion(id).is_some() && !self.is_connected(&on) {
+                self.note_shadow(
+                    id,
+                    &format!("host {on}, which is away, has to delete copies of its production's disks"),
+                );
+            }
             self.give(now, id, id, on, Action::Shadow(ShadowOrder::Retire), ShadowCause::CopiesGo, false);
         }
     }
@@ -145,6 +164,7 @@ impl Core {
 
     /// Nothing is left of a shadow on a host, copies included.
     pub(super) fn copies_gone(&mut self, now: Timestamp, id: VmId, host: &HostId) {
+        self.note_no_copies(id, host);
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
         if kept.shadow.copies.as_ref().is_none_or(|copies| copies.on != *host) {
             return;
@@ -189,15 +209,25 @@ impl Core {
         self.persist(record);
     }
 
-    /// A host that has connected keeps copies for shadows that nobody knows of, or that have theirs elsewhere: it is told to delete them.
-    pub(in crate::core) fn send_stray_copies_away(&mut self, now: Timestamp, host: &HostId, copies: &[VmId]) {
-        for &id in copies {
-            let is_known = self.shadows.kept.get(&id).map(|kept| &kept.shadow).is_some_and(|shadow| {
+    /// A host told when it connected that it keeps copies for shadows that nobody knows of, or that have theirs elsewhere: it is told to delete
+    /// them, until it has.
+    pub(in crate::core) fn send_stray_copies_away(&mut self, now: Timestamp, host: &HostId) {
+        let Some(entry) = self.fleet.hosts.get(host) else { return };
+        let is_known = |id: &VmId| {
+            self.shadows.kept.get(id).map(|kept| &kept.shadow).is_some_and(|shadow| {
                 shadow.copies.as_ref().is_some_and(|copies| copies.on == *host) || shadow.host.as_ref() == Some(host)
-            });
-            if !is_known {
-                self.send_away(now, host, id, id, "copies of disks for a shadow");
-            }
+            })
+        };
+        let strays: Vec<VmId> = entry.facts.copies.iter().filter(|id| !is_known(id)).copied().collect();
+        for id in strays {
+            self.send_away(now, host, id, id, "copies of disks for a shadow");
+        }
+    }
+
+    /// A host has nothing of a shadow any more, whatever it told when it connected.
+    pub(super) fn note_no_copies(&mut self, id: VmId, host: &HostId) {
+        if let Some(host) = self.fleet.hosts.get_mut(host) {
+            host.facts.copies.retain(|other| *other != id);
         }
     }
 }

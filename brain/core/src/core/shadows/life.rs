@@ -41,11 +41,13 @@ impl Core {
         host.and_then(|host| host.prospect).is_some_and(|prospect| now <= prospect.fresh_until)
     }
 
-    /// Whether its host has been away for so long that its production gets another shadow: this one is taken away when the host is back.
+    /// Whether its host, or one that has to delete copies before it is made, has been away for so long that its production gets another shadow: this
+    /// one is taken away when the host is back.
     pub(super) fn is_abandoned(&self, now: Timestamp, id: VmId) -> bool {
         let Some(kept) = self.shadows.kept.get(&id) else { return false };
         let is_placed = kept.shadow.state.is_coming() || kept.shadow.state == ShadowState::Moving;
-        let Some(host) = kept.shadow.host.as_ref().filter(|_| is_placed) else { return false };
+        let host = if is_placed { kept.shadow.host.as_ref() } else { self.waits_for_deletion(id) };
+        let Some(host) = host else { return false };
         let is_seen = kept.production_seen.is_some_and(|at| now.since(at) < GONE_AFTER);
         let told = self.fleet.hosts.get(host).and_then(|host| host.last_window);
         // Before this life of the brain nobody listened.

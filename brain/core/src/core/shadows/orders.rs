@@ -332,18 +332,22 @@ impl Core {
     /// Nothing is left of a shadow where it was.
     fn shadow_gone(&mut self, now: Timestamp, id: VmId) {
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        let is_retiring = kept.shadow.state == ShadowState::Retiring;
+        if is_retiring && kept.shadow.copies.is_some() && kept.shadow.host.is_none() {
+            return self.discard_copies(now, id);
+        }
         kept.shadow.host = None;
         kept.shadow.size = None;
         kept.shadow.response = Response::default();
         kept.shadow.failures = 0;
         let detail = kept.shadow.detail.clone();
-        if kept.shadow.state == ShadowState::Retiring && kept.shadow.copies.is_some() {
+        if is_retiring && kept.shadow.copies.is_some() {
             // What it stood on goes after it.
             let record = Record::Shadow(Box::new(kept.shadow.clone()));
             self.persist(record);
             return self.discard_copies(now, id);
         }
-        if kept.shadow.state == ShadowState::Retiring {
+        if is_retiring {
             self.bring_shadow(now, id, ShadowState::Retired, detail);
             return self.shadows.forget(id);
         }
@@ -378,6 +382,9 @@ impl Core {
     fn stray_answered(&mut self, now: Timestamp, host: &HostId, outcome: Outcome, record: CommandRecord) {
         let object = format!("vm {}", record.command.vm);
         self.audit(now, host.as_str(), "outcome", object, format!("{} {}", outcome.id, in_words(&outcome.result)));
+        if outcome.result == OutcomeResult::Shadow(ShadowDone::Retired) {
+            self.note_no_copies(record.command.vm, host);
+        }
         self.persist(Record::Command(CommandRecord { outcome: Some(outcome), unanswered: false, ..record }));
     }
 }

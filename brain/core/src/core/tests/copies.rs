@@ -4,7 +4,7 @@ use gnomon_common::wire::{Base, DiskCopy, HostId, Imaged, OutcomeResult, Refused
 
 use super::bench::{host, vm};
 use super::town::{Town, blueprint, kind, shadowing};
-use crate::io::OperatorRequest;
+use crate::io::{Input, OperatorRequest};
 use crate::shadow::ShadowState;
 
 /// A town whose productions' disks have no base, and may be copied.
@@ -239,4 +239,71 @@ fn copies_that_nobody_knows_of_are_deleted_when_their_host_connects() {
     town.windows(1);
     assert_eq!(copies(&town), known, "{:#?}", town.audit);
     assert!(town.notices.iter().any(|notice| notice.contains("copies of disks")), "{:?}", town.notices);
+}
+
+#[test]
+fn copies_that_nobody_knows_of_are_deleted_also_where_the_first_order_comes_to_nothing() {
+    let mut town = copying();
+    town.windows(4);
+    let known = copies(&town);
+    town.copies.insert((host("b"), vm(77)), true);
+    let busy = OutcomeResult::Failed { error: "libvirt does not answer".to_owned(), retryable: true };
+    town.refuses.insert("retire", busy);
+    town.connect(&host("b"));
+    town.settle();
+    let asked = |town: &Town| kinds(town).iter().filter(|kind| **kind == "retire").count();
+    town.windows(7);
+    assert!((2..=3).contains(&asked(&town)), "each half a minute: {:#?}", town.audit);
+    town.refuses.clear();
+    town.windows(4);
+    assert_eq!(copies(&town), known, "{:#?}", town.audit);
+    let before = asked(&town);
+    town.windows(8);
+    assert_eq!(asked(&town), before, "it is gone: {:#?}", town.audit);
+}
+
+fn lose(town: &mut Town, name: &str) {
+    town.up.insert(host(name), false);
+    town.feed(Input::HostLost { host: host(name) });
+}
+
+#[test]
+fn a_host_that_is_gone_with_copies_that_do_not_fit_costs_no_production_its_shadow() {
+    let mut town = copying();
+    town.windows(4);
+    let (first, home) = (town.shadow().id, town.shadow().host.unwrap());
+    // It has a larger disk, and comes to where its shadow is: that leaves, and is made anew.
+    let mut told = blueprint("vm1");
+    (told.disks[0].size_bytes, told.disks[0].base) = (2 << 30, Base::Copyable);
+    town.refuses.insert("describe", OutcomeResult::Described(Box::new(told)));
+    lose(&mut town, "a");
+    town.productions.insert(1, home.clone());
+    town.windows(20);
+    let shadow = town.shadow();
+    assert!(shadow.id == first && shadow.detail.contains("has to delete copies"), "{shadow:?} {:#?}", town.audit);
+    town.windows(80);
+    let second = town.shadow();
+    assert!(second.id != first && second.state == ShadowState::Pacing, "{:#?}", town.audit);
+    assert!(town.audit.iter().any(|line| line.contains("has been away for too long")), "{:#?}", town.audit);
+    town.up.insert(host("a"), true);
+    town.connect(&host("a"));
+    town.windows(4);
+    assert_eq!(copies(&town), [(home, second.id)], "{:#?}", town.audit);
+}
+
+#[test]
+fn a_shadow_that_waits_for_copies_to_be_deleted_is_not_written_again_and_again() {
+    let mut town = copying();
+    town.windows(4);
+    lose(&mut town, "a");
+    town.operator(OperatorRequest::RetireShadow { vm: vm(1) });
+    town.windows(2);
+    let written = town.kept.len();
+    assert_eq!(town.kept.last().map(|shadow| shadow.state), Some(ShadowState::Retiring));
+    town.windows(30);
+    assert_eq!(town.kept.len(), written, "{:?}", town.kept.last());
+    town.up.insert(host("a"), true);
+    town.connect(&host("a"));
+    town.windows(2);
+    assert_eq!((town.copies.len(), town.kept.last().map(|it| it.state)), (0, Some(ShadowState::Retired)));
 }
