@@ -147,6 +147,9 @@ pub struct Shadow {
     /// Copies of its production's disks, from the order to make them until they are known to be gone.
     #[serde(default)]
     pub copies: Option<CopiesMade>,
+    /// Copies of them in a row that came to nothing: it is parked twice as long after each.
+    #[serde(default)]
+    pub copy_failures: u32,
 }
 
 /// Copies of disks that a shadow stands on.

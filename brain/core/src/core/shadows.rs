@@ -318,6 +318,7 @@ impl Core {
             trial: None,
             avoids: Vec::new(),
             copies: None,
+            copy_failures: 0,
         };
         self.persist(Record::Shadow(Box::new(shadow.clone())));
         self.audit(now, actor, "shadow_wanted", format!("vm {of}"), format!("shadow {id}"));
@@ -458,7 +459,7 @@ impl Core {
             ShadowState::Moving => self.order(now, id, ShadowOrder::Retire, ShadowCause::Failed),
             ShadowState::Retiring => self.order(now, id, ShadowOrder::Retire, ShadowCause::Unwanted),
             ShadowState::Parked => {
-                let until = shadow.since + Duration::from_millis(self.policy.shadow.cool_down_ms);
+                let until = shadow.since + self.parked_for(shadow);
                 if now >= until {
                     self.bring_shadow(now, id, ShadowState::Wanted, "it is tried again".to_owned());
                     self.tend_shadow(now, id);

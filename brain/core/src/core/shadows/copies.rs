@@ -11,7 +11,10 @@ use gnomon_common::wire::{
 use super::{Kept, WAIT};
 use crate::core::{ACTOR, Core};
 use crate::io::{CommandRecord, Record};
-use crate::shadow::{CopiesMade, ShadowCause, ShadowState};
+use crate::shadow::{CopiesMade, Shadow, ShadowCause, ShadowState};
+
+/// Whose disks could not be copied again and again is tried again after this at the latest.
+const PARKED_MAX: Duration = Duration::from_hours(24);
 
 impl Core {
     /// Whether the disks of a production may be copied, by its owner's word or else by policy's.
@@ -81,6 +84,9 @@ impl Core {
             self.bring_shadow(now, id, ShadowState::Wanted, "its production's disks may not be copied".to_owned());
             return self.tend_shadow(now, id);
         }
+        if let Some(why) = self.takes_too_long(&kept.shadow) {
+            return self.park_shadow(now, id, &why);
+        }
         let is_copying = |other: &Kept| {
             other.flight.as_ref().is_some_and(|flight| {
                 flight.record.host == home && matches!(flight.record.command.action, Action::Image(_))
@@ -101,6 +107,38 @@ impl Core {
             timeout_ms: policy.copy_timeout_ms,
         };
         self.give(now, id, of, home, Action::Image(imaging), ShadowCause::Wanted, false);
+    }
+
+    /// A copy of its disks came to nothing. Its production's disks may have been read for that: they are not again soon.
+    pub(super) fn copy_failed(&mut self, now: Timestamp, id: VmId, why: &str) {
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        kept.shadow.copy_failures = kept.shadow.copy_failures.saturating_add(1);
+        match kept.shadow.state {
+            ShadowState::Imaging => self.park_shadow(now, id, why),
+            _ => self.shadow_failed(now, id, why),
+        }
+    }
+
+    /// How long a shadow is parked: twice as long with each copy in a row that failed.
+    pub(in crate::core) fn parked_for(&self, shadow: &Shadow) -> Duration {
+        let cool_down = Duration::from_millis(self.policy.shadow.cool_down_ms);
+        cool_down.saturating_mul(1 << shadow.copy_failures.saturating_sub(1).min(31)).min(PARKED_MAX.max(cool_down))
+    }
+
+    /// Why a shadow's disks cannot be copied in time, as fast as policy has them read, if they cannot.
+    fn takes_too_long(&self, shadow: &Shadow) -> Option<String> {
+        let (speed, timeout_ms) = (self.policy.shadow.copy_bytes_per_s_max, self.policy.shadow.copy_timeout_ms);
+        let disks = shadow.blueprint.iter().flat_map(|blueprint| &blueprint.disks);
+        let bytes = disks
+            .filter(|disk| disk.base == Base::Copyable)
+            .fold(0, |sum: u64, disk| sum.saturating_add(disk.size_bytes));
+        let takes_s = bytes.checked_div(speed)?;
+        (takes_s > timeout_ms / 1000).then(|| {
+            format!(
+                "to copy its disks, {bytes} bytes, takes {takes_s} s at policy.shadow.copy_bytes_per_s_max, and policy.shadow.copy_timeout_ms gives {} s",
+                timeout_ms / 1000
+            )
+        })
     }
 
     /// Has the host that made a shadow's copies delete them. The shadow is nowhere by now.
@@ -132,7 +170,7 @@ impl Core {
         let disks = kept.shadow.blueprint.as_ref().map_or(&[][..], |blueprint| &blueprint.disks);
         if let Err(why) = imaged.check(disks) {
             self.spoil_copies(id);
-            return self.shadow_failed(now, id, &format!("host {host}: {why}"));
+            return self.copy_failed(now, id, &format!("host {host}: {why}"));
         }
         kept.shadow.failures = 0;
         let (of, state) = (kept.shadow.of, kept.shadow.state);
@@ -154,7 +192,10 @@ impl Core {
         );
         if !is_all {
             self.spoil_copies(id);
-            return self.shadow_failed(now, id, "it has other disks than were copied");
+            return self.copy_failed(now, id, "it has other disks than were copied");
+        }
+        if let Some(kept) = self.shadows.kept.get_mut(&id) {
+            kept.shadow.copy_failures = 0;
         }
         match state {
             ShadowState::Imaging => self.place_shadow(now, id),

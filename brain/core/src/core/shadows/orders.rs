@@ -190,7 +190,10 @@ impl Core {
             let next = self.next_pace(now, id);
             return self.shadows.wake(id, next);
         }
-        self.shadow_failed(now, id, &format!("host {host} did not answer"));
+        match record_action {
+            Action::Image(_) => self.copy_failed(now, id, &format!("host {host} did not answer")),
+            _ => self.shadow_failed(now, id, &format!("host {host} did not answer")),
+        }
     }
 
     /// An order was answered.
@@ -233,6 +236,9 @@ impl Core {
                 }
             }
             (Action::Image(_), OutcomeResult::Imaged(imaged)) => self.imaged(now, id, host, *imaged),
+            (Action::Image(_), result @ OutcomeResult::Failed { .. }) => {
+                self.copy_failed(now, id, &format!("host {host}: {}", in_words(&result)));
+            }
             (Action::Image(_), OutcomeResult::Unshadowable(why)) => self.park_shadow(now, id, &why.to_string()),
             (
                 Action::Image(_),

@@ -1,5 +1,7 @@
 //! Shadows of VMs whose disks have no base.
 
+use std::time::Duration;
+
 use gnomon_common::wire::{Base, DiskCopy, HostId, Imaged, OutcomeResult, RefusedCommand, Unshadowable, VmId};
 
 use super::bench::{host, vm};
@@ -121,11 +123,12 @@ fn copies_that_are_lost_or_damaged_are_made_anew() {
 }
 
 #[test]
-fn a_host_that_does_not_copy_parks_it_and_one_that_fails_is_asked_again_before_that() {
+fn a_host_that_does_not_copy_or_fails_parks_it_and_one_that_is_not_ready_is_asked_again_before_that() {
     let reasons = [
         (OutcomeResult::Refused(RefusedCommand::CopiesNotAllowed), 1),
         (OutcomeResult::Unshadowable(Unshadowable::NoRoom("full".to_owned())), 1),
-        (OutcomeResult::Failed { error: "libvirt has another job".to_owned(), retryable: true }, 4),
+        (OutcomeResult::Failed { error: "its backup was cancelled".to_owned(), retryable: true }, 1),
+        (OutcomeResult::Refused(RefusedCommand::UnknownVm), 4),
     ];
     for (why, times) in reasons {
         let mut town = copying();
@@ -137,6 +140,42 @@ fn a_host_that_does_not_copy_parks_it_and_one_that_fails_is_asked_again_before_t
         assert_eq!(kinds(&town).iter().filter(|kind| **kind == "image").count(), times);
         assert!(town.shadows.is_empty());
     }
+}
+
+#[test]
+fn a_copy_that_fails_again_and_again_is_begun_less_and_less_often_until_one_is_made() {
+    let mut town = copying();
+    town.failing_copies = 4;
+    let mut begun: Vec<u64> = Vec::new();
+    for _ in 0..100 {
+        let before = kinds(&town).iter().filter(|kind| **kind == "image").count();
+        town.window();
+        if kinds(&town).iter().filter(|kind| **kind == "image").count() > before {
+            begun.push(town.second);
+        }
+    }
+    let pauses: Vec<u64> = begun.windows(2).map(|two| two[1] - two[0]).collect();
+    assert_eq!(pauses, [60, 120, 240, 480], "{:#?}", town.audit);
+    assert_eq!((town.state(), town.shadow().copy_failures), (Some(ShadowState::Pacing), 0));
+    let mut shadow = town.shadow();
+    shadow.copy_failures = u32::MAX;
+    assert_eq!(town.core.parked_for(&shadow), Duration::from_hours(24));
+}
+
+#[test]
+fn disks_that_cannot_be_copied_in_time_are_not_begun_with() {
+    let mut town = copying();
+    // A disk of 1 GiB takes 1024 s.
+    (town.policy.shadow.copy_bytes_per_s_max, town.policy.shadow.copy_timeout_ms) = (1 << 20, 1_023_000);
+    town.restart_brain();
+    town.windows(3);
+    let shadow = town.shadow();
+    assert!(shadow.state == ShadowState::Parked && shadow.detail.contains("takes 1024 s"), "{}", shadow.detail);
+    assert!(!kinds(&town).contains(&"image"));
+    town.policy.shadow.copy_timeout_ms = 1_024_000;
+    town.restart_brain();
+    town.windows(12);
+    assert_eq!(town.state(), Some(ShadowState::Pacing), "{:#?}", town.audit);
 }
 
 #[test]
