@@ -48,9 +48,9 @@ pub use report::{
 };
 pub use setting::{CPU_WEIGHT_DEFAULT, Means, Setting};
 pub use shadow::{
-    BLUEPRINT_DISKS_MAX, BLUEPRINT_INTERFACES_MAX, Base, Blueprint, Boot, COPIES_MAX, DiskBlueprint, DiskCopy, Imaged,
-    Imaging, Load, PROFILE_STEPS_MAX, PacerWindow, Profile, ProfileStep, ShadowDone, ShadowFacts, ShadowOrder,
-    ShadowSize, ShadowSpec, ShadowWindow, Unshadowable,
+    BLUEPRINT_DISKS_MAX, BLUEPRINT_INTERFACES_MAX, BadCopies, Base, Blueprint, Boot, COPIES_MAX, DiskBlueprint,
+    DiskCopy, Imaged, Imaging, Load, PROFILE_STEPS_MAX, PacerWindow, Profile, ProfileStep, ShadowDone, ShadowFacts,
+    ShadowOrder, ShadowSize, ShadowSpec, ShadowWindow, Unshadowable,
 };
 pub use terms::{InvalidTerm, TERM_BYTES_MAX, VmTerms};
 

@@ -169,9 +169,8 @@ impl Core {
         entry.facts = facts.clone();
         entry.connected = true;
         entry.up_since = now;
-        let copies = facts.copies.clone();
         self.persist(Record::Host { host: host.clone(), facts, connected: true, at: now });
-        self.send_stray_copies_away(now, &host, &copies);
+        self.send_stray_copies_away(now, &host);
         self.bound_stored();
         self.restore_baselines_on(now, &host);
     }

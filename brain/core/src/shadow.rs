@@ -147,6 +147,9 @@ pub struct Shadow {
     /// Copies of its production's disks, from the order to make them until they are known to be gone.
     #[serde(default)]
     pub copies: Option<CopiesMade>,
+    /// Copies of them in a row that came to nothing: it is parked twice as long after each.
+    #[serde(default)]
+    pub copy_failures: u32,
 }
 
 /// Copies of disks that a shadow stands on.
@@ -180,6 +183,8 @@ pub enum ShadowCause {
     BothFull,
     /// It could not be made there, or did not come up.
     Failed,
+    /// A host that has it, or copies for it, has been away for too long.
+    HostLost,
     /// Neither policy nor its owner wants it.
     Unwanted,
     /// Its production is gone.
@@ -204,6 +209,7 @@ impl fmt::Display for ShadowCause {
             Self::ProductionComes => "its production is on its way to the same host",
             Self::BothFull => "its host fills up, and so does its production's: both leave",
             Self::Failed => "it could not be made there, or did not come up",
+            Self::HostLost => "a host that has it, or copies of its production's disks, has been away for too long",
             Self::Unwanted => "its production is to have no shadow",
             Self::ProductionGone => "its production is gone",
             Self::Operator => "an operator retired it",

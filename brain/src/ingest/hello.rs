@@ -2,7 +2,7 @@
 
 use super::close::{CloseCode, Ending};
 use crate::store::INTEGER_MAX;
-use gnomon_common::wire::{Fence, Hello, VERSIONS, VersionRange};
+use gnomon_common::wire::{COPIES_MAX, Fence, Hello, VERSIONS, VersionRange};
 
 /// How far above our own a believable lease term may be. A brain restored from a back-up is behind by as many starts as
 /// were made since; a million is beyond any of them, and what is above it would let one agent use the terms up.
@@ -48,6 +48,10 @@ pub(super) fn judge(
     if bounds.iter().any(|cores| !cores.is_finite() || *cores < 0.0) {
         return Err(Ending::new(CloseCode::Malformed, "capacity and CPU bounds must be finite and not negative"));
     }
+    if facts.copies.len() > COPIES_MAX {
+        let text = format!("copies of disks for {} shadows; one host keeps at most {COPIES_MAX}", facts.copies.len());
+        return Err(Ending::new(CloseCode::Malformed, text));
+    }
     let Some(fence) = hello.fence_highest else { return Ok(Verdict::Welcome(version)) };
     if fence.term > term.saturating_add(TERM_AHEAD_MAX) {
         return Err(Ending::new(
@@ -68,7 +72,7 @@ fn version(theirs: VersionRange) -> Ending {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gnomon_common::wire::{AgentEpoch, CpuBounds, CpuSource, HostFacts, HostId, Means, MemoryBounds};
+    use gnomon_common::wire::{AgentEpoch, CpuBounds, CpuSource, HostFacts, HostId, Means, MemoryBounds, VmId};
     use proptest::prelude::*;
 
     fn hello() -> Hello {
@@ -132,6 +136,17 @@ mod tests {
         assert_eq!(verdict(fence(3, 6), Some(fence(3, 5))), Verdict::Regressed(fence(3, 6)));
         assert_eq!(verdict(fence(3, 1), None), Verdict::Regressed(fence(3, 1)));
         assert_eq!(verdict(fence(4, 0), Some(fence(3, 5))), Verdict::Regressed(fence(4, 0)));
+    }
+
+    #[test]
+    fn more_copies_of_disks_than_a_host_may_keep_are_malformed() {
+        let with = |count| {
+            let mut hello = hello();
+            hello.facts.copies = (0..count as u64).map(|number| VmId::made_of(1, number)).collect();
+            judge(&hello, &names(), 3, None).map_err(|ending| ending.code)
+        };
+        assert_eq!(with(COPIES_MAX), Ok(Verdict::Welcome(1)));
+        assert_eq!(with(COPIES_MAX + 1), Err(CloseCode::Malformed));
     }
 
     #[test]

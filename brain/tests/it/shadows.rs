@@ -184,6 +184,7 @@ async fn shadows_are_given_back_as_they_were_last_and_an_operators_word_is_never
         trial: None,
         avoids: vec![(crate::agent::host("b"), at(99))],
         copies: None,
+        copy_failures: 1,
     };
     let store = database.open().await;
     let entry = |shadow: &Shadow| Entry::Record(Box::new(Record::Shadow(Box::new(shadow.clone()))));

@@ -16,10 +16,15 @@ use std::vec::Vec;
 pub const BLUEPRINT_DISKS_MAX: usize = 16;
 /// Most shadows for which one host keeps copies of disks.
 pub const COPIES_MAX: usize = 256;
+/// Longest path of a copy of a disk, in bytes.
+pub const COPY_PATH_BYTES_MAX: usize = 4096;
 /// Most network interfaces of a blueprint.
 pub const BLUEPRINT_INTERFACES_MAX: usize = 8;
 /// Most steps of a profile.
 pub const PROFILE_STEPS_MAX: usize = 256;
+
+/// Copies are not waited for longer than this while they are read, in milliseconds: a day.
+const READING_MS_MAX: u64 = 86_400_000;
 
 /// What of a production VM makes up its shadow: told by its host's agent, in answer to [`Action::Describe`](super::Action::Describe).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -131,6 +136,30 @@ pub struct Imaged {
     pub took_us: u64,
     /// By the guest's device, such as `vda`, at most [`BLUEPRINT_DISKS_MAX`].
     pub disks: Vec<(String, DiskCopy)>,
+}
+
+/// Why copies cannot be those of a production's disks.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadCopies {
+    /// There are more than a VM has disks.
+    #[error("copies of {0} disks, and at most {BLUEPRINT_DISKS_MAX} are made")]
+    Many(usize),
+    /// A file has no path that can be one.
+    #[error("the path of the copy of {0:.32} is not absolute, or longer than {COPY_PATH_BYTES_MAX} bytes")]
+    Path(String),
+    /// What should be a digest is none.
+    #[error("the SHA-256 of the copy of {0:.32} is not 64 lower-case hexadecimal digits")]
+    Digest(String),
+    /// It is longer than a qcow2 file of all that the disk can hold.
+    #[error("the copy of {device} has {bytes} bytes, and at most {bytes_max} can be of that disk")]
+    Long {
+        /// The guest's device.
+        device: String,
+        /// The file's length, in bytes.
+        bytes: u64,
+        /// What it can be.
+        bytes_max: u64,
+    },
 }
 
 /// What is to be of a shadow on a host.
@@ -307,9 +336,46 @@ impl Blueprint {
         })
     }
 
-    /// Longest time that may pass while the copies that it stands on are read once, in milliseconds: at 20 MB/s.
+    /// Longest time that may pass while the copies that it stands on are read once, in milliseconds: at 20 MB/s, and a day at most.
     pub fn reading_ms(&self) -> u64 {
-        self.copies().fold(0, |sum: u64, copy| sum.saturating_add(copy.bytes)) / 20_000
+        (self.copies().fold(0, |sum: u64, copy| sum.saturating_add(copy.bytes)) / 20_000).min(READING_MS_MAX)
+    }
+}
+
+impl DiskBlueprint {
+    /// The longest that a copy of it can be, in bytes: all that it holds, and a sixteenth and 16 MiB for what qcow2 says of that.
+    pub fn copy_bytes_max(&self) -> u64 {
+        self.size_bytes.saturating_add(self.size_bytes / 16).saturating_add(16 << 20)
+    }
+}
+
+impl Imaged {
+    /// Looks whether they can be copies of these disks. What else was copied is nobody's, but has to be in order, too.
+    ///
+    /// # Errors
+    /// What cannot be.
+    pub fn check(&self, disks: &[DiskBlueprint]) -> Result<(), BadCopies> {
+        if self.disks.len() > BLUEPRINT_DISKS_MAX {
+            return Err(BadCopies::Many(self.disks.len()));
+        }
+        for (device, copy) in &self.disks {
+            if copy.path.len() > COPY_PATH_BYTES_MAX || !copy.path.starts_with('/') {
+                return Err(BadCopies::Path(device.clone()));
+            }
+            if copy.sha256.len() != 64 || !copy.sha256.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+                return Err(BadCopies::Digest(device.clone()));
+            }
+            let disk = disks.iter().find(|disk| disk.device == *device);
+            if let Some(bytes_max) = disk.map(DiskBlueprint::copy_bytes_max).filter(|most| copy.bytes > *most) {
+                return Err(BadCopies::Long { device: device.clone(), bytes: copy.bytes, bytes_max });
+            }
+        }
+        Ok(())
+    }
+
+    /// The length of all files together, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.disks.iter().fold(0, |sum: u64, (_, copy)| sum.saturating_add(copy.bytes))
     }
 }
 
@@ -333,5 +399,61 @@ impl fmt::Display for ShadowOrder {
 impl fmt::Display for ShadowSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:.2} cores, {:.0} MiB", self.cpu_cores, self.memory_bytes as f64 / f64::from(1 << 20))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(size_bytes: u64) -> DiskBlueprint {
+        DiskBlueprint { device: "vda".into(), bus: "virtio".into(), size_bytes, base: Base::Copyable }
+    }
+
+    fn copy() -> DiskCopy {
+        DiskCopy { path: "/copies/vda.qcow2".into(), bytes: 1 << 20, sha256: "0a".repeat(32) }
+    }
+
+    fn check(copy: DiskCopy) -> Result<(), BadCopies> {
+        Imaged { took_us: 0, disks: [("vda".into(), copy)].into() }.check(&[disk(1 << 30)])
+    }
+
+    #[test]
+    fn copies_that_cannot_be_of_these_disks_are_refused() {
+        assert_eq!(check(copy()), Ok(()));
+        let most = (1 << 30) + (1 << 26) + (1 << 24);
+        assert_eq!(check(DiskCopy { bytes: most, ..copy() }), Ok(()));
+        let long = BadCopies::Long { device: "vda".into(), bytes: most + 1, bytes_max: most };
+        assert_eq!(check(DiskCopy { bytes: most + 1, ..copy() }), Err(long));
+        for path in ["", "copies/vda", &"/".repeat(COPY_PATH_BYTES_MAX + 1)] {
+            assert_eq!(check(DiskCopy { path: path.into(), ..copy() }), Err(BadCopies::Path("vda".into())));
+        }
+        for digits in ["", &"0A".repeat(32), &"0g".repeat(32), &"0a".repeat(33)] {
+            assert_eq!(check(DiskCopy { sha256: digits.into(), ..copy() }), Err(BadCopies::Digest("vda".into())));
+        }
+        let many = [const { String::new() }; BLUEPRINT_DISKS_MAX + 1].map(|device| (device, copy())).into();
+        assert_eq!(Imaged { took_us: 0, disks: many }.check(&[]), Err(BadCopies::Many(BLUEPRINT_DISKS_MAX + 1)));
+    }
+
+    #[test]
+    fn what_all_copies_take_is_bounded_whatever_was_told() {
+        let huge = DiskCopy { bytes: u64::MAX, ..copy() };
+        let disk = DiskBlueprint { base: Base::Copied(huge.clone()), ..disk(u64::MAX) };
+        assert_eq!(disk.copy_bytes_max(), u64::MAX);
+        let blueprint = Blueprint {
+            name: String::new(),
+            kvm: true,
+            arch: String::new(),
+            machine: String::new(),
+            cpu_model: None,
+            boot: Boot::Bios,
+            vcpus: 1,
+            memory_bytes: 0,
+            disks: [disk.clone(), disk].into(),
+            interfaces: Vec::new(),
+        };
+        assert_eq!(blueprint.reading_ms(), READING_MS_MAX);
+        let disks = [("vda".into(), huge.clone()), ("vdb".into(), huge)].into();
+        assert_eq!(Imaged { took_us: 0, disks }.bytes(), u64::MAX);
     }
 }

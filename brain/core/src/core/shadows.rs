@@ -232,6 +232,7 @@ impl Core {
             }
         }
         self.learn_contention(now, report);
+        self.send_stray_copies_away(now, &report.host);
         if report.inventory_complete && self.makes_shadows() {
             self.miss_shadows(now, report);
         }
@@ -317,6 +318,7 @@ impl Core {
             trial: None,
             avoids: Vec::new(),
             copies: None,
+            copy_failures: 0,
         };
         self.persist(Record::Shadow(Box::new(shadow.clone())));
         self.audit(now, actor, "shadow_wanted", format!("vm {of}"), format!("shadow {id}"));
@@ -405,11 +407,13 @@ impl Core {
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
         let watched_since = *kept.watched_since.get_or_insert(now);
         if let Some(flight) = &kept.flight {
-            if now < flight.deadline {
-                let deadline = flight.deadline;
-                return self.shadows.wake(id, deadline);
+            let (is_late, next) = (now >= flight.deadline, flight.looked_at_next(now));
+            if is_late {
+                return self.shadow_unanswered(now, id);
             }
-            return self.shadow_unanswered(now, id);
+            if !self.is_in_vain(now, id) || !self.forget_making(id) {
+                return self.shadows.wake(id, next);
+            }
         }
         if !self.makes_shadows() {
             return self.shadows.wake(id, now + WAIT);
@@ -418,7 +422,7 @@ impl Core {
             return self.end_shadow(now, id, cause);
         }
         if self.is_abandoned(now, id) {
-            return self.end_shadow(now, id, ShadowCause::Failed);
+            return self.end_shadow(now, id, ShadowCause::HostLost);
         }
         if let Some(cause) = self.leaves_because(id) {
             return self.move_shadow(now, id, cause, false);
@@ -455,7 +459,7 @@ impl Core {
             ShadowState::Moving => self.order(now, id, ShadowOrder::Retire, ShadowCause::Failed),
             ShadowState::Retiring => self.order(now, id, ShadowOrder::Retire, ShadowCause::Unwanted),
             ShadowState::Parked => {
-                let until = shadow.since + Duration::from_millis(self.policy.shadow.cool_down_ms);
+                let until = shadow.since + self.parked_for(shadow);
                 if now >= until {
                     self.bring_shadow(now, id, ShadowState::Wanted, "it is tried again".to_owned());
                     self.tend_shadow(now, id);

@@ -11,7 +11,10 @@ use gnomon_common::wire::{
 use super::{Kept, WAIT};
 use crate::core::{ACTOR, Core};
 use crate::io::{CommandRecord, Record};
-use crate::shadow::{CopiesMade, ShadowCause, ShadowState};
+use crate::shadow::{CopiesMade, Shadow, ShadowCause, ShadowState};
+
+/// Whose disks could not be copied again and again is tried again after this at the latest.
+const PARKED_MAX: Duration = Duration::from_hours(24);
 
 impl Core {
     /// Whether the disks of a production may be copied, by its owner's word or else by policy's.
@@ -28,6 +31,19 @@ impl Core {
         shadow.copies.is_some() && self.is_anywhere(shadow.of) && !self.may_copy(shadow.of)
     }
 
+    /// Which host has to delete copies before a shadow is made, if it waits for that.
+    pub(super) fn waits_for_deletion(&self, id: VmId) -> Option<&HostId> {
+        let shadow = &self.shadows.kept.get(&id)?.shadow;
+        let copies = shadow.copies.as_ref()?;
+        let home = self.fleet.vms.get(&shadow.of).and_then(|vm| vm.host.as_ref());
+        let waits = match shadow.state {
+            ShadowState::Imaging => copies.is_spoilt || home != Some(&copies.on) || self.copies_have_to_go(id),
+            ShadowState::Wanted | ShadowState::Parked => self.copies_have_to_go(id),
+            _ => false,
+        };
+        waits.then_some(&copies.on)
+    }
+
     /// What a shadow is made from was told: disks that have no base keep the copies that were made where the production was before, are to be
     /// copied, or may not be.
     pub(super) fn take_blueprint(&mut self, id: VmId, mut blueprint: Blueprint) {
@@ -37,7 +53,14 @@ impl Core {
         // Whether those that were made where it still is are whole its host is asked.
         let is_elsewhere = shadow.copies.as_ref().is_some_and(|copies| !copies.is_spoilt && Some(&copies.on) != home);
         let earlier = shadow.blueprint.as_ref().filter(|_| is_elsewhere);
-        for disk in blueprint.disks.iter_mut().filter(|disk| disk.base == Base::Copyable) {
+        for disk in &mut blueprint.disks {
+            if matches!(disk.base, Base::Copied(_)) {
+                // Which copies there are is told when they were made, and by nobody else.
+                disk.base = Base::None;
+            }
+            if disk.base != Base::Copyable {
+                continue;
+            }
             let is_same = |other: &&DiskBlueprint| other.device == disk.device && other.size_bytes == disk.size_bytes;
             let copied = earlier.and_then(|earlier| earlier.disks.iter().find(is_same)).map(|other| &other.base);
             match copied {
@@ -57,6 +80,13 @@ impl Core {
         let of = kept.shadow.of;
         let running = self.fleet.vms.get(&of).filter(|vm| vm.state == VmState::Running);
         let Some(home) = running.and_then(|vm| vm.host.clone()) else { return self.shadows.wake(id, now + WAIT) };
+        if !self.may_copy(of) {
+            self.bring_shadow(now, id, ShadowState::Wanted, "its production's disks may not be copied".to_owned());
+            return self.tend_shadow(now, id);
+        }
+        if let Some(why) = self.takes_too_long(&kept.shadow) {
+            return self.park_shadow(now, id, &why);
+        }
         let is_copying = |other: &Kept| {
             other.flight.as_ref().is_some_and(|flight| {
                 flight.record.host == home && matches!(flight.record.command.action, Action::Image(_))
@@ -79,27 +109,69 @@ impl Core {
         self.give(now, id, of, home, Action::Image(imaging), ShadowCause::Wanted, false);
     }
 
+    /// A copy of its disks came to nothing. Its production's disks may have been read for that: they are not again soon.
+    pub(super) fn copy_failed(&mut self, now: Timestamp, id: VmId, why: &str) {
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        kept.shadow.copy_failures = kept.shadow.copy_failures.saturating_add(1);
+        match kept.shadow.state {
+            ShadowState::Imaging => self.park_shadow(now, id, why),
+            _ => self.shadow_failed(now, id, why),
+        }
+    }
+
+    /// How long a shadow is parked: twice as long with each copy in a row that failed.
+    pub(in crate::core) fn parked_for(&self, shadow: &Shadow) -> Duration {
+        let cool_down = Duration::from_millis(self.policy.shadow.cool_down_ms);
+        cool_down.saturating_mul(1 << shadow.copy_failures.saturating_sub(1).min(31)).min(PARKED_MAX.max(cool_down))
+    }
+
+    /// Why a shadow's disks cannot be copied in time, as fast as policy has them read, if they cannot.
+    fn takes_too_long(&self, shadow: &Shadow) -> Option<String> {
+        let (speed, timeout_ms) = (self.policy.shadow.copy_bytes_per_s_max, self.policy.shadow.copy_timeout_ms);
+        let disks = shadow.blueprint.iter().flat_map(|blueprint| &blueprint.disks);
+        let bytes = disks
+            .filter(|disk| disk.base == Base::Copyable)
+            .fold(0, |sum: u64, disk| sum.saturating_add(disk.size_bytes));
+        let takes_s = bytes.checked_div(speed)?;
+        (takes_s > timeout_ms / 1000).then(|| {
+            format!(
+                "to copy its disks, {bytes} bytes, takes {takes_s} s at policy.shadow.copy_bytes_per_s_max, and policy.shadow.copy_timeout_ms gives {} s",
+                timeout_ms / 1000
+            )
+        })
+    }
+
     /// Has the host that made a shadow's copies delete them. The shadow is nowhere by now.
     pub(super) fn discard_copies(&mut self, now: Timestamp, id: VmId) {
         let copies = self.shadows.kept.get(&id).and_then(|kept| kept.shadow.copies.clone());
         if let Some(CopiesMade { on, .. }) = copies {
+            if self.waits_for_deletion(id).is_some() && !self.is_connected(&on) {
+                self.note_shadow(
+                    id,
+                    &format!("host {on}, which is away, has to delete copies of its production's disks"),
+                );
+            }
             self.give(now, id, id, on, Action::Shadow(ShadowOrder::Retire), ShadowCause::CopiesGo, false);
         }
     }
 
-    /// An order to copy its disks is not waited for any more, where one is on its way: its shadow ends.
-    pub(super) fn forget_image(&mut self, id: VmId) {
-        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
-        let is_image = |flight: &mut super::Flight| matches!(flight.record.command.action, Action::Image(_));
-        if let Some(flight) = kept.flight.take_if(is_image) {
-            self.shadows.orders.remove(&flight.record.command.id);
-            self.persist(Record::Command(CommandRecord { unanswered: true, ..flight.record }));
-        }
+    /// An order to copy its disks or to make it is not waited for any more: it is told to go. Returns whether one was on its way.
+    pub(super) fn forget_making(&mut self, id: VmId) -> bool {
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return false };
+        let Some(flight) = kept.flight.take_if(|flight| flight.makes()) else { return false };
+        self.shadows.orders.remove(&flight.record.command.id);
+        self.persist(Record::Command(CommandRecord { unanswered: true, ..flight.record }));
+        true
     }
 
     /// The production's disks are copied.
     pub(super) fn imaged(&mut self, now: Timestamp, id: VmId, host: &HostId, imaged: Imaged) {
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        let disks = kept.shadow.blueprint.as_ref().map_or(&[][..], |blueprint| &blueprint.disks);
+        if let Err(why) = imaged.check(disks) {
+            self.spoil_copies(id);
+            return self.copy_failed(now, id, &format!("host {host}: {why}"));
+        }
         kept.shadow.failures = 0;
         let (of, state) = (kept.shadow.of, kept.shadow.state);
         let mut told = Vec::new();
@@ -120,7 +192,10 @@ impl Core {
         );
         if !is_all {
             self.spoil_copies(id);
-            return self.shadow_failed(now, id, "it has other disks than were copied");
+            return self.copy_failed(now, id, "it has other disks than were copied");
+        }
+        if let Some(kept) = self.shadows.kept.get_mut(&id) {
+            kept.shadow.copy_failures = 0;
         }
         match state {
             ShadowState::Imaging => self.place_shadow(now, id),
@@ -130,6 +205,7 @@ impl Core {
 
     /// Nothing is left of a shadow on a host, copies included.
     pub(super) fn copies_gone(&mut self, now: Timestamp, id: VmId, host: &HostId) {
+        self.note_no_copies(id, host);
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
         if kept.shadow.copies.as_ref().is_none_or(|copies| copies.on != *host) {
             return;
@@ -174,15 +250,25 @@ impl Core {
         self.persist(record);
     }
 
-    /// A host that has connected keeps copies for shadows that nobody knows of, or that have theirs elsewhere: it is told to delete them.
-    pub(in crate::core) fn send_stray_copies_away(&mut self, now: Timestamp, host: &HostId, copies: &[VmId]) {
-        for &id in copies {
-            let is_known = self.shadows.kept.get(&id).map(|kept| &kept.shadow).is_some_and(|shadow| {
+    /// A host told when it connected that it keeps copies for shadows that nobody knows of, or that have theirs elsewhere: it is told to delete
+    /// them, until it has.
+    pub(in crate::core) fn send_stray_copies_away(&mut self, now: Timestamp, host: &HostId) {
+        let Some(entry) = self.fleet.hosts.get(host) else { return };
+        let is_known = |id: &VmId| {
+            self.shadows.kept.get(id).map(|kept| &kept.shadow).is_some_and(|shadow| {
                 shadow.copies.as_ref().is_some_and(|copies| copies.on == *host) || shadow.host.as_ref() == Some(host)
-            });
-            if !is_known {
-                self.send_away(now, host, id, id, "copies of disks for a shadow");
-            }
+            })
+        };
+        let strays: Vec<VmId> = entry.facts.copies.iter().filter(|id| !is_known(id)).copied().collect();
+        for id in strays {
+            self.send_away(now, host, id, id, "copies of disks for a shadow");
+        }
+    }
+
+    /// A host has nothing of a shadow any more, whatever it told when it connected.
+    pub(super) fn note_no_copies(&mut self, id: VmId, host: &HostId) {
+        if let Some(host) = self.fleet.hosts.get_mut(host) {
+            host.facts.copies.retain(|other| *other != id);
         }
     }
 }

@@ -41,16 +41,24 @@ impl Core {
         host.and_then(|host| host.prospect).is_some_and(|prospect| now <= prospect.fresh_until)
     }
 
-    /// Whether its host has been away for so long that its production gets another shadow: this one is taken away when the host is back.
+    /// Whether its host, or one that has to delete copies before it is made, has been away for so long that its production gets another shadow: this
+    /// one is taken away when the host is back.
     pub(super) fn is_abandoned(&self, now: Timestamp, id: VmId) -> bool {
         let Some(kept) = self.shadows.kept.get(&id) else { return false };
         let is_placed = kept.shadow.state.is_coming() || kept.shadow.state == ShadowState::Moving;
-        let Some(host) = kept.shadow.host.as_ref().filter(|_| is_placed) else { return false };
+        let host = if is_placed { kept.shadow.host.as_ref() } else { self.waits_for_deletion(id) };
+        let Some(host) = host else { return false };
         let is_seen = kept.production_seen.is_some_and(|at| now.since(at) < GONE_AFTER);
         let told = self.fleet.hosts.get(host).and_then(|host| host.last_window);
         // Before this life of the brain nobody listened.
         let since = told.max(kept.watched_since);
         is_seen && !self.is_connected(host) && since.is_some_and(|at| now.since(at) >= HOST_LOST_AFTER)
+    }
+
+    /// Whether what is being made of a shadow is not wanted any more, or not there.
+    pub(super) fn is_in_vain(&self, now: Timestamp, id: VmId) -> bool {
+        let ends = || self.ends_because(now, id).is_some() || self.is_abandoned(now, id);
+        self.makes_shadows() && (ends() || self.leaves_because(id).is_some() || self.copies_have_to_go(id))
     }
 
     /// Why a shadow has to leave its host, if it has.
@@ -122,6 +130,7 @@ impl Core {
         kept.shadow.moved = Some(now);
         kept.shadow.parks = parks;
         kept.shadow.failures = 0;
+        self.forget_making(id);
         self.bring_shadow(now, id, ShadowState::Moving, cause.to_string());
         let Some(kept) = self.shadows.kept.get(&id) else { return };
         if kept.flight.is_none() {
@@ -133,7 +142,7 @@ impl Core {
     pub(super) fn end_shadow(&mut self, now: Timestamp, id: VmId, cause: ShadowCause) {
         let Some(kept) = self.shadows.kept.get(&id) else { return };
         let (of, is_there) = (kept.shadow.of, kept.shadow.state.is_placed() || kept.shadow.copies.is_some());
-        self.forget_image(id);
+        self.forget_making(id);
         if self.shadows.of.get(&of) == Some(&id) {
             self.shadows.of.remove(&of);
         }

@@ -24,6 +24,18 @@ const ANSWER_MAX: Duration = Duration::from_secs(30);
 const COPY_MAX: Duration = Duration::from_mins(10);
 const START_MAX: Duration = Duration::from_mins(2);
 
+impl Flight {
+    /// Whether something is made by it, which takes long.
+    pub(super) fn makes(&self) -> bool {
+        matches!(self.record.command.action, Action::Image(_) | Action::Shadow(ShadowOrder::Copy(_)))
+    }
+
+    /// What is made may not be wanted any more before it is answered.
+    pub(super) fn looked_at_next(&self, now: Timestamp) -> Timestamp {
+        if self.makes() { self.deadline.min(now + WAIT) } else { self.deadline }
+    }
+}
+
 impl Core {
     /// Asks its production's host what a shadow is made from.
     pub(super) fn describe(&mut self, now: Timestamp, id: VmId) {
@@ -114,10 +126,11 @@ impl Core {
         let deadline = deadline(&record);
         self.shadows.orders.insert(record.command.id, id);
         let flight = Flight { record, deadline, is_refresh };
+        let next = flight.looked_at_next(now);
         if let Some(kept) = self.shadows.kept.get_mut(&id) {
             kept.flight = Some(flight);
         }
-        self.shadows.wake(id, deadline);
+        self.shadows.wake(id, next);
     }
 
     /// The last look at an order before it leaves, by other means than those that made it.
@@ -177,7 +190,10 @@ impl Core {
             let next = self.next_pace(now, id);
             return self.shadows.wake(id, next);
         }
-        self.shadow_failed(now, id, &format!("host {host} did not answer"));
+        match record_action {
+            Action::Image(_) => self.copy_failed(now, id, &format!("host {host} did not answer")),
+            _ => self.shadow_failed(now, id, &format!("host {host} did not answer")),
+        }
     }
 
     /// An order was answered.
@@ -220,6 +236,9 @@ impl Core {
                 }
             }
             (Action::Image(_), OutcomeResult::Imaged(imaged)) => self.imaged(now, id, host, *imaged),
+            (Action::Image(_), result @ OutcomeResult::Failed { .. }) => {
+                self.copy_failed(now, id, &format!("host {host}: {}", in_words(&result)));
+            }
             (Action::Image(_), OutcomeResult::Unshadowable(why)) => self.park_shadow(now, id, &why.to_string()),
             (
                 Action::Image(_),
@@ -319,18 +338,22 @@ impl Core {
     /// Nothing is left of a shadow where it was.
     fn shadow_gone(&mut self, now: Timestamp, id: VmId) {
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
+        let is_retiring = kept.shadow.state == ShadowState::Retiring;
+        if is_retiring && kept.shadow.copies.is_some() && kept.shadow.host.is_none() {
+            return self.discard_copies(now, id);
+        }
         kept.shadow.host = None;
         kept.shadow.size = None;
         kept.shadow.response = Response::default();
         kept.shadow.failures = 0;
         let detail = kept.shadow.detail.clone();
-        if kept.shadow.state == ShadowState::Retiring && kept.shadow.copies.is_some() {
+        if is_retiring && kept.shadow.copies.is_some() {
             // What it stood on goes after it.
             let record = Record::Shadow(Box::new(kept.shadow.clone()));
             self.persist(record);
             return self.discard_copies(now, id);
         }
-        if kept.shadow.state == ShadowState::Retiring {
+        if is_retiring {
             self.bring_shadow(now, id, ShadowState::Retired, detail);
             return self.shadows.forget(id);
         }
@@ -365,6 +388,9 @@ impl Core {
     fn stray_answered(&mut self, now: Timestamp, host: &HostId, outcome: Outcome, record: CommandRecord) {
         let object = format!("vm {}", record.command.vm);
         self.audit(now, host.as_str(), "outcome", object, format!("{} {}", outcome.id, in_words(&outcome.result)));
+        if outcome.result == OutcomeResult::Shadow(ShadowDone::Retired) {
+            self.note_no_copies(record.command.vm, host);
+        }
         self.persist(Record::Command(CommandRecord { outcome: Some(outcome), unanswered: false, ..record }));
     }
 }
@@ -389,8 +415,8 @@ fn in_words(result: &OutcomeResult) -> String {
     match result {
         OutcomeResult::Described(_) => "described".to_owned(),
         OutcomeResult::Imaged(imaged) => {
-            let bytes: u64 = imaged.disks.iter().map(|(_, copy)| copy.bytes).sum();
-            format!("{} disks copied in {:.1} s, {bytes} bytes", imaged.disks.len(), imaged.took_us as f64 / 1e6)
+            let (count, bytes) = (imaged.disks.len(), imaged.bytes());
+            format!("{count} disks copied in {:.1} s, {bytes} bytes", imaged.took_us as f64 / 1e6)
         }
         OutcomeResult::DirtyRate { .. } => "measured".to_owned(),
         OutcomeResult::Shadow(ShadowDone::Copied { took_us, copied_bytes }) => {

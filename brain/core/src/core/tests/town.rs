@@ -90,7 +90,10 @@ pub(super) struct Town {
     pub(super) failing_copies: u32,
     /// No order to copy disks is answered: it takes long.
     pub(super) slow_copies: bool,
-    /// What the owners of productions say of copies.
+    /// No order to make a shadow is answered: copies are read before.
+    pub(super) slow_makes: bool,
+    /// What the owners of productions say of shadows, and of copies.
+    pub(super) shadow_word: Option<bool>,
     pub(super) copy_disks: Option<bool>,
     /// Kept by the store, the latest last.
     pub(super) kept: Vec<Shadow>,
@@ -157,6 +160,8 @@ impl Town {
             copies: BTreeMap::new(),
             failing_copies: 0,
             slow_copies: false,
+            slow_makes: false,
+            shadow_word: None,
             copy_disks: None,
             kept: Vec::new(),
             commands: VecDeque::new(),
@@ -276,6 +281,9 @@ impl Town {
             self.copies.insert((to.clone(), self.shadow().id), true);
             return;
         }
+        if self.slow_makes && kind(&command.action) == "copy" {
+            return;
+        }
         let result = self.refuses.get(kind(&command.action)).cloned().unwrap_or_else(|| self.carry_out(to, command));
         let outcome = Outcome { id: command.id, vm: command.vm, at: self.now(), origin: Origin::Command, result };
         self.outcomes.push_back((to.clone(), outcome));
@@ -306,7 +314,7 @@ impl Town {
                 }
                 self.copies.entry((to.clone(), imaging.shadow)).or_insert(true);
                 let path = format!("/copies/{to}/{}", imaging.shadow);
-                let copy = DiskCopy { path, bytes: 1 << 20, sha256: String::new() };
+                let copy = DiskCopy { path, bytes: 1 << 20, sha256: "0a".repeat(32) };
                 OutcomeResult::Imaged(Box::new(Imaged { took_us: 1_000, disks: vec![("vda".to_owned(), copy)] }))
             }
             Action::Shadow(ShadowOrder::Copy(spec)) => {
@@ -418,7 +426,7 @@ impl Town {
         let second = self.second.saturating_sub(WINDOW_S);
         let mut report = report_of(name.as_str(), second, &demands, Some(1.0));
         for window in &mut report.vms {
-            window.terms.copy_disks = self.copy_disks;
+            (window.terms.copy_disks, window.terms.shadow) = (self.copy_disks, self.shadow_word);
             let waits =
                 self.waits.iter().find(|(number, _)| vm(**number) == window.vm).map_or(0.0, |(_, waits)| *waits);
             if let Some(cpu) = &mut window.cpu {
