@@ -9,7 +9,7 @@ use crate::actuate::deadline::{ACTUATION_MAX, WithDeadline};
 use crate::actuate::dirty_rate::LibvirtMeter;
 use crate::actuate::dispatch::ByMeans;
 use crate::actuate::migrate::{LibvirtMover, MoverConfig};
-use crate::actuate::shadow::{LibvirtShadower, ShadowerConfig, copies_kept};
+use crate::actuate::shadow::{CopiesKept, LibvirtShadower, ShadowerConfig};
 use crate::command;
 use crate::command::clock::Clock;
 use crate::command::directory::InventoryDirectory;
@@ -160,7 +160,8 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
         allowed: config.guard.allowed(),
         dry_run,
     };
-    let shadower = Box::new(shadower(&config, duties.capacity_cores, &pacers));
+    let mut shadower = Box::new(shadower(&config, duties.capacity_cores, &pacers));
+    let copies = shadower.copies_kept().map_err(system("the thread of shadows"))?;
     let mover = Box::new(LibvirtMover::new(MoverConfig {
         uri: config.host.libvirt_uri.clone(),
         reserve_bytes: config.guard.memory_host_reserve_bytes,
@@ -174,7 +175,7 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
     let executor = Executor::new(ledger, actuator, beside, directory, policy, clock, metrics).with_duties(duties);
 
     let uplink_metrics = uplink::Metrics::register(&mut registry);
-    let facts = facts(&config, dry_run, cpu_source, inventory.clone());
+    let facts = facts(&config, dry_run, cpu_source, inventory.clone(), copies);
     if let Listen::At(address) = config.metrics.listen {
         let metrics = uplink_metrics.clone();
         let silence_max = Duration::from_millis(config.sample.window_ms.into()) * WINDOWS_MISSED_MAX;
@@ -402,13 +403,13 @@ fn facts(
     dry_run: bool,
     cpu_source: watch::Receiver<CpuSource>,
     inventory: watch::Receiver<Arc<Inventory>>,
+    copies: CopiesKept,
 ) -> Box<dyn Fn() -> HostFacts + Send + Sync> {
     let declared_cores = config.host.capacity_cores;
     let (cpu_bounds, memory_bounds) = (config.guard.cpu_bounds(), config.guard.memory_bounds());
     let means = config.guard.means();
     let (migration, shadows, zone) = (config.migration.facts(), config.shadow.facts(), config.host.zone.clone());
     let machine = Machine::new(Proc::default(), config.host.cgroup_root.clone());
-    let (shadow, host) = (config.shadow.clone(), config.host.name.clone());
     Box::new(move || {
         let online = || machine.cpus().map_or_else(|_| num_cpus(), f64::from);
         HostFacts {
@@ -422,7 +423,7 @@ fn facts(
             migration: migration.clone(),
             zone: zone.clone(),
             shadows,
-            copies: copies_kept(&shadow, &host),
+            copies: copies.all(),
             dry_run,
             cpu_source: *cpu_source.borrow(),
         }

@@ -10,11 +10,13 @@
 //! Each says what is to be, so that an agent that was killed in the middle does it again and comes to the same end. Only what
 //! [is a shadow](crate::host::libvirt::ShadowDomain) is ever touched. Orders are done in their order: what one has left is seen by the next.
 
+mod check;
 mod copies;
 pub(crate) mod definition;
 mod files;
 mod host;
 mod image;
+mod kept;
 mod orders;
 mod slow;
 mod snag;
@@ -22,7 +24,8 @@ mod snag;
 use crate::config::ShadowConfig;
 use crate::host::machine::Machine;
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Action, COPIES_MAX, Command, CommandId, HostId, OutcomeResult, Profile, ShadowOrder, VmId};
+use gnomon_common::wire::{Action, Command, CommandId, HostId, Imaging, OutcomeResult, Profile, ShadowOrder, VmId};
+use kept::Busy;
 use slow::{Slow, Word};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -31,18 +34,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub use definition::is_size;
-
-/// The shadows for which this host keeps copies of disks, at most [`COPIES_MAX`]; none where that cannot be seen.
-pub fn copies_kept(config: &ShadowConfig, host: &HostId) -> Vec<VmId> {
-    let all = copies::Copies::new(config, host).map_or_else(|| Ok(Vec::new()), |copies| copies.all());
-    let mut all = all.unwrap_or_else(|error| {
-        tracing::warn!(%error, "which copies of disks are here is not known");
-        Vec::new()
-    });
-    all.sort_unstable();
-    all.truncate(COPIES_MAX);
-    all
-}
+pub use kept::CopiesKept;
 
 /// One command about a shadow, or about what one is made from.
 #[derive(Clone, Debug, PartialEq)]
@@ -120,6 +112,8 @@ pub struct ShadowerConfig {
 enum Work {
     Task(Box<Task>, Instant),
     Tidy(BTreeSet<VmId>),
+    /// Only look which copies there are.
+    Look,
 }
 
 /// Carries orders out by libvirt.
@@ -131,16 +125,40 @@ pub struct LibvirtShadower {
     under_way: BTreeSet<CommandId>,
     /// Which of them are done beside the others.
     slow: BTreeMap<CommandId, Slow>,
-    /// Retirements of shadows for which something slow has still to end.
+    /// Their shadows.
+    busy: Busy,
+    /// Retirements of shadows for which something slow has still to end, and copies of disks for shadows whose files are being removed.
     held: Vec<(Task, Instant)>,
+    /// Retirements that the thread of orders has to do.
+    retiring: BTreeMap<CommandId, VmId>,
     tidying: bool,
+    kept: CopiesKept,
 }
 
 impl LibvirtShadower {
     /// Connects to nothing yet. Without a way to pacers no shadow is paced.
     pub fn new(config: ShadowerConfig, pacing: Option<Box<dyn Pacing>>) -> Self {
-        let (orders, slow, held) = (None, BTreeMap::new(), Vec::new());
-        Self { config, pacing, orders, words: channel(), under_way: BTreeSet::new(), slow, held, tidying: false }
+        Self {
+            config,
+            pacing,
+            orders: None,
+            words: channel(),
+            under_way: BTreeSet::new(),
+            slow: BTreeMap::new(),
+            busy: Busy::default(),
+            held: Vec::new(),
+            retiring: BTreeMap::new(),
+            tidying: false,
+            kept: CopiesKept::default(),
+        }
+    }
+
+    /// Which copies of disks are here, from now on: seen by the thread of orders, whom storage that hangs may hold up.
+    pub fn copies_kept(&mut self) -> std::io::Result<CopiesKept> {
+        if self.config.shadow.copies_directory.is_some() {
+            self.send(Work::Look)?;
+        }
+        Ok(self.kept.clone())
     }
 
     /// Hands work to the thread of orders, which is started with the first.
@@ -149,18 +167,24 @@ impl LibvirtShadower {
             let (to_do, work) = channel();
             let tell = self.words.0.clone();
             let host = host::LibvirtHere::new(&self.config);
-            let mut orders = orders::Orders::new(host, self.config.clone(), self.pacing.take());
+            let mut orders = orders::Orders::new(host, self.config.clone(), self.busy.clone(), self.pacing.take());
+            let (kept, config) = (self.kept.clone(), self.config.clone());
             let run = move || {
                 for work in work {
-                    let news = match work {
+                    let (news, removes) = match work {
                         Work::Task(task, begun) => {
                             let result = orders.carry_out(&task, begun);
-                            ShadowNews::Ended(Box::new(task.command), result)
+                            let is_retire = task.command.action == Action::Shadow(ShadowOrder::Retire);
+                            (Some(ShadowNews::Ended(Box::new(task.command), result)), is_retire)
                         }
-                        Work::Tidy(under_way) => ShadowNews::Tidied(orders.tidy(&under_way)),
+                        Work::Tidy(under_way) => (Some(ShadowNews::Tidied(orders.tidy(&under_way))), true),
+                        Work::Look => (None, true),
                     };
-                    if tell.send(Word::News(news)).is_err() {
+                    if news.is_some_and(|news| tell.send(Word::News(news)).is_err()) {
                         return;
+                    }
+                    if removes {
+                        kept.look(&config);
                     }
                 }
             };
@@ -173,11 +197,8 @@ impl LibvirtShadower {
 
     /// Why an order that takes long is not begun now, if it is not.
     fn is_busy(&self, action: &Action, vm: VmId) -> Option<&'static str> {
-        let (shadow, copies) = match action {
-            Action::Image(imaging) => (imaging.shadow, true),
-            Action::Shadow(ShadowOrder::Copy(_)) => (vm, false),
-            _ => return None,
-        };
+        let shadow = slow::shadow_of(action, vm)?;
+        let copies = matches!(action, Action::Image(_));
         if self.slow.values().any(|slow| slow.is_for(shadow))
             || self.held.iter().any(|(task, _)| task.command.vm == shadow)
         {
@@ -186,15 +207,26 @@ impl LibvirtShadower {
         (copies && self.slow.values().any(Slow::copies)).then_some("disks of another VM are being copied from here")
     }
 
+    /// What has ended, or will not be begun, is told like all news.
+    fn fail(&self, command: Command, why: &'static str) -> std::io::Result<()> {
+        let failed = OutcomeResult::Failed { error: why.to_owned(), retryable: true };
+        let ended = Word::News(ShadowNews::Ended(Box::new(command), failed));
+        self.words.0.send(ended).map_err(std::io::Error::other)
+    }
+
     fn begin_at(&mut self, task: Task, begun: Instant) -> std::io::Result<()> {
-        let vm = task.command.vm;
+        let (id, vm) = (task.command.id, task.command.vm);
         if task.command.action == Action::Shadow(ShadowOrder::Retire) {
+            self.fail_held("its shadow is retired", |_, imaging| imaging.shadow == vm)?;
             let mut slow = self.slow.values().filter(|slow| slow.is_for(vm)).peekable();
             if slow.peek().is_some() {
                 slow.for_each(|slow| slow.give_up("its shadow is retired"));
                 self.held.push((task, begun));
                 return Ok(());
             }
+            self.send(Work::Task(Box::new(task), begun))?;
+            self.retiring.insert(id, vm);
+            return Ok(());
         }
         if let Action::Image(imaging) = &task.command.action
             && let Some(slow) = self.slow.values_mut().find(|slow| slow.is_for(imaging.shadow) && slow.copies_of(vm))
@@ -203,29 +235,51 @@ impl LibvirtShadower {
             return Ok(());
         }
         if let Some(why) = self.is_busy(&task.command.action, vm) {
-            let failed = OutcomeResult::Failed { error: why.to_owned(), retryable: true };
-            let ended = Word::News(ShadowNews::Ended(Box::new(task.command), failed));
-            return self.words.0.send(ended).map_err(std::io::Error::other);
+            return self.fail(task.command, why);
         }
-        let id = task.command.id;
-        match Slow::begin(&self.config, task, begun, self.words.0.clone())? {
-            Ok(slow) => drop(self.slow.insert(id, slow)),
-            Err(task) => self.send(Work::Task(Box::new(task), begun))?,
+        // Whoever removes files has looked already whose are not to be.
+        if let Action::Image(imaging) = &task.command.action
+            && (self.tidying || self.retiring.values().any(|shadow| *shadow == imaging.shadow))
+        {
+            self.held.push((task, begun));
+            return Ok(());
         }
-        Ok(())
+        // Known before its thread begins.
+        self.busy.set(self.slow.values().map(Slow::shadow).chain(slow::shadow_of(&task.command.action, vm)));
+        let done = match Slow::begin(&self.config, task, begun, &self.words.0, &self.kept) {
+            Ok(Ok(slow)) => {
+                self.slow.insert(id, slow);
+                Ok(())
+            }
+            Ok(Err(task)) => self.send(Work::Task(Box::new(task), begun)),
+            Err(error) => Err(error),
+        };
+        self.note_busy();
+        done
     }
 
-    /// Begins with retirements for which nothing has to end any more.
-    fn release_held(&mut self) {
-        let (held, ready) = std::mem::take(&mut self.held)
-            .into_iter()
-            .partition(|(task, _)| self.slow.values().any(|slow| slow.is_for(task.command.vm)));
+    fn note_busy(&self) {
+        self.busy.set(self.slow.values().map(Slow::shadow));
+    }
+
+    /// Has copies that are held back not begun at all.
+    fn fail_held(&mut self, why: &'static str, ends: impl Fn(VmId, &Imaging) -> bool) -> std::io::Result<()> {
+        let is_over = |(task, _): &(Task, Instant)| match &task.command.action {
+            Action::Image(imaging) => ends(task.command.vm, imaging),
+            _ => false,
+        };
+        let (over, held) = std::mem::take(&mut self.held).into_iter().partition(is_over);
         self.held = held;
-        let ready: Vec<(Task, Instant)> = ready;
-        for (task, begun) in ready {
+        let over: Vec<(Task, Instant)> = over;
+        over.into_iter().try_for_each(|(task, _)| self.fail(task.command, why))
+    }
+
+    /// Begins with what nothing holds back any more.
+    fn release_held(&mut self) {
+        for (task, begun) in std::mem::take(&mut self.held) {
             let id = task.command.id;
-            if let Err(error) = self.send(Work::Task(Box::new(task), begun)) {
-                tracing::error!(%error, "no thread to retire a shadow");
+            if let Err(error) = self.begin_at(task, begun) {
+                tracing::error!(%error, "no thread to see to a shadow");
                 self.under_way.remove(&id);
             }
         }
@@ -249,7 +303,11 @@ impl Shadower for LibvirtShadower {
     }
 
     fn give_up_copies(&mut self, of: VmId) {
-        self.slow.values().filter(|slow| slow.copies_of(of)).for_each(|slow| slow.give_up("it is being migrated"));
+        let why = "it is being migrated";
+        self.slow.values().filter(|slow| slow.copies_of(of)).for_each(|slow| slow.give_up(why));
+        if let Err(error) = self.fail_held(why, |vm, _| vm == of) {
+            tracing::error!(%error, "nobody hears that a VM's disks are not copied");
+        }
     }
 
     fn tidy(&mut self, under_way: BTreeSet<VmId>) -> std::io::Result<()> {
@@ -269,6 +327,7 @@ impl Shadower for LibvirtShadower {
             match word {
                 Word::News(ShadowNews::Ended(command, result)) => {
                     self.under_way.remove(&command.id);
+                    self.retiring.remove(&command.id);
                     for also in self.slow.remove(&command.id).into_iter().flat_map(|slow| slow.also) {
                         self.under_way.remove(&also.id);
                         all.push(ShadowNews::Ended(Box::new(also), result.clone()));
@@ -299,9 +358,14 @@ impl Shadower for LibvirtShadower {
         }
         if is_lost {
             self.under_way.retain(|id| self.slow.contains_key(id));
+            self.retiring.clear();
             self.tidying = false;
         }
+        self.note_busy();
         self.release_held();
         all
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -76,6 +76,9 @@ pub enum HypervisorError {
     /// No such domain on this host.
     #[error("libvirt knows no domain {0}")]
     NoSuchDomain(VmId),
+    /// It is here, and does not run.
+    #[error("the domain {0} does not run")]
+    NotRunning(VmId),
     /// No domain of that name or UUID on this host.
     #[error("libvirt knows no domain {0:?}; `virsh list --all` shows those there are")]
     NoSuchName(String),
@@ -106,12 +109,19 @@ impl HypervisorError {
         match self {
             Self::EventLoop(_)
             | Self::NoSuchDomain(_)
+            | Self::NotRunning(_)
             | Self::NoSuchName(_)
             | Self::Quota(_)
             | Self::Unsupported(_) => false,
             Self::Connect { .. } | Self::BackingOff { .. } | Self::DirtyRateLate(_) => true,
             Self::Call { retryable, .. } => *retryable,
         }
+    }
+
+    /// Whether it says that there is no process, and so nothing that a job of it could write to. No other error says anything of jobs: libvirt has
+    /// internal ones while it restarts, and while it prepares a job.
+    pub fn is_of_no_process(&self) -> bool {
+        matches!(self, Self::NoSuchDomain(_) | Self::NotRunning(_))
     }
 
     fn call(what: &'static str, error: &Error) -> Self {

@@ -11,8 +11,8 @@ use gnomon_common::wire::{COPIES_MAX, DiskCopy, HostId, Unshadowable, VmId};
 use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::io::{Error, ErrorKind, Read, Result, Write};
-use std::path::{Path, PathBuf};
+use std::io::{ErrorKind, Read, Result, Write};
+use std::path::PathBuf;
 
 const NOTE_FILE: &str = "copy.json";
 const BLOCK_BYTES: usize = 1 << 20;
@@ -154,20 +154,19 @@ pub(super) fn sha256(file: &mut File, gives_up: impl Fn() -> bool) -> Result<Opt
     Ok(Some((bytes, digits)))
 }
 
-/// Whether a copy is what was made; `None` where that was given up.
-pub(super) fn is_whole(copy: &DiskCopy, gives_up: impl Fn() -> bool) -> Result<Option<bool>> {
-    let named = |error: Error| Error::new(error.kind(), format!("reading {}: {error}", copy.path));
-    let mut file = File::open(Path::new(&copy.path)).map_err(named)?;
-    if file.metadata().map_err(named)?.len() != copy.bytes {
+/// Whether an opened copy is what was made; `None` where that was given up.
+pub(super) fn is_whole(file: &mut File, copy: &DiskCopy, gives_up: impl Fn() -> bool) -> Result<Option<bool>> {
+    if file.metadata()?.len() != copy.bytes {
         return Ok(Some(false));
     }
-    let read = sha256(&mut file, gives_up).map_err(named)?;
+    let read = sha256(file, gives_up)?;
     Ok(read.map(|(bytes, digits)| bytes == copy.bytes && digits == copy.sha256))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
     use uuid::Uuid;
 
     fn id(number: u128) -> VmId {
@@ -231,13 +230,14 @@ mod tests {
         // FIPS 180-2, appendix B.1.
         let sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad".to_owned();
         let copy = DiskCopy { path: path.to_string_lossy().into_owned(), bytes: 3, sha256 };
-        assert_eq!(is_whole(&copy, || false).unwrap(), Some(true));
-        assert_eq!(is_whole(&copy, || true).unwrap(), None);
+        let whole = |gives_up: bool| is_whole(&mut File::open(&path)?, &copy, || gives_up);
+        assert_eq!(whole(false).unwrap(), Some(true));
+        assert_eq!(whole(true).unwrap(), None);
         for changed in ["abd", "abcd", ""] {
             std::fs::write(&path, changed).unwrap();
-            assert_eq!(is_whole(&copy, || false).unwrap(), Some(false), "{changed}");
+            assert_eq!(whole(false).unwrap(), Some(false), "{changed}");
         }
         std::fs::remove_file(&path).unwrap();
-        assert!(is_whole(&copy, || false).is_err());
+        assert!(whole(false).is_err());
     }
 }

@@ -37,6 +37,25 @@ impl Files {
         self.config.directory.join(vm.0.hyphenated().to_string())
     }
 
+    /// A file of one that is not in its folder, and outlives that.
+    pub(super) fn beside(&self, vm: VmId, suffix: &str) -> PathBuf {
+        self.config.directory.join(format!("{}{suffix}", vm.0.hyphenated()))
+    }
+
+    /// All files of that kind.
+    pub(super) fn all_beside(&self, suffix: &str) -> Result<Vec<PathBuf>> {
+        let entries = match std::fs::read_dir(&self.config.directory) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut all = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            all.extend(entry.file_name().to_string_lossy().ends_with(suffix).then(|| entry.path()));
+        }
+        Ok(all)
+    }
+
     /// Whether it has one.
     pub(super) fn has(&self, vm: VmId) -> Result<bool> {
         self.folder(vm).try_exists()

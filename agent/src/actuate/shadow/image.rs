@@ -1,4 +1,4 @@
-//! Copies of a running VM's disks, each on a thread of its own: begun, followed, checked, or taken back.
+//! Copies of a running VM's disks, each on a thread of its own: begun, followed, or taken back.
 //!
 //! ```text
 //!   nothing ──▶ a folder with a note and empty files ──▶ libvirt's backup into them ──▶ read once, noted as whole
@@ -8,10 +8,10 @@
 //! Nothing is written to the VM's own disks: QEMU reads them, and holds a write of the guest's back until what it overwrites is in the copy.
 
 use super::Task;
-use super::copies::{Copies, Note, is_whole, sha256};
-use super::files::Files;
+use super::copies::{Copies, Note, sha256};
 use super::host::Backups;
 use super::snag::{Snag, in_time};
+use crate::host::libvirt::HypervisorError;
 use crate::host::libvirt::backup::{BackupJob, is_into};
 use gnomon_common::wire::{Base, Blueprint, DiskCopy, Imaged, Imaging, Unshadowable, VmId};
 use std::fs::File;
@@ -23,6 +23,9 @@ const POLL: Duration = Duration::from_millis(200);
 
 /// How long a backup that was told to end may take for that.
 const ABORT_MAX: Duration = Duration::from_secs(30);
+
+/// How long after it was told so it is told again. libvirt ends whatever job there is: by then that may be the migration for which it was given up.
+const ABORT_AGAIN: Duration = Duration::from_secs(5);
 
 /// No disk is read slower than this, in bytes per second: QEMU takes 0 for no limit.
 const SPEED_MIN: u64 = 64 << 10;
@@ -82,15 +85,16 @@ pub(super) fn image<H: Backups>(
         BackupJob::Backup { .. } => return Err(Snag::Busy("another backup of it is under way".to_owned())),
         BackupJob::Other => return Err(Snag::Busy("libvirt has another job under way with it".to_owned())),
         BackupJob::None => {
-            copies.remove(shadow)?;
+            // Half a folder may be of another VM's disks.
+            abandon(here, copies, shadow, Some(vm))?;
             in_time(order.task, order.begun)?;
-            begin(here, copies, order).inspect_err(|_| take_back(here, copies, shadow))?
+            begin(here, copies, order).inspect_err(|_| take_back(here, copies, order))?
         }
     };
     // Also where it is followed: who began it may have been killed before this.
     let slowed = slow_down(here, copies, order);
     let made = slowed.and_then(|()| follow(here, copies, order, tell)).and_then(|()| finish(copies, order, &mut files));
-    made.inspect_err(|_| take_back(here, copies, shadow))
+    made.inspect_err(|_| take_back(here, copies, order))
 }
 
 /// Begins, and returns the files, opened: libvirt may give them to another user, who keeps them where the file system has no place to note whose
@@ -152,16 +156,22 @@ fn follow<H: Backups>(
             Ok(BackupJob::None) => match here.last_backup(vm) {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(why)) => return Err(Snag::Busy(format!("its disks were not copied: {why}"))),
-                Err(error) if error.is_retryable() => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => is_unknown(vm, &error)?,
             },
             Ok(_) => return Err(Snag::Busy("somebody else has begun another job with it meanwhile".to_owned())),
-            Err(error) if error.is_retryable() => tracing::debug!(%vm, %error, "how far its copying is is not known"),
-            // It has ended, or is gone.
-            Err(error) => return Err(Snag::Busy(format!("its disks were not copied: {error}"))),
+            Err(error) => is_unknown(vm, &error)?,
         }
         std::thread::sleep(POLL);
     }
+}
+
+/// What is not known now is asked again, but for a VM that has ended or is gone.
+fn is_unknown(vm: VmId, error: &HypervisorError) -> Result<(), Snag> {
+    if error.is_of_no_process() {
+        return Err(Snag::Busy(format!("its disks were not copied: {error}")));
+    }
+    tracing::debug!(%vm, %error, "how far its copying is is not known");
+    Ok(())
 }
 
 /// Reads what was copied, and notes it down as whole.
@@ -187,58 +197,57 @@ fn finish(copies: &Copies, order: &Order<'_>, files: &mut Vec<(String, File)>) -
     Ok(Imaged { took_us: 0, disks })
 }
 
-fn take_back<H: Backups>(here: &mut H, copies: &Copies, shadow: VmId) {
-    if let Err(error) = abandon(here, copies, shadow) {
+fn take_back<H: Backups>(here: &mut H, copies: &Copies, order: &Order<'_>) {
+    let shadow = order.imaging.shadow;
+    if let Err(error) = abandon(here, copies, shadow, Some(order.task.command.vm)) {
         tracing::warn!(%shadow, %error, "half copies of disks are not removed yet");
     }
 }
 
-/// Ends what still writes copies for a shadow, and removes them, whole or half. Nothing is removed before it is known that nobody writes to it.
-pub(super) fn abandon<H: Backups>(here: &mut H, copies: &Copies, shadow: VmId) -> Result<(), Snag> {
-    let note = copies.note(shadow)?;
-    // Only what is half can be written to.
-    if let Some(Note { of, made: None, .. }) = note {
+/// Ends what still writes copies for a shadow, and removes them, whole or half. Nothing is removed before it is known that nobody writes to it. Where
+/// there is no note of whose disks they are, it is who the order says.
+pub(super) fn abandon<H: Backups>(
+    here: &mut H,
+    copies: &Copies,
+    shadow: VmId,
+    ordered_of: Option<VmId>,
+) -> Result<(), Snag> {
+    let of = match copies.note(shadow)? {
+        // Only what is half can be written to.
+        Some(Note { made: Some(_), .. }) => None,
+        note => note.map(|note| note.of).or(ordered_of),
+    };
+    if let Some(of) = of {
         end_backup(here, of, copies, shadow)?;
     }
     if copies.remove(shadow)? {
-        tracing::info!(%shadow, of = ?note.map(|note| note.of), "copies of disks were deleted");
+        tracing::info!(%shadow, half_of = ?of, "copies of disks were deleted");
     }
     Ok(())
 }
 
 fn end_backup<H: Backups>(here: &mut H, vm: VmId, copies: &Copies, shadow: VmId) -> Result<(), Snag> {
     let (folder, until) = (copies.folder(shadow), Instant::now() + ABORT_MAX);
+    let mut told: Option<Instant> = None;
     loop {
         match here.backup_job(vm) {
             Ok(BackupJob::Backup { targets, .. }) if is_into(&targets, &folder) => {}
-            Err(error) if error.is_retryable() => return Err(error.into()),
             // It has none of ours, or does not run.
-            Ok(_) | Err(_) => return Ok(()),
+            Ok(_) => return Ok(()),
+            Err(error) if error.is_of_no_process() => return Ok(()),
+            Err(error) => return Err(error.into()),
         }
-        match here.abort_job(vm) {
-            // Ended by itself.
-            Err(error) if !error.is_retryable() => tracing::debug!(%vm, %error, "its backup is not told to end"),
-            told => told?,
+        if told.is_none_or(|told| told.elapsed() >= ABORT_AGAIN) {
+            told = Some(Instant::now());
+            if let Err(error) = here.abort_job(vm) {
+                tracing::debug!(%vm, %error, "its backup is not told to end: it may have ended by itself");
+            }
         }
         if Instant::now() >= until {
             return Err(Snag::Busy(format!("its backup has not ended after {} s", ABORT_MAX.as_secs())));
         }
         std::thread::sleep(POLL);
     }
-}
-
-/// Whether the copies that a shadow is to stand on are what was made.
-pub(super) fn check(files: &Files, blueprint: &Blueprint, give_up: &GiveUp) -> Result<(), Snag> {
-    // No other file of this host is read.
-    files.check(blueprint)?;
-    for copy in blueprint.copies() {
-        match is_whole(copy, || give_up.get().is_some())? {
-            Some(true) => {}
-            Some(false) => return Err(Unshadowable::Damaged(copy.path.clone()).into()),
-            None => return Err(Snag::Busy(format!("given up: {}", give_up.get().unwrap_or(&"")))),
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use super::definition::{self, PACER_SOCKET, Place};
 use super::files::Files;
 use super::host::{Here, is_isolated};
 use super::image::abandon;
+use super::kept::Busy;
 use super::snag::{Snag, in_time};
 use super::{Pacing, ShadowerConfig, Task};
 use crate::host::libvirt::{FoundShadow, HypervisorError, ShadowDomain};
@@ -21,13 +22,15 @@ pub(super) struct Orders<H> {
     files: Files,
     /// Copies of this host's VMs' disks; `None` where none are made.
     copies: Option<Copies>,
+    /// What is done beside these orders.
+    busy: Busy,
     pacing: Option<Box<dyn Pacing>>,
 }
 
 impl<H: Here> Orders<H> {
-    pub(super) fn new(here: H, config: ShadowerConfig, pacing: Option<Box<dyn Pacing>>) -> Self {
+    pub(super) fn new(here: H, config: ShadowerConfig, busy: Busy, pacing: Option<Box<dyn Pacing>>) -> Self {
         let (files, copies) = (Files::new(config.shadow.clone()), Copies::new(&config.shadow, &config.host));
-        Self { here, files, copies, config, pacing }
+        Self { here, files, copies, config, busy, pacing }
     }
 
     /// Carries one out that was begun then, and says what came of it.
@@ -192,8 +195,9 @@ impl<H: Here> Orders<H> {
             return Err(Unshadowable::NoShadow.into());
         }
         self.files.remove(vm)?;
-        if let Some(copies) = &self.copies {
-            abandon(&mut self.here, copies, vm)?;
+        // One that runs here and is retired of this agent's own accord may be copied beside that.
+        if let Some(copies) = self.copies.as_ref().filter(|_| !self.busy.has(vm)) {
+            abandon(&mut self.here, copies, vm, None)?;
         }
         if self.here.shadows()?.is_empty()
             && let Err(error) = self.here.remove_network()
@@ -218,7 +222,9 @@ impl<H: Here> Orders<H> {
             return self.tidy_copies(under_way);
         }
         let mut removed = self.tidy_copies(under_way)?;
-        for vm in folders.into_iter().filter(|vm| !under_way.contains(vm)) {
+        let busy = self.busy.clone();
+        let is_spared = |vm: VmId| under_way.contains(&vm) || busy.has(vm);
+        for vm in folders.into_iter().filter(|vm| !is_spared(*vm)) {
             if self.here.find(vm)? == FoundShadow::Absent {
                 tracing::warn!(%vm, "a shadow's files without a shadow: removed");
                 self.files.remove(vm)?;
@@ -226,7 +232,7 @@ impl<H: Here> Orders<H> {
             }
         }
         let shadows = self.here.shadows()?;
-        for ShadowDomain { vm, of, .. } in shadows.into_iter().filter(|shadow| !under_way.contains(&shadow.vm)) {
+        for ShadowDomain { vm, of, .. } in shadows.into_iter().filter(|shadow| !is_spared(shadow.vm)) {
             if !self.files.has(vm)? {
                 tracing::warn!(%vm, %of, "a shadow without its files: retired");
                 self.retire(vm)?;
@@ -240,10 +246,13 @@ impl<H: Here> Orders<H> {
     fn tidy_copies(&mut self, under_way: &BTreeSet<VmId>) -> Result<u64, Snag> {
         let Some(copies) = &self.copies else { return Ok(0) };
         let mut removed = 0;
-        for shadow in copies.all()?.into_iter().filter(|shadow| !under_way.contains(shadow)) {
+        for shadow in copies.all()? {
+            if under_way.contains(&shadow) || self.busy.has(shadow) {
+                continue;
+            }
             if copies.note(shadow)?.is_none_or(|note| note.made.is_none()) {
                 tracing::warn!(%shadow, "half copies of disks that nobody makes: removed");
-                abandon(&mut self.here, copies, shadow)?;
+                abandon(&mut self.here, copies, shadow, None)?;
                 removed += 1;
             }
         }

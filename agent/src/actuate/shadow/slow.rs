@@ -1,11 +1,12 @@
 //! What takes minutes, each on a thread of its own so that no other order waits for it: to copy disks, and to check copies before a shadow stands on them.
 
+use super::check;
 use super::copies::Copies;
 use super::files::Files;
 use super::host::LibvirtHere;
 use super::image::{self, GiveUp};
 use super::snag::Snag;
-use super::{ShadowNews, ShadowerConfig, Task};
+use super::{CopiesKept, ShadowNews, ShadowerConfig, Task};
 use gnomon_common::wire::{Action, Command, OutcomeResult, RefusedCommand, ShadowOrder, VmId};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -38,7 +39,8 @@ impl Slow {
         config: &ShadowerConfig,
         task: Task,
         begun: Instant,
-        words: Sender<Word>,
+        words: &Sender<Word>,
+        kept: &CopiesKept,
     ) -> std::io::Result<Result<Self, Task>> {
         let give_up = Arc::new(GiveUp::new());
         let gives_up = Arc::clone(&give_up);
@@ -49,7 +51,7 @@ impl Slow {
             }
             _ => return Ok(Err(task)),
         };
-        let config = config.clone();
+        let (config, words, kept) = (config.clone(), words.clone(), kept.clone());
         let run = move || {
             let word = match carry_out(&config, &task, begun, &gives_up, &words) {
                 None => Word::Checked(Box::new(task), begun),
@@ -57,9 +59,16 @@ impl Slow {
             };
             // Nobody asks any more: the agent ends.
             drop(words.send(word));
+            if copied.is_some() {
+                kept.look(&config);
+            }
         };
         let thread = std::thread::Builder::new().name("gnomon-copy".to_owned()).spawn(run)?;
         Ok(Ok(Self { shadow, copied, give_up, also: Vec::new(), thread }))
+    }
+
+    pub(super) fn shadow(&self) -> VmId {
+        self.shadow
     }
 
     pub(super) fn is_for(&self, shadow: VmId) -> bool {
@@ -87,6 +96,15 @@ impl Slow {
     }
 }
 
+/// For which shadow an order is that may take long; `None` of one that does not.
+pub(super) fn shadow_of(action: &Action, vm: VmId) -> Option<VmId> {
+    match action {
+        Action::Image(imaging) => Some(imaging.shadow),
+        Action::Shadow(ShadowOrder::Copy(_)) => Some(vm),
+        _ => None,
+    }
+}
+
 /// What came of it; `None` where it is to be gone on with.
 fn carry_out(
     config: &ShadowerConfig,
@@ -106,7 +124,8 @@ fn carry_out(
             Some(imaged.map_or_else(OutcomeResult::from, |imaged| OutcomeResult::Imaged(Box::new(imaged))))
         }
         Action::Shadow(ShadowOrder::Copy(spec)) => {
-            let checked = image::check(&Files::new(config.shadow.clone()), &spec.blueprint, give_up);
+            let (mut here, files) = (LibvirtHere::new(config), Files::new(config.shadow.clone()));
+            let checked = check::check(&mut here, &files, task.command.vm, &spec.blueprint, give_up);
             checked.err().map(OutcomeResult::from)
         }
         _ => Some(Snag::Never("it is no order that takes long".to_owned()).into()),

@@ -196,8 +196,10 @@ impl Executor {
         tending.duties.stood_down.publish(stood_down.iter().map(|record| record.vm).collect());
         tending.vms.retain(|vm, _| held.iter().any(|record| record.vm == *vm));
 
-        // What a crash or a hanging libvirt left under way is resolved first.
-        let under_way: BTreeSet<VmId> = self.ledger.intents()?.iter().map(|intent| intent.command.vm).collect();
+        // What a crash or a hanging libvirt left under way is resolved first. To copy disks takes hours, and changes nothing that is tended to.
+        let mut intents = self.ledger.intents()?;
+        intents.retain(|intent| !matches!(intent.command.action, Action::Image(_)));
+        let under_way: BTreeSet<VmId> = intents.iter().map(|intent| intent.command.vm).collect();
         let looks = tending.looked.and_then(|looked| now.since(looked)).is_none_or(|since| since >= LOOK_INTERVAL);
         if looks {
             tending.looked = Some(now);

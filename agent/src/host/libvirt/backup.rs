@@ -10,6 +10,7 @@ use gnomon_common::wire::VmId;
 use roxmltree::Document;
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
+use virt::domain::Domain;
 use virt::error::{Error, ErrorNumber};
 use virt::sys;
 
@@ -77,10 +78,11 @@ impl Hypervisor {
         }
     }
 
-    /// Which job a running domain has. Blocks shortly.
+    /// Which job a running domain has. An error that is not [of no process](HypervisorError::is_of_no_process) leaves that open, and the next
+    /// call may tell. Blocks shortly.
     pub fn backup_job(&self, vm: VmId) -> Result<BackupJob, HypervisorError> {
-        let call = |e| HypervisorError::call("tell of its jobs", &e);
-        let domain = self.domain(vm)?;
+        let domain = self.domain(vm).map_err(unknown)?;
+        let call = |e| no_answer(&domain, vm, "tell of its jobs", &e);
         let job = job::job(&domain, false).map_err(call)?;
         if job.kind == sys::VIR_DOMAIN_JOB_NONE {
             return Ok(BackupJob::None);
@@ -92,16 +94,16 @@ impl Hypervisor {
         let (done_bytes, total_bytes) = (of(sys::VIR_DOMAIN_JOB_DISK_PROCESSED), of(sys::VIR_DOMAIN_JOB_DISK_TOTAL));
         match raw::describe(&domain) {
             Ok(xml) => Ok(BackupJob::Backup { targets: targets(&xml), done_bytes, total_bytes }),
-            // It has ended meanwhile.
-            Err(error) if error.code().is_known_and(|code| code == ErrorNumber::NoDomainBackup) => Ok(BackupJob::None),
+            // Also where libvirt knows of no backup: its job says that there is one, which begins or ends.
             Err(error) => Err(call(error)),
         }
     }
 
     /// How the domain's last job has ended, if that was a backup: well, or why not. Blocks shortly.
     pub fn last_backup(&self, vm: VmId) -> Result<Result<(), String>, HypervisorError> {
-        let call = |e| HypervisorError::call("tell how its last job has ended", &e);
-        let job = job::job(&self.domain(vm)?, true).map_err(call)?;
+        let domain = self.domain(vm).map_err(unknown)?;
+        let call = |e| no_answer(&domain, vm, "tell how its last job has ended", &e);
+        let job = job::job(&domain, true).map_err(call)?;
         let is_backup =
             number(&job, sys::VIR_DOMAIN_JOB_OPERATION) == Some(sys::VIR_DOMAIN_JOB_OPERATION_BACKUP.into());
         Ok(match (is_backup, job.kind) {
@@ -110,6 +112,23 @@ impl Hypervisor {
             (true, _) => Err(text(&job, sys::VIR_DOMAIN_JOB_ERRMSG).unwrap_or("libvirt does not say why").to_owned()),
             (false, _) => Err("nothing is known of it".to_owned()),
         })
+    }
+}
+
+/// What an error of libvirt's says of a domain's jobs: that it does not run and has none, or nothing. It says "invalid" of other things as well.
+fn no_answer(domain: &Domain, vm: VmId, what: &'static str, error: &Error) -> HypervisorError {
+    let is_invalid = error.code().is_known_and(|code| code == ErrorNumber::OperationInvalid);
+    match is_invalid && matches!(domain.is_active(), Ok(false)) {
+        true => HypervisorError::NotRunning(vm),
+        false => unknown(HypervisorError::call(what, error)),
+    }
+}
+
+/// What failed says nothing of jobs: it is to be asked again.
+pub(super) fn unknown(error: HypervisorError) -> HypervisorError {
+    match error {
+        HypervisorError::Call { what, message, .. } => HypervisorError::Call { what, message, retryable: true },
+        other => other,
     }
 }
 

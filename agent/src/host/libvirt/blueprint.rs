@@ -101,8 +101,11 @@ fn disk(disk: Node<'_, '_>) -> Option<DiskBlueprint> {
     }
     let target = child(disk, "target")?;
     let is_layer = disk.attribute("device") != Some("lun") && matches!(disk.attribute("type"), Some("file" | "block"));
-    let base = child(disk, "backingStore").filter(|_| is_layer).and_then(image);
+    // What QEMU reads of it is in clear text, and so would be its copy.
+    let is_encrypted = disk.descendants().any(|node| node.tag_name().name() == "encryption");
+    let base = child(disk, "backingStore").filter(|_| is_layer && !is_encrypted).and_then(image);
     let is_own = disk.attribute("device") != Some("lun")
+        && !is_encrypted
         && matches!(disk.attribute("type"), Some("file" | "block" | "network"))
         && ["readonly", "shareable", "transient"].iter().all(|mark| child(disk, mark).is_none());
     Some(DiskBlueprint {
@@ -209,6 +212,18 @@ mod tests {
         }
         let passed = with("<disk type='network' device='disk'>", "<disk type='network' device='lun'>").unwrap();
         assert_eq!(passed.disks[2].base, Base::None);
+    }
+
+    #[test]
+    fn an_encrypted_disk_has_no_base_and_is_not_copied() {
+        let key = "<encryption format='luks'><secret type='passphrase' uuid='0a0a0a0a-0000-4000-8000-000000000002'/></encryption>";
+        let own = "<source file='/srv/data.qcow2'/>";
+        for to in [format!("{own}{key}"), format!("<source file='/srv/data.qcow2'>{key}</source>")] {
+            assert_eq!(with(own, &to).unwrap().disks[1].base, Base::None, "{to}");
+        }
+        let image = "<source file='/images/debian.raw'/>";
+        let below = with(image, &format!("<source file='/images/debian.raw'>{key}</source>")).unwrap();
+        assert_eq!(below.disks[0].base, Base::None);
     }
 
     #[test]

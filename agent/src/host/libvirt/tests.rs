@@ -58,6 +58,21 @@ fn an_unknown_domain_and_a_driver_without_quota_are_told_apart() {
 }
 
 #[test]
+fn only_a_domain_that_is_gone_or_does_not_run_is_said_to_have_no_job() {
+    let hypervisor = Hypervisor::open("test:///default").unwrap();
+    let nobody = VmId(uuid::Uuid::nil());
+    assert!(hypervisor.backup_job(nobody).unwrap_err().is_of_no_process());
+    assert!(HypervisorError::NotRunning(nobody).is_of_no_process());
+    // This driver has no jobs to tell of, which says nothing of whether there are any.
+    let vm = hypervisor.domains().unwrap().described[0].vm;
+    let error = hypervisor.backup_job(vm).unwrap_err();
+    assert!(!error.is_of_no_process(), "{error}");
+    let (what, message) = ("tell of its jobs", "internal error: backup job data missing".to_owned());
+    let internal = HypervisorError::Call { what, message, retryable: false };
+    assert!(!internal.is_of_no_process() && backup::unknown(internal).is_retryable());
+}
+
+#[test]
 fn the_version_names_driver_and_library() {
     let version = Hypervisor::open("test:///default").unwrap().version().unwrap();
     assert!(version.starts_with("TEST ") && version.contains(", libvirt "), "{version}");

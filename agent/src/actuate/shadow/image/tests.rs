@@ -1,8 +1,10 @@
 //! Copies on a host that the test plays, with real files.
 
 use super::*;
+use crate::actuate::shadow::check::{are_whole, open};
+use crate::actuate::shadow::copies::is_whole;
+use crate::actuate::shadow::files::Files;
 use crate::config::ShadowConfig;
-use crate::host::libvirt::HypervisorError;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Action, Boot, Command, CommandId, DiskBlueprint, Fence, HostId, OutcomeResult};
 use std::path::{Path, PathBuf};
@@ -22,6 +24,10 @@ struct World {
     speeds: Vec<(String, u64)>,
     fails: Option<&'static str>,
     is_down: bool,
+    /// What libvirt says next instead of which job there is.
+    says: Option<HypervisorError>,
+    /// A job that was told to end does so when it has been looked at often enough.
+    ends_slowly: bool,
 }
 
 #[derive(Clone)]
@@ -66,6 +72,9 @@ impl Backups for Played {
         if world.is_down {
             return Err(error("tell", true));
         }
+        if let Some(error) = world.says.take() {
+            return Err(error);
+        }
         world.looks = world.looks.saturating_sub(1);
         if world.looks == 0 && matches!(world.job, BackupJob::Backup { .. }) {
             world.job = BackupJob::None;
@@ -97,7 +106,9 @@ impl Backups for Played {
     fn abort_job(&mut self, _: VmId) -> Result<(), HypervisorError> {
         let mut world = self.world();
         world.aborted += 1;
-        world.job = BackupJob::None;
+        if !world.ends_slowly {
+            world.job = BackupJob::None;
+        }
         Ok(())
     }
 }
@@ -130,6 +141,8 @@ fn bench() -> Bench {
         speeds: Vec::new(),
         fails: None,
         is_down: false,
+        says: None,
+        ends_slowly: false,
     };
     let copies = Copies::new(&config, &HostId::new("h1").unwrap()).unwrap();
     Bench { folder, world: Played(Arc::new(Mutex::new(world))), copies, give_up: GiveUp::new() }
@@ -138,6 +151,13 @@ fn bench() -> Bench {
 impl Bench {
     fn image(&self, shadow: u128, waited: Duration, time_left: Duration) -> Result<Imaged, Snag> {
         let imaging = Imaging { shadow: id(shadow), bandwidth_bytes_per_s: Some(2 * MIB), timeout_ms: 10_000 };
+        let task = self.task(&imaging, waited, time_left);
+        let begun = Instant::now().checked_sub(Duration::from_millis(20)).unwrap();
+        let order = Order { task: &task, imaging: &imaging, begun, give_up: &self.give_up };
+        image(&mut self.world.clone(), &self.copies, &order, |_, _| {})
+    }
+
+    fn task(&self, imaging: &Imaging, waited: Duration, time_left: Duration) -> Task {
         let command = Command {
             id: CommandId { term: 1, number: 1 },
             vm: id(1),
@@ -146,10 +166,7 @@ impl Bench {
             time_to_live_ms: 1_000,
             reason: "it is to have a shadow".into(),
         };
-        let task = Task { command, at: Timestamp::from_unix_ms(0), time_left, waited };
-        let begun = Instant::now().checked_sub(Duration::from_millis(20)).unwrap();
-        let order = Order { task: &task, imaging: &imaging, begun, give_up: &self.give_up };
-        image(&mut self.world.clone(), &self.copies, &order, |_, _| {})
+        Task { command, at: Timestamp::from_unix_ms(0), time_left, waited }
     }
 
     fn again(&self) -> Result<Imaged, Snag> {
@@ -180,7 +197,7 @@ fn all_disks_without_a_base_are_copied_once_at_their_share_of_the_speed() {
     let devices: Vec<&str> = imaged.disks.iter().map(|(device, _)| device.as_str()).collect();
     assert_eq!(devices, ["vdb", "vdc"]);
     for (_, copy) in &imaged.disks {
-        assert_eq!(is_whole(copy, || false).unwrap(), Some(true));
+        assert_eq!(is_whole(&mut File::open(&copy.path).unwrap(), copy, || false).unwrap(), Some(true));
         use std::os::unix::fs::PermissionsExt;
         assert_eq!(Path::new(&copy.path).metadata().unwrap().permissions().mode() & 0o777, 0o600);
     }
@@ -189,8 +206,8 @@ fn all_disks_without_a_base_are_copied_once_at_their_share_of_the_speed() {
     assert_eq!(bench.image(9, Duration::MAX, Duration::ZERO).unwrap(), imaged);
     assert_eq!((bench.world.world().begun, bench.folders()), (1, 1));
     let mut here = bench.world.clone();
-    abandon(&mut here, &bench.copies, id(9)).unwrap();
-    abandon(&mut here, &bench.copies, id(9)).unwrap();
+    abandon(&mut here, &bench.copies, id(9), None).unwrap();
+    abandon(&mut here, &bench.copies, id(9), None).unwrap();
     assert_eq!((bench.folders(), bench.world.world().aborted), (0, 0));
 }
 
@@ -232,7 +249,7 @@ fn a_vm_with_a_job_of_somebody_else_is_left_alone() {
     assert_eq!((bench.world.world().aborted, bench.folders()), (0, 0));
     // Nor is its job ended where only our half folder is left.
     bench.copies.begin(id(9), id(1), &[]).unwrap();
-    abandon(&mut bench.world.clone(), &bench.copies, id(9)).unwrap();
+    abandon(&mut bench.world.clone(), &bench.copies, id(9), None).unwrap();
     assert_eq!((bench.world.world().aborted, bench.folders()), (0, 0));
 }
 
@@ -270,8 +287,62 @@ fn nothing_is_removed_while_it_is_not_known_whether_somebody_writes_to_it() {
     bench.copies.begin(id(9), id(1), &[]).unwrap();
     bench.world.world().is_down = true;
     assert!(matches!(bench.again(), Err(Snag::Libvirt(_))));
-    assert!(matches!(abandon(&mut bench.world.clone(), &bench.copies, id(9)), Err(Snag::Libvirt(_))));
+    assert!(matches!(abandon(&mut bench.world.clone(), &bench.copies, id(9), None), Err(Snag::Libvirt(_))));
     assert_eq!(bench.folders(), 1);
+}
+
+#[test]
+fn an_error_that_is_not_of_a_vm_that_ended_does_not_say_that_there_is_no_job() {
+    let bench = bench();
+    let note = || bench.copies.begin(id(9), id(1), &[("vdb".to_owned(), MIB), ("vdc".to_owned(), MIB)]).unwrap();
+    let give_up = || abandon(&mut bench.world.clone(), &bench.copies, id(9), None);
+    let says = |error| bench.world.world().says = Some(error);
+    note();
+    bench.is_running_into(9);
+    bench.world.world().looks = u32::MAX;
+    says(error("tell of its jobs", false));
+    assert!(matches!(give_up(), Err(Snag::Libvirt(_))));
+    assert_eq!((bench.folders(), bench.world.world().aborted), (1, 0));
+    for gone in [HypervisorError::NotRunning(id(1)), HypervisorError::NoSuchDomain(id(1))] {
+        note();
+        says(gone);
+        give_up().unwrap();
+        assert_eq!((bench.folders(), bench.world.world().aborted), (0, 0));
+    }
+    // Nor has one that is followed ended.
+    note();
+    bench.world.world().looks = 4;
+    let imaging = Imaging { shadow: id(9), bandwidth_bytes_per_s: None, timeout_ms: 10_000 };
+    let task = bench.task(&imaging, Duration::ZERO, Duration::from_secs(1));
+    let order = Order { task: &task, imaging: &imaging, begun: Instant::now(), give_up: &bench.give_up };
+    let mut next = Some(error("tell of its jobs", false));
+    let tell = |_, _| bench.world.world().says = next.take();
+    assert_eq!(image(&mut bench.world.clone(), &bench.copies, &order, tell).unwrap().disks.len(), 2);
+    let world = bench.world.world();
+    assert_eq!((world.begun, world.aborted), (0, 0));
+}
+
+#[test]
+fn what_writes_into_a_folder_without_a_note_is_ended_before_that_is_removed() {
+    let bench = bench();
+    bench.copies.begin(id(9), id(1), &[("vdb".to_owned(), MIB)]).unwrap();
+    bench.is_running_into(9);
+    bench.world.world().looks = u32::MAX;
+    std::fs::remove_file(bench.copies.folder(id(9)).join("copy.json")).unwrap();
+    // What is found is followed, and given up.
+    bench.give_up.set("it is being migrated").unwrap();
+    busy(bench.again());
+    assert_eq!((bench.world.world().aborted, bench.folders()), (1, 0));
+}
+
+#[test]
+fn a_copy_is_told_to_end_once_and_then_only_looked_at() {
+    let bench = bench();
+    bench.copies.begin(id(9), id(1), &[("vdb".to_owned(), MIB)]).unwrap();
+    bench.is_running_into(9);
+    (bench.world.world().looks, bench.world.world().ends_slowly) = (5, true);
+    abandon(&mut bench.world.clone(), &bench.copies, id(9), None).unwrap();
+    assert_eq!((bench.world.world().aborted, bench.folders()), (1, 0));
 }
 
 #[test]
@@ -291,7 +362,11 @@ fn copies_have_their_bound() {
 fn a_shadow_stands_only_on_what_was_made() {
     let bench = bench();
     let imaged = bench.again().unwrap();
-    let files = |image_paths| Files::new(ShadowConfig { image_paths, ..ShadowConfig::default() });
+    let directory = bench.folder.path().join("s");
+    let files =
+        |image_paths| Files::new(ShadowConfig { image_paths, directory: directory.clone(), ..ShadowConfig::default() });
+    let check =
+        |files: &Files, blueprint: &Blueprint, give_up: &GiveUp| are_whole(files, id(9), blueprint, give_up, open);
     let mut blueprint = bench.world.clone().describe(id(1)).unwrap().unwrap();
     blueprint.disks.remove(0);
     for (disk, (_, copy)) in blueprint.disks.iter_mut().zip(&imaged.disks) {

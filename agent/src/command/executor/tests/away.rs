@@ -3,7 +3,7 @@
 use super::*;
 use crate::config::{Away, Reconcile};
 use crate::sample::{LiveLoad, LiveLoads, StoodDownVms};
-use gnomon_common::wire::{AgentEpoch, LocalCause, MeanMax, Origin};
+use gnomon_common::wire::{AgentEpoch, Imaging, LocalCause, MeanMax, Origin};
 
 /// Away after 5 s, quiet after 10 s, a step back every 5 s.
 const AWAY: Away = Away {
@@ -104,6 +104,17 @@ fn a_starving_vm_grows_once_the_brain_is_away_and_not_before() {
         reason,
         "the brain is away for 5 s and the VM starves: 0.50 cores held it back for 90 % of the last 3 s, in which it wanted up to 1.10 cores"
     );
+}
+
+#[test]
+fn a_starving_vm_grows_also_while_its_disks_are_copied() {
+    let (_folder, mut executor, world) = left_alone(0.5, AWAY);
+    let imaging = Imaging { shadow: vm(9), bandwidth_bytes_per_s: None, timeout_ms: 7_200_000 };
+    send(&mut executor, &world, &command(2, 1, Action::Image(imaging)));
+    assert_eq!(executor.ledger.intents().unwrap().len(), 1, "they are being copied");
+    pass(&mut executor, &world, 5, 1.0);
+    assert_eq!(limit(&world), Some(0.75));
+    assert_eq!(executor.ledger.intents().unwrap().len(), 1);
 }
 
 #[test]
