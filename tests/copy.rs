@@ -22,12 +22,12 @@ const TERM: u64 = 7;
 const MIB: u64 = 1 << 20;
 const SECTOR: u64 = 512;
 /// The first disk, to whose ends the guest writes; what is between is never written to.
-const COUNTED_BYTES: u64 = 320 * MIB;
-const UNTOUCHED: std::ops::Range<u64> = 16 * MIB..304 * MIB;
+const COUNTED_BYTES: u64 = 640 * MIB;
+const UNTOUCHED: std::ops::Range<u64> = 16 * MIB..624 * MIB;
 const SECOND_BYTES: u64 = 8 * MIB;
 /// Both disks are read within this many bytes a second, half of that each. QEMU has up to 64 MiB of a disk under way before it hears of that, and as
 /// much as it reads in the moment until then: what is left of the middle of the first takes 10 s and more.
-const COPY_BYTES_PER_S: u64 = 24 * MIB;
+const COPY_BYTES_PER_S: u64 = 48 * MIB;
 /// No guest stands still for longer because its disks are copied.
 const STALL_MAX_S: f64 = 2.0;
 

@@ -30,6 +30,9 @@ const ABORT_AGAIN: Duration = Duration::from_secs(5);
 /// No disk is read slower than this, in bytes per second: QEMU takes 0 for no limit.
 const SPEED_MIN: u64 = 64 << 10;
 
+/// How often it is tried to have a copy made slower, before it is given up: it must not be made faster than it may.
+const SPEED_TRIES: u32 = 10;
+
 /// Why it is to be given up, once somebody says so.
 pub(super) type GiveUp = OnceLock<&'static str>;
 
@@ -123,11 +126,23 @@ fn slow_down<H: Backups>(here: &mut H, copies: &Copies, order: &Order<'_>) -> Re
     let disks = copies.note(order.imaging.shadow)?.map_or_else(Vec::new, |note| note.disks);
     let each = (bytes_per_s / disks.len().max(1) as u64).max(SPEED_MIN);
     for (device, _) in &disks {
-        if !here.set_backup_speed(order.task.command.vm, device, each)? {
+        if !set_speed(here, order.task.command.vm, device, each)? {
             tracing::info!(vm = %order.task.command.vm, device, "its copy was there before it could be slowed down");
         }
     }
     Ok(())
+}
+
+/// QEMU refuses this of a disk whose copy has just become whole, until libvirt has seen that and says that there is no such job.
+fn set_speed<H: Backups>(here: &mut H, vm: VmId, device: &str, bytes_per_s: u64) -> Result<bool, Snag> {
+    for _ in 1..SPEED_TRIES {
+        match here.set_backup_speed(vm, device, bytes_per_s) {
+            Err(error) => tracing::debug!(%vm, device, %error, "its copying is not slowed down yet"),
+            told => return Ok(told?),
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(here.set_backup_speed(vm, device, bytes_per_s)?)
 }
 
 fn is_there(copy: &DiskCopy) -> bool {

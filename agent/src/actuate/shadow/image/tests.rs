@@ -22,6 +22,8 @@ struct World {
     begun: u32,
     aborted: u32,
     speeds: Vec<(String, u64)>,
+    /// So often no copy can be slowed down.
+    deaf: u32,
     fails: Option<&'static str>,
     is_down: bool,
     /// What libvirt says next instead of which job there is.
@@ -95,6 +97,10 @@ impl Backups for Played {
     }
 
     fn set_backup_speed(&mut self, _: VmId, device: &str, bytes_per_s: u64) -> Result<bool, HypervisorError> {
+        if let Some(left) = self.world().deaf.checked_sub(1) {
+            self.world().deaf = left;
+            return Err(error("slow the copying of its disks down", false));
+        }
         self.world().speeds.push((device.to_owned(), bytes_per_s));
         Ok(true)
     }
@@ -139,6 +145,7 @@ fn bench() -> Bench {
         begun: 0,
         aborted: 0,
         speeds: Vec::new(),
+        deaf: 0,
         fails: None,
         is_down: false,
         says: None,
@@ -209,6 +216,18 @@ fn all_disks_without_a_base_are_copied_once_at_their_share_of_the_speed() {
     abandon(&mut here, &bench.copies, id(9), None).unwrap();
     abandon(&mut here, &bench.copies, id(9), None).unwrap();
     assert_eq!((bench.folders(), bench.world.world().aborted), (0, 0));
+}
+
+#[test]
+fn a_copy_that_cannot_be_slowed_down_is_tried_again_and_not_let_run() {
+    let bench = bench();
+    bench.world.world().deaf = SPEED_TRIES - 1;
+    assert_eq!(bench.again().unwrap().disks.len(), 2);
+    let fast = self::bench();
+    fast.world.world().deaf = SPEED_TRIES;
+    fast.world.world().looks = u32::MAX;
+    assert!(matches!(fast.again(), Err(Snag::Libvirt(_))));
+    assert_eq!((fast.world.world().begun, fast.world.world().aborted, fast.folders()), (1, 1, 0));
 }
 
 #[test]
