@@ -97,11 +97,12 @@ impl Backups for Played {
     }
 
     fn set_backup_speed(&mut self, _: VmId, device: &str, bytes_per_s: u64) -> Result<bool, HypervisorError> {
-        if let Some(left) = self.world().deaf.checked_sub(1) {
-            self.world().deaf = left;
+        let mut world = self.world();
+        if let Some(left) = world.deaf.checked_sub(1) {
+            world.deaf = left;
             return Err(error("slow the copying of its disks down", false));
         }
-        self.world().speeds.push((device.to_owned(), bytes_per_s));
+        world.speeds.push((device.to_owned(), bytes_per_s));
         Ok(true)
     }
 
@@ -227,7 +228,8 @@ fn a_copy_that_cannot_be_slowed_down_is_tried_again_and_not_let_run() {
     fast.world.world().deaf = SPEED_TRIES;
     fast.world.world().looks = u32::MAX;
     assert!(matches!(fast.again(), Err(Snag::Libvirt(_))));
-    assert_eq!((fast.world.world().begun, fast.world.world().aborted, fast.folders()), (1, 1, 0));
+    assert_eq!((fast.world.world().begun, fast.folders()), (1, 0));
+    assert_eq!(fast.world.world().aborted, 1);
 }
 
 #[test]
