@@ -367,5 +367,22 @@ impl Shadower for LibvirtShadower {
     }
 }
 
+/// What a small VM of these disks is made from, for tests.
+#[cfg(test)]
+pub(crate) fn bare_blueprint(disks: Vec<gnomon_common::wire::DiskBlueprint>) -> gnomon_common::wire::Blueprint {
+    gnomon_common::wire::Blueprint {
+        name: "web".into(),
+        kvm: false,
+        arch: "x86_64".into(),
+        machine: "q35".into(),
+        cpu_model: None,
+        boot: gnomon_common::wire::Boot::Bios,
+        vcpus: 1,
+        memory_bytes: 1,
+        disks,
+        interfaces: Vec::new(),
+    }
+}
+
 #[cfg(test)]
 mod tests;

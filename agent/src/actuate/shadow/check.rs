@@ -163,7 +163,7 @@ fn forget(files: &Files) -> Result<()> {
 mod tests {
     use super::*;
     use crate::config::ShadowConfig;
-    use gnomon_common::wire::{Base, Boot, DiskBlueprint};
+    use gnomon_common::wire::{Base, DiskBlueprint};
     use std::path::PathBuf;
     use uuid::Uuid;
 
@@ -199,18 +199,7 @@ mod tests {
             DiskCopy { path: path.to_string_lossy().into_owned(), bytes: file.len() as u64, sha256: sha256.collect() };
         let disk =
             DiskBlueprint { device: "vda".into(), bus: "virtio".into(), size_bytes: 1 << 20, base: Base::Copied(copy) };
-        Blueprint {
-            name: "web".into(),
-            kvm: false,
-            arch: "x86_64".into(),
-            machine: "q35".into(),
-            cpu_model: None,
-            boot: Boot::Bios,
-            vcpus: 1,
-            memory_bytes: 1,
-            disks: vec![disk],
-            interfaces: Vec::new(),
-        }
+        crate::actuate::shadow::bare_blueprint(vec![disk])
     }
 
     impl Bench {

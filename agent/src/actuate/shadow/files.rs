@@ -212,22 +212,8 @@ fn run(mut command: Command) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::actuate::shadow::bare_blueprint as blueprint;
     use std::os::unix::fs::PermissionsExt;
-
-    fn blueprint(disks: Vec<DiskBlueprint>) -> Blueprint {
-        Blueprint {
-            name: "web".into(),
-            kvm: false,
-            arch: "x86_64".into(),
-            machine: "q35".into(),
-            cpu_model: None,
-            boot: Boot::Bios,
-            vcpus: 1,
-            memory_bytes: 1,
-            disks,
-            interfaces: Vec::new(),
-        }
-    }
 
     fn disk(base: Base) -> DiskBlueprint {
         DiskBlueprint { device: "vda".into(), bus: "virtio".into(), size_bytes: 1 << 20, base }

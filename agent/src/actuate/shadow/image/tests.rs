@@ -6,7 +6,7 @@ use crate::actuate::shadow::copies::is_whole;
 use crate::actuate::shadow::files::Files;
 use crate::config::ShadowConfig;
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Action, Boot, Command, CommandId, DiskBlueprint, Fence, HostId, OutcomeResult};
+use gnomon_common::wire::{Action, Command, CommandId, DiskBlueprint, Fence, HostId, OutcomeResult};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use uuid::Uuid;
@@ -55,18 +55,7 @@ impl Backups for Played {
         };
         let image = Base::Image { path: "/i".into(), format: "raw".into() };
         let disks = vec![disk("vda", image), disk("vdb", Base::Copyable), disk("vdc", Base::Copyable)];
-        Ok(Ok(Blueprint {
-            name: "web".into(),
-            kvm: false,
-            arch: "x86_64".into(),
-            machine: "q35".into(),
-            cpu_model: None,
-            boot: Boot::Bios,
-            vcpus: 1,
-            memory_bytes: 1,
-            disks,
-            interfaces: Vec::new(),
-        }))
+        Ok(Ok(crate::actuate::shadow::bare_blueprint(disks)))
     }
 
     fn backup_job(&mut self, _: VmId) -> Result<BackupJob, HypervisorError> {
