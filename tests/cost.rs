@@ -44,7 +44,9 @@ fn the_cost_of_the_agent_and_of_its_questions_is_within_what_the_processes_used(
     ensure!(programs.is_some_and(|cores| cores > 0.0), "{programs:?}");
     let counted = |probe: &str| metric(host, &format!("gnomon_agent_probe_self_test{{probe=\"{probe}\"}}"));
     ensure!(counted("task_storage")? == Some(1.0), "the scheduler probe did not count:\n{}", stack.agent_log("h1")?);
-    ensure!(counted("drops")? == Some(1.0), "the drop probe did not count:\n{}", stack.agent_log("h1")?);
+    for probe in ["drops", "queues"] {
+        ensure!(counted(probe)? == Some(1.0), "the {probe} probe did not count:\n{}", stack.agent_log("h1")?);
+    }
     // What these want cannot be provoked everywhere: a disk below the agent's state, memory in control groups of version 2, KVM.
     for probe in ["block", "memory"] {
         ensure!(counted(probe)? != Some(0.0), "the {probe} probe did not count:\n{}", stack.agent_log("h1")?);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{InterfaceWindow, Traffic};
+use gnomon_common::wire::{InterfaceWindow, QueueWindow, Traffic};
 use gnomon_e2e::{holes, observing, redefine, run, skipped, wait_for};
 use xtask::lab::{GuestOptions, Lab, Options};
 use xtask::stack::{AgentSettings, Stack};
@@ -24,6 +24,12 @@ const HEADER_BYTES: u32 = 8 + 20 + 14;
 
 /// Both sides also look for each other (ARP) and tell of themselves (IPv6): so many packets at most are not ours.
 const OTHERS_MAX: f64 = 60.0;
+
+/// The mean of busybox's `round-trip min/avg/max = 0.2/0.5/1.9 ms`.
+fn mean_answer_ms(output: &str) -> Result<f64> {
+    let times = output.split_once("min/avg/max = ").context("ping tells no times")?.1;
+    Ok(times.split('/').nth(1).context("ping tells no mean")?.parse()?)
+}
 
 #[test]
 fn packets_and_bytes_of_an_interface_are_those_that_were_sent_and_answered() -> Result<()> {
@@ -94,6 +100,18 @@ fn packets_and_bytes_of_an_interface_are_those_that_were_sent_and_answered() -> 
                 "{direction}: {seen_bytes} bytes, not {bytes}"
             );
         }
+        let queues: Vec<_> = windows.values().flatten().filter_map(|interface| interface.queue).collect();
+        let timed: f64 = queues.iter().flat_map(|queue| queue.waits.0).map(f64::from).sum();
+        let wait_ms =
+            QueueWindow::mean_wait_ms(queues.iter()).context("no packet was timed until its guest took it")?;
+        println!("{timed:.0} packets waited {wait_ms:.3} ms in the mean");
+        ensure!(
+            (0.9 * f64::from(PACKETS)..=f64::from(PACKETS) + OTHERS_MAX).contains(&timed),
+            "{timed} of {PACKETS} packets were timed"
+        );
+        // One request is under way at a time: none waits for longer than until it is answered.
+        let answered_ms = mean_answer_ms(&output)?;
+        ensure!(wait_ms > 0.0 && wait_ms < answered_ms, "{wait_ms} ms, and answered after {answered_ms} ms");
         Ok(())
     };
     // A machine that stalls for a second skips a sample, and what went through then is in no window: that is not what is tested.

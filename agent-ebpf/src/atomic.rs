@@ -14,6 +14,29 @@ pub unsafe fn add(count: *mut u64, amount: u64) {
 #[cfg(not(target_arch = "bpf"))]
 pub unsafe fn add(_count: *mut u64, _amount: u64) {}
 
+/// Writes `new` where 0 is, in one step; whether it did.
+///
+/// # Safety
+/// `place` points into a map's value.
+#[inline(always)]
+#[cfg(target_arch = "bpf")]
+#[allow(dead_code)] // not in every object
+pub unsafe fn claim(place: *mut u64, new: u64) -> bool {
+    let mut found = 0_u64;
+    // SAFETY: aligned as all records of the maps are, and by the contract above valid; the instruction (5.12) compares with r0 and leaves there
+    // what it found.
+    unsafe {
+        core::arch::asm!("r0 = cmpxchg_64({p} + 0, r0, {n})", p = in(reg) place, n = in(reg) new, inout("r0") found);
+    }
+    found == 0
+}
+
+#[cfg(not(target_arch = "bpf"))]
+#[allow(dead_code)]
+pub unsafe fn claim(_place: *mut u64, _new: u64) -> bool {
+    false
+}
+
 /// The element at an index, of `N` that lie in a row; the first one for an index that is none.
 ///
 /// In one piece with its check: the compiler may load an index anew from the stack between a check and its use, and verifiers before 6.4 or so

@@ -1,9 +1,8 @@
 //! The drop probe: why the kernel drops packets on the network devices of VMs.
 //!
 //! Runs once per packet that is dropped anywhere on the host, and looks at its device: a packet on one that is not watched costs a few
-//! loads and a look-up, and nothing at all happens to packets that arrive. Devices are told apart by their number, which is one network
-//! namespace's own, so packets of other namespaces are left alone. Which reasons there are, and what they are called, the running kernel's
-//! types say; this program only counts.
+//! loads and a look-up, and nothing at all happens to packets that arrive. Packets of other network namespaces are left alone. Which reasons there
+//! are, and what they are called, the running kernel's types say; this program only counts.
 //!
 //! A packet that a VM sent counts on its device only until it is on its way through the host: what a bridge or a route does to it later is
 //! theirs.
@@ -12,28 +11,16 @@
 
 mod atomic;
 mod member;
+mod net_device;
 mod object;
 
 use atomic::add;
-use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::btf_maps::{Array, HashMap};
 use aya_ebpf::macros::{btf_map, btf_tracepoint};
 use aya_ebpf::programs::BtfTracePointContext;
 use gnomon_common::abi::drops::{DROPS_MAX, DropKey, TAPS_MAX};
-use member::member;
-
-#[unsafe(no_mangle)]
-static SKB_DEVICE_OFFSET: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static DEVICE_NUMBER_OFFSET: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static DEVICE_NAMESPACE_OFFSET: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static NAMESPACE_NUMBER_OFFSET: Global<u32> = Global::new(0);
-/// Of the agent's network namespace.
-#[unsafe(no_mangle)]
-static OWN_NAMESPACE: Global<u32> = Global::new(0);
+use net_device::own_device_of;
 
 /// Which devices are VMs', written by the agent.
 #[btf_map]
@@ -73,20 +60,6 @@ fn count(key: &DropKey) {
         // SAFETY: a value of a map, which other CPUs add to as well.
         unsafe { add(counter, 1) };
     }
-}
-
-/// The number of the device that a packet is on, if that is in the agent's network namespace.
-#[inline(always)]
-fn own_device_of(skb: *const u8) -> Option<u32> {
-    let device = member::<*const u8>(skb, &SKB_DEVICE_OFFSET);
-    if device.is_null() {
-        return None;
-    }
-    let namespace = member::<*const u8>(device, &DEVICE_NAMESPACE_OFFSET);
-    if namespace.is_null() || member::<u32>(namespace, &NAMESPACE_NUMBER_OFFSET) != OWN_NAMESPACE.load() {
-        return None;
-    }
-    Some(member(device, &DEVICE_NUMBER_OFFSET))
 }
 
 #[cfg(not(target_arch = "bpf"))]

@@ -23,11 +23,11 @@ use crate::host::machine::Machine;
 use crate::host::process::Proc;
 use crate::host::storage::StorageBook;
 use crate::pacer::Pacers;
-use crate::probe::{self, BlockProbe, DropProbe, ExitProbe, MemoryProbe};
+use crate::probe::{self, BlockProbe, DropProbe, ExitProbe, MemoryProbe, QueueProbe};
 use crate::reading::{BlockReading, ExitReading, ReclaimReading};
 use crate::sample::{
-    self, DropStandby, HostReport, LiveLoads, MigrationBook, SampleMetrics, SamplerConfig, SamplerHandle, Sources,
-    StoodDownVms, VmReadings,
+    self, DropStandby, HostReport, LiveLoads, MigrationBook, QueueStandby, SampleMetrics, SamplerConfig, SamplerHandle,
+    Sources, StoodDownVms, VmReadings,
 };
 use crate::self_test::{self, Trial, Uncounted};
 use crate::telemetry::{self, SelfTestMetrics};
@@ -240,6 +240,7 @@ pub(crate) fn sources(
         cpu: Box::new(cpu),
         disks: disks(config, &self_tests),
         drops: drops(&self_tests),
+        queues: queues(&self_tests),
         reclaim: reclaim(&self_tests),
         exits: exits(&self_tests),
         cost: CostControl::register(config.cost, config.sample.sample_ms, registry),
@@ -365,6 +366,16 @@ fn drops(self_tests: &SelfTestMetrics) -> Option<DropStandby> {
         Ok((probe, trial))
     });
     probe.map(DropStandby::new)
+}
+
+/// The queue probe, where it works.
+fn queues(self_tests: &SelfTestMetrics) -> Option<QueueStandby> {
+    let probe = tried("queues", "how long packets wait for VMs is", self_tests, || {
+        let mut probe = QueueProbe::load()?;
+        let trial = self_test::queues(&mut probe)?;
+        Ok((probe, trial))
+    });
+    probe.map(QueueStandby::new)
 }
 
 /// The block probe, where it works.

@@ -12,6 +12,7 @@ mod drops;
 mod exits;
 mod kernel;
 mod migration;
+mod queues;
 mod reclaim;
 mod shadow;
 mod state;
@@ -119,6 +120,7 @@ pub async fn examine(config: Result<Config, ConfigError>) -> Diagnosis {
         checks.extend(cpu::examine(choice));
         checks.push(disks::examine(state_dir.as_deref()));
         checks.push(drops::examine());
+        checks.push(queues::examine());
         checks.push(reclaim::examine());
         checks.push(exits::examine());
         checks
@@ -175,6 +177,7 @@ mod tests {
             "CPU wait histogram",
             "disk I/O",
             "network drops",
+            "network queues",
             "memory, reclaim",
             "KVM exits",
             "libvirt",

@@ -8,7 +8,8 @@
 //!
 //! [`BlockProbe`] counts what VMs read and write on the host's disks; it is a probe and an object of its own, and leaves as
 //! [`BlockReading`](crate::reading::BlockReading). [`MemoryProbe`], likewise, times how long VMs are held up for want of memory,
-//! [`DropProbe`] counts what is dropped on their network devices, and why, and [`ExitProbe`] why their vCPUs leave their guests.
+//! [`DropProbe`] counts what is dropped on their network devices, and why, [`QueueProbe`] times how long packets wait there for them, and
+//! [`ExitProbe`] counts why their vCPUs leave their guests.
 //!
 //! All user-space code that is unsafe because of eBPF lives here, and what else is needed to see the probes count (`halting_guest.rs`).
 #![allow(unsafe_code)]
@@ -39,10 +40,16 @@ mod mapping;
 mod memory;
 #[cfg(test)]
 mod memory_tests;
+mod net_device;
+mod queues;
+#[cfg(test)]
+mod queues_tests;
 mod registration;
 mod roster;
 mod scheduler;
 mod table;
+#[cfg(test)]
+mod test_taps;
 mod tracefs;
 
 pub use baseline::Baseline;
@@ -54,6 +61,7 @@ pub use exits::ExitProbe;
 pub use halting_guest::halt_a_guest;
 pub use load::give_back_memory;
 pub use memory::MemoryProbe;
+pub use queues::{QueueProbe, Queues};
 pub use scheduler::{Mechanism, Scheduler, SchedulerOptions};
 pub use tracefs::{Tracefs, TracefsError};
 

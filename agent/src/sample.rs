@@ -8,6 +8,7 @@
 //! What is *not there* (no probe, no control group, a VM that is paused) is `None`, never zero and never an error; what is
 //! *wrong* (a counter that went backwards, a clock that stepped) is counted and thrown away.
 
+mod by_device;
 pub mod culprits;
 mod disk;
 mod drops;
@@ -18,6 +19,7 @@ mod live;
 mod memory;
 mod metrics;
 mod network;
+mod queues;
 mod reclaim;
 mod sampler;
 mod series;
@@ -29,6 +31,7 @@ pub mod window;
 pub use drops::{DropSource, DropStandby};
 pub use live::{LiveLoad, LiveLoads, MigrationBook, StoodDownVms};
 pub use metrics::SampleMetrics;
+pub use queues::QueueStandby;
 pub use sampler::{SamplerConfig, SamplerError, SamplerHandle, Sources, spawn};
 pub(crate) use series::HostSeries;
 pub use source::{SchedSource, SourceError, VmReadings, VmSource};

@@ -6,10 +6,12 @@
 
 mod drops;
 mod exits;
+mod queues;
 mod reclaim;
 
 pub use drops::drops;
 pub use exits::exits;
+pub use queues::queues;
 pub use reclaim::{CGROUP_ROOT, reclaim};
 
 use crate::probe::{BlockProbe, ProbeError};
@@ -73,6 +75,9 @@ pub enum Uncounted {
     /// It missed a drop.
     #[error("it counted no drop of a packet that the agent sent to a port of nobody's")]
     Drops,
+    /// It missed a packet that waited.
+    #[error("it timed no packet that the agent sent to itself")]
+    Queues,
     /// It missed a reclaim.
     #[error("it counted no reclaim that the agent asked for in a control group of its own")]
     Reclaims,

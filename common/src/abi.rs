@@ -4,4 +4,5 @@ pub mod block;
 pub mod drops;
 pub mod exits;
 pub mod memory;
+pub mod queues;
 pub mod sched;

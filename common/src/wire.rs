@@ -43,8 +43,8 @@ pub use migration::{
 pub use outcome::{LocalCause, Origin, Outcome, OutcomeResult, RefusedCommand};
 pub use report::{
     Allocation, CpuWindow, DROP_REASONS_MAX, DemandSource, Dropped, GuestMemory, HostWindow, INTERFACES_MAX,
-    InterfaceWindow, Losses, MeanMax, MemoryDemand, MemoryWindow, ReclaimStalls, Report, ReportAck, Traffic, VmState,
-    VmWindow, WaitHistogram,
+    InterfaceWindow, Losses, MeanMax, MemoryDemand, MemoryWindow, QueueWindow, ReclaimStalls, Report, ReportAck,
+    Traffic, VmState, VmWindow, WaitHistogram,
 };
 pub use setting::{CPU_WEIGHT_DEFAULT, Means, Setting};
 pub use shadow::{

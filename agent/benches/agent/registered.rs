@@ -7,9 +7,11 @@ use gnomon_agent::cost::{Budget, CostControl, Standby};
 use gnomon_agent::host::inventory::memory::MemoryFacts;
 use gnomon_agent::host::inventory::{Inventory, VmFacts};
 use gnomon_agent::host::process::{Proc, ProcStat, QemuProcess, ThreadRole, VmThread};
-use gnomon_agent::probe::{self, BlockProbe, DropProbe, ExitProbe, MemoryProbe, Scheduler, SchedulerOptions};
+use gnomon_agent::probe::{
+    self, BlockProbe, DropProbe, ExitProbe, MemoryProbe, QueueProbe, Scheduler, SchedulerOptions,
+};
 use gnomon_agent::reading::ExitReading;
-use gnomon_agent::sample::{self, DropStandby, SampleMetrics, SamplerConfig, Sources, VmReadings};
+use gnomon_agent::sample::{self, DropStandby, QueueStandby, SampleMetrics, SamplerConfig, Sources, VmReadings};
 use gnomon_common::wire::{VmId, VmState};
 use prometheus_client::registry::Registry;
 use rustix::process::{Signal, set_parent_process_death_signal};
@@ -95,6 +97,7 @@ pub(super) fn sample() -> Result<()> {
         cpu: Box::new(Scheduler::load(SchedulerOptions::default())?),
         disks: Some(Box::new(Standby::of(BlockProbe::load()?))),
         drops: Some(DropStandby::new(DropProbe::load()?)),
+        queues: Some(QueueStandby::new(QueueProbe::load()?)),
         reclaim: Some(Box::new(Standby::of(MemoryProbe::load()?))),
         exits: ExitProbe::load().ok().map(|probe| Box::new(Standby::of(probe)) as VmReadings<ExitReading>),
         // Nothing is to be given up while it is measured.

@@ -3,7 +3,7 @@
 use super::WARM_UP;
 use super::programs::{self, Cost};
 use anyhow::{Result, ensure};
-use gnomon_agent::probe::{Baseline, BlockProbe, ProgramCost, Scheduler};
+use gnomon_agent::probe::{Baseline, BlockProbe, ProgramCost, QueueProbe, Scheduler};
 use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -12,12 +12,15 @@ use std::time::{Duration, Instant};
 /// How long a peer gets to load its programs before it counts as failed: bpftrace compiles its own first.
 const PEER_START_MAX: Duration = Duration::from_secs(20);
 
+pub(super) const BPFTRACE: &str = "/usr/bin/bpftrace";
+
 /// A candidate's programs, attached while this lives.
 pub(super) enum Attached {
     Nothing,
     Empty(Baseline),
     Scheduler(Box<Scheduler>),
     Block(Box<BlockProbe>),
+    Queues(Box<QueueProbe>),
     Peer(Peer),
 }
 
@@ -29,6 +32,7 @@ impl Attached {
             Self::Empty(baseline) => own(baseline.cost()?),
             Self::Scheduler(scheduler) => own(scheduler.cost()?),
             Self::Block(block) => own(block.cost()?),
+            Self::Queues(queues) => own(queues.cost()?),
             Self::Peer(peer) => programs::of_process(peer.0.id())?,
         })
     }

@@ -1,8 +1,9 @@
 //! What the probes cost, beside an empty program and beside what others offer for the same job.
 //!
 //! *Switches*: two threads on one CPU pass a byte to and fro ([`switches`]); peers are libbpf-tools' `runqlat` and bpftrace's `@[tid] = count()`.
-//! *Requests*: a process reads from a disk past the page cache ([`requests`]); the peer is libbpf-tools' `biolatency`. *Guest*: a real guest computes
-//! with the scheduler probe and without it ([`guest`]). *Drain*: one of as many VMs as a large host has ([`drain`]).
+//! *Requests*: a process reads from a disk past the page cache ([`requests`]); the peer is libbpf-tools' `biolatency`. *Packets*: two threads
+//! send a datagram to and fro ([`packets`]); the peer is a bpftrace program that does the same. *Guest*: a real guest computes with the scheduler
+//! probe and without it ([`guest`]). *Drain*: one of as many VMs as a large host has ([`drain`]).
 //!
 //! All candidates take turns, `--rounds` times over, and medians are compared, so that a drift of the machine falls on all alike. In-kernel
 //! time is the kernel's own count (BPF run-time statistics, which contain two clock readings per run: an empty program does not cost 0). The
@@ -14,6 +15,7 @@
 mod attached;
 mod drain;
 mod guest;
+mod packets;
 #[path = "../common/process.rs"]
 mod process;
 #[path = "../common/programs.rs"]
@@ -62,6 +64,9 @@ struct Options {
     /// Be the second process of that.
     #[arg(long, hide = true)]
     pong: bool,
+    /// Be the workload of datagrams.
+    #[arg(long, hide = true)]
+    datagrams: bool,
     /// Be the workload that reads this file.
     #[arg(long, hide = true)]
     read: Option<PathBuf>,
@@ -81,6 +86,7 @@ struct Summary {
     switches: switches::Summary,
     /// None where there is no disk.
     requests: Option<requests::Summary>,
+    packets: packets::Summary,
     /// None where no guest can be started, or none was wanted.
     guest: Option<guest::Summary>,
     drain_ms: f64,
@@ -100,6 +106,9 @@ fn main() -> Result<()> {
     if options.pong {
         return workload::pong(last);
     }
+    if options.datagrams {
+        return packets::datagrams(last);
+    }
     if let Some(file) = options.read {
         return requests::read(&file, last);
     }
@@ -113,14 +122,17 @@ fn main() -> Result<()> {
     workload::pin(cpus[0])?;
     let switches = switches::measure(options.rounds)?;
     let requests = requests::measure(options.rounds)?;
+    let packets = packets::measure(options.rounds)?;
     let [drain_ms, drain_ms_max] = drain::drain_ms()?;
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-    let summary = Summary { kernel, rounds: options.rounds, switches, requests, guest, drain_ms, drain_ms_max };
+    let summary =
+        Summary { kernel, rounds: options.rounds, switches, requests, packets, guest, drain_ms, drain_ms_max };
     println!("Kernel {}, medians of {} rounds", summary.kernel, summary.rounds);
     print!("{}", summary.switches.table());
     if let Some(requests) = &summary.requests {
         print!("\n{}", requests.table());
     }
+    print!("\n{}", summary.packets.table());
     if let Some(guest) = &summary.guest {
         print!("\n{}", guest.line());
     }

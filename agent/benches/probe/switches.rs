@@ -4,7 +4,7 @@
 //! trip is two of each. One candidate has the second thread in a process of its own that is no VM's: its switches charge what the VM waited to
 //! a host task. bpftrace counts switches by thread and no more: it times nothing and does not look at wake-ups.
 
-use super::attached::{Attached, Peer};
+use super::attached::{Attached, BPFTRACE, Peer};
 use super::spread::median;
 use super::workload::Workload;
 use super::{WARM_UP, number};
@@ -17,7 +17,6 @@ use uuid::Uuid;
 
 /// `runqlat` in libbpf-tools' Debian package, which is not on every user's PATH.
 const RUNQLAT: &str = "/usr/sbin/runqlat";
-const BPFTRACE: &str = "/usr/bin/bpftrace";
 /// What it is to count.
 const COUNT: &str = "tracepoint:sched:sched_switch { @[tid] = count(); }";
 /// A thread of no VM may cost this much of an empty program.

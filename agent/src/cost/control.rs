@@ -10,6 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use rustix::time::{ClockId, clock_gettime};
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
@@ -145,6 +146,8 @@ pub struct CostControl {
     timed: Option<Measurement>,
     /// When the last measurement ended.
     since: Option<Totals>,
+    /// What is given up: by its place in the order, what it is called.
+    shed: BTreeMap<usize, &'static str>,
     /// Whether it was said that nothing is left to give up.
     excess_told: bool,
 }
@@ -192,8 +195,14 @@ impl CostControl {
             ticks_per_measurement,
             timed: None,
             since: None,
+            shed: BTreeMap::new(),
             excess_told: false,
         }
+    }
+
+    /// What is given up now, first what goes first.
+    pub fn shed(&self) -> impl Iterator<Item = &'static str> {
+        self.shed.values().copied()
     }
 
     /// To be called once per sample, with all sources in the order in which they are to be given up, always the same ones, and the CPU time
@@ -266,6 +275,11 @@ impl CostControl {
             Ok(()) => {
                 self.metrics.forget(&before);
                 self.metrics.show_shed(probe, shedding);
+                if shedding {
+                    self.shed.insert(index, probe);
+                } else {
+                    self.shed.remove(&index);
+                }
                 if shedding {
                     tracing::warn!(
                         probe,

@@ -2,7 +2,8 @@
 
 use super::accounting::{is_not_found, map_error};
 use super::btf::Types;
-use super::load::{BTF_PATH, MemberPath, object_error, offset, program, program_error, take_map};
+use super::load::{BTF_PATH, object_error, program, program_error, take_map};
+use super::net_device::{Taps, Whereabouts};
 use super::{ProbeError, ProgramCost, cost};
 use aya::maps::{Array, HashMap, MapData};
 use aya::programs::BtfTracePoint;
@@ -10,20 +11,8 @@ use aya::{Btf, Ebpf, EbpfLoader};
 use gnomon_common::abi::drops::DropKey;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::MetadataExt;
-
-const OFFSETS: [(&str, MemberPath); 4] = [
-    ("SKB_DEVICE_OFFSET", &[("sk_buff", "dev")]),
-    ("DEVICE_NUMBER_OFFSET", &[("net_device", "ifindex")]),
-    // A structure of one member: the pointer.
-    ("DEVICE_NAMESPACE_OFFSET", &[("net_device", "nd_net")]),
-    ("NAMESPACE_NUMBER_OFFSET", &[("net", "ns"), ("ns_common", "inum")]),
-];
 
 const PROGRAM: &str = "packet_dropped";
-
-/// The network namespace of the calling thread; its inode's number is the kernel's number of the namespace.
-const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
 
 /// What the kernel's names of reasons begin with.
 const REASON_PREFIX: &str = "SKB_DROP_REASON_";
@@ -42,10 +31,9 @@ pub type Drops = BTreeMap<u32, BTreeMap<u32, u64>>;
 /// The drop probe, attached while this lives. It sees devices of the network namespace that it was loaded in.
 pub struct DropProbe {
     ebpf: Ebpf,
-    taps: HashMap<MapData, u32, u32>,
+    taps: Taps<u32>,
     drops: HashMap<MapData, PodKey, u64>,
     missed: Array<MapData, u64>,
-    watched: BTreeSet<u32>,
     reasons: BTreeMap<u32, String>,
 }
 
@@ -59,31 +47,20 @@ impl DropProbe {
         let wrong = |source| ProbeError::Btf { path: BTF_PATH, source };
         let types = Types::parse(&blob).map_err(wrong)?;
         let reasons = types.enumerators("skb_drop_reason").map_err(wrong)?;
-        let mut offsets = Vec::with_capacity(OFFSETS.len());
-        for (_, path) in OFFSETS {
-            offsets.push(offset(&types, path).map_err(wrong)?);
-        }
-        let own_namespace = fs::metadata(OWN_NAMESPACE)
-            .map_err(|source| ProbeError::System { what: "finding the agent's network namespace", source })?
-            // Of 32 bits, as all inodes of this file system.
-            .ino() as u32;
+        let whereabouts = Whereabouts::of(&types)?;
         let btf = Btf::from_sys_fs().map_err(|source| ProbeError::AttachPoint { what: "the kernel", source })?;
         let mut loader = EbpfLoader::new();
-        loader.btf(Some(&btf)).override_global("OWN_NAMESPACE", &own_namespace, true);
-        for ((global, _), offset) in OFFSETS.iter().zip(&offsets) {
-            loader.override_global(global, offset, true);
-        }
+        whereabouts.tell(loader.btf(Some(&btf)));
         let mut ebpf =
             loader.load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/drops"))).map_err(object_error)?;
         drop(loader);
         let loaded = program::<BtfTracePoint>(&mut ebpf, PROGRAM)?;
         loaded.load("kfree_skb", &btf).and_then(|()| loaded.attach()).map_err(|e| program_error(PROGRAM, e))?;
         Ok(Self {
-            taps: take_map(&mut ebpf, "TAPS")?,
+            taps: Taps::of(take_map(&mut ebpf, "TAPS")?),
             drops: take_map(&mut ebpf, "DROPS")?,
             missed: take_map(&mut ebpf, "DROPS_MISSED")?,
             ebpf,
-            watched: BTreeSet::new(),
             reasons,
         })
     }
@@ -93,18 +70,7 @@ impl DropProbe {
     /// # Errors
     /// If the kernel refuses: mostly because a map is full. What is watched then is told by the next reading all the same.
     pub fn watch(&mut self, ifindexes: &BTreeSet<u32>) -> Result<(), ProbeError> {
-        let gone: Vec<u32> = self.watched.difference(ifindexes).copied().collect();
-        for ifindex in gone {
-            match self.taps.remove(&ifindex) {
-                Err(error) if !is_not_found(&error) => return Err(map_error("TAPS")(error)),
-                _ => self.watched.remove(&ifindex),
-            };
-        }
-        for &ifindex in ifindexes.difference(&self.watched.clone()) {
-            self.taps.insert(ifindex, 0, 0).map_err(map_error("TAPS"))?;
-            self.watched.insert(ifindex);
-        }
-        Ok(())
+        self.taps.watch(ifindexes, 0)
     }
 
     /// The counters of all watched devices: two system calls for each pair of device and reason.
@@ -115,7 +81,7 @@ impl DropProbe {
         let (mut drops, mut orphans) = (Drops::new(), Vec::new());
         for entry in self.drops.iter() {
             let (PodKey(key), count) = entry.map_err(map_error("DROPS"))?;
-            if self.watched.contains(&key.ifindex) {
+            if self.taps.watched().contains(&key.ifindex) {
                 drops.entry(key.ifindex).or_default().insert(key.reason, count);
             } else {
                 orphans.push(key);

@@ -52,6 +52,9 @@ impl Labels {
         if let Some(drops) = tick.window_end.as_mut().and_then(|end| end.drops.as_mut()) {
             drops.devices = self.relabelled(std::mem::take(&mut drops.devices));
         }
+        if let Some(queues) = tick.window_end.as_mut().and_then(|end| end.queues.as_mut()) {
+            queues.devices = self.relabelled(std::mem::take(&mut queues.devices));
+        }
         for causes in tick.sched.iter_mut().flat_map(|reading| reading.culprits.values_mut()) {
             for (who, _) in &mut causes.culprits {
                 if let Culprit::Task(command) = who {

@@ -131,7 +131,11 @@ mod tests {
         let report = HostReport {
             start: Timestamp::from_unix_ms(1_796_000_000_000),
             window_ms: 10_000,
-            host_window: HostWindow { cpu_cores: mean(1.234), memory_available_bytes: 1 << 20, disk_rest: None },
+            host_window: HostWindow {
+                cpu_cores: mean(1.234),
+                memory_available_bytes: 1 << 20,
+                ..HostWindow::default()
+            },
             vms: vec![vm],
             inventory_complete: true,
             losses: Losses::default(),

@@ -1,5 +1,6 @@
 //! Readings of the drop probe -> why packets were dropped on each device in a window.
 
+use super::by_device::DeviceSeries;
 use super::source::SourceError;
 use crate::cost::Costed;
 use crate::probe::{DropProbe, Drops, ProbeError, ProgramCost};
@@ -86,33 +87,15 @@ impl DropStandby {
 
 /// Drops on the devices of VMs from window to window. Pure.
 #[derive(Debug, Default)]
-pub(super) struct DropSeries {
-    /// When the last window ended.
-    closed_ns: Option<u64>,
-    /// By name, the watched devices' numbers and what was counted on each by then.
-    watched: BTreeMap<String, (u32, BTreeMap<u32, u64>)>,
-}
+pub(super) struct DropSeries(DeviceSeries<BTreeMap<u32, u64>>);
 
 impl DropSeries {
-    /// Ends the window at `taken_ns` of `CLOCK_MONOTONIC`: what was dropped on each device in it. A device that was not watched since the
-    /// window began, or was made anew, is left out; all are without a reading, and in the window after that.
+    /// Ends the window at `taken_ns` of `CLOCK_MONOTONIC`: what was dropped on each device that was watched all through it.
     pub(super) fn close(&mut self, reading: Option<&DropReading>, taken_ns: u64) -> BTreeMap<String, Vec<Dropped>> {
-        let before = std::mem::take(&mut self.watched);
-        let elapsed_s = self.closed_ns.take().map_or(0.0, |closed_ns| taken_ns.saturating_sub(closed_ns) as f64 / 1e9);
-        let Some(reading) = reading else { return BTreeMap::new() };
-        let mut windows = BTreeMap::new();
-        for (device, &ifindex) in &reading.devices {
-            let known = before.get(device).filter(|(known, _)| *known == ifindex);
-            let now = reading.counted.get(&ifindex).cloned().unwrap_or_default();
-            if let Some((_, before)) = known
-                && elapsed_s > 0.0
-            {
-                windows.insert(device.clone(), between(&reading.reasons, before, &now, elapsed_s));
-            }
-            self.watched.insert(device.clone(), (ifindex, now));
-        }
-        self.closed_ns = Some(taken_ns);
-        windows
+        let Some(reading) = reading else { return self.0.close(None, taken_ns, |_, _, _| Vec::new()) };
+        self.0.close(Some((&reading.devices, &reading.counted)), taken_ns, |before, now, elapsed_s| {
+            between(&reading.reasons, before, now, elapsed_s)
+        })
     }
 }
 

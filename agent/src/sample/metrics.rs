@@ -6,7 +6,9 @@ pub(super) use labels::VmLabel;
 
 use super::interval::{Rejection, WaitSample};
 use crate::reading::Culprit;
-use gnomon_common::wire::{DiskWindow, Dropped, ExitReason, ExitShare, InterfaceWindow, MemoryWindow, Traffic};
+use gnomon_common::wire::{
+    DiskWindow, Dropped, ExitReason, ExitShare, InterfaceWindow, MemoryWindow, QueueWindow, Traffic,
+};
 use labels::{DirectionLabel, DropLabel, ExitLabel, ReasonLabel, WaitLabel};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -60,6 +62,7 @@ pub struct SampleMetrics {
     network_bytes: Family<DirectionLabel, GaugeF64>,
     network_packets: Family<DirectionLabel, GaugeF64>,
     network_dropped: Family<DirectionLabel, GaugeF64>,
+    network_wait: Family<VmLabel, GaugeF64>,
     dropped_by_reason: Family<DropLabel, Counter<f64, AtomicU64>>,
     drops_missed: Gauge,
     pub(super) exit_failures: Counter,
@@ -106,6 +109,7 @@ impl Default for SampleMetrics {
             network_bytes: Family::default(),
             network_packets: Family::default(),
             network_dropped: Family::default(),
+            network_wait: Family::default(),
             dropped_by_reason: Family::default(),
             drops_missed: Gauge::default(),
             exit_failures: Counter::default(),
@@ -171,6 +175,11 @@ impl SampleMetrics {
             "gnomon_agent_vm_network_dropped_per_second",
             "Packets dropped at the VM's interfaces in the last window, by the VM's direction",
             self.network_dropped.clone(),
+        );
+        r.register(
+            "gnomon_agent_vm_network_wait_seconds",
+            "How long packets waited until the VM took them, mean of those timed in the last window; absent where none was",
+            self.network_wait.clone(),
         );
         r.register("gnomon_agent_probe_drain_seconds", "Time to drain the probe", self.drain_seconds.clone());
         r.register("gnomon_agent_sample_tick_seconds", "Time a tick takes in all", self.tick_seconds.clone());
@@ -366,6 +375,8 @@ impl SampleMetrics {
     }
 
     pub(super) fn vm_network(&self, vm: &VmLabel, interfaces: &[InterfaceWindow]) {
+        let queues = interfaces.iter().filter_map(|interface| interface.queue.as_ref());
+        show(&self.network_wait, vm, QueueWindow::mean_wait_ms(queues).map(|ms| ms / 1e3));
         let received: Vec<&Traffic> = interfaces.iter().map(|interface| &interface.received).collect();
         let sent: Vec<&Traffic> = interfaces.iter().map(|interface| &interface.sent).collect();
         for (direction, traffic) in [("received", received), ("sent", sent)] {

@@ -56,6 +56,7 @@ impl NetworkSeries {
                 received: received.finish()?,
                 sent: sent.finish()?,
                 drops: None,
+                queue: None,
             })
         });
         windows.collect()

@@ -4,7 +4,10 @@ mod reader;
 
 use super::grid::Now;
 use super::series::HostSeries;
-use super::{DropStandby, HostReport, LiveLoads, MigrationBook, SampleMetrics, SchedSource, StoodDownVms, VmReadings};
+use super::{
+    DropStandby, HostReport, LiveLoads, MigrationBook, QueueStandby, SampleMetrics, SchedSource, StoodDownVms,
+    VmReadings,
+};
 use crate::cost::CostControl;
 use crate::host::inventory::Inventory;
 use crate::host::process::Proc;
@@ -76,6 +79,8 @@ pub struct Sources {
     pub disks: Option<VmReadings<BlockReading>>,
     /// Of what is dropped on network devices, where something tells.
     pub drops: Option<DropStandby>,
+    /// Of how long packets wait there, where something tells.
+    pub queues: Option<QueueStandby>,
     /// How VMs are held up for want of memory, where something tells.
     pub reclaim: Option<VmReadings<ReclaimReading>>,
     /// Why vCPUs leave their guests, where something tells.

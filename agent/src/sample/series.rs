@@ -11,6 +11,7 @@ use super::live::{LiveLoads, Moment, Moments};
 use super::memory::MemorySeries;
 use super::metrics::VmLabel;
 use super::network::NetworkSeries;
+use super::queues::QueueSeries;
 use super::tick::{HostReading, Start, Tick, WindowEnd};
 use super::vm::{Observed, VmSeries};
 use super::window::Weighted;
@@ -40,6 +41,7 @@ pub(crate) struct HostSeries {
     memory_available_bytes: u64,
     disk_rest: RestSeries,
     drops: DropSeries,
+    queues: QueueSeries,
     losses: Losses,
 }
 
@@ -75,6 +77,7 @@ impl HostSeries {
             memory_available_bytes: 0,
             disk_rest: RestSeries::default(),
             drops: DropSeries::default(),
+            queues: QueueSeries::default(),
             losses: Losses::default(),
         };
         series.observe_host(host);
@@ -235,12 +238,14 @@ impl HostSeries {
                 cpu_cores: std::mem::take(&mut self.host_cores).finish(),
                 memory_available_bytes: self.memory_available_bytes,
                 disk_rest: self.disk_rest.take_window(),
+                probes_shed: end.probes_shed.clone(),
             },
             vms: Vec::with_capacity(inventory.vms.len()),
             inventory_complete: inventory.complete,
             losses: self.losses,
         };
         let mut drops = self.close_drops(&end, now.monotonic_ns);
+        let mut queues = self.queues.close(end.queues.as_ref(), now.monotonic_ns);
         for facts in &inventory.vms {
             let mut vm = self.vms.get_mut(&facts.id);
             let memory = vm.as_mut().zip(end.memory.get(&facts.id)).map(|(vm, reading)| {
@@ -250,7 +255,10 @@ impl HostSeries {
             });
             let interfaces = vm.as_mut().map_or_else(Vec::new, |vm| {
                 let mut interfaces = vm.network.take_window();
-                interfaces.iter_mut().for_each(|interface| interface.drops = drops.remove(&interface.device));
+                for interface in &mut interfaces {
+                    interface.drops = drops.remove(&interface.device);
+                    interface.queue = queues.remove(&interface.device);
+                }
                 self.metrics.vm_network(&vm.label, &interfaces);
                 interfaces
             });

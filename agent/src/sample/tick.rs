@@ -6,6 +6,7 @@
 use super::drops::DropReading;
 use super::grid::Now;
 use super::memory::HostMemoryReading;
+use super::queues::QueueReading;
 use crate::host::cgroup::CgroupReading;
 use crate::host::inventory::Inventory;
 use crate::host::network::DeviceCounters;
@@ -88,4 +89,8 @@ pub(crate) struct WindowEnd {
     pub(crate) disk_names: BTreeMap<DiskId, String>,
     /// The drop probe's; empty while it is shed.
     pub(crate) drops: Option<DropReading>,
+    /// What is given up to stay within the budget: names of sources.
+    pub(crate) probes_shed: Vec<String>,
+    /// The queue probe's.
+    pub(crate) queues: Option<QueueReading>,
 }

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// `LOOPBACK_IFINDEX` of `include/net/flow.h`: its number in every network namespace.
-const LOOPBACK: u32 = 1;
+pub(super) const LOOPBACK: u32 = 1;
 
 /// A packet that has not been dropped by then is on no way that this knows.
 const DROPPED_MAX: Duration = Duration::from_millis(200);

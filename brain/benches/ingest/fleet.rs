@@ -11,8 +11,8 @@ use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     AgentEpoch, Allocation, CpuBounds, CpuSource, CpuWindow, CulpritShare, Culprits, DiskFlow, DiskRest, DiskShare,
     DiskWindow, ExitReason, ExitShare, GuestMemory, Hello, HostFacts, HostId, HostWindow, InterfaceWindow, Losses,
-    MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, ProcessIo, ReclaimStalls, Report, Sequence, Traffic,
-    VERSIONS, VmId, VmState, VmTerms, VmWindow, WaitHistogram, Who,
+    MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, ProcessIo, QueueWindow, ReclaimStalls, Report, Sequence,
+    Traffic, VERSIONS, VmId, VmState, VmTerms, VmWindow, WaitHistogram, Who,
 };
 use uuid::Uuid;
 
@@ -113,6 +113,7 @@ impl Host {
                 cpu_cores: same(cpu_cores),
                 memory_available_bytes: 1 << 38,
                 disk_rest: Some(DiskRest { write_bytes_per_s: 8e6, ..DiskRest::default() }),
+                probes_shed: Vec::new(),
             },
             vms,
             inventory_complete: true,
@@ -195,6 +196,7 @@ impl Vm {
                 received: Traffic { bytes_per_s: same(3e5), packets_per_s: 400.0, dropped_per_s: 0.0 },
                 sent: Traffic { bytes_per_s: same(9e5), packets_per_s: 700.0, dropped_per_s: 0.0 },
                 drops: Some(Vec::new()),
+                queue: Some(QueueWindow::default()),
             }],
             disk: Some(DiskWindow {
                 write: DiskFlow {

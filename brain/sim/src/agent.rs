@@ -267,7 +267,7 @@ impl Agent {
         let host_window = HostWindow {
             cpu_cores: MeanMax { mean: used, max: used },
             memory_available_bytes: 4 << 30,
-            disk_rest: None,
+            ..HostWindow::default()
         };
         self.spool.push_back(Report {
             host: self.host.clone(),

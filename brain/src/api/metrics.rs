@@ -1,6 +1,7 @@
 //! `/metrics`, and what the API measures of itself.
 
 mod disks;
+mod network;
 
 use super::{ApiState, Problem};
 use crate::telemetry::METRICS_CONTENT_TYPE;
@@ -9,19 +10,24 @@ use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use disks::DiskGauges;
-use gnomon_common::wire::{InterfaceWindow, Traffic, VmId};
+use gnomon_common::wire::{LatencyHistogram, VmId};
 use gnomon_core::view::VmView;
+use network::NetworkGauges;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use std::hash::Hash;
 use std::sync::atomic::AtomicU64;
 
 /// VMs with gauges of their own: more label values would burden the Prometheus server. Those beyond it are counted.
 const VM_GAUGES_MAX: usize = 4096;
 /// VMs whose forecasts are read in one question: the loop must not wait long for a scrape.
 const FORECASTS_PER_QUESTION: usize = 64;
+
+/// Quantiles of latency that are told, with their labels.
+const QUANTILES: [(f64, &str); 3] = [(0.5, "0.5"), (0.95, "0.95"), (0.99, "0.99")];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Answered {
@@ -35,7 +41,15 @@ struct Vm {
     host: String,
 }
 
-type VmGauges = Family<Vm, Gauge<f64, AtomicU64>>;
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VmQuantile {
+    #[prometheus(flatten)]
+    vm: Vm,
+    quantile: &'static str,
+}
+
+type Gauges<L> = Family<L, Gauge<f64, AtomicU64>>;
+type VmGauges = Gauges<Vm>;
 
 /// Requests answered and refused.
 #[derive(Clone, Debug, Default)]
@@ -82,6 +96,20 @@ pub(super) async fn metrics(State(state): State<ApiState>) -> Result<impl IntoRe
     Ok(([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], body))
 }
 
+/// The quantiles that are told, with their labels, in seconds; none without requests.
+fn quantiles(latency: &LatencyHistogram) -> impl Iterator<Item = (&'static str, f64)> {
+    QUANTILES.into_iter().filter_map(|(level, label)| Some((label, latency.quantile_ms(level)? / 1e3)))
+}
+
+fn family<L>(registry: &mut Registry, name: &str, help: &str) -> Gauges<L>
+where
+    L: Clone + std::fmt::Debug + Hash + Eq + EncodeLabelSet + Send + Sync + 'static,
+{
+    let family = Gauges::<L>::default();
+    registry.register(name, help, family.clone());
+    family
+}
+
 /// Gauges made at scrape time: a VM that has gone leaves nothing behind.
 async fn vm_gauges(state: &ApiState, registry: &mut Registry, vms: &[VmView]) {
     let gauge = |registry: &mut Registry, name: &str, help: &str| {
@@ -95,16 +123,7 @@ async fn vm_gauges(state: &ApiState, registry: &mut Registry, vms: &[VmView]) {
     let p95 = gauge(registry, "gnomon_vm_cpu_forecast_p95_cores", "Forecast demand of the next step, 95th percentile");
     let demand = gauge(registry, "gnomon_vm_memory_demand_bytes", "Memory wanted in the latest window, as estimated");
     let balloon = gauge(registry, "gnomon_vm_memory_balloon_bytes", "Memory that the balloon leaves to the guest");
-    let received = gauge(
-        registry,
-        "gnomon_vm_network_received_bytes_per_second",
-        "Traffic into the VM in the latest window, all its interfaces together",
-    );
-    let sent = gauge(
-        registry,
-        "gnomon_vm_network_sent_bytes_per_second",
-        "Traffic out of the VM in the latest window, all its interfaces together",
-    );
+    let network = NetworkGauges::register(registry);
     let disks = DiskGauges::register(registry);
     let stood_down = gauge(
         registry,
@@ -138,13 +157,7 @@ async fn vm_gauges(state: &ApiState, registry: &mut Registry, vms: &[VmView]) {
             if let Some(bytes) = view.memory.and_then(|memory| memory.balloon_bytes) {
                 balloon.get_or_create(&labels).set(bytes as f64);
             }
-            if !view.interfaces.is_empty() {
-                let sum = |of: fn(&InterfaceWindow) -> &Traffic| -> f64 {
-                    view.interfaces.iter().map(|interface| of(interface).bytes_per_s.mean).sum()
-                };
-                received.get_or_create(&labels).set(sum(|interface| &interface.received));
-                sent.get_or_create(&labels).set(sum(|interface| &interface.sent));
-            }
+            network.show(&labels, &view.interfaces);
             if let Some(window) = &view.disk {
                 disks.show(&labels, window);
             }

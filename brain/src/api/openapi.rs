@@ -49,8 +49,8 @@ mod tests {
     use gnomon_common::time::Timestamp;
     use gnomon_common::wire::{
         Allocation, CommandId, CpuWindow, DiskShare, DiskWindow, Dropped, ExitReason, ExitShare, GuestMemory, HostId,
-        InterfaceWindow, MemoryDemand, MemoryWindow, MigrationProgress, PacerWindow, ProcessIo, ReclaimStalls, Setting,
-        ShadowWindow, VmId, VmState, WaitHistogram,
+        InterfaceWindow, MemoryDemand, MemoryWindow, MigrationProgress, PacerWindow, ProcessIo, QueueWindow,
+        ReclaimStalls, Setting, ShadowWindow, VmId, VmState, WaitHistogram,
     };
     use gnomon_core::Hold;
     use gnomon_core::view::{CulpritView, VmView, WaitView};
@@ -96,6 +96,7 @@ mod tests {
             }),
             interfaces: vec![InterfaceWindow {
                 drops: Some(vec![Dropped { reason: "full_ring".to_owned(), packets_per_s: 1.0 }]),
+                queue: Some(QueueWindow { wait_ms: Some(1.0), ..QueueWindow::default() }),
                 ..InterfaceWindow::default()
             }],
             disk: Some(DiskWindow {

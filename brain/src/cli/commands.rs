@@ -69,18 +69,24 @@ pub(super) fn hosts(client: &Client, json: bool) -> Result<(), Failure> {
             host.host.to_string(),
             agent.into(),
             host.vms.to_string(),
-            cores(host.window.map(|window| window.cpu_cores.mean)),
+            cores(host.window.as_ref().map(|window| window.cpu_cores.mean)),
             cores(host.outlook.map(|outlook| outlook.demand_cores)),
             host.contention.map_or_else(|| "-".into(), |told| format!("{:.0} %", told.share * 100.0)),
             cores(Some(host.allocated_cores)),
             cores(Some(host.facts.capacity_cores)),
-            host.window.map_or_else(|| "-".into(), |window| bytes(window.memory_available_bytes)),
+            host.window.as_ref().map_or_else(|| "-".into(), |window| bytes(window.memory_available_bytes)),
             host.facts.cpu_source.to_string(),
             host_hold(host),
             lost.to_string(),
         ]);
     }
     println!("{table}");
+    for host in &hosts {
+        let shed = host.window.as_ref().map(|window| window.probes_shed.join(", ")).filter(|shed| !shed.is_empty());
+        if let Some(shed) = shed {
+            println!("{}: given up to keep the agent within its budget, and not measured now: {shed}", host.host);
+        }
+    }
     Ok(())
 }
 

@@ -112,12 +112,17 @@ pub struct DiskRest {
     pub requests_missed_per_s: f64,
 }
 
-/// Requests by time at the device: bucket `b` counts `2^b ..= 2^(b+1)-1` µs (of 1,024 ns), the first also all shorter, the last all longer.
+/// Requests by time at the device, or packets by time in a queue: bucket `b` counts `2^b ..= 2^(b+1)-1` µs (of 1,024 ns), the first also all shorter, the last all longer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct LatencyHistogram(pub [u32; LATENCY_BUCKETS]);
 
 impl LatencyHistogram {
+    /// Adds what another counts.
+    pub fn add(&mut self, other: &Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(count, more)| *count = count.saturating_add(more));
+    }
+
     /// The upper end, in milliseconds, of the bucket in which the `level` quantile (0..=1) lies; `None` where nothing was counted.
     pub fn quantile_ms(&self, level: f64) -> Option<f64> {
         let total: u64 = self.0.iter().copied().map(u64::from).sum();

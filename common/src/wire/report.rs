@@ -1,8 +1,8 @@
 //! What a host measured: windows of one-second samples.
 
 use super::{
-    AgentEpoch, Culprits, DiskRest, DiskWindow, ExitShare, HostId, LocalStorage, MigrationProgress, Sequence,
-    ShadowWindow, VmId, VmTerms,
+    AgentEpoch, Culprits, DiskRest, DiskWindow, ExitShare, HostId, LatencyHistogram, LocalStorage, MigrationProgress,
+    Sequence, ShadowWindow, VmId, VmTerms,
 };
 use crate::abi::sched::WAIT_BUCKETS;
 use crate::time::Timestamp;
@@ -52,8 +52,11 @@ pub struct MeanMax {
     pub max: f64,
 }
 
+/// Probes that can be shed.
+const PROBES_MAX: usize = 16;
+
 /// The host's own load in a window.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct HostWindow {
     /// CPU in use within what the agent is responsible for, in cores.
     pub cpu_cores: MeanMax,
@@ -61,6 +64,19 @@ pub struct HostWindow {
     pub memory_available_bytes: u64,
     /// What was read and written without being known to be a VM's; `None` where the block probe does not work.
     pub disk_rest: Option<DiskRest>,
+    /// Probes that are given up at the window's end because the agent would cost more than its budget, by name (`queues`), first the one that
+    /// goes first. What only they tell is absent.
+    pub probes_shed: Vec<String>,
+}
+
+impl HostWindow {
+    /// This, without names of probes that cannot be any.
+    #[must_use]
+    pub fn sane(mut self) -> Self {
+        self.probes_shed.truncate(PROBES_MAX);
+        self.probes_shed.retain(|name| name.len() <= REASON_BYTES_MAX);
+        self
+    }
 }
 
 /// One VM in a window.
@@ -254,12 +270,14 @@ pub struct InterfaceWindow {
     pub sent: Traffic,
     /// Why packets were dropped on the device, those with most first, at most [`DROP_REASONS_MAX`]; `None` where nothing tells.
     pub drops: Option<Vec<Dropped>>,
+    /// How long packets into the VM waited at the device; `None` where nothing tells.
+    pub queue: Option<QueueWindow>,
 }
 
 /// Reasons for drops that are told of one interface.
 pub const DROP_REASONS_MAX: usize = 8;
 
-/// Longest name of a reason, in bytes.
+/// Longest name of a reason, or of a probe, in bytes.
 const REASON_BYTES_MAX: usize = 64;
 
 /// Packets that the kernel dropped on a device for one reason. Not only those that the device counts itself
@@ -273,6 +291,30 @@ pub struct Dropped {
     pub packets_per_s: f64,
 }
 
+/// How long packets into the VM waited in its device's queue until the VM (QEMU, or its vhost thread) took them: a sample of them, at most 64
+/// at once. What was dropped there is not in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct QueueWindow {
+    /// Mean of those timed that were taken in the window, in milliseconds; `None` where none was.
+    pub wait_ms: Option<f64>,
+    /// They, by how long they waited.
+    pub waits: LatencyHistogram,
+}
+
+impl QueueWindow {
+    /// Mean of the packets timed at several devices, in milliseconds; `None` where none was.
+    pub fn mean_wait_ms<'a>(queues: impl Iterator<Item = &'a Self>) -> Option<f64> {
+        let (mut waited_ms, mut packets) = (0.0, 0.0);
+        for queue in queues {
+            let timed: f64 = queue.waits.0.iter().copied().map(f64::from).sum();
+            waited_ms += queue.wait_ms.unwrap_or(0.0) * timed;
+            packets += timed;
+        }
+        (packets > 0.0).then(|| waited_ms / packets)
+    }
+}
+
 impl InterfaceWindow {
     /// Whether every value can be one: a number, not below zero, and no more reasons than are told.
     pub fn is_sane(&self) -> bool {
@@ -282,6 +324,7 @@ impl InterfaceWindow {
             [bytes_per_s.mean, bytes_per_s.max, *packets_per_s, *dropped_per_s].into_iter().all(is_quantity)
         }) && drops.len() <= DROP_REASONS_MAX
             && drops.iter().all(is_drop)
+            && self.queue.and_then(|queue| queue.wait_ms).is_none_or(is_quantity)
     }
 }
 

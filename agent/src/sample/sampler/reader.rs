@@ -7,6 +7,7 @@ mod memory;
 use super::super::SampleMetrics;
 use super::super::drops::DropReading;
 use super::super::grid::Now;
+use super::super::queues::QueueReading;
 use super::super::tick::{HostReading, Start, Tick, WindowEnd};
 use super::{SamplerConfig, Sources};
 use crate::host::cgroup::CgroupReading;
@@ -246,6 +247,8 @@ impl Reader {
             disk_names: disks.map(disk_names).unwrap_or_default(),
             exits: self.drain_exits(),
             drops: self.read_drops(inventory),
+            queues: self.read_queues(inventory),
+            probes_shed: self.sources.cost.shed().map(str::to_owned).collect(),
         }
     }
 
@@ -255,19 +258,28 @@ impl Reader {
         self.config.proc.io(facts.process.as_ref()?.pid, taken_ns).ok()
     }
 
-    /// What was dropped on the devices of VMs that run. Devices are named anew at each window's end.
+    /// What was dropped on the devices of VMs that run.
     fn read_drops(&mut self, inventory: &Inventory) -> Option<DropReading> {
-        let running = inventory.vms.iter().filter(|facts| facts.state == VmState::Running);
-        let devices = running.flat_map(|facts| facts.interfaces.iter().take(INTERFACES_MAX));
-        match self.sources.drops.as_mut()?.read(network::ifindexes(devices)) {
-            Ok(reading) => Some(reading),
-            Err(error) => {
-                self.metrics.network_failures.inc();
-                tracing::warn!(%error, "why packets were dropped is not known for this window");
-                None
-            }
-        }
+        let read = self.sources.drops.as_mut()?.read(running_devices(inventory));
+        read.map_err(|error| self.network_failed(&error, "why packets were dropped is")).ok()
     }
+
+    /// How long packets waited there.
+    fn read_queues(&mut self, inventory: &Inventory) -> Option<QueueReading> {
+        let read = self.sources.queues.as_mut()?.read(running_devices(inventory));
+        read.map_err(|error| self.network_failed(&error, "how long packets waited is")).ok().flatten()
+    }
+
+    fn network_failed(&self, error: &SourceError, what: &str) {
+        self.metrics.network_failures.inc();
+        tracing::warn!(%error, "{what} not known for this window");
+    }
+}
+
+/// The devices of VMs that run, with their numbers. Devices are named anew at each window's end.
+fn running_devices(inventory: &Inventory) -> BTreeMap<String, u32> {
+    let running = inventory.vms.iter().filter(|facts| facts.state == VmState::Running);
+    network::ifindexes(running.flat_map(|facts| facts.interfaces.iter().take(INTERFACES_MAX)))
 }
 
 fn disk_names(reading: &BlockReading) -> BTreeMap<DiskId, String> {

@@ -67,6 +67,7 @@ impl Bench {
             cpu: Box::new(script.clone()),
             disks: Some(Box::new(script.clone())),
             drops: None,
+            queues: None,
             reclaim: Some(Box::new(script.clone())),
             exits: Some(Box::new(script.clone())),
             cost: CostControl::register(Budget::default(), 1_000, &mut registry),
@@ -427,8 +428,15 @@ fn the_thread_reports_by_itself_and_stops_when_it_is_dropped() {
     let (out, mut reports) = mpsc::channel(4);
     let config = SamplerConfig { sample_ms: 100, window_ms: 1000, ..SamplerConfig::default() };
     let cost = CostControl::register(Budget::default(), 1_000, &mut Registry::default());
-    let sources =
-        Sources { cpu: Box::new(Script::default()), disks: None, drops: None, reclaim: None, exits: None, cost };
+    let sources = Sources {
+        cpu: Box::new(Script::default()),
+        disks: None,
+        drops: None,
+        queues: None,
+        reclaim: None,
+        exits: None,
+        cost,
+    };
     let handle = spawn(config, receiver, sources, out, SampleMetrics::default()).unwrap();
     let first = reports.blocking_recv().unwrap();
     let second = reports.blocking_recv().unwrap();

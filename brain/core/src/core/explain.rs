@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use gnomon_common::wire::{ExitReason, ExitShare, HostId, InterfaceWindow, Means, VmId, VmState};
+use gnomon_common::wire::{
+    ExitReason, ExitShare, HostId, InterfaceWindow, LatencyHistogram, Means, QueueWindow, VmId, VmState,
+};
 
 use super::planning::{balloon_sizing, sizing};
 use super::{Core, views};
@@ -330,10 +332,22 @@ fn network(vm: &Vm) -> Option<String> {
     let why = if why.is_empty() { String::new() } else { format!(" ({})", why.join(", ")) };
     let dropped =
         if dropped > 0.0 { format!(", and {dropped:.1} packets were dropped there{why}") } else { String::new() };
+    let mut timed = LatencyHistogram::default();
+    let queues = || vm.interfaces.iter().filter_map(|interface| interface.queue.as_ref());
+    queues().for_each(|queue| timed.add(&queue.waits));
+    let waited =
+        QueueWindow::mean_wait_ms(queues()).zip(timed.quantile_ms(0.99)).map_or_else(String::new, |(mean, most)| {
+            format!(
+                ", packets waited {mean:.2} ms in the mean until it took them, 99 % of them no longer than {most:.2} ms"
+            )
+        });
     let names: Vec<&str> = vm.interfaces.iter().map(|interface| interface.device.as_str()).collect();
     (!names.is_empty()).then(|| {
         let (received, sent) = (received / 1e6, sent / 1e6);
-        format!("Through {} it received {received:.2} MB and sent {sent:.2} MB each second{dropped}.", names.join(", "))
+        format!(
+            "Through {} it received {received:.2} MB and sent {sent:.2} MB each second{waited}{dropped}.",
+            names.join(", ")
+        )
     })
 }
 

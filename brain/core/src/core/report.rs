@@ -76,7 +76,7 @@ impl Core {
         if newest {
             host.latest = Some((report.epoch, report.sequence));
             host.last_window = Some(report.start);
-            host.window = Some(report.host_window);
+            host.window = Some(report.host_window.clone().sane());
             host.losses = report.losses;
             let arriving = report.vms.iter().filter(|window| window.state == VmState::Arriving);
             host.arriving = arriving.map(|window| window.vm).collect();

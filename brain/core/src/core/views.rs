@@ -154,7 +154,7 @@ impl Core {
             facts: host.facts.clone(),
             connected: host.connected,
             last_window: host.last_window,
-            window: host.window,
+            window: host.window.clone(),
             vms: host.vms.len(),
             allocated_cores: limits.sum(),
             hold: self.holds.on_host(id),

@@ -1,23 +1,9 @@
 //! Gauges of what VMs do on their hosts' disks: of each VM, and of each disk that it used.
 
-use super::{Vm, VmGauges};
-use gnomon_common::wire::{DiskFlow, DiskShare, DiskWindow, LatencyHistogram};
+use super::{Gauges, Vm, VmGauges, VmQuantile, family, quantiles};
+use gnomon_common::wire::{DiskFlow, DiskShare, DiskWindow};
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use std::hash::Hash;
-use std::sync::atomic::AtomicU64;
-
-/// Quantiles of latency that are told, with their labels.
-const QUANTILES: [(f64, &str); 3] = [(0.5, "0.5"), (0.95, "0.95"), (0.99, "0.99")];
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct VmQuantile {
-    #[prometheus(flatten)]
-    vm: Vm,
-    quantile: &'static str,
-}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct VmDisk {
@@ -33,8 +19,6 @@ struct DiskQuantile {
     disk: VmDisk,
     quantile: &'static str,
 }
-
-type Gauges<L> = Family<L, Gauge<f64, AtomicU64>>;
 
 /// All of them.
 pub(super) struct DiskGauges {
@@ -143,24 +127,10 @@ impl DiskGauges {
     }
 }
 
-/// The quantiles that are told, with their labels, in seconds; none without requests.
-fn quantiles(latency: &LatencyHistogram) -> impl Iterator<Item = (&'static str, f64)> {
-    QUANTILES.into_iter().filter_map(|(level, label)| Some((label, latency.quantile_ms(level)? / 1e3)))
-}
-
-fn family<L>(registry: &mut Registry, name: &str, help: &str) -> Gauges<L>
-where
-    L: Clone + std::fmt::Debug + Hash + Eq + EncodeLabelSet + Send + Sync + 'static,
-{
-    let family = Gauges::<L>::default();
-    registry.register(name, help, family.clone());
-    family
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gnomon_common::wire::MeanMax;
+    use gnomon_common::wire::{LatencyHistogram, MeanMax};
     use prometheus_client::encoding::text::encode;
 
     #[test]

@@ -242,7 +242,7 @@ fn kvm(host: &Machine) -> Result<String> {
 /// On this kernel all that the agent provokes at its start can be.
 fn ensure_probes_counted(host: &Machine) -> Result<()> {
     let counted = host.run("sed -n 's/.*the probe counts probe=\"\\([a-z]*\\)\".*/\\1/p' /var/log/gnomon-agent.log")?;
-    for probe in ["drops", "block", "memory", "exits"] {
+    for probe in ["drops", "queues", "block", "memory", "exits"] {
         ensure!(counted.lines().any(|told| told == probe), "the probe {probe} did not count, but {counted:?}");
     }
     Ok(())

@@ -8,11 +8,12 @@ impl Reader {
     /// at last, without which there is no demand.
     pub(in super::super) fn control_cost(&mut self, host_ns: u64) {
         let exits = self.sources.exits.as_mut().map(|exits| exits.as_mut() as &mut dyn Costed);
+        let queues = self.sources.queues.as_mut().map(|queues| queues as &mut dyn Costed);
         let drops = self.sources.drops.as_mut().map(|drops| drops as &mut dyn Costed);
         let reclaim = self.sources.reclaim.as_mut().map(|reclaim| reclaim.as_mut() as &mut dyn Costed);
         let disks = self.sources.disks.as_mut().map(|disks| disks.as_mut() as &mut dyn Costed);
         let cpu = self.sources.cpu.as_mut() as &mut dyn Costed;
-        let shed_first = exits.into_iter().chain(drops).chain(reclaim).chain(disks);
+        let shed_first = queues.into_iter().chain(exits).chain(drops).chain(reclaim).chain(disks);
         let mut sources: Vec<&mut dyn Costed> = shed_first.chain([cpu]).collect();
         self.sources.cost.tick(&mut sources, host_ns);
     }

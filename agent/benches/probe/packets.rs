@@ -1,0 +1,159 @@
+//! What a packet costs that is queued at a device and taken from it.
+//!
+//! Two threads send a datagram to and fro over the loopback device: all that all programs of a candidate ran is divided by the packets queued
+//! meanwhile. The peer is a bpftrace program that does the same job for every device of the host: it notes when a packet is queued, by its
+//! address, and counts by powers of two how long it was until it was given back. Ours knows the device, and times those of VMs alone. The
+//! drop probe runs only where a packet is dropped, which none is here.
+
+use super::attached::{Attached, BPFTRACE, Peer};
+use super::number;
+use super::spread::median;
+use super::workload::{Workload, settle};
+use anyhow::{Context, Result};
+use gnomon_agent::probe::QueueProbe;
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::thread;
+
+/// `LOOPBACK_IFINDEX` of `include/net/flow.h`.
+const LOOPBACK: u32 = 1;
+
+/// What bpftrace is to do.
+const TIME: &str = "tracepoint:net:net_dev_queue { @since[args->skbaddr] = nsecs; } \
+    tracepoint:skb:consume_skb /@since[args->skbaddr]/ { @us = hist((nsecs - @since[args->skbaddr]) / 1000); delete(@since[args->skbaddr]); } \
+    tracepoint:skb:kfree_skb { delete(@since[args->skbaddr]); }";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Candidate {
+    Nothing,
+    NoVm,
+    Vm,
+    Bpftrace,
+}
+
+impl Candidate {
+    const ALL: [Self; 4] = [Self::Nothing, Self::NoVm, Self::Vm, Self::Bpftrace];
+
+    fn title(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::NoVm => "probe, a device of no VM",
+            Self::Vm => "probe, a VM's device",
+            Self::Bpftrace => "bpftrace, the same job",
+        }
+    }
+
+    /// `None` if it is not installed.
+    fn attach(self) -> Result<Option<Attached>> {
+        Ok(Some(match self {
+            Self::Nothing => Attached::Nothing,
+            Self::NoVm => Attached::Queues(Box::new(QueueProbe::load()?)),
+            Self::Vm => {
+                let mut probe = QueueProbe::load()?;
+                probe.watch(&BTreeSet::from([LOOPBACK]))?;
+                Attached::Queues(Box::new(probe))
+            }
+            Self::Bpftrace => return Peer::start(BPFTRACE, &["-e", TIME], 3),
+        }))
+    }
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Row {
+    candidate: &'static str,
+    packet_ns: Option<f64>,
+    attached_cpu_us_per_op: f64,
+    slowdown_cpu_us_per_op: f64,
+}
+
+/// The medians of all, and how they compare.
+#[derive(Serialize)]
+pub(super) struct Summary {
+    rows: Vec<Row>,
+    vm_to_bpftrace: Option<f64>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Samples {
+    packet_ns: Vec<f64>,
+    attached_us: Vec<f64>,
+    slowdown_us: Vec<f64>,
+}
+
+pub(super) fn measure(rounds: usize) -> Result<Summary> {
+    let mut workload = Workload::start(&["--datagrams".as_ref()])?;
+    let mut samples = vec![Samples::default(); Candidate::ALL.len()];
+    for round in 1..=rounds {
+        for (candidate, samples) in Candidate::ALL.into_iter().zip(&mut samples) {
+            take(candidate, &mut workload, samples)
+                .with_context(|| format!("{} in round {round}", candidate.title()))?;
+        }
+    }
+    Ok(summarise(&samples))
+}
+
+fn take(candidate: Candidate, workload: &mut Workload, samples: &mut Samples) -> Result<()> {
+    let Some(attached) = candidate.attach()? else { return Ok(()) };
+    let measured = super::measure(attached, workload)?;
+    // The kernel keeps 15 characters of a name: `tracepoint_net_` is one of them.
+    let (queued, _) = measured.spent(|program| program == "packet_queued" || program.contains("_net"));
+    let (_, run_ns) = measured.spent(|_| true);
+    samples.packet_ns.extend((queued > 0).then(|| run_ns as f64 / queued as f64));
+    samples.attached_us.push(measured.attached_us);
+    samples.slowdown_us.push(measured.slowdown_us);
+    Ok(())
+}
+
+/// Two threads that send a datagram to and fro.
+pub(super) fn datagrams(cpu: usize) -> Result<()> {
+    settle(cpu)?;
+    let socket = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0));
+    let (ping, pong) = (socket()?, socket()?);
+    ping.connect(pong.local_addr()?)?;
+    pong.connect(ping.local_addr()?)?;
+    let mut datagram = [0; 1000];
+    thread::spawn(move || -> std::io::Result<()> {
+        let mut datagram = [0; 1000];
+        loop {
+            let length = pong.recv(&mut datagram)?;
+            pong.send(&datagram[..length])?;
+        }
+    });
+    loop {
+        ping.send(&datagram)?;
+        ping.recv(&mut datagram)?;
+    }
+}
+
+fn summarise(samples: &[Samples]) -> Summary {
+    let rows: Vec<Row> = Candidate::ALL
+        .iter()
+        .zip(samples)
+        .filter(|(_, samples)| !samples.attached_us.is_empty())
+        .map(|(candidate, samples)| Row {
+            candidate: candidate.title(),
+            packet_ns: median(&samples.packet_ns),
+            attached_cpu_us_per_op: median(&samples.attached_us).unwrap_or(f64::NAN),
+            slowdown_cpu_us_per_op: median(&samples.slowdown_us).unwrap_or(f64::NAN),
+        })
+        .collect();
+    let cost = |candidate: Candidate| rows.iter().find(|row| row.candidate == candidate.title())?.packet_ns;
+    let vm_to_bpftrace = cost(Candidate::Vm).zip(cost(Candidate::Bpftrace)).map(|(ours, theirs)| ours / theirs);
+    Summary { vm_to_bpftrace, rows }
+}
+
+impl Summary {
+    pub(super) fn table(&self) -> String {
+        let line = |name: &str, packet: &str, attached: &str, slowdown: &str| {
+            format!("{name:<26} {packet:>10} {attached:>12} {slowdown:>12}\n")
+        };
+        let mut text = line("", "packet ns", "CPU us/op", "slowdown us");
+        for row in &self.rows {
+            let attached = number(Some(row.attached_cpu_us_per_op), 3);
+            let slowdown = number(Some(row.slowdown_cpu_us_per_op), 3);
+            text += &line(row.candidate, &number(row.packet_ns, 0), &attached, &slowdown);
+        }
+        text + &line("VM / bpftrace", &number(self.vm_to_bpftrace, 2), "", "")
+    }
+}

@@ -1,0 +1,67 @@
+//! A packet from this process to itself, over the loopback device: queued there, and taken when it is received.
+
+use super::{Trial, Uncounted, drops::LOOPBACK};
+use crate::probe::QueueProbe;
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A packet that has not been given back by then is on no way that this knows.
+const TAKEN_MAX: Duration = Duration::from_millis(200);
+
+const POLL: Duration = Duration::from_millis(5);
+
+/// Makes the queue probe time a packet on the loopback device, which is watched for that time alone.
+///
+/// # Errors
+/// If it does not time it.
+pub fn queues(probe: &mut QueueProbe) -> Result<Trial, Uncounted> {
+    probe.watch(&BTreeSet::from([LOOPBACK]))?;
+    let tried = try_queues(probe);
+    let unwatched = probe.watch(&BTreeSet::new());
+    tried.and_then(|trial| unwatched.map(|()| trial).map_err(Uncounted::from))
+}
+
+fn try_queues(probe: &QueueProbe) -> Result<Trial, Uncounted> {
+    let taken = || -> Result<u64, Uncounted> {
+        Ok(probe.drain()?.get(&LOOPBACK).map_or(0, |queue| queue.waits_log2.iter().sum()))
+    };
+    let before = taken()?;
+    if let Err(error) = send_to_oneself() {
+        return Ok(Trial::NotProvoked(format!("no packet over the loopback device: {error}")));
+    }
+    let received = Instant::now();
+    while taken()? <= before {
+        if received.elapsed() > TAKEN_MAX {
+            return Err(Uncounted::Queues);
+        }
+        thread::sleep(POLL);
+    }
+    Ok(Trial::Counted)
+}
+
+/// Sends a datagram to a socket of this process, and receives it there.
+fn send_to_oneself() -> io::Result<()> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    socket.set_read_timeout(Some(TAKEN_MAX))?;
+    socket.send_to(&[0; 64], socket.local_addr()?)?;
+    socket.recv(&mut [0; 64]).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_queue_probe_times_a_packet_and_watches_nothing_afterwards() {
+        let mut probe = match QueueProbe::load() {
+            Ok(probe) => probe,
+            Err(error) => return println!("skipped: {error}"),
+        };
+        assert_eq!(queues(&mut probe).unwrap(), Trial::Counted);
+        send_to_oneself().unwrap();
+        assert!(probe.drain().unwrap().is_empty(), "the loopback device is no VM's");
+    }
+}
