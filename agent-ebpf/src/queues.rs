@@ -16,10 +16,10 @@ mod net_device;
 mod object;
 
 use atomic::{add, claim, element};
-use aya_ebpf::btf_maps::{Array, HashMap};
+use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray};
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use aya_ebpf::macros::{btf_map, btf_tracepoint};
-use aya_ebpf::programs::BtfTracePointContext;
+use aya_ebpf::macros::{btf_map, btf_tracepoint, raw_tracepoint};
+use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use gnomon_common::abi::block::{LATENCY_BUCKETS, latency_bucket};
 use gnomon_common::abi::drops::TAPS_MAX;
 use gnomon_common::abi::queues::{TIMED_MAX, TIMED_PER_TAP_MAX, TapQueue, TimedPacket, place_of};
@@ -28,6 +28,10 @@ use net_device::own_device_of;
 /// Which devices are VMs', written by the agent, and how long packets waited there.
 #[btf_map]
 static TAPS: HashMap<u32, TapQueue, TAPS_MAX> = HashMap::new();
+
+/// Where a pointer becomes a number: the verifier lets nobody calculate with one that it knows to be a packet's.
+#[btf_map]
+static NUMBERS: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// The packets that wait, by [`place_of`] their addresses.
 #[btf_map]
@@ -49,12 +53,20 @@ pub fn packet_queued(ctx: BtfTracePointContext) -> i32 {
     if timed as i64 >= TIMED_PER_TAP_MAX as i64 {
         return 0;
     }
-    let Some(place) = TIMED.get_ptr_mut(place_of(packet as u64)) else {
+    let Some(number) = NUMBERS.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: a value of a map, this CPU's own; no other program of it comes in between.
+    let packet = unsafe {
+        number.write_volatile(packet as u64);
+        number.read_volatile()
+    };
+    let Some(place) = TIMED.get_ptr_mut(place_of(packet)) else {
         return 0;
     };
     // SAFETY: an element of the map. Nobody else writes it once it is claimed: the packet is this CPU's until the device has it.
     unsafe {
-        if claim(&raw mut (*place).packet, packet as u64) {
+        if claim(&raw mut (*place).packet, packet) {
             (*place).queued_ns = bpf_ktime_get_ns();
             (*place).ifindex = ifindex;
             add(&raw mut (*tap).timed, 1);
@@ -64,8 +76,8 @@ pub fn packet_queued(ctx: BtfTracePointContext) -> i32 {
 }
 
 /// `(struct sk_buff *skb, void *location)`: a packet that arrived where it was to go is given back.
-#[btf_tracepoint(function = "consume_skb")]
-pub fn packet_taken(ctx: BtfTracePointContext) -> i32 {
+#[raw_tracepoint(tracepoint = "consume_skb")]
+pub fn packet_taken(ctx: RawTracePointContext) -> i32 {
     let Some((tap, queued_ns)) = leave(ctx.arg(0)) else {
         return 0;
     };
@@ -81,8 +93,8 @@ pub fn packet_taken(ctx: BtfTracePointContext) -> i32 {
 }
 
 /// `(struct sk_buff *skb, void *location, ...)`: a packet is dropped.
-#[btf_tracepoint(function = "kfree_skb")]
-pub fn packet_lost(ctx: BtfTracePointContext) -> i32 {
+#[raw_tracepoint(tracepoint = "kfree_skb")]
+pub fn packet_lost(ctx: RawTracePointContext) -> i32 {
     leave(ctx.arg(0));
     0
 }

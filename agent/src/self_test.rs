@@ -76,7 +76,7 @@ pub enum Uncounted {
     #[error("it counted no drop of a packet that the agent sent to a port of nobody's")]
     Drops,
     /// It missed a packet that waited.
-    #[error("it timed no packet that the agent sent to itself")]
+    #[error("it timed no packet of a connection of the agent to itself")]
     Queues,
     /// It missed a reclaim.
     #[error("it counted no reclaim that the agent asked for in a control group of its own")]

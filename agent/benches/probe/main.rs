@@ -1,8 +1,8 @@
 //! What the probes cost, beside an empty program and beside what others offer for the same job.
 //!
 //! *Switches*: two threads on one CPU pass a byte to and fro ([`switches`]); peers are libbpf-tools' `runqlat` and bpftrace's `@[tid] = count()`.
-//! *Requests*: a process reads from a disk past the page cache ([`requests`]); the peer is libbpf-tools' `biolatency`. *Packets*: two threads
-//! send a datagram to and fro ([`packets`]); the peer is a bpftrace program that does the same. *Guest*: a real guest computes with the scheduler
+//! *Requests*: a process reads from a disk past the page cache ([`requests`]); the peer is libbpf-tools' `biolatency`. *Packets*: a process
+//! sends itself echoes ([`packets`]); the peer is a bpftrace program that does the same. *Guest*: a real guest computes with the scheduler
 //! probe and without it ([`guest`]). *Drain*: one of as many VMs as a large host has ([`drain`]).
 //!
 //! All candidates take turns, `--rounds` times over, and medians are compared, so that a drift of the machine falls on all alike. In-kernel
@@ -64,9 +64,9 @@ struct Options {
     /// Be the second process of that.
     #[arg(long, hide = true)]
     pong: bool,
-    /// Be the workload of datagrams.
+    /// Be the workload of packets.
     #[arg(long, hide = true)]
-    datagrams: bool,
+    echoes: bool,
     /// Be the workload that reads this file.
     #[arg(long, hide = true)]
     read: Option<PathBuf>,
@@ -98,7 +98,7 @@ fn main() -> Result<()> {
     let cpus = workload::allowed_cpus()?;
     let last = cpus[cpus.len() - 1];
     if options.ping_pong {
-        return workload::ping_pong(last);
+        return workload::ping_pong(last, || Ok(()));
     }
     if options.ping_pong_apart {
         return workload::ping_pong_apart(last);
@@ -106,8 +106,8 @@ fn main() -> Result<()> {
     if options.pong {
         return workload::pong(last);
     }
-    if options.datagrams {
-        return packets::datagrams(last);
+    if options.echoes {
+        return packets::echoes(last);
     }
     if let Some(file) = options.read {
         return requests::read(&file, last);

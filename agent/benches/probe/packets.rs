@@ -1,20 +1,20 @@
 //! What a packet costs that is queued at a device and taken from it.
 //!
-//! Two threads send a datagram to and fro over the loopback device: all that all programs of a candidate ran is divided by the packets queued
-//! meanwhile. The peer is a bpftrace program that does the same job for every device of the host: it notes when a packet is queued, by its
+//! A process sends itself echo requests over the loopback device, which the kernel answers: both packets are queued there and given back. All that
+//! all programs of a candidate ran is divided by the packets queued meanwhile. The peer is a bpftrace program that does the same job for every device of the host: it notes when a packet is queued, by its
 //! address, and counts by powers of two how long it was until it was given back. Ours knows the device, and times those of VMs alone. The
 //! drop probe runs only where a packet is dropped, which none is here.
 
 use super::attached::{Attached, BPFTRACE, Peer};
 use super::number;
 use super::spread::median;
-use super::workload::{Workload, settle};
+use super::workload::{Workload, ping_pong, settle};
 use anyhow::{Context, Result};
 use gnomon_agent::probe::QueueProbe;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, connect, ipproto, recv, send, socket};
 use serde::Serialize;
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, UdpSocket};
-use std::thread;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 /// `LOOPBACK_IFINDEX` of `include/net/flow.h`.
 const LOOPBACK: u32 = 1;
@@ -23,6 +23,9 @@ const LOOPBACK: u32 = 1;
 const TIME: &str = "tracepoint:net:net_dev_queue { @since[args->skbaddr] = nsecs; } \
     tracepoint:skb:consume_skb /@since[args->skbaddr]/ { @us = hist((nsecs - @since[args->skbaddr]) / 1000); delete(@since[args->skbaddr]); } \
     tracepoint:skb:kfree_skb { delete(@since[args->skbaddr]); }";
+
+/// An echo request (RFC 792) of number 0 without data: type 8, and the checksum that makes its words add up to all ones.
+const ECHO: [u8; 8] = [8, 0, 0xf7, 0xff, 0, 0, 0, 0];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Candidate {
@@ -82,7 +85,7 @@ struct Samples {
 }
 
 pub(super) fn measure(rounds: usize) -> Result<Summary> {
-    let mut workload = Workload::start(&["--datagrams".as_ref()])?;
+    let mut workload = Workload::start(&["--echoes".as_ref()])?;
     let mut samples = vec![Samples::default(); Candidate::ALL.len()];
     for round in 1..=rounds {
         for (candidate, samples) in Candidate::ALL.into_iter().zip(&mut samples) {
@@ -105,25 +108,19 @@ fn take(candidate: Candidate, workload: &mut Workload, samples: &mut Samples) ->
     Ok(())
 }
 
-/// Two threads that send a datagram to and fro.
-pub(super) fn datagrams(cpu: usize) -> Result<()> {
+/// Echoes, between which two threads pass a byte to and fro: a workload sleeps once in each operation.
+pub(super) fn echoes(cpu: usize) -> Result<()> {
     settle(cpu)?;
-    let socket = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0));
-    let (ping, pong) = (socket()?, socket()?);
-    ping.connect(pong.local_addr()?)?;
-    pong.connect(ping.local_addr()?)?;
-    let mut datagram = [0; 1000];
-    thread::spawn(move || -> std::io::Result<()> {
-        let mut datagram = [0; 1000];
-        loop {
-            let length = pong.recv(&mut datagram)?;
-            pong.send(&datagram[..length])?;
+    let echoes = socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::ICMP))?;
+    connect(&echoes, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0))?;
+    ping_pong(cpu, || {
+        send(&echoes, &ECHO, SendFlags::empty())?;
+        // A raw socket is handed the request, too.
+        for _ in 0..2 {
+            recv(&echoes, &mut [0; 128], RecvFlags::empty())?;
         }
-    });
-    loop {
-        ping.send(&datagram)?;
-        ping.recv(&mut datagram)?;
-    }
+        Ok(())
+    })
 }
 
 fn summarise(samples: &[Samples]) -> Summary {

@@ -66,8 +66,8 @@ pub(super) fn settle(cpu: usize) -> Result<()> {
     pin(cpu)
 }
 
-/// Two threads that pass a byte to and fro.
-pub(super) fn ping_pong(cpu: usize) -> Result<()> {
+/// Two threads that pass a byte to and fro; one of them does something else each time.
+pub(super) fn ping_pong(cpu: usize, mut also: impl FnMut() -> Result<()>) -> Result<()> {
     settle(cpu)?;
     let ((mut ping_reader, mut ping), (mut pong_reader, mut pong)) = (pipe()?, pipe()?);
     thread::spawn(move || -> std::io::Result<()> {
@@ -79,6 +79,7 @@ pub(super) fn ping_pong(cpu: usize) -> Result<()> {
     });
     let mut byte = [0];
     loop {
+        also()?;
         ping.write_all(&byte)?;
         pong_reader.read_exact(&mut byte)?;
     }

@@ -8,7 +8,7 @@ pub(super) fn examine() -> Check {
     let (signal, source) = ("network queues", "eBPF, BTF tracepoints");
     match attempt() {
         Ok(trial) => {
-            let tried = trial.in_words("a packet that this process sent to itself");
+            let tried = trial.in_words("a packet of a connection of this process to itself");
             Check::ok(signal, source, format!("how long packets wait until their VM takes them; {tried}"))
         }
         Err(error) => Check::unavailable(signal, source, error.to_string())

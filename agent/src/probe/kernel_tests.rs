@@ -185,6 +185,13 @@ fn say_done(done: &mut PipeWriter) {
     done.write_all(&[1]).unwrap();
 }
 
+/// Has the calling thread run before all that is not real-time, where it may; it must not do so for long.
+fn take_turns_with_nobody() {
+    let parameters = libc::sched_param { sched_priority: 1 };
+    // SAFETY: a plain system call with a structure of its own.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };
+}
+
 fn pin_to_first_cpu() {
     use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
     let allowed = sched_getaffinity(None).unwrap();
@@ -296,29 +303,38 @@ fn threads_started_after_tracking_are_counted_and_their_time_outlives_them(optio
 
 fn a_thread_on_a_cpu_is_counted_from_its_registration(options: SchedulerOptions) {
     let Some(mut scheduler) = load(options) else { return };
+    // Without BTF a timer finds the thread, ten times a second.
+    let (watched, found_after) = match options.mechanism {
+        Mechanism::TaskStorage => (Duration::from_millis(20), Duration::ZERO),
+        Mechanism::Tracepoints => (Duration::from_millis(200), Duration::from_millis(100)),
+    };
     let hog = Child::start(|_, _| {
+        take_turns_with_nobody();
         loop {
             std::hint::spin_loop();
         }
     });
     // Only a thread that keeps its CPU from before its registration until it is asked shows that: what a switch begins is counted in any case.
-    let undisturbed = (1..=200).find_map(|number| {
+    let undisturbed = (1..=50).find_map(|number| {
         hog.wait_for_tick();
         let (before, switches) = (hog.schedstat(), hog.switches());
         let tracked = Instant::now();
         scheduler.track(vm(number), &[hog.tgid()]).unwrap();
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(watched);
         let counted = counters(&scheduler.drain(), vm(number));
-        let passed_ns = tracked.elapsed().as_nanos() as u64;
+        let passed = tracked.elapsed();
         let (after, switched) = (hog.schedstat(), hog.switches() != switches);
         scheduler.untrack(vm(number)).unwrap();
-        let known_ns = counted.run_ns + counted.wait_ns;
-        assert!(known_ns <= passed_ns, "{known_ns} ns counted in {passed_ns} ns");
+        let known = Duration::from_nanos(counted.run_ns + counted.wait_ns);
+        assert!(known <= passed, "{known:?} counted in {passed:?}");
         // By the kernel's own count it ran: else it may have waited all the time.
-        (!switched && after[0] > before[0]).then_some((counted.run_ns, passed_ns))
+        (!switched && after[0] > before[0]).then_some((Duration::from_nanos(counted.run_ns), passed))
     });
-    let Some((run_ns, passed_ns)) = undisturbed else { panic!("a thread that never kept a CPU for 20 ms") };
-    assert!(run_ns >= 10 * MS, "only {run_ns} ns were counted of {passed_ns} ns on a CPU");
+    let Some((run, passed)) = undisturbed else { panic!("a thread that never kept a CPU for {watched:?}") };
+    assert!(
+        run + found_after + Duration::from_millis(15) >= passed,
+        "only {run:?} were counted of {passed:?} on a CPU"
+    );
 }
 
 fn what_is_no_vm_is_never_counted(options: SchedulerOptions) {

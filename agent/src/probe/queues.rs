@@ -5,15 +5,17 @@ use super::btf::Types;
 use super::load::{BTF_PATH, object_error, program, program_error, take_map};
 use super::net_device::{Taps, Whereabouts};
 use super::{ProbeError, ProgramCost, cost};
-use aya::programs::BtfTracePoint;
+use aya::programs::{BtfTracePoint, RawTracePoint};
 use aya::{Btf, Ebpf, EbpfLoader};
 use gnomon_common::abi::queues::TapQueue;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
-/// The programs and their tracepoints. What ends the timing of a packet is attached first: none is left in the table that nobody takes out.
-const PROGRAMS: [(&str, &str); 3] =
-    [("packet_lost", "kfree_skb"), ("packet_taken", "consume_skb"), ("packet_queued", "net_dev_queue")];
+/// What ends the timing of a packet, and its tracepoint. Attached first: none is left in the table that nobody takes out.
+const ENDS: [(&str, &str); 2] = [("packet_lost", "kfree_skb"), ("packet_taken", "consume_skb")];
+
+/// What begins it.
+const BEGIN: (&str, &str) = ("packet_queued", "net_dev_queue");
 
 /// [`TapQueue`] as aya wants it.
 #[derive(Clone, Copy)]
@@ -47,10 +49,13 @@ impl QueueProbe {
         let mut ebpf =
             loader.load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/queues"))).map_err(object_error)?;
         drop(loader);
-        for (name, tracepoint) in PROGRAMS {
-            let loaded = program::<BtfTracePoint>(&mut ebpf, name)?;
-            loaded.load(tracepoint, &btf).and_then(|()| loaded.attach()).map_err(|e| program_error(name, e))?;
+        for (name, tracepoint) in ENDS {
+            let loaded = program::<RawTracePoint>(&mut ebpf, name)?;
+            loaded.load().and_then(|()| loaded.attach(tracepoint)).map_err(|e| program_error(name, e))?;
         }
+        let (name, tracepoint) = BEGIN;
+        let loaded = program::<BtfTracePoint>(&mut ebpf, name)?;
+        loaded.load(tracepoint, &btf).and_then(|()| loaded.attach()).map_err(|e| program_error(name, e))?;
         Ok(Self { taps: Taps::of(take_map(&mut ebpf, "TAPS")?), ebpf })
     }
 
@@ -76,6 +81,6 @@ impl QueueProbe {
     /// # Errors
     /// If `/proc` is not mounted.
     pub fn cost(&self) -> Result<Vec<ProgramCost>, ProbeError> {
-        cost::of_programs(&self.ebpf, &PROGRAMS.map(|(name, _)| name))
+        cost::of_programs(&self.ebpf, &[ENDS[0].0, ENDS[1].0, BEGIN.0])
     }
 }

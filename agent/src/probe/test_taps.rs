@@ -1,6 +1,6 @@
 //! Network devices for tests: taps in a network namespace of the test's own.
 
-use super::ProbeError;
+use super::{ProbeError, loaded};
 use std::fs::{File, OpenOptions};
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
@@ -14,14 +14,7 @@ pub(super) fn load_apart<P>(load: impl FnOnce() -> Result<P, ProbeError>) -> Opt
         println!("skipped: no network namespace: {}", std::io::Error::last_os_error());
         return None;
     }
-    match load() {
-        Ok(probe) => Some(probe),
-        Err(error @ (ProbeError::NoBtf { .. } | ProbeError::NotPermitted { .. })) => {
-            println!("skipped: {error}");
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
+    loaded(load())
 }
 
 /// Taps `gnomon-tap1` and `gnomon-tap2` that take `queue` packets, each with a neighbour behind it, and their numbers. Gone with the files.

@@ -31,13 +31,11 @@ fn try_exits(probe: &mut ExitProbe) -> Result<Trial, Uncounted> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::probe::loaded;
 
     #[test]
     fn the_exits_probe_counts_a_halt_and_forgets_it() {
-        let mut probe = match ExitProbe::load() {
-            Ok(probe) => probe,
-            Err(error) => return println!("skipped: {error}"),
-        };
+        let Some(mut probe) = loaded(ExitProbe::load()) else { return };
         for _ in 0..2 {
             let trial = exits(&mut probe).unwrap();
             println!("{trial:?}");

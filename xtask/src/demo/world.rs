@@ -36,7 +36,7 @@ impl HostLine {
             name: view.host.to_string(),
             connected: view.connected,
             capacity_cores: view.facts.capacity_cores,
-            used_cores: view.window.map_or(0.0, |window| window.cpu_cores.mean),
+            used_cores: view.window.as_ref().map_or(0.0, |window| window.cpu_cores.mean),
             allocated_cores: view.allocated_cores,
             vms: view.vms,
         }

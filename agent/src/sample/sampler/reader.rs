@@ -17,6 +17,7 @@ use crate::host::machine::Machine;
 use crate::host::network::{self, DeviceCounters};
 use crate::host::process::ProcessIoReading;
 use crate::reading::{BlockReading, DiskId, SchedReading};
+use crate::sample::SourceError;
 use gnomon_common::wire::{INTERFACES_MAX, VmId, VmState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
