@@ -3,7 +3,7 @@
 use super::WARM_UP;
 use super::programs::{self, Cost};
 use anyhow::{Result, ensure};
-use gnomon_agent::probe::{Baseline, BlockProbe, ProgramCost, QueueProbe, Scheduler};
+use gnomon_agent::probe::{Baseline, BlockProbe, DropProbe, ProgramCost, QueueProbe, Scheduler};
 use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -21,6 +21,7 @@ pub(super) enum Attached {
     Scheduler(Box<Scheduler>),
     Block(Box<BlockProbe>),
     Queues(Box<QueueProbe>),
+    Drops(Box<DropProbe>),
     Peer(Peer),
 }
 
@@ -33,6 +34,7 @@ impl Attached {
             Self::Scheduler(scheduler) => own(scheduler.cost()?),
             Self::Block(block) => own(block.cost()?),
             Self::Queues(queues) => own(queues.cost()?),
+            Self::Drops(drops) => own(drops.cost()?),
             Self::Peer(peer) => programs::of_process(peer.0.id())?,
         })
     }

@@ -2,7 +2,7 @@
 //!
 //! *Switches*: two threads on one CPU pass a byte to and fro ([`switches`]); peers are libbpf-tools' `runqlat` and bpftrace's `@[tid] = count()`.
 //! *Requests*: a process reads from a disk past the page cache ([`requests`]); the peer is libbpf-tools' `biolatency`. *Packets*: a process
-//! sends itself echoes ([`packets`]); the peer is a bpftrace program that does the same. *Guest*: a real guest computes with the scheduler
+//! sends some to itself and some to nobody ([`packets`]); the peers are bpftrace programs that do the same. *Guest*: a real guest computes with the scheduler
 //! probe and without it ([`guest`]). *Drain*: one of as many VMs as a large host has ([`drain`]).
 //!
 //! All candidates take turns, `--rounds` times over, and medians are compared, so that a drift of the machine falls on all alike. In-kernel
@@ -67,6 +67,9 @@ struct Options {
     /// Be the workload of packets.
     #[arg(long, hide = true)]
     echoes: bool,
+    /// Be the workload of packets that are dropped.
+    #[arg(long, hide = true)]
+    datagrams_to_nobody: bool,
     /// Be the workload that reads this file.
     #[arg(long, hide = true)]
     read: Option<PathBuf>,
@@ -86,7 +89,8 @@ struct Summary {
     switches: switches::Summary,
     /// None where there is no disk.
     requests: Option<requests::Summary>,
-    packets: packets::Summary,
+    queues: packets::Summary,
+    drops: packets::Summary,
     /// None where no guest can be started, or none was wanted.
     guest: Option<guest::Summary>,
     drain_ms: f64,
@@ -109,6 +113,9 @@ fn main() -> Result<()> {
     if options.echoes {
         return packets::echoes(last);
     }
+    if options.datagrams_to_nobody {
+        return packets::datagrams_to_nobody(last);
+    }
     if let Some(file) = options.read {
         return requests::read(&file, last);
     }
@@ -122,17 +129,18 @@ fn main() -> Result<()> {
     workload::pin(cpus[0])?;
     let switches = switches::measure(options.rounds)?;
     let requests = requests::measure(options.rounds)?;
-    let packets = packets::measure(options.rounds)?;
+    let queues = packets::measure(packets::Job::Queues, options.rounds)?;
+    let drops = packets::measure(packets::Job::Drops, options.rounds)?;
     let [drain_ms, drain_ms_max] = drain::drain_ms()?;
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     let summary =
-        Summary { kernel, rounds: options.rounds, switches, requests, packets, guest, drain_ms, drain_ms_max };
+        Summary { kernel, rounds: options.rounds, switches, requests, queues, drops, guest, drain_ms, drain_ms_max };
     println!("Kernel {}, medians of {} rounds", summary.kernel, summary.rounds);
     print!("{}", summary.switches.table());
     if let Some(requests) = &summary.requests {
         print!("\n{}", requests.table());
     }
-    print!("\n{}", summary.packets.table());
+    print!("\n{}\n{}", summary.queues.table(), summary.drops.table());
     if let Some(guest) = &summary.guest {
         print!("\n{}", guest.line());
     }

@@ -1,20 +1,21 @@
-//! What a packet costs that is queued at a device and taken from it.
+//! What a packet costs that waits at a device, and one that is dropped there.
 //!
-//! A process sends itself echo requests over the loopback device, which the kernel answers: both packets are queued there and given back. All that
-//! all programs of a candidate ran is divided by the packets queued meanwhile. The peer is a bpftrace program that does the same job for every device of the host: it notes when a packet is queued, by its
-//! address, and counts by powers of two how long it was until it was given back. Ours knows the device, and times those of VMs alone. The
-//! drop probe runs only where a packet is dropped, which none is here.
+//! *Queues*: a process sends itself echo requests over the loopback device, which the kernel answers: both packets are queued there and given
+//! back. *Drops*: it sends datagrams to a port that takes none. All that all programs of a candidate ran is divided by the packets queued, or
+//! dropped, meanwhile. The peers are bpftrace programs that do the same jobs for every device of the host: one notes when a packet is queued, by its
+//! address, and counts by powers of two how long it was until it was given back; one counts drops by reason. Ours look at VMs' devices alone, and
+//! tell them apart.
 
 use super::attached::{Attached, BPFTRACE, Peer};
 use super::number;
 use super::spread::median;
 use super::workload::{Workload, ping_pong, settle};
 use anyhow::{Context, Result};
-use gnomon_agent::probe::QueueProbe;
+use gnomon_agent::probe::{DropProbe, QueueProbe};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, connect, ipproto, recv, send, socket};
 use serde::Serialize;
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 
 /// `LOOPBACK_IFINDEX` of `include/net/flow.h`.
 const LOOPBACK: u32 = 1;
@@ -23,9 +24,58 @@ const LOOPBACK: u32 = 1;
 const TIME: &str = "tracepoint:net:net_dev_queue { @since[args->skbaddr] = nsecs; } \
     tracepoint:skb:consume_skb /@since[args->skbaddr]/ { @us = hist((nsecs - @since[args->skbaddr]) / 1000); delete(@since[args->skbaddr]); } \
     tracepoint:skb:kfree_skb { delete(@since[args->skbaddr]); }";
+const COUNT: &str = "tracepoint:skb:kfree_skb { @[args->reason] = count(); }";
 
 /// An echo request (RFC 792) of number 0 without data: type 8, and the checksum that makes its words add up to all ones.
 const ECHO: [u8; 8] = [8, 0, 0xf7, 0xff, 0, 0, 0, 0];
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Job {
+    /// How long packets wait.
+    Queues,
+    /// Why they are dropped.
+    Drops,
+}
+
+impl Job {
+    /// The workload's argument.
+    fn workload(self) -> &'static str {
+        match self {
+            Self::Queues => "--echoes",
+            Self::Drops => "--datagrams-to-nobody",
+        }
+    }
+
+    /// `None` if the peer is not installed.
+    fn attach(self, candidate: Candidate) -> Result<Option<Attached>> {
+        let watched = BTreeSet::from([LOOPBACK]);
+        let watched = if candidate == Candidate::Vm { watched } else { BTreeSet::new() };
+        Ok(Some(match (candidate, self) {
+            (Candidate::Nothing, _) => Attached::Nothing,
+            (Candidate::Bpftrace, Self::Queues) => return Peer::start(BPFTRACE, &["-e", TIME], 3),
+            (Candidate::Bpftrace, Self::Drops) => return Peer::start(BPFTRACE, &["-e", COUNT], 1),
+            (Candidate::NoVm | Candidate::Vm, Self::Queues) => {
+                let mut probe = QueueProbe::load()?;
+                probe.watch(&watched)?;
+                Attached::Queues(Box::new(probe))
+            }
+            (Candidate::NoVm | Candidate::Vm, Self::Drops) => {
+                let mut probe = DropProbe::load()?;
+                probe.watch(&watched)?;
+                Attached::Drops(Box::new(probe))
+            }
+        }))
+    }
+
+    /// Whether a program runs once for each packet. The kernel keeps 15 characters of a name: `tracepoint_net_` is one of them.
+    fn is_counted_by(self, program: &str) -> bool {
+        match self {
+            Self::Queues => program == "packet_queued" || program == "tracepoint_net_",
+            Self::Drops => program == "packet_dropped" || program == "tracepoint_skb_",
+        }
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Candidate {
@@ -46,20 +96,6 @@ impl Candidate {
             Self::Bpftrace => "bpftrace, the same job",
         }
     }
-
-    /// `None` if it is not installed.
-    fn attach(self) -> Result<Option<Attached>> {
-        Ok(Some(match self {
-            Self::Nothing => Attached::Nothing,
-            Self::NoVm => Attached::Queues(Box::new(QueueProbe::load()?)),
-            Self::Vm => {
-                let mut probe = QueueProbe::load()?;
-                probe.watch(&BTreeSet::from([LOOPBACK]))?;
-                Attached::Queues(Box::new(probe))
-            }
-            Self::Bpftrace => return Peer::start(BPFTRACE, &["-e", TIME], 3),
-        }))
-    }
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -73,6 +109,7 @@ struct Row {
 /// The medians of all, and how they compare.
 #[derive(Serialize)]
 pub(super) struct Summary {
+    job: &'static str,
     rows: Vec<Row>,
     vm_to_bpftrace: Option<f64>,
 }
@@ -84,31 +121,30 @@ struct Samples {
     slowdown_us: Vec<f64>,
 }
 
-pub(super) fn measure(rounds: usize) -> Result<Summary> {
-    let mut workload = Workload::start(&["--echoes".as_ref()])?;
+pub(super) fn measure(job: Job, rounds: usize) -> Result<Summary> {
+    let mut workload = Workload::start(&[job.workload().as_ref()])?;
     let mut samples = vec![Samples::default(); Candidate::ALL.len()];
     for round in 1..=rounds {
         for (candidate, samples) in Candidate::ALL.into_iter().zip(&mut samples) {
-            take(candidate, &mut workload, samples)
-                .with_context(|| format!("{} in round {round}", candidate.title()))?;
+            take(job, candidate, &mut workload, samples)
+                .with_context(|| format!("{job:?}, {} in round {round}", candidate.title()))?;
         }
     }
-    Ok(summarise(&samples))
+    Ok(summarise(job, &samples))
 }
 
-fn take(candidate: Candidate, workload: &mut Workload, samples: &mut Samples) -> Result<()> {
-    let Some(attached) = candidate.attach()? else { return Ok(()) };
+fn take(job: Job, candidate: Candidate, workload: &mut Workload, samples: &mut Samples) -> Result<()> {
+    let Some(attached) = job.attach(candidate)? else { return Ok(()) };
     let measured = super::measure(attached, workload)?;
-    // The kernel keeps 15 characters of a name: `tracepoint_net_` is one of them.
-    let (queued, _) = measured.spent(|program| program == "packet_queued" || program.contains("_net"));
+    let (packets, _) = measured.spent(|program| job.is_counted_by(program));
     let (_, run_ns) = measured.spent(|_| true);
-    samples.packet_ns.extend((queued > 0).then(|| run_ns as f64 / queued as f64));
+    samples.packet_ns.extend((packets > 0).then(|| run_ns as f64 / packets as f64));
     samples.attached_us.push(measured.attached_us);
     samples.slowdown_us.push(measured.slowdown_us);
     Ok(())
 }
 
-/// Echoes, between which two threads pass a byte to and fro: a workload sleeps once in each operation.
+/// Echoes to oneself, between which two threads pass a byte to and fro: a workload sleeps once in each operation.
 pub(super) fn echoes(cpu: usize) -> Result<()> {
     settle(cpu)?;
     let echoes = socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::ICMP))?;
@@ -123,7 +159,17 @@ pub(super) fn echoes(cpu: usize) -> Result<()> {
     })
 }
 
-fn summarise(samples: &[Samples]) -> Summary {
+/// Datagrams to a port that is taken by a socket connected to another: nobody's.
+pub(super) fn datagrams_to_nobody(cpu: usize) -> Result<()> {
+    settle(cpu)?;
+    let bind = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0));
+    let (taken, peer, sender) = (bind()?, bind()?, bind()?);
+    taken.connect(peer.local_addr()?)?;
+    let address = taken.local_addr()?;
+    ping_pong(cpu, || Ok(sender.send_to(&[0; 1000], address).map(drop)?))
+}
+
+fn summarise(job: Job, samples: &[Samples]) -> Summary {
     let rows: Vec<Row> = Candidate::ALL
         .iter()
         .zip(samples)
@@ -137,7 +183,11 @@ fn summarise(samples: &[Samples]) -> Summary {
         .collect();
     let cost = |candidate: Candidate| rows.iter().find(|row| row.candidate == candidate.title())?.packet_ns;
     let vm_to_bpftrace = cost(Candidate::Vm).zip(cost(Candidate::Bpftrace)).map(|(ours, theirs)| ours / theirs);
-    Summary { vm_to_bpftrace, rows }
+    let job = match job {
+        Job::Queues => "queues",
+        Job::Drops => "drops",
+    };
+    Summary { job, vm_to_bpftrace, rows }
 }
 
 impl Summary {
@@ -145,7 +195,7 @@ impl Summary {
         let line = |name: &str, packet: &str, attached: &str, slowdown: &str| {
             format!("{name:<26} {packet:>10} {attached:>12} {slowdown:>12}\n")
         };
-        let mut text = line("", "packet ns", "CPU us/op", "slowdown us");
+        let mut text = line(self.job, "packet ns", "CPU us/op", "slowdown us");
         for row in &self.rows {
             let attached = number(Some(row.attached_cpu_us_per_op), 3);
             let slowdown = number(Some(row.slowdown_cpu_us_per_op), 3);

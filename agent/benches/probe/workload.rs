@@ -10,9 +10,11 @@ use std::fs;
 use std::io::{Read, Write, pipe};
 use std::process::{Child, Command, Stdio};
 use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
 
-/// Fewer operations in the first slice than this are no workload.
+/// Fewer operations than this within so long are no workload.
 const OPS_MIN: u64 = 100;
+const START_MAX: Duration = Duration::from_secs(5);
 
 /// A workload whose first thread sleeps once in each operation.
 pub(super) struct Workload {
@@ -23,8 +25,12 @@ impl Workload {
     pub(super) fn start(arguments: &[&OsStr]) -> Result<Self> {
         let child = Command::new(std::env::current_exe()?).args(arguments).spawn()?;
         let workload = Self { child };
-        sleep(SLICE);
-        ensure!(workload.ops()? > OPS_MIN, "the workload does not run");
+        let started = Instant::now();
+        // A busy machine takes its time to begin.
+        while workload.ops()? <= OPS_MIN {
+            ensure!(started.elapsed() < START_MAX, "the workload does not run");
+            sleep(SLICE);
+        }
         Ok(workload)
     }
 

@@ -1,6 +1,6 @@
 //! Readings of the drop probe -> why packets were dropped on each device in a window.
 
-use super::by_device::DeviceSeries;
+use super::by_device::{Counted, DeviceSeries};
 use super::source::SourceError;
 use crate::cost::Costed;
 use crate::probe::{DropProbe, Drops, ProbeError, ProgramCost};
@@ -93,9 +93,9 @@ impl DropSeries {
     /// Ends the window at `taken_ns` of `CLOCK_MONOTONIC`: what was dropped on each device that was watched all through it.
     pub(super) fn close(&mut self, reading: Option<&DropReading>, taken_ns: u64) -> BTreeMap<String, Vec<Dropped>> {
         let Some(reading) = reading else { return self.0.close(None, taken_ns, |_, _, _| Vec::new()) };
-        self.0.close(Some((&reading.devices, &reading.counted)), taken_ns, |before, now, elapsed_s| {
-            between(&reading.reasons, before, now, elapsed_s)
-        })
+        let counted = Counted { devices: &reading.devices, counted: &reading.counted };
+        self.0
+            .close(Some(counted), taken_ns, |before, now, elapsed_s| between(&reading.reasons, before, now, elapsed_s))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Readings of the queue probe -> how long packets for VMs waited at their devices in a window.
 
-use super::by_device::DeviceSeries;
+use super::by_device::{Counted, DeviceSeries};
 use super::source::SourceError;
 use crate::cost::Costed;
 use crate::probe::{ProbeError, ProgramCost, QueueProbe, Queues};
@@ -68,7 +68,7 @@ pub(super) struct QueueSeries(DeviceSeries<TapQueue>);
 impl QueueSeries {
     /// Ends the window at `taken_ns` of `CLOCK_MONOTONIC`: how long packets waited at each device that was watched all through it.
     pub(super) fn close(&mut self, reading: Option<&QueueReading>, taken_ns: u64) -> BTreeMap<String, QueueWindow> {
-        let reading = reading.map(|reading| (&reading.devices, &reading.counted));
+        let reading = reading.map(|reading| Counted { devices: &reading.devices, counted: &reading.counted });
         self.0.close(reading, taken_ns, |before, now, _| between(before, now))
     }
 }
