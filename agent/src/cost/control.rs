@@ -304,3 +304,42 @@ fn programs(source: &dyn Costed) -> Vec<ProgramCost> {
         Vec::new()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::SourceError;
+
+    /// A source that can be given up, unless it is broken.
+    struct Source {
+        name: &'static str,
+        is_broken: bool,
+    }
+
+    impl Costed for Source {
+        fn name(&self) -> &'static str {
+            self.name
+        }
+
+        fn shed(&mut self) -> Result<(), SourceError> {
+            if self.is_broken { Err("it does not let go".into()) } else { Ok(()) }
+        }
+    }
+
+    #[test]
+    fn what_is_given_up_is_told_in_the_order_in_which_it_goes() {
+        let mut control = CostControl::register(Budget::default(), 1_000, &mut Registry::default());
+        let mut sources =
+            [("queues", false), ("exits", false), ("drops", true)].map(|(name, is_broken)| Source { name, is_broken });
+        let mut told = |verdicts: &[Verdict]| -> Vec<&'static str> {
+            for &verdict in verdicts {
+                control.execute(verdict, &mut sources.each_mut().map(|source| source as &mut dyn Costed));
+            }
+            control.shed().collect()
+        };
+        assert!(told(&[]).is_empty());
+        assert_eq!(told(&[Verdict::Shed(1), Verdict::Shed(0)]), ["queues", "exits"]);
+        assert_eq!(told(&[Verdict::Shed(2)]), ["queues", "exits"], "it stays as it is");
+        assert_eq!(told(&[Verdict::Restore(0)]), ["exits"]);
+    }
+}

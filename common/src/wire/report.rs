@@ -379,3 +379,39 @@ pub struct Losses {
     /// Reports dropped, oldest first, because the brain was away for too long.
     pub reports_dropped: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::ToString;
+    use std::vec;
+
+    #[test]
+    fn names_of_probes_that_cannot_be_any_are_left_out() {
+        let long = "x".repeat(REASON_BYTES_MAX + 1);
+        let window = HostWindow { probes_shed: vec!["queues".to_string(), long], ..HostWindow::default() };
+        assert_eq!(window.sane().probes_shed, ["queues"]);
+        let many = HostWindow { probes_shed: vec!["p".to_string(); 1_000], ..HostWindow::default() };
+        assert_eq!(many.sane().probes_shed.len(), PROBES_MAX);
+    }
+
+    #[test]
+    fn the_mean_wait_of_several_devices_is_by_packet() {
+        let queue = |wait_ms, packets: u32| {
+            let mut queue = QueueWindow { wait_ms, ..QueueWindow::default() };
+            queue.waits.0[3] = packets;
+            queue
+        };
+        let mean = |queues: &[QueueWindow]| QueueWindow::mean_wait_ms(queues.iter());
+        assert_eq!(mean(&[queue(Some(1.0), 30), queue(Some(5.0), 10), queue(None, 0)]), Some(2.0));
+        assert_eq!((mean(&[queue(None, 0)]), mean(&[])), (None, None));
+    }
+
+    #[test]
+    fn a_wait_that_can_be_none_is_not_believed() {
+        for (wait_ms, sane) in [(Some(0.5), true), (None, true), (Some(-1.0), false), (Some(f64::NAN), false)] {
+            let queue = Some(QueueWindow { wait_ms, ..QueueWindow::default() });
+            assert_eq!(InterfaceWindow { queue, ..InterfaceWindow::default() }.is_sane(), sane, "{wait_ms:?}");
+        }
+    }
+}

@@ -72,13 +72,13 @@ mod tests {
         gauges.show(&vm("none"), &[]);
         let mut text = String::new();
         encode(&mut text, &registry).unwrap();
-        let value = |name: &str, more: &str| {
+        let value = |name: &str, more: &str| -> Option<f64> {
             let line = format!("gnomon_vm_network_{name}{{vm=\"busy\",name=\"busy\",host=\"h1\"{more}}} ");
-            text.lines().find_map(|told| told.strip_prefix(&line)).map(str::to_owned)
+            text.lines().find_map(|told| told.strip_prefix(&line)?.parse().ok())
         };
-        assert_eq!(value("received_bytes_per_second", "").as_deref(), Some("20.0"));
-        assert_eq!(value("wait_seconds", ",quantile=\"0.5\"").as_deref(), Some("2.048e-6"), "{text}");
-        assert_eq!(value("wait_seconds", ",quantile=\"0.99\"").as_deref(), Some("0.001048576"), "{text}");
+        assert_eq!(value("received_bytes_per_second", ""), Some(20.0));
+        assert_eq!(value("wait_seconds", ",quantile=\"0.5\""), Some(0.002_048 / 1e3), "{text}");
+        assert_eq!(value("wait_seconds", ",quantile=\"0.99\""), Some(1.048_576 / 1e3), "{text}");
         assert!(!text.contains("none"), "{text}");
     }
 }
