@@ -85,6 +85,15 @@ fn dirty_rates(stack: &Stack) -> Result<Vec<(Value, u64)>> {
     Ok(commands.iter().filter_map(|record| Some((record["command"]["vm"].clone(), rate(record)?))).collect())
 }
 
+/// When it was first asked how fast a guest writes to its memory, in milliseconds since the epoch.
+fn asked_ms(stack: &Stack) -> Result<u64> {
+    let commands = stack.api().get("/api/v1/commands?limit=1000")?;
+    let commands = commands.as_array().context("no list of commands")?;
+    let asked = commands.iter().filter(|record| !record["command"]["action"]["dirty_rate"].is_null());
+    let asked = asked.map(issued_ms).collect::<Result<Vec<_>>>()?;
+    asked.into_iter().min().context("it was never asked")
+}
+
 /// Whether a command's VM was moved by it, as far as is known.
 fn is_moved(record: &Value) -> bool {
     !record["outcome"]["result"]["moved"].is_null()
@@ -172,8 +181,10 @@ fn a_guest_leaves_before_the_surge_that_its_host_has_no_room_for() -> Result<()>
     println!("{reason}\n{moved}");
     let surge = (0..600).map(|tenth| done + Duration::from_millis(100 * tenth)).find(|time| level_at(*time) > CALM);
     let surge = surge.context("no surge follows")?;
+    let asked = UNIX_EPOCH + Duration::from_millis(asked_ms(&stack)?);
     println!(
-        "decided {:.1} s and done {:.1} s before the surge",
+        "asked how fast they write {:.1} s, decided {:.1} s and done {:.1} s before the surge",
+        surge.duration_since(asked)?.as_secs_f64(),
         surge.duration_since(issued)?.as_secs_f64(),
         surge.duration_since(done)?.as_secs_f64()
     );

@@ -12,6 +12,7 @@ mod drops;
 mod exits;
 mod kernel;
 mod migration;
+mod pools;
 mod queues;
 mod reclaim;
 mod shadow;
@@ -132,6 +133,7 @@ pub async fn examine(config: Result<Config, ConfigError>) -> Diagnosis {
     checks.extend(vms::examine(config.as_ref()).await);
     if let Some(config) = &config {
         checks.push(migration::examine(config).await);
+        checks.extend(pools::examine(config).await);
         checks.push(shadow::examine(config));
         checks.extend(shadow::examine_copies(config));
         checks.extend(state::examine(config));

@@ -35,6 +35,12 @@ pub trait Store: Admissions {
     /// answer tells, entry by entry, whether it is new: `false` for a report or outcome that was there already.
     fn commit<'a>(&'a self, entries: &'a [Entry]) -> Pending<'a, Vec<bool>>;
 
+    /// Writes the entries of the latest [`Self::commit`], which failed, unless it has written them all the same: its answer may have been
+    /// lost. So they are written once, however often this is called.
+    fn commit_again<'a>(&'a self, entries: &'a [Entry]) -> Pending<'a, Repeated> {
+        Box::pin(async move { Ok(Repeated { fresh: self.commit(entries).await?, was_written: false }) })
+    }
+
     /// Has `candidate` lead, unless another brain does, and persists its lease term: above `at_least` and above every term
     /// taken before. Whoever leads already takes a higher term.
     fn lead<'a>(&'a self, candidate: &'a Candidate, at_least: u64) -> Pending<'a, Lead>;
@@ -87,6 +93,15 @@ pub trait Store: Admissions {
         affairs_before: Timestamp,
         history_before: Timestamp,
     ) -> Pending<'_, u64>;
+}
+
+/// What became of entries that were committed again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repeated {
+    /// For each whether it was new, when it was written.
+    pub fresh: Vec<bool>,
+    /// An earlier try had written them.
+    pub was_written: bool,
 }
 
 /// One thing to write.

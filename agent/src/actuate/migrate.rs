@@ -50,6 +50,8 @@ pub struct Order {
     pub waited: Duration,
     /// What an earlier life of the agent has made on the other host, or was about to.
     pub copies: Option<CopyRecord>,
+    /// An earlier life of the agent saw it run, or have run, on the other host.
+    pub ran_there: bool,
     /// Whether it is to be begun. Else an earlier life of the agent may have begun it: it is followed to its end, never begun again.
     pub is_new: bool,
 }
@@ -73,6 +75,8 @@ pub struct CopyRecord {
 pub enum News {
     /// It waits for [`Mover::recorded`]: so many of these are made, the others are about to be.
     Copies(CopyRecord),
+    /// It was seen to run, or to have run, on the other host, and stands still here: to be written down, since that is not seen for ever.
+    RanThere,
     /// For the time being: it goes on.
     Parked(OutcomeResult),
     /// Nothing more comes.
@@ -153,11 +157,11 @@ impl Mover for LibvirtMover {
             let sides = Libvirts::new(Arc::clone(&config), &order);
             let journey = Journey { order: &order, sides, asked, begun, book: &config.book, sent_storage_bytes: None };
             // Whoever does not listen any more is an agent that ends.
-            let mut parked = |news| drop(tell.send(News::Parked(news)));
+            let mut told = |news| drop(tell.send(news));
             let mut record = |copies: &CopyRecord| {
                 tell.send(News::Copies(copies.clone())).is_ok() && written.recv_timeout(RECORD_MAX).is_ok()
             };
-            let result = journey.run(&mut parked, &mut record);
+            let result = journey.run(&mut told, &mut record);
             config.book.forget(order.vm);
             let _ = tell.send(News::Ended(result));
         };

@@ -379,7 +379,7 @@ impl Executor {
             return self.conclude(command, None, OutcomeResult::DryRun, false);
         }
         let (command, received, received_at) = (command.clone(), received.boot, received.wall);
-        let intent = Intent { command, received, received_at, changes, life, cause: None, parked: false, copies: None };
+        let intent = Intent { changes, life, ..Intent::new(command, received, received_at) };
         self.ledger.begin(&intent, undo.as_ref())?;
         self.apply(&intent).map(drop)
     }

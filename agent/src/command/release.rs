@@ -138,14 +138,9 @@ mod tests {
         };
         let now = Clock::new().unwrap().now();
         let intent = Intent {
-            command,
-            received: now.boot,
-            received_at: now.wall,
             changes: vec![Change { before: quota(2.0), target: quota(1.0) }],
             life: record.life,
-            cause: None,
-            parked: false,
-            copies: None,
+            ..Intent::new(command, now.boot, now.wall)
         };
         ledger.begin(&intent, Some(record)).unwrap();
         (folder, ledger)

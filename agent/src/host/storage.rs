@@ -1,6 +1,7 @@
-//! Where VMs' disks are, and how much of them only this host has: measured once a minute on a thread of its own, since a file system on the network
-//! that hangs holds up whoever looks at it.
+//! Where VMs' disks are, and how much of them only this host has: measured once a minute on a thread of its own. A file system on the network that
+//! hangs holds up whoever looks at it, so each look is waited for so long only, and nobody looks at a path that an earlier look has not returned from.
 
+use super::hanging::{HangingCalls, NoAnswer};
 use super::inventory::Inventory;
 use super::libvirt::Reconnecting;
 use super::libvirt::needs::{Disk, Layers, Needs, Place};
@@ -9,7 +10,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
@@ -32,18 +33,37 @@ const SHARED_FILE_SYSTEMS: [u64; 11] = [
 /// `stat(2)` counts what a file takes in these, whatever the file system's own unit.
 const BLOCK_BYTES: u64 = 512;
 
+/// How long a file system may take to tell of a file.
+const LOOK_MAX: Duration = Duration::from_secs(5);
+
+/// Looks at files, by path, whoever wants to know.
+static LOOKS: LazyLock<HangingCalls<PathBuf>> = LazyLock::new(HangingCalls::default);
+
+/// Looks at a file.
+fn look<T: Send + 'static>(path: &Path, look: impl FnOnce(&Path) -> T + Send + 'static) -> io::Result<T> {
+    let there = path.to_owned();
+    LOOKS.ask(&path.to_owned(), LOOK_MAX, move || look(&there)).map_err(|error| {
+        let kind = if matches!(error, NoAnswer::NoThread(_)) { io::ErrorKind::Other } else { io::ErrorKind::TimedOut };
+        io::Error::new(kind, format!("{} {error}", path.display()))
+    })
+}
+
 /// How often each VM's disks are measured.
 const INTERVAL: Duration = Duration::from_mins(1);
 
 /// How often it is seen whether there is a new VM.
 const NEWCOMERS_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Whether a path means the same on all hosts: by its file system, or because the configuration says so.
-pub(crate) fn is_shared(path: &Path, shared_paths: &[PathBuf]) -> bool {
+/// Whether a path means the same on all hosts: by its file system, or because the configuration says so. What cannot be looked at does not.
+///
+/// # Errors
+/// Its file system does not answer.
+pub(crate) fn is_shared(path: &Path, shared_paths: &[PathBuf]) -> io::Result<bool> {
     let declared = shared_paths
         .iter()
         .any(|shared| path.as_os_str().as_encoded_bytes().starts_with(shared.as_os_str().as_encoded_bytes()));
-    declared || rustix::fs::statfs(path).is_ok_and(|file_system| is_shared_kind(file_system.f_type))
+    Ok(declared
+        || look(path, |path| rustix::fs::statfs(path))?.is_ok_and(|file_system| is_shared_kind(file_system.f_type)))
 }
 
 /// The numbers are of 32 bits, and signed on some machines.
@@ -53,7 +73,7 @@ fn is_shared_kind(magic: impl Into<i64>) -> bool {
 
 /// What a file takes of its file system, and how long it is, in bytes.
 pub(crate) fn sizes(path: &Path) -> io::Result<(u64, u64)> {
-    let metadata = std::fs::metadata(path)?;
+    let metadata = look(path, |path| std::fs::metadata(path))??;
     Ok((metadata.blocks().saturating_mul(BLOCK_BYTES), metadata.len()))
 }
 
@@ -63,12 +83,12 @@ pub(crate) fn image_bytes(layers: &Layers) -> io::Result<u64> {
 }
 
 /// What only this host has of disks; `None` where all are shared, or one cannot be copied.
-fn local(disks: &[Disk], shared: impl Fn(&Path) -> bool) -> io::Result<Option<LocalStorage>> {
+fn local(disks: &[Disk], shared: impl Fn(&Path) -> io::Result<bool>) -> io::Result<Option<LocalStorage>> {
     let mut sum: Option<LocalStorage> = None;
     for disk in disks {
         let path = match &disk.place {
             Place::Network => continue,
-            Place::Path(path) if shared(path) => continue,
+            Place::Path(path) if shared(path)? => continue,
             Place::Path(path) => path,
             Place::Other(_) => return Ok(None),
         };
@@ -147,8 +167,62 @@ mod tests {
     fn paths_are_shared_by_their_file_system_or_because_the_operator_says_so() {
         assert!(is_shared_kind(0x6969_i64) && is_shared_kind(0xff53_4d42_u32.cast_signed()));
         assert!(!is_shared_kind(0xef53_i64));
-        assert!(!is_shared(Path::new("/nonexistent/gnomon"), &[]));
-        assert!(is_shared(Path::new("/dev/mapper/san-7"), &["/dev/mapper/san-".into()]));
+        assert!(!is_shared(Path::new("/nonexistent/gnomon"), &[]).unwrap());
+        assert!(is_shared(Path::new("/dev/mapper/san-7"), &["/dev/mapper/san-".into()]).unwrap());
+    }
+
+    /// A file system whose server never answers, as a dead NFS server does not. It is gone when this is.
+    struct Dead {
+        folder: tempfile::TempDir,
+        server: Option<std::fs::File>,
+    }
+
+    impl Dead {
+        /// `None`, and a word about it, where that may not be mounted.
+        fn mount() -> Option<Self> {
+            use rustix::mount::{MountFlags, mount};
+            let server = std::fs::File::options().read(true).write(true).open("/dev/fuse");
+            let server = server.inspect_err(|error| eprintln!("SKIPPED: /dev/fuse: {error}")).ok()?;
+            let folder = tempfile::tempdir().unwrap();
+            let fd = std::os::fd::AsRawFd::as_raw_fd(&server);
+            let options = std::ffi::CString::new(format!("fd={fd},rootmode=40000,user_id=0,group_id=0")).unwrap();
+            let flags = MountFlags::NOSUID | MountFlags::NODEV;
+            let mounted = mount("gnomon-test", folder.path(), "fuse", flags, options.as_c_str());
+            mounted.inspect_err(|error| eprintln!("SKIPPED: mounting a file system: {error}")).ok()?;
+            Some(Self { folder, server: Some(server) })
+        }
+    }
+
+    impl Drop for Dead {
+        fn drop(&mut self) {
+            // Whoever waits gets an error.
+            drop(self.server.take());
+            let gone = rustix::mount::unmount(self.folder.path(), rustix::mount::UnmountFlags::DETACH);
+            gone.expect("it is mounted");
+        }
+    }
+
+    #[test]
+    fn a_file_system_that_does_not_answer_holds_nobody_up_and_is_asked_once() {
+        let Some(dead) = Dead::mount() else { return };
+        let disk = dead.folder.path().join("disk");
+        let begun = Instant::now();
+        let late = is_shared(&disk, &[]).unwrap_err();
+        assert_eq!(late.kind(), io::ErrorKind::TimedOut, "{late}");
+        assert!((LOOK_MAX..LOOK_MAX * 3).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+        let begun = Instant::now();
+        for _ in 0..100 {
+            assert_eq!(sizes(&disk).unwrap_err().kind(), io::ErrorKind::TimedOut);
+            assert_eq!(is_shared(&disk, &[]).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        }
+        assert!(begun.elapsed() < LOOK_MAX, "{:?}", begun.elapsed());
+        // Others are looked at meanwhile.
+        assert!(!is_shared(Path::new("/proc/self"), &[]).unwrap());
+        drop(dead);
+        let patience = Instant::now() + Duration::from_secs(20);
+        while is_shared(&disk, &[]).is_err() {
+            assert!(Instant::now() < patience, "it is not asked again");
+        }
     }
 
     #[test]
@@ -166,11 +240,11 @@ mod tests {
         let layers =
             || Layers { format: "raw".into(), below: vec![Image { path: base.clone(), format: "raw".into() }] };
         let only = [disk(own.clone(), Ok(layers()))];
-        let found = local(&only, |_| false).unwrap().unwrap();
+        let found = local(&only, |_| Ok(false)).unwrap().unwrap();
         let within = |bytes: u64, least: u64| (least..least + (1 << 20)).contains(&bytes);
         assert!(within(found.own_bytes, 1 << 20) && within(found.image_bytes, 2 << 20), "{found:?}");
-        assert_eq!(local(&only, |_| true).unwrap(), None);
-        assert_eq!(local(&[disk(own, Ok(layers())), disk(base.clone(), Err("no"))], |_| false).unwrap(), None);
-        assert!(local(&[disk(folder.path().join("gone"), Ok(layers()))], |_| false).is_err());
+        assert_eq!(local(&only, |_| Ok(true)).unwrap(), None);
+        assert_eq!(local(&[disk(own, Ok(layers())), disk(base.clone(), Err("no"))], |_| Ok(false)).unwrap(), None);
+        assert!(local(&[disk(folder.path().join("gone"), Ok(layers()))], |_| Ok(false)).is_err());
     }
 }

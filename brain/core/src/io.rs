@@ -425,6 +425,8 @@ pub enum Restored {
     Proposal(Box<Proposal>),
     /// A shadow: one that is not retired, or of a production that is to have none, in the order of their changes.
     Shadow(Box<Shadow>),
+    /// A move that was answered not long ago, oldest first: where its VM could not go is not tried again at once.
+    Tried(Box<CommandRecord>),
     /// A command without an outcome: it stays in flight (the driver resends it when its host connects) until answered or expired.
     Command(CommandRecord),
 }

@@ -57,6 +57,9 @@ impl Store {
         for shadow in self.shadows.values() {
             core.restore(Restored::Shadow(Box::new(shadow.clone())));
         }
+        for record in self.commands.values().filter(|record| record.outcome.is_some()) {
+            core.restore(Restored::Tried(Box::new(record.clone())));
+        }
         for record in self.unanswered() {
             core.restore(Restored::Command(record.clone()));
         }

@@ -63,6 +63,7 @@ impl Turn {
             | Restored::Capacity(_)
             | Restored::Proposal(_)
             | Restored::Shadow(_)
+            | Restored::Tried(_)
             | Restored::Setting { .. } => {}
         }
         let is_capacity = matches!(restored, Restored::Capacity(_));

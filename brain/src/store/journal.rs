@@ -5,10 +5,11 @@
 //! thousand agents share one.
 //!
 //! A failing store is retried for ever with a growing pause: nothing is answered meanwhile, so nothing is acknowledged
-//! and no command leaves, and the bounded queue pushes back on the agents, whose spools hold what was not acknowledged. Only
-//! another brain's leadership ends the writer: what it has not written then is that brain's business.
+//! and no command leaves, and the bounded queue pushes back on the agents, whose spools hold what was not acknowledged. What it
+//! has written although its answer was lost is not written again. Only another brain's leadership ends the writer: what it has not
+//! written then is that brain's business.
 
-use super::{Entry, Store, StoreError, StoredReport};
+use super::{Entry, Repeated, Store, StoreError, StoredReport};
 use crate::drive::Event;
 use gnomon_common::wire::{HostId, Outcome, Report};
 use gnomon_core::{Input, Record};
@@ -50,6 +51,7 @@ pub struct JournalMetrics {
     failures: Counter,
     failing: Gauge,
     duplicates: Counter,
+    answers_lost: Counter,
 }
 
 impl JournalMetrics {
@@ -61,6 +63,7 @@ impl JournalMetrics {
             failures: Counter::default(),
             failing: Gauge::default(),
             duplicates: Counter::default(),
+            answers_lost: Counter::default(),
         };
         registry.register(
             "gnomon_brain_store_batch_entries",
@@ -83,6 +86,11 @@ impl JournalMetrics {
             "gnomon_brain_store_duplicates",
             "Reports and outcomes that were stored already",
             metrics.duplicates.clone(),
+        );
+        registry.register(
+            "gnomon_brain_store_answers_lost",
+            "Transactions that were written although the database's answer was lost, and not written again",
+            metrics.answers_lost.clone(),
         );
         metrics
     }
@@ -214,11 +222,17 @@ async fn commit_until_done(
     if entries.is_empty() {
         return Some(Vec::new());
     }
-    let mut pause = RETRY_MIN;
+    let (mut pause, mut is_first) = (RETRY_MIN, true);
     loop {
         let started = Instant::now();
-        match store.commit(entries).await {
-            Ok(fresh) => {
+        let committed = if std::mem::replace(&mut is_first, false) {
+            store.commit(entries).await.map(|fresh| Repeated { fresh, was_written: false })
+        } else {
+            store.commit_again(entries).await
+        };
+        match committed {
+            Ok(Repeated { fresh, was_written }) => {
+                metrics.answers_lost.inc_by(u64::from(was_written));
                 metrics.sync.observe(started.elapsed().as_secs_f64());
                 metrics.batch.observe(entries.len() as f64);
                 if metrics.failing.set(0) != 0 {

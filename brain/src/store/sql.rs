@@ -11,11 +11,13 @@ mod history;
 mod lease;
 mod prune;
 mod read;
+mod turn;
 mod write;
 
 pub use lease::leader_lock;
 
-use super::{Candidate, Entry, Lead, Location, Pending, Store, StoreError};
+use super::{Candidate, Entry, Lead, Location, Pending, Repeated, Store, StoreError};
+use crate::secret;
 use dialect::Dialect;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{AgentEpoch, HostId, Outcome, Sequence, VmId};
@@ -26,6 +28,7 @@ use sqlx::migrate::Migrator;
 use sqlx::{Any, AnyConnection, AnyPool, ConnectOptions, Connection, Transaction};
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
@@ -42,6 +45,12 @@ pub struct SqlStore {
     dialect: Dialect,
     writer: AnyPool,
     readers: AnyPool,
+    /// One connection that renews the lease, where that ends: it waits neither for a turn nor for another connection.
+    renewals: Option<AnyPool>,
+    /// What this store is called as a writer of batches: no other one is.
+    writer_name: String,
+    /// The batch that was tried last.
+    batch: AtomicU64,
     /// Who this store's owner is, once it has led: from then on it writes nothing unless it still leads.
     leads_as: OnceLock<String>,
     /// Of an SQLite file whose leader this is.
@@ -73,8 +82,15 @@ impl SqlStore {
         let migrated = MIGRATIONS.run(&writer).await;
         migrated.map_err(|source| StoreError::Migrate { location: Box::new(location.clone()), source })?;
         let readers = connect(READERS_MAX, true).await.map_err(|error| location.cannot_open(error))?;
-        let (location, leads_as, lock) = (location.clone(), OnceLock::new(), Mutex::default());
-        Ok(Self { location, dialect, writer, readers, leads_as, lock })
+        let renewals = match dialect.renewal() {
+            Some(_) => Some(connect(1, false).await.map_err(|error| location.cannot_open(error))?),
+            None => None,
+        };
+        let entropy = |_| StoreError::Other("the operating system's random source failed");
+        let writer_name = format!("{:016x}", u64::from_be_bytes(secret::random().map_err(entropy)?));
+        let (location, batch, leads_as, lock) =
+            (location.clone(), AtomicU64::new(0), OnceLock::new(), Mutex::default());
+        Ok(Self { location, dialect, writer, readers, renewals, writer_name, batch, leads_as, lock })
     }
 
     /// Opens an SQLite file.
@@ -85,22 +101,23 @@ impl SqlStore {
     /// Begins a transaction that will write: nobody else writes until it ends, and nobody takes the lease.
     async fn begin(&self) -> Result<Transaction<'static, Any>, StoreError> {
         let mut transaction = self.writer.begin_with(self.dialect.begin()).await?;
-        self.fence(&mut transaction).await?;
+        self.take_turn(&mut transaction).await?;
         Ok(transaction)
     }
 
-    /// Fails a transaction of a brain that has led and leads no more.
-    async fn fence(&self, db: &mut AnyConnection) -> Result<(), StoreError> {
-        let holder = lease::locked(db, self.dialect).await?.holder;
+    /// Waits for the turn; fails in a transaction of a brain that has led and leads no more.
+    async fn take_turn(&self, db: &mut AnyConnection) -> Result<turn::Last, StoreError> {
+        let last = turn::take(db, self.dialect).await?;
+        let holder = lease::seen(db, self.dialect).await?.holder;
         match self.leads_as.get() {
             Some(name) if *name != holder => Err(StoreError::Deposed { leader: lease::told(&holder) }),
-            _ => Ok(()),
+            _ => Ok(last),
         }
     }
 
-    async fn commit_all(&self, entries: &[Entry]) -> Result<Vec<bool>, StoreError> {
+    async fn commit_batch(&self, number: u64, entries: &[Entry]) -> Result<Repeated, StoreError> {
         let mut connection = self.writer.acquire().await?;
-        let written = self.write_all(&mut connection, entries).await;
+        let written = self.write_all(&mut connection, number, entries).await;
         if written.is_err() {
             // On a full disk SQLite ends the transaction by itself, and sqlx goes on to believe in it: every later one would fail, also
             // with room again. The pool opens another connection in place of this one.
@@ -109,9 +126,17 @@ impl SqlStore {
         written
     }
 
-    async fn write_all(&self, connection: &mut AnyConnection, entries: &[Entry]) -> Result<Vec<bool>, StoreError> {
+    async fn write_all(
+        &self,
+        connection: &mut AnyConnection,
+        number: u64,
+        entries: &[Entry],
+    ) -> Result<Repeated, StoreError> {
+        let batch = turn::Batch { writer: &self.writer_name, number };
         let mut transaction = connection.begin_with(self.dialect.begin()).await?;
-        self.fence(&mut transaction).await?;
+        if let Some(fresh) = self.take_turn(&mut transaction).await?.fresh(batch, entries.len()) {
+            return Ok(Repeated { fresh, was_written: true });
+        }
         let mut fresh = Vec::with_capacity(entries.len());
         for entry in entries {
             fresh.push(match entry {
@@ -123,14 +148,20 @@ impl SqlStore {
                 }
             });
         }
+        turn::mark(&mut transaction, batch, &fresh).await?;
         transaction.commit().await?;
-        Ok(fresh)
+        Ok(Repeated { fresh, was_written: false })
     }
 }
 
 impl Store for SqlStore {
     fn commit<'a>(&'a self, entries: &'a [Entry]) -> Pending<'a, Vec<bool>> {
-        Box::pin(self.commit_all(entries))
+        let number = self.batch.fetch_add(1, Ordering::Relaxed) + 1;
+        Box::pin(async move { Ok(self.commit_batch(number, entries).await?.fresh) })
+    }
+
+    fn commit_again<'a>(&'a self, entries: &'a [Entry]) -> Pending<'a, Repeated> {
+        Box::pin(self.commit_batch(self.batch.load(Ordering::Relaxed), entries))
     }
 
     fn lead<'a>(&'a self, candidate: &'a Candidate, at_least: u64) -> Pending<'a, Lead> {

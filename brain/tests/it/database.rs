@@ -1,6 +1,7 @@
 //! Databases to test on: an SQLite file, and a real PostgreSQL that the test starts for itself and nobody else can reach.
 
 use crate::process::Process;
+use gnomon_brain::ca::{Ca, Lifetime};
 use gnomon_brain::store::{Location, SqlStore};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -45,17 +46,26 @@ pub(crate) struct Database {
     /// Ends before its directory goes.
     _server: Option<Process>,
     /// Gone last.
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Database {
     pub(crate) fn sqlite() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        Self { location: Location::Sqlite(dir.path().join("db")), _server: None, _dir: dir }
+        Self { location: Location::Sqlite(dir.path().join("db")), _server: None, dir }
     }
 
     /// `None`, and a word about it, where there is no PostgreSQL.
     pub(crate) fn postgresql() -> Option<Self> {
+        Self::start(None)
+    }
+
+    /// The same with a certificate of an authority for `localhost`, reached on this port of 127.0.0.1 as well.
+    pub(crate) fn postgresql_with_tls(authority: &Ca, port: u16) -> Option<Self> {
+        Self::start(Some((authority, port)))
+    }
+
+    fn start(tls: Option<(&Ca, u16)>) -> Option<Self> {
         let Some(programs) = programs() else {
             eprintln!("SKIPPED: PostgreSQL is not installed; `cargo xtask setup --for test` installs it");
             return None;
@@ -97,11 +107,31 @@ impl Database {
             .status();
         assert!(made.unwrap().success(), "initdb failed");
         fs::set_permissions(&password_file, fs::Permissions::from_mode(0o600)).unwrap();
+        let mut network = vec!["-c".to_owned(), "listen_addresses=".to_owned()];
+        if let Some((authority, port)) = tls {
+            let issued = authority.issue_brain("localhost", &[], Lifetime::BY_HAND).unwrap();
+            issued.write(dir.path(), "server").unwrap();
+            let files = ["server.pem", "server.key"].map(|name| dir.path().join(name));
+            if server_user.is_some() {
+                let (uid, gid) = ids(SERVER_USER);
+                files.iter().for_each(|file| chown(file, Some(uid), Some(gid)).unwrap());
+            }
+            let [certificate, key] = files.map(|file| file.display().to_string());
+            let settings = [
+                "listen_addresses=127.0.0.1".to_owned(),
+                format!("port={port}"),
+                "ssl=on".to_owned(),
+                format!("ssl_cert_file={certificate}"),
+                format!("ssl_key_file={key}"),
+            ];
+            network = settings.into_iter().flat_map(|setting| ["-c".to_owned(), setting]).collect();
+        }
         let server = run("postgres")
+            .args(network)
             .arg("-D")
             .arg(&data)
-            // A socket in a directory of the test's, and no network at all.
-            .args(["-c", "listen_addresses=", "-c", "fsync=on", "-c", "shared_buffers=16MB", "-c"])
+            // A socket in a directory of the test's, and no network unless that is what is tested.
+            .args(["-c", "fsync=on", "-c", "shared_buffers=16MB", "-c"])
             .arg(format!("unix_socket_directories={}", dir.path().display()))
             .stderr(fs::File::create(dir.path().join("log")).unwrap())
             .spawn()
@@ -118,10 +148,13 @@ impl Database {
         }
         let mut url = Url::parse("postgres://gnomon@localhost/postgres").unwrap();
         url.query_pairs_mut().append_pair("host", dir.path().to_str().unwrap());
+        if let Some((_, port)) = tls {
+            url.set_port(Some(port)).unwrap();
+        }
         Some(Self {
             location: Location::Postgres { url, password_file: Some(password_file) },
             _server: Some(server),
-            _dir: dir,
+            dir,
         })
     }
 
@@ -142,6 +175,11 @@ impl Database {
 
     pub(crate) fn location(&self) -> &Location {
         &self.location
+    }
+
+    /// Where PostgreSQL's socket is.
+    pub(crate) fn socket_dir(&self) -> PathBuf {
+        self.dir.path().to_owned()
     }
 
     pub(crate) fn is_sqlite(&self) -> bool {

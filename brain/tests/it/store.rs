@@ -9,8 +9,11 @@ use gnomon_brain::store::{
     Candidate, Entry, Lead, Location, RAISE_VERB, SqlStore, Store, StoreError, StoredReport, TAKE_OVER_VERB, TERM_JUMP,
 };
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{AgentEpoch, Report, Sequence, frame};
-use gnomon_core::{Audit, Record, Restored};
+use gnomon_common::wire::{
+    Action, AgentEpoch, Command, CommandId, Fence, Migration, Origin, Outcome, OutcomeResult, Report, Sequence,
+    Whereabouts, frame,
+};
+use gnomon_core::{Audit, CommandRecord, Record, Restored};
 use serde_json::json;
 use sqlx::Connection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
@@ -44,6 +47,8 @@ on_every_database!(
     pruning_takes_what_is_old_and_leaves_the_rest,
     a_commit_gets_its_turn_while_much_is_pruned,
     nobody_leads_beside_a_leader_and_one_that_was_deposed_writes_nothing,
+    a_lease_is_renewed_while_a_batch_takes_long,
+    moves_that_were_answered_lately_are_told_to_a_new_core,
     a_take_over_displaces_who_leads_and_is_kept_for_one_place_for_a_while,
     new_terms_for_agents_sake_are_counted_from_the_last_take_over_on,
 );
@@ -94,6 +99,94 @@ async fn nobody_leads_beside_a_leader_and_one_that_was_deposed_writes_nothing(da
     second.resign().await.unwrap();
     let third = database.open().await;
     assert!(matches!(third.lead(&candidate("c"), 0).await.unwrap(), Lead::Ours { term: 9, .. }), "at once");
+}
+
+async fn a_lease_is_renewed_while_a_batch_takes_long(database: Database) {
+    let (first, second) = (database.open().await, database.open().await);
+    let [a, b] = ["a", "b"].map(|name| Candidate { lease: Duration::from_secs(1), ..candidate(name) });
+    assert!(matches!(first.lead(&a, 0).await.unwrap(), Lead::Ours { .. }));
+    if let Location::Sqlite(path) = database.location() {
+        // Somebody else writes.
+        let mut other = SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(path)).await.unwrap();
+        sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            sqlx::query("COMMIT").execute(&mut other).await.unwrap();
+        });
+    } else {
+        // Each row takes as long as three leases.
+        let slow =
+            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(3); RETURN NEW; END'";
+        database.execute(slow).await;
+        database.execute("CREATE TRIGGER slow BEFORE INSERT ON report FOR EACH ROW EXECUTE FUNCTION slow()").await;
+    }
+    let batch = [entry(1, now())];
+    let mut written = first.commit(&batch);
+    let (begun, mut renewals) = (std::time::Instant::now(), 0);
+    let renew = async || {
+        tokio::time::sleep(a.lease / 4).await;
+        timeout(a.lease / 2, first.renew_lease(&a)).await.expect("it waits for the batch").unwrap();
+        assert_eq!(second.lead(&b, 0).await.unwrap(), Lead::Theirs { leader: "a".into() });
+    };
+    loop {
+        tokio::select! {
+            fresh = &mut written => {
+                assert_eq!(fresh.unwrap(), [true]);
+                break;
+            }
+            () = renew() => renewals += 1,
+        }
+    }
+    assert!(begun.elapsed() > a.lease && renewals > 1, "{renewals} renewals in {:?}", begun.elapsed());
+    assert_eq!(second.lead(&b, 0).await.unwrap(), Lead::Theirs { leader: "a".into() });
+}
+
+async fn moves_that_were_answered_lately_are_told_to_a_new_core(database: Database) {
+    let store = database.open().await;
+    let migration = Migration {
+        to: host("b"),
+        uri: "qemu+tls://b/system".to_owned(),
+        timeout_ms: 60_000,
+        bandwidth_bytes_per_s: None,
+        auto_converge: false,
+        copy_storage: false,
+    };
+    let answered = OutcomeResult::NotMoved { error: "link".to_owned(), whereabouts: Whereabouts::Here };
+    let record = |number: u64, action: &Action, hours: u64, result: Option<&OutcomeResult>| {
+        let (id, issued) = (CommandId { term: 1, number }, now() - Duration::from_hours(hours));
+        let fence = Fence { term: 1, generation: number };
+        let command =
+            Command { id, vm: vm(1), action: action.clone(), fence, time_to_live_ms: 1, reason: "full".into() };
+        let outcome = |result: &OutcomeResult| Outcome {
+            id,
+            vm: vm(1),
+            at: issued,
+            origin: Origin::Command,
+            result: result.clone(),
+        };
+        let outcome = result.map(outcome);
+        let (unanswered, by_operator, approved_by) = (outcome.is_none(), false, None);
+        CommandRecord { host: host("a"), command, issued, outcome, unanswered, by_operator, approved_by }
+    };
+    let (moves, measures) = (Action::Migrate(migration), Action::DirtyRate { period_s: 1 });
+    let rate = OutcomeResult::DirtyRate { bytes_per_s: 1 };
+    let records = [
+        record(1, &moves, 48, Some(&answered)),
+        record(2, &moves, 2, Some(&answered)),
+        record(3, &moves, 1, None),
+        record(4, &measures, 1, Some(&rate)),
+        record(5, &moves, 1, Some(&answered)),
+    ];
+    let entries = records.iter().map(|record| Entry::Record(Box::new(Record::Command(record.clone()))));
+    store.commit(&entries.collect::<Vec<_>>()).await.unwrap();
+    let mut tried = Vec::new();
+    let mut sink = |restored| {
+        if let Restored::Tried(record) = restored {
+            tried.push(record.command.id.number);
+        }
+    };
+    store.restore(now(), &mut sink).await.unwrap();
+    assert_eq!(tried, [2, 5]);
 }
 
 /// The audit line of an operator's take-over.

@@ -1,7 +1,7 @@
 //! One VM's way to another host, from the checks to the knowledge of where it is.
 
 use super::ending::{Ending, ending, has_run};
-use super::{CopyRecord, Order};
+use super::{CopyRecord, News, Order};
 use crate::host::libvirt::migration::{Job, Standing};
 use crate::sample::MigrationBook;
 use gnomon_common::wire::{Copied, Immovable, MigrationProgress, Moved, OutcomeResult, Whereabouts};
@@ -92,11 +92,11 @@ pub(super) struct Journey<'a, S> {
 }
 
 impl<S: Sides> Journey<'_, S> {
-    /// Goes it, and returns how it ended; `parked` is told if the VM stands still meanwhile, and `record` writes down, before they are made, what
+    /// Goes it, and returns how it ended; `told` hears if the VM stands still meanwhile, and `record` writes down, before they are made, what
     /// files are to be made on the other host, or says that it could not.
     pub(super) fn run(
         mut self,
-        parked: &mut dyn FnMut(OutcomeResult),
+        told: &mut dyn FnMut(News),
         record: &mut dyn FnMut(&CopyRecord) -> bool,
     ) -> OutcomeResult {
         let vm = self.order.vm;
@@ -133,7 +133,7 @@ impl<S: Sides> Journey<'_, S> {
             let given_up = self.follow();
             said = given_up.map_or(said, Err);
         }
-        let result = self.settle(said, parked);
+        let result = self.settle(said, told);
         if self.order.keepsake.is_some() && matches!(result, OutcomeResult::NotMoved { .. }) {
             self.sides.keep(None);
         }
@@ -287,13 +287,13 @@ impl<S: Sides> Journey<'_, S> {
     }
 
     /// Finds out where it is, and lets it run on here if that is proven to be right.
-    fn settle(&mut self, said: Result<(), String>, parked: &mut dyn FnMut(OutcomeResult)) -> OutcomeResult {
+    fn settle(&mut self, said: Result<(), String>, told: &mut dyn FnMut(News)) -> OutcomeResult {
         let vm = self.order.vm;
         let error = said.as_ref().err().cloned().unwrap_or_else(|| "libvirt says that it has moved".to_owned());
         let not_moved = |whereabouts| OutcomeResult::NotMoved { error: error.clone(), whereabouts };
         let mut stood_still: u32 = 0;
         // A copy that ran there once has changed its disks: the one here must not run on them any more, wherever that one has gone since.
-        let mut has_run_there = false;
+        let mut has_run_there = self.order.ran_there;
         loop {
             let here = self.sides.here();
             // A libvirt that has said so and has it no more needs no witness.
@@ -308,7 +308,8 @@ impl<S: Sides> Journey<'_, S> {
                 }
                 _ => None,
             };
-            has_run_there |= there.is_some_and(has_run);
+            let is_seen_first = !has_run_there && there.is_some_and(has_run);
+            has_run_there |= is_seen_first;
             match ending(here.filter(|_| at_rest), there) {
                 Ending::Here => return not_moved(Whereabouts::Here),
                 Ending::Moved => return self.moved(),
@@ -327,10 +328,13 @@ impl<S: Sides> Journey<'_, S> {
                             %vm, ?there, error,
                             "it stands still: that the target does not run it, and never did, cannot be shown; asking again until it can"
                         );
-                        parked(not_moved(Whereabouts::Parked));
+                        told(News::Parked(not_moved(Whereabouts::Parked)));
                     }
                 }
                 Ending::Unknown => {}
+            }
+            if is_seen_first {
+                told(News::RanThere);
             }
             self.sides.pause(AGAIN_INTERVAL);
         }

@@ -2,19 +2,25 @@
 
 use super::journey::{NotMade, Refusal, Sides};
 use super::{CopyRecord, MoverConfig, Order, preflight};
+use crate::host::hanging::HangingCalls;
 use crate::host::libvirt::migration::{Job, Standing};
 use crate::host::libvirt::needs::{CpuNeed, Disk, Image, Needs, Place};
 use crate::host::libvirt::storage::{Copies, ImageFile, Original};
 use crate::host::libvirt::{Devices, Hypervisor, HypervisorError, Reconnecting};
 use crate::host::storage;
 use gnomon_common::wire::{Immovable, Migration, VmId};
+use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 /// How long the other host may take to answer: a connection to a host that is gone fails by itself only after minutes.
 const ANSWER_MAX: Duration = Duration::from_secs(15);
+
+/// Other hosts' daemons that are asked, by whichever migration.
+static TARGETS: LazyLock<HangingCalls<String>> = LazyLock::new(HangingCalls::default);
 
 /// The two hosts' libvirt daemons.
 pub(super) struct Libvirts {
@@ -23,29 +29,26 @@ pub(super) struct Libvirts {
     migration: Migration,
     here: Reconnecting,
     copies: Option<Copies>,
+    /// Why the other host did not say last whether it has the VM: said once, not each second.
+    silence: Option<String>,
 }
 
 impl Libvirts {
     pub(super) fn new(config: Arc<MoverConfig>, order: &Order) -> Self {
         let here = Reconnecting::new(config.uri.clone());
-        Self { config, vm: order.vm, migration: order.migration.clone(), here, copies: None }
+        Self { config, vm: order.vm, migration: order.migration.clone(), here, copies: None, silence: None }
     }
 
-    /// Asks the other host's libvirt, for as long as is allowed. A call that hangs is left to end by itself on its thread.
+    /// Asks the other host's libvirt, for as long as is allowed. One that hangs is not asked again until it has answered.
     fn ask_there<T: Send + 'static>(
         &self,
         ask: impl FnOnce(&Hypervisor) -> Result<T, HypervisorError> + Send + 'static,
     ) -> Result<T, String> {
-        let (tell, answer) = channel();
         let uri = self.migration.uri.clone();
-        let run = move || {
-            let _ = tell.send(Hypervisor::open(&uri).and_then(|there| ask(&there)));
-        };
-        std::thread::Builder::new().name("gnomon-target".to_owned()).spawn(run).map_err(|error| error.to_string())?;
-        match answer.recv_timeout(ANSWER_MAX) {
-            Ok(answer) => answer.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("no answer within {} s", ANSWER_MAX.as_secs())),
-        }
+        let answer =
+            TARGETS.ask(&self.migration.uri, ANSWER_MAX, move || Hypervisor::open(&uri).and_then(|there| ask(&there)));
+        let answer = answer.map_err(|error| format!("the target {error}"))?;
+        answer.map_err(|error| error.to_string())
     }
 
     fn needs(&mut self) -> Result<(Needs, Devices), HypervisorError> {
@@ -66,8 +69,7 @@ impl Libvirts {
             return Err(format!("{} cannot be copied", disk.target));
         };
         let capacity = self.here.get().and_then(|here| here.disk_capacity(self.vm, &disk.target));
-        let unknown =
-            |error: std::io::Error| format!("how large the files of {} are is not known: {error}", disk.target);
+        let unknown = |error: io::Error| format!("how large the files of {} are is not known: {error}", disk.target);
         let image = match layers.below.as_slice() {
             [Image { path, format }] => {
                 let (_, length_bytes) = storage::sizes(path).map_err(unknown)?;
@@ -94,7 +96,15 @@ impl Sides for Libvirts {
         preflight::may_leave(&devices.terms).map_err(Refusal::Immovable)?;
         let (shared_paths, bytes_max) = (&self.config.shared_paths, self.config.copy_bytes_max);
         let may_copy = self.migration.copy_storage && bytes_max > 0;
-        let lonely = preflight::storage(&needs, |path| storage::is_shared(path, shared_paths), may_copy);
+        let paths = needs.disks.iter().filter_map(|disk| match &disk.place {
+            Place::Path(path) => Some(path),
+            Place::Network | Place::Other(_) => None,
+        });
+        let shared = paths.map(|path| storage::is_shared(path, shared_paths).map(|shared| (path.clone(), shared)));
+        let shared: BTreeMap<PathBuf, bool> =
+            shared.collect::<Result<_, _>>().map_err(|error: io::Error| Refusal::Unclear(error.to_string()))?;
+        let is_shared = |path: &Path| shared.get(path).copied().unwrap_or(false);
+        let lonely = preflight::storage(&needs, is_shared, may_copy);
         let lonely = lonely.map_err(Refusal::Immovable)?;
         let originals: Result<Vec<Original>, String> = lonely.into_iter().map(|disk| self.original(disk)).collect();
         let originals = originals.map_err(Refusal::Unclear)?;
@@ -170,7 +180,12 @@ impl Sides for Libvirts {
     fn there(&mut self) -> Option<Standing> {
         let vm = self.vm;
         let answer = self.ask_there(move |there| there.standing(vm));
-        answer.inspect_err(|error| tracing::warn!(%vm, error, "the target does not say whether it has it")).ok()
+        let silence = answer.as_ref().err().cloned();
+        if let Some(error) = silence.as_ref().filter(|_| silence != self.silence) {
+            tracing::warn!(%vm, error, "the target does not say whether it has it");
+        }
+        self.silence = silence;
+        answer.ok()
     }
 
     fn resume(&mut self) -> Result<(), String> {

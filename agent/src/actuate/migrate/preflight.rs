@@ -13,9 +13,6 @@ pub(super) fn may_leave(terms: &VmTerms) -> Result<(), Immovable> {
     terms.stays_because().map_or(Ok(()), |why| Err(Immovable::Bound(why.to_owned())))
 }
 
-/// Left free in the file system that a copy is put into, as a share of it: as much as ext4 keeps for root.
-const COPY_RESERVE_SHARE: f64 = 0.05;
-
 /// What a layer may grow by while it is copied, in bytes, beside a quarter of what it holds.
 const LAYER_MARGIN_BYTES: u64 = 64 << 20;
 
@@ -60,7 +57,7 @@ pub(super) fn copies(originals: Vec<Original>, landings: &[Landing], bytes_max: 
         if landing.is_taken {
             return no_place(format!("{path} is there already, and is never overwritten"));
         }
-        let reserve_bytes = (pool.capacity_bytes as f64 * COPY_RESERVE_SHARE) as u64;
+        let reserve_bytes = pool.reserve_bytes();
         if pool.available_bytes < needed_bytes.saturating_add(reserve_bytes) {
             return no_place(format!(
                 "storage pool {} has {} bytes free, they need {needed_bytes}, and {reserve_bytes} are to stay free",

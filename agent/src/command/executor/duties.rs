@@ -407,14 +407,10 @@ impl Executor {
             reason,
         };
         let intent = Intent {
-            command,
-            received: now.boot,
-            received_at: now.wall,
             changes: vec![change],
             life: record.life,
             cause: Some(cause),
-            parked: false,
-            copies: None,
+            ..Intent::new(command, now.boot, now.wall)
         };
         self.ledger.begin(&intent, None)?;
         let applied = self.apply(&intent)?;

@@ -38,16 +38,7 @@ impl Executor {
             self.ledger.raise_fence(command.vm, command.fence)?;
             return self.conclude(command, None, OutcomeResult::DryRun, false);
         }
-        let intent = Intent {
-            command: command.clone(),
-            received: received.boot,
-            received_at: received.wall,
-            changes: Vec::new(),
-            life: known.life,
-            cause: None,
-            parked: false,
-            copies: None,
-        };
+        let intent = Intent { life: known.life, ..Intent::new(command.clone(), received.boot, received.wall) };
         self.ledger.begin(&intent, None)?;
         tracing::info!(id = %command.id, vm = %command.vm, name = known.name, to = %migration.to, reason = command.reason, "VM is migrated");
         // A domain has one job at a time: libvirt begins with this one when that has ended.
@@ -95,7 +86,8 @@ impl Executor {
         let recorded = self.recorded(vm, intent.life)?;
         let keepsake = recorded.map(|record| serde_json::to_string(&record)).transpose()?;
         let copies = intent.copies.clone();
-        Ok(Order { vm, migration: migration.clone(), keepsake, waited, copies, is_new })
+        let ran_there = intent.ran_there;
+        Ok(Order { vm, migration: migration.clone(), keepsake, waited, copies, ran_there, is_new })
     }
 
     /// Concludes what has ended. Returns whether there is news in the ledger.
@@ -111,6 +103,7 @@ impl Executor {
                     self.ledger.amend_intent(&Intent { copies: Some(copies), ..intent })?;
                     self.beside.mover.recorded(vm);
                 }
+                News::RanThere => self.ledger.amend_intent(&Intent { ran_there: true, ..intent })?,
                 News::Parked(result) if !intent.parked => self.tell_parked(&intent, result)?,
                 News::Parked(_) => {}
                 News::Ended(result) => self.end_migration(&intent, result)?,

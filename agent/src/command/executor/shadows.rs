@@ -42,16 +42,7 @@ impl Executor {
             self.ledger.raise_fence(command.vm, command.fence)?;
             return self.conclude(command, None, OutcomeResult::DryRun, false);
         }
-        let intent = Intent {
-            command: command.clone(),
-            received: received.boot,
-            received_at: received.wall,
-            changes: Vec::new(),
-            life: known.life,
-            cause: None,
-            parked: false,
-            copies: None,
-        };
+        let intent = Intent { life: known.life, ..Intent::new(command.clone(), received.boot, received.wall) };
         self.ledger.begin(&intent, None)?;
         self.begin_shadow(command, received)
     }

@@ -49,9 +49,18 @@ pub struct Intent {
     /// Of a migration: what it makes on the other host, and removes there if the VM stays.
     #[serde(default)]
     pub copies: Option<CopyRecord>,
+    /// Of a migration: the VM was seen to run, or to have run, on the other host. What is here is older than its disks since.
+    #[serde(default)]
+    pub ran_there: bool,
 }
 
 impl Intent {
+    /// Of a command that was received then, as far as that tells.
+    pub fn new(command: Command, received: BootInstant, received_at: Timestamp) -> Self {
+        let (changes, life, cause, parked, copies, ran_there) = (Vec::new(), None, None, false, None, false);
+        Self { command, received, received_at, changes, life, cause, parked, copies, ran_there }
+    }
+
     /// Whether it moves a VM to another host.
     pub fn is_migration(&self) -> bool {
         matches!(self.command.action, Action::Migrate(_))

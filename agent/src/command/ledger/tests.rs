@@ -19,7 +19,7 @@ fn intent(vm: u128, term: u64, number: u64) -> Intent {
     let received = BootInstant { boot: Uuid::from_u128(1), us: 5 };
     let received_at = Timestamp::from_unix_ms(9);
     let changes = vec![Change { before: quota(None), target: quota(Some(1.1)) }];
-    Intent { command, received, received_at, changes, life: None, cause: None, parked: false, copies: None }
+    Intent { changes, ..Intent::new(command, received, received_at) }
 }
 
 fn undo(vm: u128, baseline_cores: Option<f64>) -> UndoRecord {

@@ -14,6 +14,9 @@ use virt::storage_pool::StoragePool;
 use virt::storage_vol::StorageVol;
 use virt::sys;
 
+/// Left free in the file system that a copy is put into, as a share of it: as much as ext4 keeps for root.
+const RESERVE_SHARE: f64 = 0.05;
+
 /// A disk that only this host has, whose file is to be copied to the same path on another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Original {
@@ -68,6 +71,29 @@ pub struct Pool {
     pub available_bytes: u64,
 }
 
+impl Pool {
+    /// What copies leave free of its file system, in bytes.
+    pub fn reserve_bytes(&self) -> u64 {
+        (self.capacity_bytes as f64 * RESERVE_SHARE) as u64
+    }
+
+    /// What copies may come to take there, in bytes.
+    pub fn room_bytes(&self) -> u64 {
+        self.available_bytes.saturating_sub(self.reserve_bytes())
+    }
+}
+
+/// A storage pool over a folder, where copies could be put.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Whether the pool is active; one that is not takes nothing, and does not say how large it is.
+    pub is_active: bool,
+    /// The pool.
+    pub pool: Pool,
+}
+
 /// What goes along with a migration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Copies {
@@ -105,6 +131,21 @@ impl Hypervisor {
         let name = pool.name().map_err(call)?;
         let pool = Pool { name, capacity_bytes: info.capacity, available_bytes: info.available };
         Ok(Landing { pool: Some(pool), is_taken, has_image })
+    }
+
+    /// The storage pools over folders: where copies could be put. Blocks.
+    pub fn places(&self) -> Result<Vec<Place>, HypervisorError> {
+        let call = |e| HypervisorError::call("tell of storage pools", &e);
+        let mut places = Vec::new();
+        for pool in self.connect.list_all_storage_pools(0).map_err(call)? {
+            let Some(folder) = folder(&pool.xml_desc(0).map_err(call)?) else { continue };
+            let (name, info) = (pool.name().map_err(call)?, pool.info().map_err(call)?);
+            let is_active = pool.is_active().map_err(call)?;
+            let pool = Pool { name, capacity_bytes: info.capacity, available_bytes: info.available };
+            places.push(Place { folder, is_active, pool });
+        }
+        places.sort_by(|one, other| one.folder.cmp(&other.folder));
+        Ok(places)
     }
 
     /// Makes an empty file of a disk's size. It must not be there. Blocks.
@@ -157,6 +198,17 @@ fn volume(pool: &StoragePool, file: &Path) -> Result<Option<StorageVol>, Hypervi
     known(pool.lookup_storage_vol_by_name(name), ErrorNumber::NoStorageVolume, "look a volume up")
 }
 
+/// The folder that a pool is over, by its XML; `None` of a pool of something else than files.
+fn folder(xml: &str) -> Option<PathBuf> {
+    let document = Document::parse(xml).ok()?;
+    let pool = document.root_element();
+    if !["dir", "fs", "netfs"].contains(&pool.attribute("type")?) {
+        return None;
+    }
+    let target = children(pool, "target").next()?;
+    Some(children(target, "path").next()?.text()?.into())
+}
+
 /// The format of a volume, by its XML.
 fn format(xml: &str) -> Option<String> {
     let document = Document::parse(xml).ok()?;
@@ -186,6 +238,15 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pool_of_files_is_over_a_folder_and_any_other_is_over_none() {
+        let of = |kind: &str| format!("<pool type='{kind}'><name>p</name><target><path>/srv/p</path></target></pool>");
+        for kind in ["dir", "fs", "netfs"] {
+            assert_eq!(folder(&of(kind)), Some("/srv/p".into()), "{kind}");
+        }
+        assert_eq!((folder(&of("logical")), folder("<pool type='dir'/>")), (None, None));
+    }
 
     #[test]
     fn a_volume_is_as_large_as_the_disk_and_a_layer_only_where_the_image_is_there() {

@@ -98,12 +98,12 @@ impl Core {
     /// Sums up what a host's VMs will want, and plans a move where something has to be done about it.
     pub(super) fn balance(&mut self, now: Timestamp, host: &HostId, end: Timestamp, length: Duration) {
         let Some(entry) = self.fleet.hosts.get(host) else { return };
-        let load = self.load_of(entry, None, end, None);
+        let load = self.load_of(entry, None, end, None, Duration::ZERO);
         let room = Room::of(&entry.facts, &self.policy.migrate);
         let before = entry.prospect;
         // What makes it too full must be live demand, or forecasts that may be acted on.
         let proven = match self.skill_min() {
-            Some(skill_min) if !room.holds(&load) => self.load_of(entry, None, end, Some(skill_min)),
+            Some(skill_min) if !room.holds(&load) => self.load_of(entry, None, end, Some(skill_min), Duration::ZERO),
             _ => load,
         };
         let (is_full, is_doubted) = (!room.holds(&proven), room.holds(&proven) && !room.holds(&load));
@@ -121,6 +121,9 @@ impl Core {
         if !(full_rounds > 0 && self.shadows_make_room(now, host, &proven, &room)) {
             self.relieve(now, host, [&load, &proven], &room, full_rounds);
         }
+        if !is_full && !is_drained {
+            self.weigh_ahead(now, host, end, length);
+        }
         self.review_capacity(now, host);
     }
 
@@ -136,7 +139,7 @@ impl Core {
             return;
         }
         // By the time that something may be done, what it takes is known.
-        let is_weighed = self.weigh(now, host, load, room, is_drained);
+        let is_weighed = self.weigh(now, host, load, room, is_drained, Duration::ZERO);
         let rounds = if self.moves.guards.plans(Guard::Rounds) { self.policy.migrate.rounds } else { 1 };
         let is_due = is_drained || (full_rounds >= rounds && !self.is_closed(now));
         if !is_due || !is_weighed || self.has_to_wait(now, host) {
@@ -165,10 +168,17 @@ impl Core {
     }
 
     /// What a host's VMs will take together: those that are there, those that arrive, and one more. With `skill_min`, a forecast with less
-    /// skill counts for no more than what the VM wants now.
-    fn load_of(&self, host: &Host, more: Option<VmId>, at: Timestamp, skill_min: Option<f64>) -> Load {
+    /// skill counts for no more than what the VM wants now. `beyond`: looked so much further ahead than a move needs.
+    fn load_of(
+        &self,
+        host: &Host,
+        more: Option<VmId>,
+        at: Timestamp,
+        skill_min: Option<f64>,
+        beyond: Duration,
+    ) -> Load {
         let known = host.vms.iter().chain(&host.arriving).filter_map(|id| self.fleet.vms.get(id));
-        let there = known.map(|vm| self.claim(vm, at, skill_min));
+        let there = known.map(|vm| self.claim_within(vm, at, skill_min, beyond));
         let more = more.and_then(|id| self.fleet.vms.get(&id)).map(|vm| self.landing(vm, at));
         Load::of(there.chain(more))
     }
@@ -180,6 +190,11 @@ impl Core {
 
     /// What a VM will take within the time that looking ahead for a move covers.
     pub(super) fn claim(&self, vm: &Vm, at: Timestamp, skill_min: Option<f64>) -> Claim {
+        self.claim_within(vm, at, skill_min, Duration::ZERO)
+    }
+
+    /// The same, looked so much `beyond` that.
+    fn claim_within(&self, vm: &Vm, at: Timestamp, skill_min: Option<f64>, beyond: Duration) -> Claim {
         let memory_bytes = match vm.state {
             VmState::ShutOff | VmState::Crashed | VmState::Arriving => return Claim::default(),
             _ => vm.has_bytes(),
@@ -196,7 +211,7 @@ impl Core {
         let haul = self.haul(vm);
         // What takes longer is given up.
         let takes = haul.takes().min(Duration::from_millis(haul.timeout_ms(policy)));
-        let ahead = Duration::from_millis(policy.lead_ms) + takes;
+        let ahead = Duration::from_millis(policy.lead_ms) + takes + beyond;
         let (median_cores, high_cores) = vm.demand_ahead(at, ahead, &self.policy, skill_min);
         Claim { median_cores, high_cores, memory_bytes }
     }
@@ -232,7 +247,7 @@ impl Core {
     ) -> Option<PlannedAction> {
         let source = self.fleet.hosts.get(host)?;
         source.facts.migration.as_ref()?;
-        let candidates = self.candidates(now, host, load, room, search.is_drained).into_iter();
+        let candidates = self.candidates(now, host, load, room, search.is_drained, Duration::ZERO).into_iter();
         candidates.take(CANDIDATES_MAX).find_map(|candidate| {
             let (to_after, to, facts) = self.find_target(now, host, &candidate, room.share(load), search)?;
             let from_after = room.share(&load.minus(candidate.claim));
@@ -261,7 +276,7 @@ impl Core {
         })
     }
 
-    /// Those of a host that may leave it, in the order in which they are to be tried.
+    /// Those of a host that may leave it, in the order in which they are to be tried; `beyond` as `load` was looked for.
     fn candidates(
         &self,
         now: Timestamp,
@@ -269,12 +284,14 @@ impl Core {
         load: &Load,
         room: &Room,
         is_drained: bool,
+        beyond: Duration,
     ) -> Vec<Candidate<VmId>> {
         let there = self.fleet.hosts.get(host).into_iter().flat_map(|host| &host.vms);
         let free = there.filter(|id| self.may_leave(now, host, **id, is_drained));
         let candidates = free.filter_map(|&id| {
             let vm = self.fleet.vms.get(&id)?;
-            Some(Candidate { vm: id, claim: self.claim(vm, vm.window_end, None), haul: self.haul(vm) })
+            let claim = self.claim_within(vm, vm.window_end, None, beyond);
+            Some(Candidate { vm: id, claim, haul: self.haul(vm) })
         });
         order(candidates.collect(), load, room)
     }

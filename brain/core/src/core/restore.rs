@@ -37,6 +37,7 @@ impl Core {
             Restored::Capacity(request) => self.restore_capacity(*request),
             Restored::Proposal(proposal) => self.restore_proposal(*proposal),
             Restored::Shadow(shadow) => self.restore_shadow(*shadow),
+            Restored::Tried(record) => self.restore_tried(&record),
             Restored::Command(record) => self.resume_flight(record),
         }
     }

@@ -38,7 +38,7 @@ impl Dialect {
     /// patience with whoever else holds a lock: a back-up, a curious sqlite3.
     ///
     /// PostgreSQL: a commit returns when it is on disk, whatever the server's or the role's default is. A brain that stops amid a
-    /// transaction holds the lease's row; the server ends such a session sooner than a lease, and whoever waits for the row waits longer
+    /// transaction holds the turn; the server ends such a session sooner than a lease, and whoever waits for the turn waits longer
     /// than that.
     pub(super) fn settings(self) -> &'static str {
         match self {
@@ -77,17 +77,25 @@ impl Dialect {
         }
     }
 
-    /// How a transaction begins that will write; [`Self::lease_locked`] follows. In both, that takes the writer's lock. A transaction of SQLite
-    /// that read before it wants to write would fail at once, without any patience, if another process had written meanwhile
-    /// (<https://www.sqlite.org/rescode.html#busy_snapshot>).
+    /// How a transaction begins that will write; [`Self::turn`] follows. A transaction of SQLite that read before it wants to write would fail
+    /// at once, without any patience, if another process had written meanwhile (<https://www.sqlite.org/rescode.html#busy_snapshot>). In
+    /// PostgreSQL what is read after the turn has come has to be what there is then, whatever the server's default isolation is.
     pub(super) fn begin(self) -> &'static str {
         match self {
             Self::Sqlite => "BEGIN IMMEDIATE",
-            Self::Postgres => "BEGIN",
+            Self::Postgres => "BEGIN ISOLATION LEVEL READ COMMITTED",
         }
     }
 
-    /// Reads the lease, without waiting for a writer.
+    /// Takes the turn to write, which SQLite's transaction has from its beginning.
+    pub(super) fn turn(self) -> &'static str {
+        match self {
+            Self::Sqlite => "SELECT writer, batch, stale FROM turn",
+            Self::Postgres => "SELECT writer, batch, stale FROM turn FOR UPDATE",
+        }
+    }
+
+    /// Reads the lease, without waiting for anybody.
     pub(super) fn lease(self) -> &'static str {
         match self {
             Self::Sqlite => LEASE_SQLITE,
@@ -95,7 +103,7 @@ impl Dialect {
         }
     }
 
-    /// Reads the lease within a transaction that will write.
+    /// Reads the lease within a transaction that will change it: it is not renewed meanwhile.
     pub(super) fn lease_locked(self) -> &'static str {
         match self {
             Self::Sqlite => LEASE_SQLITE,
@@ -103,7 +111,17 @@ impl Dialect {
         }
     }
 
-    /// Connections that write. PostgreSQL's take turns at the lease's row; a renewal need not wait for a connection as well.
+    /// Has the lease of `$2`, where that has it, last for `$1` milliseconds from now on. SQLite's does not end.
+    pub(super) fn renewal(self) -> Option<&'static str> {
+        match self {
+            Self::Sqlite => None,
+            Self::Postgres => Some(
+                "UPDATE lease SET expires_ms = CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT) + $1 WHERE holder = $2",
+            ),
+        }
+    }
+
+    /// Connections that write. PostgreSQL's take turns at a row; nobody need wait for a connection as well.
     pub(super) fn writers_max(self) -> u32 {
         match self {
             Self::Sqlite => 1,

@@ -67,15 +67,21 @@ pub(super) fn told(holder: &str) -> String {
     holder.trim_end_matches('/').to_owned()
 }
 
-pub(super) async fn locked(db: &mut AnyConnection, dialect: Dialect) -> Result<Lease, StoreError> {
+/// The lease as it stands in a transaction whose turn it is: nobody else takes it until that ends, though it may be renewed.
+pub(super) async fn seen(db: &mut AnyConnection, dialect: Dialect) -> Result<Lease, StoreError> {
+    Lease::of(&query(dialect.lease()).fetch_one(db).await?)
+}
+
+/// The same where it is going to be changed: it is not renewed either.
+async fn locked(db: &mut AnyConnection, dialect: Dialect) -> Result<Lease, StoreError> {
     Lease::of(&query(dialect.lease_locked()).fetch_one(db).await?)
 }
 
 /// Takes the lease for `candidate`, who may have it already, unless another has it.
 pub(super) async fn lead(store: &SqlStore, candidate: &Candidate, at_least: u64) -> Result<Lead, StoreError> {
-    let seen = Lease::of(&query(store.dialect.lease()).fetch_one(&store.readers).await?)?;
-    if seen.is_anothers(&candidate.name) || !lock(store)? {
-        return Ok(Lead::Theirs { leader: told(&seen.holder) });
+    let before = Lease::of(&query(store.dialect.lease()).fetch_one(&store.readers).await?)?;
+    if before.is_anothers(&candidate.name) || !lock(store)? {
+        return Ok(Lead::Theirs { leader: told(&before.holder) });
     }
     let mut transaction = store.begin().await?;
     let before = locked(&mut transaction, store.dialect).await?;
@@ -159,16 +165,16 @@ impl SqlStore {
     }
 }
 
-/// Has the lease last for its whole length from now on.
+/// Has the lease last for its whole length from now on. It waits for no writer: one that writes for long is no reason to lose it.
 pub(super) async fn renew(store: &SqlStore, candidate: &Candidate) -> Result<(), StoreError> {
-    if store.dialect == Dialect::Sqlite {
+    let Some((renewal, renewals)) = store.dialect.renewal().zip(store.renewals.as_ref()) else { return Ok(()) };
+    let length_ms = i64::try_from(candidate.lease.as_millis()).unwrap_or(i64::MAX);
+    let renewed = query(renewal).bind(length_ms).bind(&candidate.name).execute(renewals).await?;
+    if renewed.rows_affected() == 1 {
         return Ok(());
     }
-    let mut transaction = store.begin().await?;
-    let now = locked(&mut transaction, store.dialect).await?.now_ms;
-    let length_ms = i64::try_from(candidate.lease.as_millis()).unwrap_or(i64::MAX);
-    query("UPDATE lease SET expires_ms = $1").bind(now.saturating_add(length_ms)).execute(&mut *transaction).await?;
-    Ok(transaction.commit().await?)
+    let lease = Lease::of(&query(store.dialect.lease()).fetch_one(renewals).await?)?;
+    Err(StoreError::Deposed { leader: told(&lease.holder) })
 }
 
 /// Lets another brain lead at once.

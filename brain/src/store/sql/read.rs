@@ -1,6 +1,7 @@
 //! Statements that read. A row that no longer decodes is skipped and said, never a reason not to start.
 
 use super::{history, integer, ms};
+use crate::clock;
 use crate::store::{RAISE_VERB, StoreError, TAKE_OVER_VERB};
 use futures_util::TryStreamExt;
 use gnomon_common::time::Timestamp;
@@ -10,6 +11,10 @@ use serde::de::DeserializeOwned;
 use sqlx::any::AnyRow;
 use sqlx::{AnyPool, Row, query, query_scalar};
 use std::pin::pin;
+use std::time::Duration;
+
+/// Moves are told to a new core that were issued so lately: a day is the longest that one takes, an hour what follows from it.
+const MOVES_LATE: Duration = Duration::from_hours(25);
 
 pub(super) async fn acknowledged(db: &AnyPool, host: &HostId, epoch: AgentEpoch) -> Result<Sequence, StoreError> {
     let highest: Option<i64> = query_scalar("SELECT MAX(sequence) FROM report WHERE host = $1 AND epoch = $2")
@@ -84,6 +89,12 @@ pub(super) async fn restore(
     let shadows = "SELECT body FROM shadow WHERE settled = 0 OR kept_off = 1 ORDER BY at_ms, shadow";
     for row in query(shadows).fetch_all(db).await? {
         json(&row, 0)?.into_iter().for_each(|shadow| sink(Restored::Shadow(Box::new(shadow))));
+    }
+    let moves = "SELECT command FROM command WHERE settled = 1 AND issued_ms >= $1 AND command LIKE '%\"migrate\":{%' ORDER BY issued_ms, term, number";
+    for row in query(moves).bind(ms(clock::now() - MOVES_LATE)).fetch_all(db).await? {
+        let record = json::<CommandRecord>(&row, 0)?;
+        let answered = record.into_iter().filter(|record| record.outcome.is_some());
+        answered.for_each(|record| sink(Restored::Tried(Box::new(record))));
     }
     let mut answered = Vec::new();
     let unsettled = query(

@@ -30,6 +30,8 @@ struct Played {
     removed: Vec<String>,
     recorded: Vec<CopyRecord>,
     unrecordable: bool,
+    /// How often it was told that it ran there.
+    ran_there: usize,
 }
 
 struct Shared<'a>(&'a Mutex<Played>);
@@ -122,7 +124,15 @@ fn order(is_new: bool, timeout_ms: u64) -> Order {
         auto_converge: false,
         copy_storage: true,
     };
-    Order { vm: VmId(Uuid::from_u128(1)), migration, keepsake: None, waited: Duration::ZERO, copies: None, is_new }
+    Order {
+        vm: VmId(Uuid::from_u128(1)),
+        migration,
+        keepsake: None,
+        waited: Duration::ZERO,
+        copies: None,
+        ran_there: false,
+        is_new,
+    }
 }
 
 /// Goes the journey; returns how it ended, and whether it was told to be parked.
@@ -131,9 +141,10 @@ fn go(played: &Mutex<Played>, order: &Order, asked: bool) -> (OutcomeResult, usi
     let begun = Instant::now();
     let mut parked = 0;
     let journey = Journey { order, sides: Shared(played), asked, begun, book: &book, sent_storage_bytes: None };
-    let mut told = |news| {
-        assert!(matches!(news, OutcomeResult::NotMoved { whereabouts: Whereabouts::Parked, .. }));
-        parked += 1;
+    let mut told = |news| match news {
+        News::Parked(OutcomeResult::NotMoved { whereabouts: Whereabouts::Parked, .. }) => parked += 1,
+        News::RanThere => played.lock().unwrap().ran_there += 1,
+        other => panic!("{other:?}"),
     };
     let mut record = |copies: &CopyRecord| {
         let mut played = played.lock().unwrap();
@@ -235,8 +246,18 @@ fn a_copy_that_ran_there_once_is_never_followed_by_the_older_one_here() {
         let played = Mutex::new(Played { says, here, there, ..Played::default() });
         let (result, parked) = go(&played, &order(true, 60_000), false);
         assert!(matches!(result, OutcomeResult::Failed { .. }) && parked == 1, "{seen:?}: {result:?}");
-        assert_eq!(played.into_inner().unwrap().resumed_after, [], "{seen:?}");
+        let played = played.into_inner().unwrap();
+        assert_eq!((played.resumed_after, played.ran_there), (vec![], 1), "{seen:?}");
     }
+}
+
+#[test]
+fn a_copy_that_an_earlier_life_saw_run_there_is_not_followed_either() {
+    let here = [Some(BY_MIGRATION), Some(BY_MIGRATION), Some(BY_MIGRATION), Some(Standing::Absent)].into();
+    let played = Mutex::new(Played { here, there: [Some(Standing::Absent)].into(), ..Played::default() });
+    let (result, parked) = go(&played, &Order { ran_there: true, ..order(false, 60_000) }, false);
+    assert!(matches!(result, OutcomeResult::Failed { .. }) && parked == 1, "{result:?}");
+    assert_eq!(played.into_inner().unwrap().resumed_after, []);
 }
 
 #[test]

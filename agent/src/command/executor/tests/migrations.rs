@@ -40,8 +40,15 @@ fn while_a_vm_is_on_its_way_it_is_left_alone_and_what_was_set_goes_with_it() {
     let undo = executor.ledger.undo(vm(1)).unwrap();
     let keepsake = undo.map(|undo| serde_json::to_string(&undo).unwrap());
     assert!(keepsake.is_some());
-    let order =
-        Order { vm: vm(1), migration: migration("h2"), keepsake, waited: Duration::ZERO, copies: None, is_new: true };
+    let order = Order {
+        vm: vm(1),
+        migration: migration("h2"),
+        keepsake,
+        waited: Duration::ZERO,
+        copies: None,
+        ran_there: false,
+        is_new: true,
+    };
     assert_eq!(world.lock().unwrap().begun, [order]);
     send(&mut executor, &world, &set(3, 3.0));
     send(&mut executor, &world, &command(4, 1, Action::Release));
@@ -88,7 +95,8 @@ fn an_agent_that_was_killed_follows_the_migration_and_does_not_begin_it_again() 
     after.try_resolve();
     let begun = world.lock().unwrap().begun.clone();
     let waited = Duration::from_secs(5);
-    let again = Order { vm: vm(1), migration: migration("h2"), keepsake: None, waited, copies: None, is_new: false };
+    let (migration, copies) = (migration("h2"), None);
+    let again = Order { vm: vm(1), migration, keepsake: None, waited, copies, ran_there: false, is_new: false };
     assert_eq!(begun[1..], [again]);
     // The brain asks again: it is under way still, and there is nothing to say.
     send(&mut after, &world, &migrate(1));
@@ -113,6 +121,19 @@ fn what_is_made_on_the_other_host_is_written_down_before_and_known_to_the_next_l
     let mut after = executor(&path, &world, false);
     after.try_resolve();
     assert_eq!(world.lock().unwrap().begun[1].copies, Some(copies));
+}
+
+#[test]
+fn that_a_vm_ran_on_the_other_host_is_known_to_the_next_life() {
+    let (_folder, path, world) = host();
+    let mut before = executor(&path, &world, false);
+    send(&mut before, &world, &migrate(1));
+    news(&mut before, &world, News::RanThere);
+    news(&mut before, &world, News::Parked(not_moved(Whereabouts::Parked)));
+    drop(before);
+    let mut after = executor(&path, &world, false);
+    after.try_resolve();
+    assert!(world.lock().unwrap().begun[1].ran_there);
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! How fast those that may leave a host write to their memory: asked for when a host is first too full, or begins to be emptied. It decides what a
-//! move takes, hence which VM goes. Nothing is done to a VM by that, and it stays free for other commands meanwhile.
+//! How fast those that may leave a host write to their memory: asked for when a host is about to be too full, is so at once, or begins to be
+//! emptied. It decides what a move takes, hence which VM goes. Nothing is done to a VM by that, and it stays free for other commands meanwhile.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,6 +22,9 @@ const CANDIDATES_MAX: usize = 4;
 
 /// A move waits so long at most for the first answers.
 const PATIENCE: Duration = Duration::from_secs(4);
+
+/// Reports of a host from the one at which it is asked to the one at which a move may be due: one that the answers come before, and one that is late.
+const REPORTS_AHEAD: u32 = 2;
 
 /// Measurements that were asked for and are not answered.
 #[derive(Clone, Debug, Default)]
@@ -48,7 +51,16 @@ impl Measurements {
 impl Core {
     /// Asks for what is not known of the first of those that may leave a host. Returns whether a move need not wait: something was known of
     /// them before the latest were asked for, or these have been waited for long enough.
-    pub(super) fn weigh(&mut self, now: Timestamp, host: &HostId, load: &Load, room: &Room, is_drained: bool) -> bool {
+    /// `beyond` as `load` was looked for.
+    pub(super) fn weigh(
+        &mut self,
+        now: Timestamp,
+        host: &HostId,
+        load: &Load,
+        room: &Room,
+        is_drained: bool,
+        beyond: Duration,
+    ) -> bool {
         self.give_up_measurements(now);
         let Some(entry) = self.fleet.hosts.get(host) else { return true };
         // Where nobody has room for one of them it does not matter which it is. Nothing is sent where plans are only shown, or wait for an operator.
@@ -56,8 +68,8 @@ impl Core {
         if is_stuck || self.policy.migrate_mode() != Mode::Auto || !entry.connected || entry.facts.migration.is_none() {
             return true;
         }
-        let first: Vec<VmId> =
-            self.candidates(now, host, load, room, is_drained).iter().take(CANDIDATES_MAX).map(|it| it.vm).collect();
+        let candidates = self.candidates(now, host, load, room, is_drained, beyond);
+        let first: Vec<VmId> = candidates.iter().take(CANDIDATES_MAX).map(|it| it.vm).collect();
         for &vm in &first {
             let under_way = self.moves.measurements.of_host(host).count();
             if under_way < CANDIDATES_MAX && self.is_unweighed(now, host, vm) {
@@ -82,12 +94,27 @@ impl Core {
         !self.moves.measurements.of_host(host).any(comes)
     }
 
+    /// The same of a host that is not too full yet, but will be so soon that a move that is due then would have to wait for the answers. `end`
+    /// and `length` are those of its window.
+    pub(super) fn weigh_ahead(&mut self, now: Timestamp, host: &HostId, end: Timestamp, length: Duration) {
+        if self.acting(self.policy.migrate_mode()) != Mode::Auto || self.is_closed(now) {
+            return;
+        }
+        let Some(entry) = self.fleet.hosts.get(host) else { return };
+        let beyond = PATIENCE + length * REPORTS_AHEAD;
+        let room = Room::of(&entry.facts, &self.policy.migrate);
+        let load = self.load_of(entry, None, end, self.skill_min(), beyond);
+        if !room.holds(&load) {
+            self.weigh(now, host, &load, &room, false, beyond);
+        }
+    }
+
     /// The same at once for a host that begins to be emptied.
     pub(super) fn weigh_drained(&mut self, now: Timestamp, host: &HostId) {
         let Some(entry) = self.fleet.hosts.get(host) else { return };
         let Some(prospect) = entry.prospect else { return };
         let room = Room::of(&entry.facts, &self.policy.migrate);
-        self.weigh(now, host, &prospect.load, &room, true);
+        self.weigh(now, host, &prospect.load, &room, true, Duration::ZERO);
     }
 
     /// Whether how fast it writes is not known, and may be asked for: not where an operator or the owner keeps Gnomon's hands off.

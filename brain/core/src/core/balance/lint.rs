@@ -1,5 +1,7 @@
 //! A second opinion on a plan's move, before it leaves.
 
+use std::time::Duration;
+
 use gnomon_common::wire::{HostId, Migration, VmId};
 use thiserror::Error;
 
@@ -65,7 +67,7 @@ impl Core {
             return Err(BadMove::Crowd(under_way));
         }
         // Summed up anew: what the planner kept may have been wrong.
-        let load = self.load_of(host, Some(id), vm.window_end, None);
+        let load = self.load_of(host, Some(id), vm.window_end, None, Duration::ZERO);
         let room = Room::of(&host.facts, &self.policy.migrate);
         if guards.lints(Guard::Cpu) && !room.holds_cpu(&load) {
             return Err(BadMove::Cpu(to.clone()));
@@ -77,7 +79,7 @@ impl Core {
             && matches!(action.reason, Reason::HostFull { .. })
             && let Some(source) = self.fleet.hosts.get(&action.host)
         {
-            let proven = self.load_of(source, None, vm.window_end, self.policy.forecast.skill_min);
+            let proven = self.load_of(source, None, vm.window_end, self.policy.forecast.skill_min, Duration::ZERO);
             if Room::of(&source.facts, &self.policy.migrate).holds_cpu(&proven) {
                 return Err(BadMove::Doubted(action.host.clone()));
             }

@@ -1,5 +1,7 @@
 //! What came of a move, and what follows from it.
 
+use std::time::Duration;
+
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Action, HostId, Immovable, Moved, Outcome, OutcomeResult, VmId, Whereabouts};
 
@@ -117,27 +119,51 @@ impl Core {
         error: &str,
         at: Whereabouts,
     ) -> String {
-        self.back_off(now, record);
+        self.turn_away(now, record, false);
         let id = record.command.vm;
-        if let (Some(vm), Action::Migrate(migration)) = (self.fleet.vms.get_mut(&id), &record.command.action) {
-            vm.travel.avoid(migration.to.clone(), now);
-        }
         self.notice("migration_failed", format!("host {}, VM {id}: {error}; {at}", record.host));
         format!("not moved: {error}; {at}")
     }
 
     pub(in crate::core) fn immovable(&mut self, now: Timestamp, record: &CommandRecord, why: &Immovable) -> String {
-        self.back_off(now, record);
+        self.turn_away(now, record, holds_anywhere(why));
         let id = record.command.vm;
-        if let (Some(vm), Action::Migrate(migration)) = (self.fleet.vms.get_mut(&id), &record.command.action) {
-            vm.travel.avoid(migration.to.clone(), now);
-            // No other host would change that.
-            if matches!(why, Immovable::Bound(_) | Immovable::Storage(_)) {
-                vm.travel.root(now);
-            }
-        }
         self.not_begun(now, id);
         self.notice("vm_immovable", format!("host {}, VM {id}: {why}", record.host));
         format!("not moved: {why}")
     }
+
+    /// A move came to nothing: nothing is tried with its VM for some seconds, and nothing with that host, or with any, for an hour.
+    fn turn_away(&mut self, at: Timestamp, record: &CommandRecord, is_rooted: bool) {
+        self.back_off(at, record);
+        let Action::Migrate(migration) = &record.command.action else { return };
+        let Some(vm) = self.fleet.vms.get_mut(&record.command.vm) else { return };
+        vm.travel.avoid(migration.to.clone(), at);
+        if is_rooted {
+            vm.travel.root(at);
+        }
+    }
+
+    /// A restart brings back what came of a move, as far as that says what is tried next.
+    pub(in crate::core) fn restore_tried(&mut self, record: &CommandRecord) {
+        let (Action::Migrate(migration), Some(outcome)) = (&record.command.action, &record.outcome) else { return };
+        // The host's clock says when, but not what the brain's cannot have said.
+        let latest = record.issued + Duration::from_millis(migration.timeout_ms);
+        let at = outcome.at.clamp(record.issued, latest);
+        match &outcome.result {
+            OutcomeResult::NotMoved { .. } => self.turn_away(at, record, false),
+            OutcomeResult::Immovable(why) => self.turn_away(at, record, holds_anywhere(why)),
+            OutcomeResult::Moved(_) => {
+                if let Some(vm) = self.fleet.vms.get_mut(&record.command.vm) {
+                    vm.travel.backoff.succeed();
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Whether no other host would change what holds a VM.
+fn holds_anywhere(why: &Immovable) -> bool {
+    matches!(why, Immovable::Bound(_) | Immovable::Storage(_))
 }

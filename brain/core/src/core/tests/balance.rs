@@ -120,6 +120,33 @@ fn what_did_not_come_about_is_not_tried_with_the_same_host_again() {
 }
 
 #[test]
+fn a_restart_forgets_neither_where_a_vm_could_not_go_nor_for_how_long() {
+    let here = || OutcomeResult::NotMoved { error: "link".to_owned(), whereabouts: Whereabouts::Here };
+    let bound = || OutcomeResult::Immovable(Immovable::Bound("hostdev pci".to_owned()));
+    for result in [here(), bound()] {
+        let mut bench = Bench::new(moving());
+        windows(&mut bench, 0, &FULL, &[]);
+        let first = windows(&mut bench, 10, &FULL, &[]);
+        bench.outcome_of(vm(1), 25, first[0].id, result);
+        let answered = bench.take().into_iter().find_map(|output| match output {
+            Output::Persist(Record::Command(record)) if record.outcome.is_some() => Some(record),
+            _ => None,
+        });
+        let answered = Box::new(answered.unwrap());
+        for (second, goes) in [(30, vm(2)), (3700, vm(1))] {
+            let mut core = crate::Core::new(moving(), 1, 2);
+            core.restore(Restored::Host { host: host("a"), facts: facts() });
+            core.restore(Restored::Report(Box::new(report_of("a", 10, &FULL, Some(1.0)))));
+            core.restore(Restored::Tried(answered.clone()));
+            let mut bench = Bench::of(core);
+            windows(&mut bench, second, &FULL, &[]);
+            let next = windows(&mut bench, second + 10, &FULL, &[]);
+            assert_eq!(next.iter().map(|command| command.vm).collect::<Vec<_>>(), [goes], "at {second}");
+        }
+    }
+}
+
+#[test]
 fn a_vm_that_is_parked_keeps_its_place_on_both_hosts_until_it_runs() {
     let mut bench = Bench::new(moving());
     windows(&mut bench, 0, &FULL, &[]);

@@ -172,6 +172,60 @@ fn nobody_is_asked_about_what_is_paused_or_would_not_be_moved() {
     assert_eq!(asked(&bench.commands()), []);
 }
 
+/// Seven VMs surge together, a minute in every five: 4.5 cores of the 3.6 that `a` has for them.
+fn surging(second: u64) -> Vec<(u128, f64, f64)> {
+    let wander = ((second * 7919) % 101) as f64 / 10_000.0;
+    let cores = if (100..160).contains(&(second % 300)) { 0.64 + wander } else { 0.1 + wander };
+    (1..=7).map(|number| (number, cores, cores)).collect()
+}
+
+/// Windows of both hosts while the seven live, with each forecast made at once; the commands that follow.
+fn lives(bench: &mut Bench, second: u64) -> Vec<Command> {
+    bench.report_on("b", second, &[], Some(1.0));
+    bench.report(second, &surging(second), Some(1.0));
+    let mut commands = Vec::new();
+    while let Some(output) = bench.core.poll_output() {
+        match output {
+            Output::Fit(job) => bench.core.handle(at(second + 10), Input::FitDone(Box::new(job.run()))),
+            Output::Command { command, .. } => commands.push(command),
+            _ => {}
+        }
+    }
+    commands
+}
+
+#[test]
+fn a_foreseen_move_finds_the_answers_there_when_it_is_due() {
+    let mut observing = moving(1);
+    observing.migrate.mode = Mode::Observe;
+    // No VM's size is changed: this is about moves.
+    observing.cpu.floor_cores = 1.0;
+    let mut bench = Bench::new(observing.clone());
+    // To the calm after the twelfth surge.
+    for second in (0..3500).step_by(10) {
+        assert_eq!(asked(&lives(&mut bench, second)), [], "nothing is moved, and nobody asked");
+    }
+    let auto = Policy { migrate: MigratePolicy { mode: Mode::Auto, ..observing.migrate.clone() }, ..observing };
+    bench.core.handle(at(3505), Input::Policy(Box::new(auto)));
+    let (mut asked_at, mut moved_at) = (Vec::new(), None);
+    for second in (3500..3700).step_by(10) {
+        let commands = lives(&mut bench, second);
+        asked_at.extend(asked(&commands).iter().map(|_| second));
+        answer(&mut bench, second + 12, &commands, &[LITTLE; 4]);
+        let outlook = bench.core.hosts()[0].outlook.unwrap();
+        if let Some(command) = moves(&commands).first() {
+            assert!(command.reason.contains("its guest writes to 1.0 MiB"), "{}", command.reason);
+            moved_at = Some(second);
+            break;
+        }
+        assert_eq!(outlook.full_rounds, 0, "it is due at {second}, and waits for {asked_at:?}");
+    }
+    let moved_at = moved_at.expect("nothing was moved");
+    assert!(moved_at < 3690, "before the surge: {moved_at}");
+    assert_eq!(asked_at.len(), 4, "of seven alike, a few, once: {asked_at:?}");
+    assert!(asked_at.iter().all(|asked| (10..=30).contains(&(moved_at - asked))), "{asked_at:?} for {moved_at}");
+}
+
 #[test]
 fn what_stays_unanswered_or_fails_is_said_and_not_asked_again_for_a_while() {
     let mut bench = Bench::new(moving(9));
