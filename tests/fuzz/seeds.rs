@@ -7,7 +7,7 @@ use gnomon_common::wire::{
     Action, AgentEpoch, AgentMessage, Allocation, Base, Blueprint, Boot, BrainMessage, CaPin, Command, CommandId,
     Copied, CpuBounds, CpuSource, CpuWindow, DiskBlueprint, DiskCopy, DiskShare, DiskWindow, EnrolReply, EnrolRequest,
     ExitReason, ExitShare, Fence, GuestMemory, Hello, HostFacts, HostId, HostWindow, Imaged, Imaging, Immovable,
-    LocalCause, LocalStorage, Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, Migration,
+    KeptCopies, LocalCause, LocalStorage, Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, Migration,
     MigrationFacts, MigrationProgress, Moved, Origin, Outcome, OutcomeResult, ProcessIo, Profile, ProfileStep,
     ReclaimStalls, RefusalCode, RefusedCommand, Report, ReportAck, Sequence, Setting, ShadowDone, ShadowOrder,
     ShadowSize, ShadowSpec, Token, TokenId, TokenSecret, Unshadowable, VERSIONS, VmId, VmState, VmTerms, VmWindow,
@@ -91,7 +91,7 @@ fn facts() -> HostFacts {
         migration: Some(MigrationFacts { uri: "qemu+tls://a/system".to_owned(), copy_bytes_max: 1 << 40 }),
         zone: Some("room-1".to_owned()),
         shadows: None,
-        copies: vec![vm(2)],
+        copies: KeptCopies { made: Some(vec![vm(2)]), received: None },
         dry_run: false,
     }
 }
@@ -196,7 +196,12 @@ fn brain_messages() -> Vec<BrainMessage> {
         Action::Migrate(migration),
         Action::AbortMigration,
         Action::Describe,
-        Action::Image(Imaging { shadow: vm(2), bandwidth_bytes_per_s: Some(50 << 20), timeout_ms: 7_200_000 }),
+        Action::Image(Imaging {
+            shadow: vm(2),
+            bandwidth_bytes_per_s: Some(50 << 20),
+            timeout_ms: 7_200_000,
+            send_to: None,
+        }),
         Action::DirtyRate { period_s: 1 },
         Action::Shadow(ShadowOrder::Copy(Box::new(ShadowSpec { of: vm(2), blueprint: blueprint(), size }))),
         Action::Shadow(ShadowOrder::Start),

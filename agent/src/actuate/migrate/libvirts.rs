@@ -5,16 +5,12 @@ use super::{CopyRecord, MoverConfig, Order, preflight};
 use crate::host::libvirt::migration::{Job, Standing};
 use crate::host::libvirt::needs::{CpuNeed, Disk, Image, Needs, Place};
 use crate::host::libvirt::storage::{Copies, ImageFile, Original};
-use crate::host::libvirt::{Devices, Hypervisor, HypervisorError, Reconnecting};
+use crate::host::libvirt::{Devices, Hypervisor, HypervisorError, Reconnecting, ask_there};
 use crate::host::storage;
 use gnomon_common::wire::{Immovable, Migration, VmId};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
-
-/// How long the other host may take to answer: a connection to a host that is gone fails by itself only after minutes.
-const ANSWER_MAX: Duration = Duration::from_secs(15);
 
 /// The two hosts' libvirt daemons.
 pub(super) struct Libvirts {
@@ -31,21 +27,12 @@ impl Libvirts {
         Self { config, vm: order.vm, migration: order.migration.clone(), here, copies: None }
     }
 
-    /// Asks the other host's libvirt, for as long as is allowed. A call that hangs is left to end by itself on its thread.
+    /// Asks the other host's libvirt, for as long as is allowed.
     fn ask_there<T: Send + 'static>(
         &self,
         ask: impl FnOnce(&Hypervisor) -> Result<T, HypervisorError> + Send + 'static,
     ) -> Result<T, String> {
-        let (tell, answer) = channel();
-        let uri = self.migration.uri.clone();
-        let run = move || {
-            let _ = tell.send(Hypervisor::open(&uri).and_then(|there| ask(&there)));
-        };
-        std::thread::Builder::new().name("gnomon-target".to_owned()).spawn(run).map_err(|error| error.to_string())?;
-        match answer.recv_timeout(ANSWER_MAX) {
-            Ok(answer) => answer.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("no answer within {} s", ANSWER_MAX.as_secs())),
-        }
+        ask_there(&self.migration.uri, ask)
     }
 
     fn needs(&mut self) -> Result<(Needs, Devices), HypervisorError> {
