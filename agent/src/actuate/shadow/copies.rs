@@ -137,7 +137,13 @@ impl Copies {
     /// Whether disks of so many bytes may be copied as well, and there is room for them.
     pub(super) fn has_room(&self, size_bytes: u64) -> std::result::Result<(), Snag> {
         let no_room = |why: String| Err(Unshadowable::NoRoom(why).into());
-        let there = self.all()?.into_iter().map(|shadow| self.note(shadow)).collect::<Result<Vec<_>>>()?;
+        let mut there = Vec::new();
+        for shadow in self.all()? {
+            // What another host has takes no room here.
+            if !self.is_sent(shadow)? {
+                there.push(self.note(shadow)?);
+            }
+        }
         if there.len() >= COPIES_MAX {
             return no_room(format!("copies for {} shadows are here", there.len()));
         }
