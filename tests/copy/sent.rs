@@ -138,7 +138,8 @@ async fn copies_are_sent_to_a_host_without_a_shared_folder_and_whatever_breaks_l
     ensure!(from_start == from_end || from_start == from_end + 1, "{from_start} and {from_end}");
     ensure!(from_end + 1 >= before as u64 && from_end < times.len() as u64, "it is of another time");
 
-    // Another one is given up as its shadow is retired: of that nothing is left on either host.
+    // Nobody served the agent while files were read. Another one is given up as its shadow is retired: of that nothing is left on either host.
+    scene.relaunch("h1", "h1").await?;
     let other = VmId(Uuid::new_v4());
     let image = scene.image_and_send(other);
     scene.brain.send(&image).await?;

@@ -9,9 +9,9 @@ use gnomon_common::wire::{
     ExitReason, ExitShare, Fence, GuestMemory, Hello, HostFacts, HostId, HostWindow, Imaged, Imaging, Immovable,
     KeptCopies, LocalCause, LocalStorage, Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, Migration,
     MigrationFacts, MigrationProgress, Moved, Origin, Outcome, OutcomeResult, ProcessIo, Profile, ProfileStep,
-    Receiving, ReclaimStalls, RefusalCode, RefusedCommand, Report, ReportAck, Sequence, Setting, ShadowDone, ShadowFacts, ShadowOrder,
-    ShadowSize, ShadowSpec, Token, TokenId, TokenSecret, Unshadowable, VERSIONS, VmId, VmState, VmTerms, VmWindow,
-    Welcome, Whereabouts,
+    Receiving, ReclaimStalls, RefusalCode, RefusedCommand, Report, ReportAck, Sequence, Setting, ShadowDone,
+    ShadowFacts, ShadowOrder, ShadowSize, ShadowSpec, Token, TokenId, TokenSecret, Unshadowable, VERSIONS, VmId,
+    VmState, VmTerms, VmWindow, Welcome, Whereabouts,
 };
 use serde::Serialize;
 use std::path::Path;
