@@ -1,5 +1,8 @@
 //! Shadows of a VM whose disks are no layers on an image: copied as they are at one moment while its guest writes, and gone with the shadow.
 
+#[path = "copy/sent.rs"]
+mod sent;
+
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -144,6 +147,11 @@ struct Scene {
 
 impl Scene {
     async fn new(name: &str) -> Result<Self> {
+        Self::configured(name, let_copy).await
+    }
+
+    /// With agents that are configured like this, which says where the first host's copies are.
+    async fn configured(name: &str, configure: impl Fn(&Stack, &[String]) -> Result<PathBuf>) -> Result<Self> {
         let (lab, guest) = counting(name)?;
         let (here, there) = (lab.hosts()[0].clone(), lab.hosts()[1].clone());
         let images = image_paths(&lab, &here)?;
@@ -151,7 +159,7 @@ impl Scene {
         for host in ["h1", "h2"] {
             stack.stop_agent(host)?;
         }
-        let copies = let_copy(&stack, &images)?;
+        let copies = configure(&stack, &images)?;
         stack.kill_brain()?;
         stack.launch_agent("h1")?;
         let brain = Usurper::welcome(&stack.lab, &stack.brain_dir(), TERM).await?;
@@ -176,7 +184,7 @@ impl Scene {
 
     fn image(&mut self, shadow: VmId) -> Command {
         let bandwidth_bytes_per_s = Some(COPY_BYTES_PER_S);
-        let imaging = Imaging { shadow, bandwidth_bytes_per_s, timeout_ms: 120_000 };
+        let imaging = Imaging { shadow, bandwidth_bytes_per_s, timeout_ms: 120_000, send_to: None };
         self.command(self.production(), Action::Image(imaging))
     }
 
@@ -222,6 +230,18 @@ impl Scene {
             ensure!(told.is_empty(), "libvirt has no backup: {told:?}\n{}", self.log());
         }
         bail!("libvirt has no backup:\n{}", self.log())
+    }
+
+    /// The shadow runs: its guest finds what was counted before, and goes on with it.
+    async fn stands_on_the_copy(&mut self) -> Result<()> {
+        let (there, pty) = (self.there.clone(), self.there.virsh(["ttyconsole", "g1.shadow"])?);
+        let read =
+            tokio::task::spawn_blocking(move || there.command("timeout").args(["40", "cat", pty.trim()]).output());
+        self.brain.serve(Duration::from_secs(40)).await?;
+        let said = String::from_utf8_lossy(&read.await??.stdout).into_owned();
+        ensure!(said.contains("lab-count found: count1"), "it does not stand on the copy: {said}");
+        ensure!(said.contains("lab-count 2 at"), "it does not write: {said}");
+        Ok(())
     }
 
     /// What the first host's agent says, for errors.
@@ -273,7 +293,7 @@ async fn disks_are_copied_as_they_are_at_one_moment_and_a_killed_agent_leaves_ne
     for _ in 0..2 {
         scene.copying().await?;
         scene.relaunch("h1", "h1").await?;
-        ensure!(scene.brain.hello.facts.copies == [shadow], "{:?}", scene.brain.hello.facts.copies);
+        ensure!(scene.brain.hello.facts.copies.made == Some(vec![shadow]), "{:?}", scene.brain.hello.facts.copies);
         println!("the job goes on: {:?}", scene.here.virsh(["domjobinfo", "g1"]));
         ensure!(scene.is_copying(), "the copy was given up, or is too fast: {}", scene.log());
         scene.brain.send(&image).await?;
@@ -351,12 +371,7 @@ async fn disks_are_copied_as_they_are_at_one_moment_and_a_killed_agent_leaves_ne
     ensure!(matches!(copied, OutcomeResult::Shadow(ShadowDone::Copied { .. })), "{copied:?}");
     let started = scene.order(shadow, ShadowOrder::Start).await?;
     ensure!(matches!(started, OutcomeResult::Shadow(ShadowDone::Started { .. })), "{started:?}");
-    let (there, pty) = (scene.there.clone(), scene.there.virsh(["ttyconsole", "g1.shadow"])?);
-    let read = tokio::task::spawn_blocking(move || there.command("timeout").args(["40", "cat", pty.trim()]).output());
-    scene.brain.serve(Duration::from_secs(40)).await?;
-    let said = String::from_utf8_lossy(&read.await??.stdout).into_owned();
-    ensure!(said.contains("lab-count found: count1"), "it does not stand on the copy: {said}");
-    ensure!(said.contains("lab-count 2 at"), "it does not write: {said}");
+    scene.stands_on_the_copy().await?;
     let retired = scene.order(shadow, ShadowOrder::Retire).await?;
     ensure!(retired == OutcomeResult::Shadow(ShadowDone::Retired), "{retired:?}");
     let sum = run(&scene.here, "sha256sum", &[&first.path])?;
@@ -365,7 +380,7 @@ async fn disks_are_copied_as_they_are_at_one_moment_and_a_killed_agent_leaves_ne
     // Where they were made they are deleted.
     ensure!(listed(&scene.copies) == [shadow.to_string()], "{:?}", listed(&scene.copies));
     scene.relaunch("h2", "h1").await?;
-    ensure!(scene.brain.hello.facts.copies == [shadow], "{:?}", scene.brain.hello.facts.copies);
+    ensure!(scene.brain.hello.facts.copies.made == Some(vec![shadow]), "{:?}", scene.brain.hello.facts.copies);
     let retired = scene.order(shadow, ShadowOrder::Retire).await?;
     ensure!(retired == OutcomeResult::Shadow(ShadowDone::Retired) && listed(&scene.copies).is_empty());
 

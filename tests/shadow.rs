@@ -157,7 +157,7 @@ impl Scene {
         self.stack.stop_agent("h1")?;
         self.stack.launch_agent("h2")?;
         self.brain.welcome_next(TERM).await?;
-        let facts = self.brain.hello.facts.shadows.context("the second host takes no shadows")?;
+        let facts = self.brain.hello.facts.shadows.as_ref().context("the second host takes no shadows")?;
         ensure!((facts.shadows_max, facts.share_max) == (4, 0.25), "{facts:?}");
         Ok(())
     }

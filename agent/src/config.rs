@@ -348,7 +348,7 @@ impl Config {
         }
         self.guard.check()?;
         self.migration.check()?;
-        self.shadow.check()?;
+        self.shadow.check(&self.migration)?;
         if let Some(zone) = &self.host.zone
             && !(1..=ZONE_BYTES_MAX).contains(&zone.len())
         {

@@ -419,7 +419,8 @@ fn facts(
     let declared_cores = config.host.capacity_cores;
     let (cpu_bounds, memory_bounds) = (config.guard.cpu_bounds(), config.guard.memory_bounds());
     let means = config.guard.means();
-    let (migration, shadows, zone) = (config.migration.facts(), config.shadow.facts(), config.host.zone.clone());
+    let (migration, zone) = (config.migration.facts(), config.host.zone.clone());
+    let shadows = config.shadow.facts(&config.migration.uri);
     let machine = Machine::new(Proc::default(), config.host.cgroup_root.clone());
     Box::new(move || {
         let online = || machine.cpus().map_or_else(|_| num_cpus(), f64::from);
@@ -433,8 +434,8 @@ fn facts(
             means: means.clone(),
             migration: migration.clone(),
             zone: zone.clone(),
-            shadows,
-            copies: copies.all(),
+            shadows: shadows.clone(),
+            copies: copies.told(),
             dry_run,
             cpu_source: *cpu_source.borrow(),
         }

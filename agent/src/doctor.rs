@@ -136,6 +136,7 @@ pub async fn examine(config: Result<Config, ConfigError>) -> Diagnosis {
         checks.extend(pools::examine(config).await);
         checks.push(shadow::examine(config));
         checks.extend(shadow::examine_copies(config));
+        checks.extend(shadow::examine_received(config));
         checks.extend(state::examine(config));
         checks.push(cost::examine(config).await);
         checks.extend(brain::examine(config).await);

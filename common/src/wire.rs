@@ -9,6 +9,7 @@
 //! A host that has no certificate yet joins by another protocol, see [`enrol`]. Every message is one frame, see [`frame`]. This module touches no socket.
 
 pub mod command;
+pub mod copies;
 pub mod culprit;
 pub mod disk;
 pub mod enrol;
@@ -24,6 +25,10 @@ pub mod shadow;
 pub mod terms;
 
 pub use command::{Action, Command, Fence};
+pub use copies::{
+    BadCopies, COPIES_MAX, COPY_PATH_BYTES_MAX, DiskCopy, Imaged, Imaging, KeptCopies, RECEIVING_DIRECTORY_BYTES_MAX,
+    RECEIVING_URI_BYTES_MAX, Receiving, received_prefix,
+};
 pub use culprit::{COMMAND_BYTES_MAX, CULPRIT_CORES_MIN, CULPRITS_MAX, CulpritShare, Culprits, Who};
 pub use disk::{DISKS_MAX, DiskFlow, DiskRest, DiskShare, DiskWindow, LatencyHistogram, ProcessIo};
 pub use enrol::{
@@ -48,9 +53,9 @@ pub use report::{
 };
 pub use setting::{CPU_WEIGHT_DEFAULT, Means, Setting};
 pub use shadow::{
-    BLUEPRINT_DISKS_MAX, BLUEPRINT_INTERFACES_MAX, BadCopies, Base, Blueprint, Boot, COPIES_MAX, DiskBlueprint,
-    DiskCopy, Imaged, Imaging, Load, PROFILE_STEPS_MAX, PacerWindow, Profile, ProfileStep, ShadowDone, ShadowFacts,
-    ShadowOrder, ShadowSize, ShadowSpec, ShadowWindow, Unshadowable,
+    BLUEPRINT_DISKS_MAX, BLUEPRINT_INTERFACES_MAX, Base, Blueprint, Boot, DiskBlueprint, Load, PROFILE_STEPS_MAX,
+    PacerWindow, Profile, ProfileStep, ShadowDone, ShadowFacts, ShadowOrder, ShadowSize, ShadowSpec, ShadowWindow,
+    Unshadowable,
 };
 pub use terms::{InvalidTerm, TERM_BYTES_MAX, VmTerms};
 

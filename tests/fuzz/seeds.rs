@@ -7,11 +7,11 @@ use gnomon_common::wire::{
     Action, AgentEpoch, AgentMessage, Allocation, Base, Blueprint, Boot, BrainMessage, CaPin, Command, CommandId,
     Copied, CpuBounds, CpuSource, CpuWindow, DiskBlueprint, DiskCopy, DiskShare, DiskWindow, EnrolReply, EnrolRequest,
     ExitReason, ExitShare, Fence, GuestMemory, Hello, HostFacts, HostId, HostWindow, Imaged, Imaging, Immovable,
-    LocalCause, LocalStorage, Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, Migration,
+    KeptCopies, LocalCause, LocalStorage, Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, Migration,
     MigrationFacts, MigrationProgress, Moved, Origin, Outcome, OutcomeResult, ProcessIo, Profile, ProfileStep,
-    ReclaimStalls, RefusalCode, RefusedCommand, Report, ReportAck, Sequence, Setting, ShadowDone, ShadowOrder,
-    ShadowSize, ShadowSpec, Token, TokenId, TokenSecret, Unshadowable, VERSIONS, VmId, VmState, VmTerms, VmWindow,
-    Welcome, Whereabouts,
+    Receiving, ReclaimStalls, RefusalCode, RefusedCommand, Report, ReportAck, Sequence, Setting, ShadowDone,
+    ShadowFacts, ShadowOrder, ShadowSize, ShadowSpec, Token, TokenId, TokenSecret, Unshadowable, VERSIONS, VmId,
+    VmState, VmTerms, VmWindow, Welcome, Whereabouts,
 };
 use serde::Serialize;
 use std::path::Path;
@@ -90,17 +90,22 @@ fn facts() -> HostFacts {
         cpu_source: CpuSource::TaskStorage,
         migration: Some(MigrationFacts { uri: "qemu+tls://a/system".to_owned(), copy_bytes_max: 1 << 40 }),
         zone: Some("room-1".to_owned()),
-        shadows: None,
-        copies: vec![vm(2)],
+        shadows: Some(ShadowFacts { shadows_max: 4, share_max: 0.25, receives: Some(Box::new(receiving())) }),
+        copies: KeptCopies { made: Some(vec![vm(2)]), received: Some(vec![vm(3)]) },
         dry_run: false,
     }
 }
 
-/// A VM that boots by UEFI and has a disk on an image.
+fn receiving() -> Receiving {
+    let (uri, directory) = ("qemu+tls://h2/system".to_owned(), "/srv/received".to_owned());
+    Receiving { uri, directory, owner: 107, group: 107, bytes_max: 100 << 30 }
+}
+
 fn disk_copy() -> DiskCopy {
     DiskCopy { path: "/copies/1/vda.qcow2".to_owned(), bytes: 1 << 30, sha256: "0f".repeat(32) }
 }
 
+/// A VM that boots by UEFI and has a disk on an image.
 fn blueprint() -> Blueprint {
     let base = Base::Image { path: "/images/debian.qcow2".to_owned(), format: "qcow2".to_owned() };
     let disk = |device: &str, base| DiskBlueprint {
@@ -196,7 +201,12 @@ fn brain_messages() -> Vec<BrainMessage> {
         Action::Migrate(migration),
         Action::AbortMigration,
         Action::Describe,
-        Action::Image(Imaging { shadow: vm(2), bandwidth_bytes_per_s: Some(50 << 20), timeout_ms: 7_200_000 }),
+        Action::Image(Imaging {
+            shadow: vm(2),
+            bandwidth_bytes_per_s: Some(50 << 20),
+            timeout_ms: 7_200_000,
+            send_to: Some(receiving()),
+        }),
         Action::DirtyRate { period_s: 1 },
         Action::Shadow(ShadowOrder::Copy(Box::new(ShadowSpec { of: vm(2), blueprint: blueprint(), size }))),
         Action::Shadow(ShadowOrder::Start),

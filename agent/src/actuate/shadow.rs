@@ -18,8 +18,11 @@ mod host;
 mod image;
 mod kept;
 mod orders;
+mod received;
+mod send;
 mod slow;
 mod snag;
+mod there;
 
 use crate::config::ShadowConfig;
 use crate::host::machine::Machine;
@@ -139,6 +142,7 @@ impl LibvirtShadower {
     /// Connects to nothing yet. Without a way to pacers no shadow is paced.
     pub fn new(config: ShadowerConfig, pacing: Option<Box<dyn Pacing>>) -> Self {
         Self {
+            kept: CopiesKept::new(&config),
             config,
             pacing,
             orders: None,
@@ -149,13 +153,12 @@ impl LibvirtShadower {
             held: Vec::new(),
             retiring: BTreeMap::new(),
             tidying: false,
-            kept: CopiesKept::default(),
         }
     }
 
     /// Which copies of disks are here, from now on: seen by the thread of orders, whom storage that hangs may hold up.
     pub fn copies_kept(&mut self) -> std::io::Result<CopiesKept> {
-        if self.config.shadow.copies_directory.is_some() {
+        if self.config.shadow.copies_directory.is_some() || self.config.shadow.received_directory.is_some() {
             self.send(Work::Look)?;
         }
         Ok(self.kept.clone())

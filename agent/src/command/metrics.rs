@@ -191,12 +191,12 @@ impl Metrics {
         );
         registry.register(
             "gnomon_agent_disk_copied_bytes",
-            "Of a VM whose disks are being copied for its shadow: copied so far; 0 where none is",
+            "Of a VM whose disks are being copied for its shadow: copied so far, then sent to its host so far; 0 where none is",
             new.copied_bytes.clone(),
         );
         registry.register(
             "gnomon_agent_disk_copied_of_bytes",
-            "Of a VM whose disks are being copied for its shadow: what there is to copy; 0 where none is",
+            "Of a VM whose disks are being copied for its shadow: what there is to copy, then to send; 0 where none is",
             new.copied_of_bytes.clone(),
         );
         new

@@ -7,10 +7,11 @@ use std::process::{Command, Stdio};
 
 const SIGNAL: &str = "shadows";
 const COPIES: &str = "copies of disks";
+const RECEIVED: &str = "copies of disks from other hosts";
 
 pub(super) fn examine(config: &Config) -> Check {
     let shadow = &config.shadow;
-    if shadow.facts().is_none() {
+    if shadow.shadows_max == 0 {
         return Check::unavailable(SIGNAL, "[shadow]", "switched off")
             .enable("shadows_max = how many shadows of other hosts' VMs this one takes: docs/shadows.md");
     }
@@ -43,6 +44,20 @@ pub(super) fn examine_copies(config: &Config) -> Option<Check> {
     })
 }
 
+/// Whether copies of other hosts' disks can be taken, where the host is to take some.
+pub(super) fn examine_received(config: &Config) -> Option<Check> {
+    let ShadowConfig { received_directory, received_bytes_max: bytes_max, .. } = &config.shadow;
+    let directory = received_directory.as_ref().filter(|_| *bytes_max > 0)?;
+    let place = directory.display().to_string();
+    Some(if !directory.is_dir() || !is_writable(directory) {
+        Check::unavailable(RECEIVED, place, "it is no directory in which the agent may remove files").enable(
+            "install -d -m 711 -o gnomon-agent -g gnomon-agent DIRECTORY, ReadWritePaths= in its unit, and a storage pool of libvirt over it",
+        )
+    } else {
+        Check::ok(RECEIVED, place, format!("of at most {} GiB together, by {}", bytes_max >> 30, config.migration.uri))
+    })
+}
+
 fn has_qemu_img() -> bool {
     let asked = Command::new("qemu-img").arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).status();
     asked.is_ok_and(|status| status.success())
@@ -72,7 +87,10 @@ mod tests {
         let lost = examine(&config("shadows_max = 1\ndirectory = \"/dev/null/shadows\"\n"));
         assert_eq!((lost.state, lost.why.as_str()), (State::Unavailable, "the agent may not make folders there"));
         assert!(lost.enable.is_some());
-        assert!(examine_copies(&config("")).is_none());
+        assert!(examine_copies(&config("")).is_none() && examine_received(&config("")).is_none());
+        let taking = "received_directory = \"/dev/null/x\"\nreceived_bytes_max = 1\n[migration]\nuri = \"qemu+tls://h1/system\"\n";
+        let lost = examine_received(&config(taking)).unwrap();
+        assert!(lost.state == State::Unavailable && lost.enable.is_some_and(|way| way.contains("storage pool")));
         let lost = examine_copies(&config("copies_directory = \"/dev/null/copies\"\n")).unwrap();
         assert_eq!((lost.state, lost.why.as_str()), (State::Unavailable, "the agent may not make folders there"));
     }

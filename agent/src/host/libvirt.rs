@@ -17,9 +17,11 @@ pub mod migration;
 pub mod needs;
 mod quota;
 mod reconnect;
+mod remote;
 mod shadow;
 pub mod storage;
 mod terms;
+pub mod upload;
 
 pub(crate) use blueprint::CPU_MODES;
 #[cfg(test)]
@@ -31,6 +33,7 @@ pub use limits::{Bandwidth, DiskTune, NETWORK_UNIT_BYTES_PER_S, limited_devices}
 pub use memory::MemoryStats;
 pub use quota::QuotaError;
 pub use reconnect::{Backoff, Reconnecting};
+pub use remote::ask_there;
 #[cfg(test)]
 pub(crate) use shadow::parse as parse_shadow;
 pub use shadow::{

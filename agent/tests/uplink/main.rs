@@ -12,7 +12,7 @@ use gnomon_agent::uplink::{self, Bounds, Spool, SpoolConfig, Uplink, identity};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     Action, AgentEpoch, AgentMessage, BrainMessage, Command, CommandId, CpuBounds, CpuSource, Fence, HostFacts, HostId,
-    HostWindow, Losses, Means, MemoryBounds, OutcomeResult, RefusalCode, Sequence, Setting, VERSIONS, VmId,
+    HostWindow, KeptCopies, Losses, Means, MemoryBounds, OutcomeResult, RefusalCode, Sequence, Setting, VERSIONS, VmId,
 };
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
@@ -121,7 +121,7 @@ fn facts() -> HostFacts {
         migration: None,
         zone: None,
         shadows: None,
-        copies: Vec::new(),
+        copies: KeptCopies::default(),
         dry_run: false,
         cpu_source: CpuSource::TaskStorage,
     }

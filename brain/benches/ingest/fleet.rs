@@ -10,9 +10,9 @@ use std::time::Duration;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     AgentEpoch, Allocation, CpuBounds, CpuSource, CpuWindow, CulpritShare, Culprits, DiskFlow, DiskRest, DiskShare,
-    DiskWindow, ExitReason, ExitShare, GuestMemory, Hello, HostFacts, HostId, HostWindow, InterfaceWindow, Losses,
-    MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, ProcessIo, QueueWindow, ReclaimStalls, Report, Sequence,
-    Traffic, VERSIONS, VmId, VmState, VmTerms, VmWindow, WaitHistogram, Who,
+    DiskWindow, ExitReason, ExitShare, GuestMemory, Hello, HostFacts, HostId, HostWindow, InterfaceWindow, KeptCopies,
+    Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, ProcessIo, QueueWindow, ReclaimStalls, Report,
+    Sequence, Traffic, VERSIONS, VmId, VmState, VmTerms, VmWindow, WaitHistogram, Who,
 };
 use uuid::Uuid;
 
@@ -82,7 +82,7 @@ impl Host {
                 migration: None,
                 zone: None,
                 shadows: None,
-                copies: Vec::new(),
+                copies: KeptCopies::default(),
                 dry_run: false,
                 cpu_source: CpuSource::TaskStorage,
             },

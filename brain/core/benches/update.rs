@@ -6,8 +6,8 @@ use std::time::Duration;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    AgentEpoch, Allocation, CpuBounds, CpuSource, CpuWindow, HostFacts, HostId, HostWindow, Losses, MeanMax, Means,
-    MemoryBounds, Report, Sequence, VmId, VmState, VmTerms, VmWindow,
+    AgentEpoch, Allocation, CpuBounds, CpuSource, CpuWindow, HostFacts, HostId, HostWindow, KeptCopies, Losses,
+    MeanMax, Means, MemoryBounds, Report, Sequence, VmId, VmState, VmTerms, VmWindow,
 };
 use gnomon_core::{Core, FitJob, Input, Mode, Output, Policy};
 use uuid::Uuid;
@@ -74,7 +74,7 @@ fn warm(reports: u64) -> (Core, Option<FitJob>) {
         migration: None,
         zone: None,
         shadows: None,
-        copies: Vec::new(),
+        copies: KeptCopies::default(),
         dry_run: false,
         cpu_source: CpuSource::TaskStorage,
     };

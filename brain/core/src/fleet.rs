@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{AgentEpoch, HostFacts, HostId, HostWindow, Losses, Sequence, VmId};
+use gnomon_common::wire::{AgentEpoch, HostFacts, HostId, HostWindow, Losses, Receiving, Sequence, VmId};
 
 use crate::plan::balance::Prospect;
 use crate::plan::contention::Contention;
@@ -46,6 +46,11 @@ pub(crate) struct Host {
 }
 
 impl Host {
+    /// Where it takes copies of disks that are sent to it, if it does.
+    pub(crate) fn receives(&self) -> Option<&Receiving> {
+        self.facts.shadows.as_ref()?.receives.as_deref()
+    }
+
     pub(crate) fn new(facts: HostFacts) -> Self {
         Self {
             facts,

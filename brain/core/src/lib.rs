@@ -39,4 +39,4 @@ pub use policy::{Mode, Policy, PolicyError};
 pub use proposal::{Proposal, ProposalKey, ProposalRefusal, ProposalState};
 pub use shadow::response::{Heard, Response};
 pub use shadow::trial::{Level, Proposed, Trial, Verdict};
-pub use shadow::{Shadow, ShadowCause, ShadowRefusal, ShadowState, ShadowView};
+pub use shadow::{CopiesMade, Shadow, ShadowCause, ShadowRefusal, ShadowState, ShadowView};

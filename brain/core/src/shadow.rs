@@ -155,10 +155,20 @@ pub struct Shadow {
 /// Copies of disks that a shadow stands on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopiesMade {
-    /// By which host, which deletes them when the shadow ends.
+    /// The host that has them, and deletes them when the shadow ends.
     pub on: HostId,
+    /// The host that they are sent to, or were: from then on it is the one that has them. `None` where all hosts see them.
+    #[serde(default)]
+    pub to: Option<HostId>,
     /// They are not what was made, or not of all disks: they are deleted and made anew.
     pub is_spoilt: bool,
+}
+
+impl CopiesMade {
+    /// Whether only one host can use them, which they were sent to.
+    pub fn is_sent(&self) -> bool {
+        self.to.as_ref() == Some(&self.on)
+    }
 }
 
 /// Why an order about a shadow is given. `Display` tells a person.

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, AgentEpoch, Allocation, CpuBounds, CpuSource, CpuWindow, HostFacts, HostId, HostWindow, Losses, MeanMax,
-    Means, MemoryBounds, MigrationFacts, Origin, Outcome, OutcomeResult, Report, Sequence, VmId, VmState, VmTerms,
-    VmWindow, Whereabouts,
+    Action, AgentEpoch, Allocation, CpuBounds, CpuSource, CpuWindow, HostFacts, HostId, HostWindow, KeptCopies, Losses,
+    MeanMax, Means, MemoryBounds, MigrationFacts, Origin, Outcome, OutcomeResult, Report, Sequence, VmId, VmState,
+    VmTerms, VmWindow, Whereabouts,
 };
 use gnomon_core::policy::{MigratePolicy, Mode};
 use gnomon_core::{Core, Input, Output, Policy};
@@ -41,7 +41,7 @@ fn facts(number: u64) -> HostFacts {
         migration: Some(MigrationFacts { uri: format!("qemu+tls://host-{number}/system"), copy_bytes_max: 0 }),
         zone: None,
         shadows: None,
-        copies: Vec::new(),
+        copies: KeptCopies::default(),
         dry_run: false,
         cpu_source: CpuSource::TaskStorage,
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     Action, AgentEpoch, Allocation, Command, CommandId, CpuBounds, CpuSource, CpuWindow, Fence, HostFacts, HostId,
-    HostWindow, Losses, MeanMax, Means, MemoryBounds, MigrationFacts, MigrationProgress, Origin, Outcome,
+    HostWindow, KeptCopies, Losses, MeanMax, Means, MemoryBounds, MigrationFacts, MigrationProgress, Origin, Outcome,
     OutcomeResult, RefusedCommand, Report, Sequence, Setting, ShadowFacts, VmId, VmState, VmTerms, VmWindow,
 };
 
@@ -151,9 +151,12 @@ impl Agent {
             means: vec![Means::CpuQuota, Means::Memory],
             migration: Some(MigrationFacts { uri: format!("simulated://{}/system", spec.name), copy_bytes_max: 0 }),
             zone: spec.zone.clone(),
-            shadows: (spec.shadows_max > 0)
-                .then_some(ShadowFacts { shadows_max: spec.shadows_max, share_max: SHADOW_SHARE_MAX }),
-            copies: Vec::new(),
+            shadows: (spec.shadows_max > 0).then_some(ShadowFacts {
+                shadows_max: spec.shadows_max,
+                share_max: SHADOW_SHARE_MAX,
+                receives: None,
+            }),
+            copies: KeptCopies::default(),
             dry_run: spec.dry_run,
             cpu_source: CpuSource::TaskStorage,
         };

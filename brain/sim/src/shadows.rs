@@ -32,7 +32,7 @@ impl Agent {
             let described = self.vms.iter().find(|vm| vm.id == command.vm).map(|vm| Box::new(blueprint(vm)));
             return described.map_or(OutcomeResult::Refused(RefusedCommand::UnknownVm), OutcomeResult::Described);
         };
-        let most = self.facts.shadows.map_or(0, |shadows| shadows.shadows_max as usize);
+        let most = self.facts.shadows.as_ref().map_or(0, |shadows| shadows.shadows_max as usize);
         let is_full = self.shadows.len() >= most && !self.shadows.contains_key(&command.vm);
         let there = self.shadows.get_mut(&command.vm);
         match (order, there) {

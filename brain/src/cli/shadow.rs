@@ -8,7 +8,7 @@ use super::table::{at, bytes, cores, table};
 use crate::api::{FidelityBody, ShadowAnswer, TrialBody};
 use clap::{Args, Subcommand};
 use gnomon_common::wire::Load;
-use gnomon_core::{Response, ShadowView, Trial};
+use gnomon_core::{CopiesMade, Response, ShadowView, Trial};
 use serde_json::json;
 use std::thread;
 use std::time::Duration;
@@ -180,7 +180,7 @@ fn show(client: &Client, json: bool, vm: &str) -> Result<(), Failure> {
         println!("size {size}, {} vCPUs, weight {}", size.vcpus, size.cpu_weight);
     }
     if let Some(copies) = &shadow.copies {
-        println!("it stands on copies of its production's disks, which host {} deletes when it is retired", copies.on);
+        println!("{}", copies_in_words(copies));
     }
     println!("fidelity {:.2}{}", view.fidelity_now, if shadow.fidelity.is_some() { "" } else { " by policy" });
     let mut table = table(&["", "CPU", "MEMORY", "READS", "WRITES", "NETWORK"], &[1, 2, 3, 4, 5]);
@@ -205,6 +205,19 @@ fn show(client: &Client, json: bool, vm: &str) -> Result<(), Failure> {
         println!("{}", trial_in_words(trial));
     }
     Ok(())
+}
+
+fn copies_in_words(copies: &CopiesMade) -> String {
+    let CopiesMade { on, to, .. } = copies;
+    match to {
+        None => format!("it stands on copies of its production's disks, which host {on} deletes when it is retired"),
+        Some(to) if to == on => {
+            format!(
+                "it stands on copies of its production's disks that were sent to host {on}, which deletes them when it leaves"
+            )
+        }
+        Some(to) => format!("host {on} copies its production's disks, and sends them to host {to}"),
+    }
 }
 
 /// Begins a trial, and follows it to its end.

@@ -227,7 +227,7 @@ mod tests {
     use super::super::Recent;
     use super::*;
     use gnomon_common::wire::{
-        Action, Command, CpuBounds, CpuSource, Fence, HostFacts, Means, MemoryBounds, Setting, VmId,
+        Action, Command, CpuBounds, CpuSource, Fence, HostFacts, KeptCopies, Means, MemoryBounds, Setting, VmId,
     };
     use gnomon_core::{Hold, Mode, Policy, Scope};
     use prometheus_client::registry::Registry;
@@ -273,7 +273,7 @@ mod tests {
             migration: None,
             zone: None,
             shadows: None,
-            copies: Vec::new(),
+            copies: KeptCopies::default(),
             dry_run: false,
             cpu_source: CpuSource::TaskStorage,
         };

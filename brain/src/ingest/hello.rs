@@ -2,7 +2,9 @@
 
 use super::close::{CloseCode, Ending};
 use crate::store::INTEGER_MAX;
-use gnomon_common::wire::{COPIES_MAX, Fence, Hello, VERSIONS, VersionRange};
+use gnomon_common::wire::{
+    COPIES_MAX, Fence, Hello, RECEIVING_DIRECTORY_BYTES_MAX, RECEIVING_URI_BYTES_MAX, VERSIONS, VersionRange,
+};
 
 /// How far above our own a believable lease term may be. A brain restored from a back-up is behind by as many starts as
 /// were made since; a million is beyond any of them, and what is above it would let one agent use the terms up.
@@ -48,8 +50,18 @@ pub(super) fn judge(
     if bounds.iter().any(|cores| !cores.is_finite() || *cores < 0.0) {
         return Err(Ending::new(CloseCode::Malformed, "capacity and CPU bounds must be finite and not negative"));
     }
-    if facts.copies.len() > COPIES_MAX {
-        let text = format!("copies of disks for {} shadows; one host keeps at most {COPIES_MAX}", facts.copies.len());
+    if !facts.copies.is_bounded() {
+        let count = facts.copies.all().count();
+        let text = format!(
+            "copies of disks for {count} shadows; one host keeps at most {COPIES_MAX} of its own and as many of others"
+        );
+        return Err(Ending::new(CloseCode::Malformed, text));
+    }
+    let receives = facts.shadows.as_ref().and_then(|shadows| shadows.receives.as_ref());
+    if receives.is_some_and(|to| !to.is_bounded()) {
+        let text = format!(
+            "it takes copies of disks at an address of more than {RECEIVING_URI_BYTES_MAX} bytes, or in no folder from / of at most {RECEIVING_DIRECTORY_BYTES_MAX}"
+        );
         return Err(Ending::new(CloseCode::Malformed, text));
     }
     let Some(fence) = hello.fence_highest else { return Ok(Verdict::Welcome(version)) };
@@ -72,7 +84,10 @@ fn version(theirs: VersionRange) -> Ending {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gnomon_common::wire::{AgentEpoch, CpuBounds, CpuSource, HostFacts, HostId, Means, MemoryBounds, VmId};
+    use gnomon_common::wire::{
+        AgentEpoch, CpuBounds, CpuSource, HostFacts, HostId, KeptCopies, Means, MemoryBounds, Receiving, ShadowFacts,
+        VmId,
+    };
     use proptest::prelude::*;
 
     fn hello() -> Hello {
@@ -93,7 +108,7 @@ mod tests {
                 migration: None,
                 zone: None,
                 shadows: None,
-                copies: Vec::new(),
+                copies: KeptCopies::default(),
                 dry_run: false,
                 cpu_source: CpuSource::TaskStorage,
             },
@@ -142,11 +157,25 @@ mod tests {
     fn more_copies_of_disks_than_a_host_may_keep_are_malformed() {
         let with = |count| {
             let mut hello = hello();
-            hello.facts.copies = (0..count as u64).map(|number| VmId::made_of(1, number)).collect();
+            let kept = (0..count as u64).map(|number| VmId::made_of(1, number)).collect();
+            hello.facts.copies = KeptCopies { made: Some(kept), received: None };
             judge(&hello, &names(), 3, None).map_err(|ending| ending.code)
         };
         assert_eq!(with(COPIES_MAX), Ok(Verdict::Welcome(1)));
         assert_eq!(with(COPIES_MAX + 1), Err(CloseCode::Malformed));
+    }
+
+    #[test]
+    fn a_place_for_copies_that_is_out_of_bounds_is_malformed() {
+        let with = |directory: &str| {
+            let mut hello = hello();
+            let (uri, directory) = ("qemu+tls://host-a/system".to_owned(), directory.to_owned());
+            let receives = Some(Box::new(Receiving { uri, directory, owner: 1, group: 1, bytes_max: 1 }));
+            hello.facts.shadows = Some(ShadowFacts { shadows_max: 1, share_max: 0.5, receives });
+            judge(&hello, &names(), 3, None).map_err(|ending| ending.code)
+        };
+        assert_eq!(with("/srv/received"), Ok(Verdict::Welcome(1)));
+        assert_eq!(with("received"), Err(CloseCode::Malformed));
     }
 
     #[test]

@@ -5,8 +5,8 @@ use gnomon_common::time::Timestamp;
 use gnomon_common::wire::frame::{self, PREFIX_BYTES};
 use gnomon_common::wire::{
     ALPN, AgentEpoch, AgentMessage, Allocation, BrainMessage, Command, CpuBounds, CpuSource, CpuWindow, Hello,
-    HostFacts, HostId, HostWindow, Losses, MeanMax, Means, MemoryBounds, Origin, Outcome, OutcomeResult, Report,
-    ReportAck, Sequence, VERSIONS, VmId, VmState, VmTerms, VmWindow,
+    HostFacts, HostId, HostWindow, KeptCopies, Losses, MeanMax, Means, MemoryBounds, Origin, Outcome, OutcomeResult,
+    Report, ReportAck, Sequence, VERSIONS, VmId, VmState, VmTerms, VmWindow,
 };
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream};
@@ -51,7 +51,7 @@ pub(crate) fn hello(name: &str, epoch: u64) -> Hello {
             migration: None,
             zone: None,
             shadows: None,
-            copies: Vec::new(),
+            copies: KeptCopies::default(),
             dry_run: false,
             cpu_source: CpuSource::TaskStorage,
         },

@@ -43,7 +43,7 @@ async fn brain_with_shadows(home: &Home) -> (Brain, Agent, Agent) {
     let brain = Brain::start(home).await;
     let (mut a, _) = Agent::join(brain.agents, &home.agent("a"), hello("a", 1)).await;
     let mut greeting = hello("b", 1);
-    greeting.facts.shadows = Some(ShadowFacts { shadows_max: 4, share_max: 0.25 });
+    greeting.facts.shadows = Some(ShadowFacts { shadows_max: 4, share_max: 0.25, receives: None });
     let (mut b, _) = Agent::join(brain.agents, &home.agent("b"), greeting).await;
     let mut empty = report("b", 1, 1, now().unix_ms(), vm(9), 0.1);
     empty.vms.clear();
@@ -146,7 +146,7 @@ async fn a_brain_that_was_killed_goes_on_with_a_shadow_where_it_was() {
     let shadow = brain.get("/api/v1/shadows").await[0].clone();
     assert_eq!((&shadow["id"], &shadow["state"]), (&json!(command.vm.to_string()), &json!("placed")));
     let mut greeting = hello("b", 1);
-    greeting.facts.shadows = Some(ShadowFacts { shadows_max: 4, share_max: 0.25 });
+    greeting.facts.shadows = Some(ShadowFacts { shadows_max: 4, share_max: 0.25, receives: None });
     let (mut b, _) = Agent::join(brain.agents, &home.agent("b"), greeting).await;
     let mut empty = report("b", 1, 2, now().unix_ms() + 1000, vm(9), 0.1);
     empty.vms.clear();

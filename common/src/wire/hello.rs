@@ -1,7 +1,7 @@
 //! The control stream: introduction, heart-beat, commands in, outcomes out.
 
 use super::{
-    AgentEpoch, Command, CommandId, Fence, HostId, Means, MigrationFacts, Outcome, Sequence, ShadowFacts, VmId,
+    AgentEpoch, Command, CommandId, Fence, HostId, KeptCopies, Means, MigrationFacts, Outcome, Sequence, ShadowFacts,
 };
 use crate::time::Timestamp;
 use core::fmt;
@@ -144,8 +144,8 @@ pub struct HostFacts {
     pub zone: Option<String>,
     /// What shadows it takes; `None` where the agent is not configured to take any.
     pub shadows: Option<ShadowFacts>,
-    /// Shadows for which it keeps copies of disks, whole or in the making, at most [`super::COPIES_MAX`].
-    pub copies: Vec<VmId>,
+    /// Shadows for which it keeps copies of disks.
+    pub copies: KeptCopies,
     /// The agent judges and logs commands but changes nothing (`--dry-run`).
     pub dry_run: bool,
     /// Where its readings of CPU come from, and so how much they tell.

@@ -3,9 +3,9 @@
 //! A shadow is a VM of its own, with an identity of its own. Its host's agent makes it from a [`Blueprint`], which names what may be copied:
 //! what a blueprint has no field for (a device passed through, a host's folder, a network, a second disk's lock) cannot get into a shadow.
 //! A shadow's life is four [`ShadowOrder`]s, each of which says what is to be, so that doing it twice is doing it once. Where a disk of the
-//! production has no base, [`Imaging`] asks its host for a copy of it before.
+//! production has no base, [`Imaging`](super::Imaging) asks its host for a copy of it before.
 
-use super::VmId;
+use super::{DiskCopy, Receiving, VmId};
 use core::fmt;
 use serde::{Deserialize, Serialize};
 use std::boxed::Box;
@@ -14,10 +14,6 @@ use std::vec::Vec;
 
 /// Most disks of a blueprint.
 pub const BLUEPRINT_DISKS_MAX: usize = 16;
-/// Most shadows for which one host keeps copies of disks.
-pub const COPIES_MAX: usize = 256;
-/// Longest path of a copy of a disk, in bytes.
-pub const COPY_PATH_BYTES_MAX: usize = 4096;
 /// Most network interfaces of a blueprint.
 pub const BLUEPRINT_INTERFACES_MAX: usize = 8;
 /// Most steps of a profile.
@@ -105,61 +101,6 @@ pub enum Base {
     Copied(DiskCopy),
     /// There is none below it: the production writes to the only layer there is, of which no copy is made.
     None,
-}
-
-/// A copy of a disk: one qcow2 file, under the same path on the host that has made it and on its shadow's.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskCopy {
-    /// The file.
-    pub path: String,
-    /// Its length, in bytes.
-    pub bytes: u64,
-    /// SHA-256 of the file, in 64 lower-case hexadecimal digits.
-    pub sha256: String,
-}
-
-/// Copies of a production's disks that are to be: of all that have no base, as they are at one moment.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Imaging {
-    /// For which shadow. They are named by it, and go when it is retired on the host that has made them.
-    pub shadow: VmId,
-    /// Read from the production's disks at most so fast, all together, in bytes per second; `None` is unlimited.
-    pub bandwidth_bytes_per_s: Option<u64>,
-    /// Given up after so long from receipt, in milliseconds.
-    pub timeout_ms: u64,
-}
-
-/// Copies that are there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Imaged {
-    /// From receipt until then, in microseconds.
-    pub took_us: u64,
-    /// By the guest's device, such as `vda`, at most [`BLUEPRINT_DISKS_MAX`].
-    pub disks: Vec<(String, DiskCopy)>,
-}
-
-/// Why copies cannot be those of a production's disks.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadCopies {
-    /// There are more than a VM has disks.
-    #[error("copies of {0} disks, and at most {BLUEPRINT_DISKS_MAX} are made")]
-    Many(usize),
-    /// A file has no path that can be one.
-    #[error("the path of the copy of {0:.32} is not absolute, or longer than {COPY_PATH_BYTES_MAX} bytes")]
-    Path(String),
-    /// What should be a digest is none.
-    #[error("the SHA-256 of the copy of {0:.32} is not 64 lower-case hexadecimal digits")]
-    Digest(String),
-    /// It is longer than a qcow2 file of all that the disk can hold.
-    #[error("the copy of {device} has {bytes} bytes, and at most {bytes_max} can be of that disk")]
-    Long {
-        /// The guest's device.
-        device: String,
-        /// The file's length, in bytes.
-        bytes: u64,
-        /// What it can be.
-        bytes_max: u64,
-    },
 }
 
 /// What is to be of a shadow on a host.
@@ -294,12 +235,14 @@ pub enum Unshadowable {
 }
 
 /// What shadows a host takes; in [`super::HostFacts`].
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ShadowFacts {
     /// At most so many.
     pub shadows_max: u32,
     /// Together at most this share of its CPU and of its memory, 0..=1.
     pub share_max: f64,
+    /// Where copies of disks are sent that its shadows are to stand on; `None` where it sees those of other hosts, or takes none.
+    pub receives: Option<Box<Receiving>>,
 }
 
 /// What a window tells of a shadow beside what it tells of any VM.
@@ -349,42 +292,6 @@ impl DiskBlueprint {
     }
 }
 
-impl Imaged {
-    /// Looks whether they can be copies of these disks. What else was copied is nobody's, but has to be in order, too.
-    ///
-    /// # Errors
-    /// What cannot be.
-    pub fn check(&self, disks: &[DiskBlueprint]) -> Result<(), BadCopies> {
-        if self.disks.len() > BLUEPRINT_DISKS_MAX {
-            return Err(BadCopies::Many(self.disks.len()));
-        }
-        for (device, copy) in &self.disks {
-            if copy.path.len() > COPY_PATH_BYTES_MAX || !copy.path.starts_with('/') {
-                return Err(BadCopies::Path(device.clone()));
-            }
-            if copy.sha256.len() != 64 || !copy.sha256.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
-                return Err(BadCopies::Digest(device.clone()));
-            }
-            let disk = disks.iter().find(|disk| disk.device == *device);
-            if let Some(bytes_max) = disk.map(DiskBlueprint::copy_bytes_max).filter(|most| copy.bytes > *most) {
-                return Err(BadCopies::Long { device: device.clone(), bytes: copy.bytes, bytes_max });
-            }
-        }
-        Ok(())
-    }
-
-    /// The length of all files together, in bytes.
-    pub fn bytes(&self) -> u64 {
-        self.disks.iter().fold(0, |sum: u64, (_, copy)| sum.saturating_add(copy.bytes))
-    }
-}
-
-impl fmt::Display for Imaging {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "copy its disks for its shadow {}", self.shadow)
-    }
-}
-
 impl fmt::Display for ShadowOrder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -410,34 +317,9 @@ mod tests {
         DiskBlueprint { device: "vda".into(), bus: "virtio".into(), size_bytes, base: Base::Copyable }
     }
 
-    fn copy() -> DiskCopy {
-        DiskCopy { path: "/copies/vda.qcow2".into(), bytes: 1 << 20, sha256: "0a".repeat(32) }
-    }
-
-    fn check(copy: DiskCopy) -> Result<(), BadCopies> {
-        Imaged { took_us: 0, disks: [("vda".into(), copy)].into() }.check(&[disk(1 << 30)])
-    }
-
-    #[test]
-    fn copies_that_cannot_be_of_these_disks_are_refused() {
-        assert_eq!(check(copy()), Ok(()));
-        let most = (1 << 30) + (1 << 26) + (1 << 24);
-        assert_eq!(check(DiskCopy { bytes: most, ..copy() }), Ok(()));
-        let long = BadCopies::Long { device: "vda".into(), bytes: most + 1, bytes_max: most };
-        assert_eq!(check(DiskCopy { bytes: most + 1, ..copy() }), Err(long));
-        for path in ["", "copies/vda", &"/".repeat(COPY_PATH_BYTES_MAX + 1)] {
-            assert_eq!(check(DiskCopy { path: path.into(), ..copy() }), Err(BadCopies::Path("vda".into())));
-        }
-        for digits in ["", &"0A".repeat(32), &"0g".repeat(32), &"0a".repeat(33)] {
-            assert_eq!(check(DiskCopy { sha256: digits.into(), ..copy() }), Err(BadCopies::Digest("vda".into())));
-        }
-        let many = [const { String::new() }; BLUEPRINT_DISKS_MAX + 1].map(|device| (device, copy())).into();
-        assert_eq!(Imaged { took_us: 0, disks: many }.check(&[]), Err(BadCopies::Many(BLUEPRINT_DISKS_MAX + 1)));
-    }
-
     #[test]
     fn what_all_copies_take_is_bounded_whatever_was_told() {
-        let huge = DiskCopy { bytes: u64::MAX, ..copy() };
+        let huge = DiskCopy { path: "/copies/vda.qcow2".into(), bytes: u64::MAX, sha256: "0a".repeat(32) };
         let disk = DiskBlueprint { base: Base::Copied(huge.clone()), ..disk(u64::MAX) };
         assert_eq!(disk.copy_bytes_max(), u64::MAX);
         let blueprint = Blueprint {
@@ -454,6 +336,6 @@ mod tests {
         };
         assert_eq!(blueprint.reading_ms(), READING_MS_MAX);
         let disks = [("vda".into(), huge.clone()), ("vdb".into(), huge)].into();
-        assert_eq!(Imaged { took_us: 0, disks }.bytes(), u64::MAX);
+        assert_eq!(super::super::Imaged { took_us: 0, disks }.bytes(), u64::MAX);
     }
 }

@@ -4,7 +4,7 @@
 //! value that was decoded does not survive being written and read again.
 
 use gnomon_common::wire::frame::{self, PREFIX_BYTES};
-use gnomon_common::wire::{CpuBounds, CpuSource, HostFacts, Means, MemoryBounds, MigrationFacts};
+use gnomon_common::wire::{CpuBounds, CpuSource, HostFacts, KeptCopies, Means, MemoryBounds, MigrationFacts};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -37,7 +37,7 @@ pub fn facts() -> HostFacts {
         migration: Some(MigrationFacts { uri: "qemu+tls://a/system".to_owned(), copy_bytes_max: 0 }),
         zone: Some("room-1".to_owned()),
         shadows: None,
-        copies: Vec::new(),
+        copies: KeptCopies::default(),
         dry_run: false,
     }
 }

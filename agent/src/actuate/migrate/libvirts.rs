@@ -2,25 +2,17 @@
 
 use super::journey::{NotMade, Refusal, Sides};
 use super::{CopyRecord, MoverConfig, Order, preflight};
-use crate::host::hanging::HangingCalls;
 use crate::host::libvirt::migration::{Job, Standing};
 use crate::host::libvirt::needs::{CpuNeed, Disk, Image, Needs, Place};
 use crate::host::libvirt::storage::{Copies, ImageFile, Original};
-use crate::host::libvirt::{Devices, Hypervisor, HypervisorError, Reconnecting};
+use crate::host::libvirt::{Devices, Hypervisor, HypervisorError, Reconnecting, ask_there};
 use crate::host::storage;
 use gnomon_common::wire::{Immovable, Migration, VmId};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, LazyLock};
-use std::time::Duration;
-
-/// How long the other host may take to answer: a connection to a host that is gone fails by itself only after minutes.
-const ANSWER_MAX: Duration = Duration::from_secs(15);
-
-/// Other hosts' daemons that are asked, by whichever migration.
-static TARGETS: LazyLock<HangingCalls<String>> = LazyLock::new(HangingCalls::default);
 
 /// The two hosts' libvirt daemons.
 pub(super) struct Libvirts {
@@ -39,16 +31,12 @@ impl Libvirts {
         Self { config, vm: order.vm, migration: order.migration.clone(), here, copies: None, silence: None }
     }
 
-    /// Asks the other host's libvirt, for as long as is allowed. One that hangs is not asked again until it has answered.
+    /// Asks the other host's libvirt, for as long as is allowed.
     fn ask_there<T: Send + 'static>(
         &self,
         ask: impl FnOnce(&Hypervisor) -> Result<T, HypervisorError> + Send + 'static,
     ) -> Result<T, String> {
-        let uri = self.migration.uri.clone();
-        let answer =
-            TARGETS.ask(&self.migration.uri, ANSWER_MAX, move || Hypervisor::open(&uri).and_then(|there| ask(&there)));
-        let answer = answer.map_err(|error| format!("the target {error}"))?;
-        answer.map_err(|error| error.to_string())
+        ask_there(&self.migration.uri, ask)
     }
 
     fn needs(&mut self) -> Result<(Needs, Devices), HypervisorError> {

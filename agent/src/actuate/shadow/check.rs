@@ -70,7 +70,7 @@ pub(super) fn are_whole(
     open: impl Fn(&Path) -> Result<File>,
 ) -> std::result::Result<(), Snag> {
     // No other file of this host is read.
-    files.check(blueprint)?;
+    files.check(shadow, blueprint)?;
     let note = files.beside(shadow, NOTE_SUFFIX);
     let before = read(&note)?;
     let mut checked = Vec::new();

@@ -5,6 +5,7 @@
 //! unless a backup still writes to it.
 
 use super::files::{create, folders, make_folder, remove_folder};
+use super::send::Sending;
 use super::snag::Snag;
 use crate::config::ShadowConfig;
 use gnomon_common::wire::{COPIES_MAX, DiskCopy, HostId, Unshadowable, VmId};
@@ -15,6 +16,7 @@ use std::io::{ErrorKind, Read, Result, Write};
 use std::path::PathBuf;
 
 const NOTE_FILE: &str = "copy.json";
+const SENDING_FILE: &str = "send.json";
 const BLOCK_BYTES: usize = 1 << 20;
 
 /// What a folder's copies are.
@@ -68,8 +70,42 @@ impl Copies {
     }
 
     fn write(&self, shadow: VmId, note: &Note) -> Result<()> {
-        let (folder, text) = (self.folder(shadow), serde_json::to_vec(note)?);
-        let (new, file) = (folder.join("copy.new"), folder.join(NOTE_FILE));
+        self.write_down(shadow, NOTE_FILE, note)
+    }
+
+    /// How far they are sent elsewhere, if they are; half a journal is none.
+    pub(super) fn sending(&self, shadow: VmId) -> Result<Option<Sending>> {
+        match std::fs::read(self.folder(shadow).join(SENDING_FILE)) {
+            Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes down how far they are sent, for good.
+    pub(super) fn note_sending(&self, shadow: VmId, sending: &Sending) -> Result<()> {
+        self.write_down(shadow, SENDING_FILE, sending)
+    }
+
+    /// Whether nothing is left of them here but the notes, since another host has them.
+    pub(super) fn is_sent(&self, shadow: VmId) -> Result<bool> {
+        Ok(self.sending(shadow)?.is_some_and(|sending| sending.is_whole))
+    }
+
+    /// Removes the files of copies that another host has. The notes stay, until the order to send them is answered.
+    pub(super) fn remove_files(&self, shadow: VmId, made: &[(String, DiskCopy)]) -> Result<()> {
+        for (device, _) in made {
+            match std::fs::remove_file(self.file(shadow, device)) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn write_down(&self, shadow: VmId, name: &str, what: &impl Serialize) -> Result<()> {
+        let (folder, text) = (self.folder(shadow), serde_json::to_vec(what)?);
+        let (new, file) = (folder.join("copy.new"), folder.join(name));
         let mut written = File::create(&new)?;
         written.write_all(&text)?;
         written.sync_all()?;
@@ -101,7 +137,13 @@ impl Copies {
     /// Whether disks of so many bytes may be copied as well, and there is room for them.
     pub(super) fn has_room(&self, size_bytes: u64) -> std::result::Result<(), Snag> {
         let no_room = |why: String| Err(Unshadowable::NoRoom(why).into());
-        let there = self.all()?.into_iter().map(|shadow| self.note(shadow)).collect::<Result<Vec<_>>>()?;
+        let mut there = Vec::new();
+        for shadow in self.all()? {
+            // What another host has takes no room here.
+            if !self.is_sent(shadow)? {
+                there.push(self.note(shadow)?);
+            }
+        }
         if there.len() >= COPIES_MAX {
             return no_room(format!("copies for {} shadows are here", there.len()));
         }

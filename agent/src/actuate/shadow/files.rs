@@ -62,15 +62,16 @@ impl Files {
     }
 
     /// Whether all that a shadow is made from may be used here, and is here.
-    pub(super) fn check(&self, blueprint: &Blueprint) -> std::result::Result<(), Unshadowable> {
-        let copied = |copy: &DiskCopy| !self.config.is_image_path(Path::new(&copy.path));
-        let of_copy = |disk: &&DiskBlueprint| matches!(&disk.base, Base::Copied(copy) if copied(copy));
+    pub(super) fn check(&self, shadow: VmId, blueprint: &Blueprint) -> std::result::Result<(), Unshadowable> {
+        let is_taken = |path: &Path| self.config.is_image_path(path) || self.config.is_received(shadow, path);
+        let refused = |copy: &DiskCopy| !is_taken(Path::new(&copy.path));
+        let of_copy = |disk: &&DiskBlueprint| matches!(&disk.base, Base::Copied(copy) if refused(copy));
         if let Some(disk) = blueprint.disks.iter().find(of_copy) {
             // This host takes no copies from there.
             return Err(Unshadowable::NoBase(disk.device.clone()));
         }
         for path in needed(blueprint)? {
-            if !self.config.is_image_path(Path::new(path)) {
+            if !is_taken(Path::new(path)) {
                 return Err(Unshadowable::Definition(format!("{path} is not below shadow.image_paths of this host")));
             }
             // What cannot be looked at may still be there: libvirt, whose rights are wider, finds out.
@@ -247,7 +248,7 @@ mod tests {
     fn what_is_missing_or_may_not_be_used_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let files = files(folder.path());
-        let check = |base| files.check(&blueprint(vec![disk(base)]));
+        let check = |base| files.check(VmId(Uuid::from_u128(7)), &blueprint(vec![disk(base)]));
         let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
         let image = |name: &str, format: &str| Base::Image { path: path(name), format: format.to_owned() };
         assert_eq!(check(Base::None), Err(Unshadowable::NoBase("vda".into())));
@@ -264,7 +265,7 @@ mod tests {
         let initrd = Some(path("images/i"));
         let boot = Boot::Kernel { kernel: path("images/a.raw"), initrd, command_line: String::new() };
         let kernel = Blueprint { boot, ..blueprint(Vec::new()) };
-        assert_eq!(files.check(&kernel), Err(Unshadowable::Missing(path("images/i"))));
+        assert_eq!(files.check(VmId(Uuid::from_u128(7)), &kernel), Err(Unshadowable::Missing(path("images/i"))));
     }
 
     #[test]

@@ -5,12 +5,16 @@
 //!      ▲              │ killed: found without a job            │ killed: found with its job, and followed
 //!      └──────────────┴──────── given up, too late, failed ◀───┘
 //! ```
+//! Where they are to be on a host that does not see them, they are [sent](send) there then, and not kept here.
+//!
 //! Nothing is written to the VM's own disks: QEMU reads them, and holds a write of the guest's back until what it overwrites is in the copy.
 
 use super::Task;
 use super::copies::{Copies, Note, sha256};
 use super::host::Backups;
+use super::send;
 use super::snag::{Snag, in_time};
+use super::there::There;
 use crate::host::libvirt::HypervisorError;
 use crate::host::libvirt::backup::{BackupJob, is_into};
 use gnomon_common::wire::{Base, Blueprint, DiskCopy, Imaged, Imaging, Unshadowable, VmId};
@@ -47,7 +51,7 @@ pub(super) struct Order<'a> {
 
 impl Order<'_> {
     /// Why it is not gone on with, if it is not.
-    fn is_over(&self, copies: &Copies) -> Result<(), Snag> {
+    pub(super) fn is_given_up(&self) -> Result<(), Snag> {
         if let Some(why) = self.give_up.get() {
             return Err(Snag::Busy(format!("given up: {why}")));
         }
@@ -55,6 +59,12 @@ impl Order<'_> {
         if self.task.waited.saturating_add(self.begun.elapsed()) > timeout {
             return Err(Snag::Busy(format!("given up: not done after {} s", timeout.as_secs())));
         }
+        Ok(())
+    }
+
+    /// The same while they are made, which takes room.
+    fn is_over(&self, copies: &Copies) -> Result<(), Snag> {
+        self.is_given_up()?;
         match copies.is_short()? {
             true => Err(Snag::Busy("given up: the room for copies runs out".to_owned())),
             false => Ok(()),
@@ -62,8 +72,39 @@ impl Order<'_> {
     }
 }
 
-/// Has copies made of all disks of a VM that have no base, and says which there are. `tell` hears how far it has come, in bytes done and in all.
-pub(super) fn image<H: Backups>(
+/// Has copies made of all disks of a VM that have no base, and sent where they are to be; says which there are. `tell` hears how far it has come, in
+/// bytes done and in all: of what is copied, then of what is sent.
+pub(super) fn image<H: Backups, T: There>(
+    here: &mut H,
+    there: &mut T,
+    copies: &Copies,
+    order: &Order<'_>,
+    mut tell: impl FnMut(u64, u64),
+) -> Result<Imaged, Snag> {
+    let shadow = order.imaging.shadow;
+    if let Some(to) = &order.imaging.send_to
+        && copies.note(shadow)?.is_none()
+    {
+        send::may_begin(there, to, shadow)?;
+    }
+    let imaged = make(here, copies, order, &mut tell)?;
+    let disks = match &order.imaging.send_to {
+        Some(to) => send::send(there, copies, order, to, &imaged.disks, &send::PATIENCE, tell),
+        None if copies.sending(shadow)?.is_some() => {
+            Err(Snag::Busy("its copies were being sent elsewhere: they have to be deleted first".to_owned()))
+        }
+        None => return Ok(imaged),
+    };
+    match disks {
+        Ok(disks) => Ok(Imaged { disks, ..imaged }),
+        Err(error) => {
+            take_back(here, copies, order);
+            Err(error)
+        }
+    }
+}
+
+fn make<H: Backups>(
     here: &mut H,
     copies: &Copies,
     order: &Order<'_>,
@@ -72,7 +113,7 @@ pub(super) fn image<H: Backups>(
     let (vm, shadow) = (order.task.command.vm, order.imaging.shadow);
     match copies.note(shadow)? {
         Some(Note { of, made: Some(disks), .. }) if of == vm => {
-            if disks.iter().all(|(_, copy)| is_there(copy)) {
+            if copies.is_sent(shadow)? || disks.iter().all(|(_, copy)| is_there(copy)) {
                 return Ok(Imaged { took_us: 0, disks });
             }
             tracing::warn!(%vm, %shadow, "copies of a VM's disks are not there any more: they are made anew");

@@ -6,6 +6,7 @@ use super::files::Files;
 use super::host::{Here, is_isolated};
 use super::image::abandon;
 use super::kept::Busy;
+use super::received::Received;
 use super::snag::{Snag, in_time};
 use super::{Pacing, ShadowerConfig, Task};
 use crate::host::libvirt::{FoundShadow, HypervisorError, ShadowDomain};
@@ -22,6 +23,8 @@ pub(super) struct Orders<H> {
     files: Files,
     /// Copies of this host's VMs' disks; `None` where none are made.
     copies: Option<Copies>,
+    /// Copies that other hosts have sent; `None` where none are taken.
+    received: Option<Received>,
     /// What is done beside these orders.
     busy: Busy,
     pacing: Option<Box<dyn Pacing>>,
@@ -30,7 +33,8 @@ pub(super) struct Orders<H> {
 impl<H: Here> Orders<H> {
     pub(super) fn new(here: H, config: ShadowerConfig, busy: Busy, pacing: Option<Box<dyn Pacing>>) -> Self {
         let (files, copies) = (Files::new(config.shadow.clone()), Copies::new(&config.shadow, &config.host));
-        Self { here, files, copies, config, busy, pacing }
+        let received = Received::new(&config.shadow);
+        Self { here, files, copies, received, config, busy, pacing }
     }
 
     /// Carries one out that was begun then, and says what came of it.
@@ -83,7 +87,7 @@ impl<H: Here> Orders<H> {
         let created = created.unwrap_or_default().to_string();
         let place = Place { folder: &folder, shares, created, policy: &task.command.reason };
         let xml = definition::xml(vm, spec, &place)?;
-        self.files.check(&spec.blueprint)?;
+        self.files.check(vm, &spec.blueprint)?;
         self.has_room(vm, spec)?;
         let made = self.files.make(vm, &spec.blueprint).map_err(Snag::from);
         match made.and_then(|()| Ok(self.here.define(&xml)?)).and_then(|()| self.read_back(vm, spec.of)) {
@@ -199,6 +203,9 @@ impl<H: Here> Orders<H> {
         if let Some(copies) = self.copies.as_ref().filter(|_| !self.busy.has(vm)) {
             abandon(&mut self.here, copies, vm, None)?;
         }
+        if let Some(received) = &self.received {
+            received.remove(vm)?;
+        }
         if self.here.shadows()?.is_empty()
             && let Err(error) = self.here.remove_network()
         {
@@ -242,7 +249,7 @@ impl<H: Here> Orders<H> {
         Ok(removed)
     }
 
-    /// Removes copies that are half and that nobody makes. Whose shadow is gone the brain knows, which hears of all copies at each connection.
+    /// Removes copies that are half and that nobody makes, and what is left of those that were sent elsewhere. Whose shadow is gone the brain knows, which hears of all copies at each connection.
     fn tidy_copies(&mut self, under_way: &BTreeSet<VmId>) -> Result<u64, Snag> {
         let Some(copies) = &self.copies else { return Ok(0) };
         let mut removed = 0;
@@ -250,7 +257,10 @@ impl<H: Here> Orders<H> {
             if under_way.contains(&shadow) || self.busy.has(shadow) {
                 continue;
             }
-            if copies.note(shadow)?.is_none_or(|note| note.made.is_none()) {
+            if copies.is_sent(shadow)? {
+                // The order that sent them is answered.
+                copies.remove(shadow)?;
+            } else if copies.note(shadow)?.is_none_or(|note| note.made.is_none()) {
                 tracing::warn!(%shadow, "half copies of disks that nobody makes: removed");
                 abandon(&mut self.here, copies, shadow, None)?;
                 removed += 1;

@@ -1,4 +1,4 @@
-//! What takes minutes, each on a thread of its own so that no other order waits for it: to copy disks, and to check copies before a shadow stands on them.
+//! What takes minutes, each on a thread of its own so that no other order waits for it: to copy disks and send them, and to check copies before a shadow stands on them.
 
 use super::check;
 use super::copies::Copies;
@@ -6,7 +6,9 @@ use super::files::Files;
 use super::host::LibvirtHere;
 use super::image::{self, GiveUp};
 use super::snag::Snag;
+use super::there::LibvirtThere;
 use super::{CopiesKept, ShadowNews, ShadowerConfig, Task};
+use crate::config::is_remote;
 use gnomon_common::wire::{Action, Command, OutcomeResult, RefusedCommand, ShadowOrder, VmId};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -118,9 +120,14 @@ fn carry_out(
             let Some(copies) = Copies::new(&config.shadow, &config.host) else {
                 return Some(OutcomeResult::Refused(RefusedCommand::CopiesNotAllowed));
             };
+            if let Some(to) = imaging.send_to.as_ref().filter(|to| !to.is_bounded() || !is_remote(&to.uri)) {
+                let why = format!("{:.64} at {:.64} is no place to which copies can be sent", to.directory, to.uri);
+                return Some(Snag::Never(why).into());
+            }
             let order = image::Order { task, imaging, begun, give_up };
             let tell = |done, total| drop(words.send(Word::News(ShadowNews::Copying(done, total))));
-            let imaged = image::image(&mut LibvirtHere::new(config), &copies, &order, tell);
+            let imaged =
+                image::image(&mut LibvirtHere::new(config), &mut LibvirtThere::default(), &copies, &order, tell);
             Some(imaged.map_or_else(OutcomeResult::from, |imaged| OutcomeResult::Imaged(Box::new(imaged))))
         }
         Action::Shadow(ShadowOrder::Copy(spec)) => {

@@ -168,7 +168,7 @@ impl Hypervisor {
     }
 
     /// The active pool over a file's folder, after it has looked at what is there.
-    fn pool_over(&self, file: &Path) -> Result<Option<StoragePool>, HypervisorError> {
+    pub(super) fn pool_over(&self, file: &Path) -> Result<Option<StoragePool>, HypervisorError> {
         const WHAT: &str = "look a storage pool up";
         let Some(folder) = file.parent().and_then(Path::to_str) else { return Ok(None) };
         let found = self.connect.lookup_storage_pool_by_target_path(folder);
@@ -193,7 +193,7 @@ impl Hypervisor {
 }
 
 /// The volume of a pool that is this file.
-fn volume(pool: &StoragePool, file: &Path) -> Result<Option<StorageVol>, HypervisorError> {
+pub(super) fn volume(pool: &StoragePool, file: &Path) -> Result<Option<StorageVol>, HypervisorError> {
     let Some(name) = file.file_name().and_then(|name| name.to_str()) else { return Ok(None) };
     known(pool.lookup_storage_vol_by_name(name), ErrorNumber::NoStorageVolume, "look a volume up")
 }
@@ -231,7 +231,7 @@ fn volume_xml(original: &Original, is_layered: bool) -> String {
     )
 }
 
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('\'', "&apos;")
 }
 

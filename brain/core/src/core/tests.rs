@@ -12,6 +12,7 @@ mod invariants;
 mod local;
 mod long_run;
 mod memory;
+mod sent;
 mod set;
 mod shadows;
 mod skill;

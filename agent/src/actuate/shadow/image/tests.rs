@@ -4,9 +4,11 @@ use super::*;
 use crate::actuate::shadow::check::{are_whole, open};
 use crate::actuate::shadow::copies::is_whole;
 use crate::actuate::shadow::files::Files;
+use crate::actuate::shadow::there::{NotMade, NotSent, Part};
 use crate::config::ShadowConfig;
+use crate::host::libvirt::upload::Folder;
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Action, Command, CommandId, DiskBlueprint, Fence, HostId, OutcomeResult};
+use gnomon_common::wire::{Action, Command, CommandId, DiskBlueprint, Fence, HostId, OutcomeResult, Receiving};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use uuid::Uuid;
@@ -109,6 +111,27 @@ impl Backups for Played {
     }
 }
 
+/// No host takes copies.
+struct Nowhere;
+
+impl There for Nowhere {
+    fn folder(&mut self, _: &Receiving) -> Result<Option<Folder>, String> {
+        Ok(None)
+    }
+
+    fn make(&mut self, _: &Receiving, _: &Path, _: u64) -> Result<(), NotMade> {
+        unreachable!("there is no place")
+    }
+
+    fn remove(&mut self, _: &Receiving, _: &Path) -> Result<(), String> {
+        unreachable!("nothing was made")
+    }
+
+    fn send(&mut self, _: &Receiving, _: &Part, _: &mut dyn FnMut(u64) -> Result<(), Snag>) -> Result<(), NotSent> {
+        unreachable!("nothing was made")
+    }
+}
+
 struct Bench {
     folder: tempfile::TempDir,
     world: Played,
@@ -147,11 +170,12 @@ fn bench() -> Bench {
 
 impl Bench {
     fn image(&self, shadow: u128, waited: Duration, time_left: Duration) -> Result<Imaged, Snag> {
-        let imaging = Imaging { shadow: id(shadow), bandwidth_bytes_per_s: Some(2 * MIB), timeout_ms: 10_000 };
+        let imaging =
+            Imaging { shadow: id(shadow), bandwidth_bytes_per_s: Some(2 * MIB), timeout_ms: 10_000, send_to: None };
         let task = self.task(&imaging, waited, time_left);
         let begun = Instant::now().checked_sub(Duration::from_millis(20)).unwrap();
         let order = Order { task: &task, imaging: &imaging, begun, give_up: &self.give_up };
-        image(&mut self.world.clone(), &self.copies, &order, |_, _| {})
+        image(&mut self.world.clone(), &mut Nowhere, &self.copies, &order, |_, _| {})
     }
 
     fn task(&self, imaging: &Imaging, waited: Duration, time_left: Duration) -> Task {
@@ -206,6 +230,20 @@ fn all_disks_without_a_base_are_copied_once_at_their_share_of_the_speed() {
     abandon(&mut here, &bench.copies, id(9), None).unwrap();
     abandon(&mut here, &bench.copies, id(9), None).unwrap();
     assert_eq!((bench.folders(), bench.world.world().aborted), (0, 0));
+}
+
+#[test]
+fn nothing_is_copied_for_a_host_that_has_no_place_for_it() {
+    let bench = bench();
+    let uri = "qemu+tls://h2/system".to_owned();
+    let to = Receiving { uri, directory: "/srv/r".into(), owner: 0, group: 0, bytes_max: MIB };
+    let imaging = Imaging { shadow: id(9), bandwidth_bytes_per_s: None, timeout_ms: 10_000, send_to: Some(to) };
+    let task = bench.task(&imaging, Duration::ZERO, Duration::from_secs(1));
+    let order = Order { task: &task, imaging: &imaging, begun: Instant::now(), give_up: &bench.give_up };
+    let imaged = image(&mut bench.world.clone(), &mut Nowhere, &bench.copies, &order, |_, _| {});
+    let Err(Snag::Unshadowable(Unshadowable::NoRoom(why))) = imaged else { panic!("{imaged:?}") };
+    assert!(why.contains("no storage pool of the libvirt at qemu+tls://h2/system is active over /srv/r"), "{why}");
+    assert_eq!((bench.world.world().begun, bench.folders()), (0, 0));
 }
 
 #[test]
@@ -322,12 +360,12 @@ fn an_error_that_is_not_of_a_vm_that_ended_does_not_say_that_there_is_no_job() {
     // Nor has one that is followed ended.
     note();
     bench.world.world().looks = 4;
-    let imaging = Imaging { shadow: id(9), bandwidth_bytes_per_s: None, timeout_ms: 10_000 };
+    let imaging = Imaging { shadow: id(9), bandwidth_bytes_per_s: None, timeout_ms: 10_000, send_to: None };
     let task = bench.task(&imaging, Duration::ZERO, Duration::from_secs(1));
     let order = Order { task: &task, imaging: &imaging, begun: Instant::now(), give_up: &bench.give_up };
     let mut next = Some(error("tell of its jobs", false));
     let tell = |_, _| bench.world.world().says = next.take();
-    assert_eq!(image(&mut bench.world.clone(), &bench.copies, &order, tell).unwrap().disks.len(), 2);
+    assert_eq!(image(&mut bench.world.clone(), &mut Nowhere, &bench.copies, &order, tell).unwrap().disks.len(), 2);
     let world = bench.world.world();
     assert_eq!((world.begun, world.aborted), (0, 0));
 }

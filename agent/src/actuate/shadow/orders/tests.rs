@@ -1,17 +1,18 @@
 //! Orders on a host that the test plays, with real files.
 
+mod copies;
+
 use super::*;
-use crate::actuate::shadow::check::check;
 use crate::actuate::shadow::host::Backups;
 use crate::config::ShadowConfig;
 use crate::host::bridge::{Bridge, Port};
 use crate::host::libvirt::backup::BackupJob;
 use crate::host::machine::Machine;
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Blueprint, Boot, Command, CommandId, DiskBlueprint, DiskCopy, Fence, HostId, ShadowSize};
+use gnomon_common::wire::{Blueprint, Boot, Command, CommandId, DiskBlueprint, Fence, HostId, ShadowSize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -176,6 +177,8 @@ fn bench() -> Bench {
         directory: folder.path().join("s"),
         image_paths: vec![folder.path().join("images")],
         copies_directory: Some(folder.path().join("c")),
+        received_directory: Some(folder.path().join("r")),
+        received_bytes_max: MIB,
         ..ShadowConfig::default()
     };
     let config = ShadowerConfig {
@@ -400,66 +403,4 @@ fn what_nobody_knows_of_is_removed_and_nothing_else() {
     bench.orders.files.remove(id(9)).unwrap();
     assert_eq!(bench.orders.tidy(&none), 1);
     assert_eq!(bench.world().domains.keys().collect::<Vec<_>>(), [&id(1)]);
-}
-
-#[test]
-fn a_disk_without_a_base_is_told_to_be_copyable_only_where_copies_are_made() {
-    let mut bench = bench();
-    for (base, makes) in [(Base::Copyable, true), (Base::None, false)] {
-        if !makes {
-            bench.orders.copies = None;
-        }
-        let OutcomeResult::Described(blueprint) = bench.orders.describe(id(1)) else { panic!("not described") };
-        assert_eq!(blueprint.disks[0].base, base);
-    }
-}
-
-#[test]
-fn copies_are_not_checked_again_for_a_shadow_that_is_made() {
-    let mut bench = bench();
-    let mut blueprint = spec(0.1, MIB).blueprint;
-    let (device, bus) = ("vda".to_owned(), "virtio".to_owned());
-    let gone = DiskCopy { path: "/nonexistent/vda.qcow2".to_owned(), bytes: 1, sha256: String::new() };
-    blueprint.disks = vec![DiskBlueprint { device, bus, size_bytes: MIB, base: Base::Copied(gone) }];
-    let check = |bench: &Bench| {
-        let mut here = Played(Arc::clone(&bench.world));
-        check(&mut here, &bench.orders.files, id(9), &blueprint, &OnceLock::new())
-    };
-    assert!(matches!(check(&bench), Err(Snag::Unshadowable(Unshadowable::NoBase(_)))));
-    bench.order(9, copy());
-    check(&bench).unwrap();
-}
-
-#[test]
-fn whoever_removes_files_leaves_those_of_what_is_done_beside_it() {
-    let mut bench = bench();
-    let copies = bench.orders.copies.clone().unwrap();
-    copies.begin(id(9), id(1), &[]).unwrap();
-    bench.orders.files.make(id(9), &spec(0.1, MIB).blueprint).unwrap();
-    bench.orders.busy.set([id(9)]);
-    assert_eq!((bench.orders.tidy(&BTreeSet::new()), bench.folders()), (0, 1), "it was begun after that was asked for");
-    assert_eq!(bench.order(9, ShadowOrder::Retire), OutcomeResult::Shadow(ShadowDone::Retired));
-    assert_eq!(copies.all().unwrap(), [id(9)]);
-    bench.orders.busy.set([]);
-    assert_eq!((bench.orders.tidy(&BTreeSet::new()), copies.all().unwrap()), (1, vec![]));
-}
-
-#[test]
-fn copies_go_with_their_shadow_and_half_ones_that_nobody_makes_go_by_themselves() {
-    let mut bench = bench();
-    let copies = bench.orders.copies.clone().unwrap();
-    let none = BTreeSet::new();
-    copies.begin(id(9), id(1), &[]).unwrap();
-    let note = copies.note(id(9)).unwrap().unwrap();
-    bench.world().backup = Some(vec![copies.file(id(9), "vda")]);
-    assert_eq!(bench.orders.tidy(&BTreeSet::from([id(9)])), 0, "it is being made");
-    assert_eq!((bench.orders.tidy(&none), copies.all().unwrap()), (1, vec![]));
-    assert_eq!(bench.world().backup, None, "what wrote to it was ended first");
-    copies.begin(id(9), id(1), &[]).unwrap();
-    copies.finish(id(9), note, Vec::new()).unwrap();
-    assert_eq!((bench.orders.tidy(&none), copies.all().unwrap()), (0, vec![id(9)]), "its shadow is elsewhere");
-    for _ in 0..2 {
-        assert_eq!(bench.order(9, ShadowOrder::Retire), OutcomeResult::Shadow(ShadowDone::Retired));
-        assert_eq!(copies.all().unwrap(), []);
-    }
 }

@@ -109,7 +109,7 @@ fn a_starving_vm_grows_once_the_brain_is_away_and_not_before() {
 #[test]
 fn a_starving_vm_grows_also_while_its_disks_are_copied() {
     let (_folder, mut executor, world) = left_alone(0.5, AWAY);
-    let imaging = Imaging { shadow: vm(9), bandwidth_bytes_per_s: None, timeout_ms: 7_200_000 };
+    let imaging = Imaging { shadow: vm(9), bandwidth_bytes_per_s: None, timeout_ms: 7_200_000, send_to: None };
     send(&mut executor, &world, &command(2, 1, Action::Image(imaging)));
     assert_eq!(executor.ledger.intents().unwrap().len(), 1, "they are being copied");
     pass(&mut executor, &world, 5, 1.0);

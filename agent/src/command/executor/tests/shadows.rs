@@ -201,7 +201,7 @@ fn what_shadows_left_is_looked_for_but_not_where_an_order_is_under_way_nor_in_a_
 }
 
 fn image(number: u64) -> Command {
-    let imaging = Imaging { shadow: vm(SHADOW), bandwidth_bytes_per_s: None, timeout_ms: 600_000 };
+    let imaging = Imaging { shadow: vm(SHADOW), bandwidth_bytes_per_s: None, timeout_ms: 600_000, send_to: None };
     command(number, 1, Action::Image(imaging))
 }
 
@@ -235,7 +235,8 @@ fn disks_are_copied_only_where_host_and_owner_allow_it() {
     let (_folder, path, world) = host();
     let mut executor = executor(&path, &world, false);
     let mut never = image(1);
-    never.action = Action::Image(Imaging { shadow: vm(SHADOW), bandwidth_bytes_per_s: None, timeout_ms: 0 });
+    never.action =
+        Action::Image(Imaging { shadow: vm(SHADOW), bandwidth_bytes_per_s: None, timeout_ms: 0, send_to: None });
     send(&mut executor, &world, &never);
     send(&mut executor, &world, &Command { vm: vm(5), ..image(2) });
     let allowed = world.lock().unwrap().terms.clone();

@@ -1,16 +1,19 @@
 //! Copies of disks that have no base: made by the production's host where policy or owner allow it, before a place for the shadow is taken; they
-//! belong to the shadow, go with it wherever that goes, and are deleted where they were made when it ends.
+//! belong to the shadow, go with it wherever that goes, and are deleted where they were made when it ends. A host that does not see them has them sent:
+//! then they are for it alone, it deletes them when the shadow leaves, and they are made anew for the next one.
 
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, Base, Blueprint, DiskBlueprint, HostId, Imaged, Imaging, ShadowOrder, Unshadowable, VmId, VmState,
+    Action, Base, Blueprint, DiskBlueprint, HostId, Imaged, Imaging, Receiving, RefusedCommand, ShadowOrder,
+    Unshadowable, VmId, VmState,
 };
 
 use super::{Kept, WAIT};
 use crate::core::{ACTOR, Core};
 use crate::io::{CommandRecord, Record};
+use crate::plan::guard::Guard;
 use crate::shadow::{CopiesMade, Shadow, ShadowCause, ShadowState};
 
 /// Whose disks could not be copied again and again is tried again after this at the latest.
@@ -28,7 +31,48 @@ impl Core {
     /// Whether a shadow has copies that it must not have, or not any more. Of a production that nobody tells of that is not known.
     pub(super) fn copies_have_to_go(&self, id: VmId) -> bool {
         let Some(shadow) = self.shadows.kept.get(&id).map(|kept| &kept.shadow) else { return false };
-        shadow.copies.is_some() && self.is_anywhere(shadow.of) && !self.may_copy(shadow.of)
+        let Some(copies) = &shadow.copies else { return false };
+        let is_forbidden = self.is_anywhere(shadow.of) && !self.may_copy(shadow.of);
+        // Of some that were to be sent nobody knows how much is where.
+        is_forbidden || copies.is_spoilt && copies.to.is_some()
+    }
+
+    /// Whether a host can have a shadow on the copies that there are, or are to be.
+    ///
+    /// # Errors
+    /// Why it cannot, for a person.
+    pub(super) fn takes_copies_of(&self, shadow: &Shadow, id: &HostId) -> Result<(), String> {
+        if shadow.blueprint.as_ref().is_none_or(|blueprint| blueprint.copies().next().is_none()) {
+            return Ok(());
+        }
+        match &shadow.copies {
+            Some(copies) if copies.is_sent() && copies.on != *id => {
+                Err(format!("the copies of its production's disks were sent to {}", copies.on))
+            }
+            Some(copies) if !copies.is_sent() && self.receiving(id).is_some() => {
+                Err("it takes no copies but those that are sent to it".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a host's agent makes copies, and deletes them.
+    fn makes_copies(&self, host: &HostId) -> bool {
+        self.fleet.hosts.get(host).is_some_and(|host| host.facts.copies.made.is_some())
+    }
+
+    /// Where a host takes copies that are sent to it, if it does.
+    fn receiving(&self, host: &HostId) -> Option<&Receiving> {
+        self.fleet.hosts.get(host)?.receives()
+    }
+
+    /// Whether copies are on their way to a host where the shadow could not stay.
+    pub(super) fn are_sent_in_vain(&self, id: VmId) -> bool {
+        let Some(shadow) = self.shadows.kept.get(&id).map(|kept| &kept.shadow) else { return false };
+        let to = shadow.copies.as_ref().and_then(|copies| copies.to.as_ref());
+        let Some(to) = to.filter(|_| shadow.state == ShadowState::Imaging) else { return false };
+        let meets = self.is_home(shadow.of, to) && self.moves.guards.plans(Guard::ShadowApart);
+        meets || self.moves.draining.contains_key(to)
     }
 
     /// Which host has to delete copies before a shadow is made, if it waits for that.
@@ -74,7 +118,8 @@ impl Core {
         }
     }
 
-    /// Has the production's host copy its disks: one VM's at a time on each host, and none of a VM that is to be moved.
+    /// Has the production's host copy its disks, and send them to its shadow's where that takes them so: one VM's at a time on each host, and none of a
+    /// VM that is to be moved.
     pub(super) fn order_image(&mut self, now: Timestamp, id: VmId) {
         let Some(kept) = self.shadows.kept.get(&id) else { return };
         let of = kept.shadow.of;
@@ -84,9 +129,6 @@ impl Core {
             self.bring_shadow(now, id, ShadowState::Wanted, "its production's disks may not be copied".to_owned());
             return self.tend_shadow(now, id);
         }
-        if let Some(why) = self.takes_too_long(&kept.shadow) {
-            return self.park_shadow(now, id, &why);
-        }
         let is_copying = |other: &Kept| {
             other.flight.as_ref().is_some_and(|flight| {
                 flight.record.host == home && matches!(flight.record.command.action, Action::Image(_))
@@ -95,22 +137,50 @@ impl Core {
         if self.shadows.kept.values().any(is_copying) || self.destination_of(of).is_some() {
             return self.shadows.wake(id, now + WAIT);
         }
+        if kept.shadow.copies.as_ref().is_some_and(|copies| copies.is_spoilt || copies.on != home) {
+            return self.discard_copies(now, id);
+        }
+        // Where they are on their way already they are gone on with.
+        let begun = kept.shadow.copies.as_ref().and_then(|copies| copies.to.clone());
+        let place = match begun.filter(|to| self.has_place_on(now, id, to)) {
+            Some(to) => to,
+            None => match self.place_for(now, id) {
+                Some(Ok((host, _))) => host,
+                Some(Err(_)) if self.is_settling(now) => return self.shadows.wake(id, now + WAIT),
+                Some(Err(why)) => return self.park_shadow(now, id, &why),
+                None => return,
+            },
+        };
+        let send_to = self.receiving(&place).cloned();
+        let to = send_to.as_ref().map(|_| place);
+        let Some(kept) = self.shadows.kept.get(&id) else { return };
+        if let Some(why) = self.takes_too_long(&kept.shadow, send_to.is_some()) {
+            return self.park_shadow(now, id, &why);
+        }
         match &kept.shadow.copies {
-            Some(copies) if copies.is_spoilt || copies.on != home => return self.discard_copies(now, id),
+            Some(copies) if copies.to != to => return self.discard_copies(now, id),
             Some(_) => {}
-            None => self.note_copies(id, Some(CopiesMade { on: home.clone(), is_spoilt: false })),
+            // What it does not make it cannot delete.
+            None if !self.makes_copies(&home) => {
+                return self.park_shadow(now, id, &RefusedCommand::CopiesNotAllowed.to_string());
+            }
+            None => self.note_copies(id, Some(CopiesMade { on: home.clone(), to, is_spoilt: false })),
         }
         let policy = &self.policy.shadow;
         let imaging = Imaging {
             shadow: id,
             bandwidth_bytes_per_s: Some(policy.copy_bytes_per_s_max).filter(|most| *most > 0),
             timeout_ms: policy.copy_timeout_ms,
+            send_to,
         };
         self.give(now, id, of, home, Action::Image(imaging), ShadowCause::Wanted, false);
     }
 
     /// A copy of its disks came to nothing. Its production's disks may have been read for that: they are not again soon.
     pub(super) fn copy_failed(&mut self, now: Timestamp, id: VmId, why: &str) {
+        if self.shadows.kept.get(&id).and_then(|kept| kept.shadow.copies.as_ref()).is_some_and(|it| it.to.is_some()) {
+            self.spoil_copies(id);
+        }
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
         kept.shadow.copy_failures = kept.shadow.copy_failures.saturating_add(1);
         match kept.shadow.state {
@@ -125,17 +195,18 @@ impl Core {
         cool_down.saturating_mul(1 << shadow.copy_failures.saturating_sub(1).min(31)).min(PARKED_MAX.max(cool_down))
     }
 
-    /// Why a shadow's disks cannot be copied in time, as fast as policy has them read, if they cannot.
-    fn takes_too_long(&self, shadow: &Shadow) -> Option<String> {
+    /// Why a shadow's disks cannot be copied, and sent after that, in time, as fast as policy has them read, if they cannot.
+    fn takes_too_long(&self, shadow: &Shadow, are_sent: bool) -> Option<String> {
         let (speed, timeout_ms) = (self.policy.shadow.copy_bytes_per_s_max, self.policy.shadow.copy_timeout_ms);
         let disks = shadow.blueprint.iter().flat_map(|blueprint| &blueprint.disks);
         let bytes = disks
             .filter(|disk| disk.base == Base::Copyable)
             .fold(0, |sum: u64, disk| sum.saturating_add(disk.size_bytes));
-        let takes_s = bytes.checked_div(speed)?;
+        let takes_s = bytes.checked_div(speed)?.saturating_mul(if are_sent { 2 } else { 1 });
+        let what = if are_sent { "copy its disks and send them" } else { "copy its disks" };
         (takes_s > timeout_ms / 1000).then(|| {
             format!(
-                "to copy its disks, {bytes} bytes, takes {takes_s} s at policy.shadow.copy_bytes_per_s_max, and policy.shadow.copy_timeout_ms gives {} s",
+                "to {what}, {bytes} bytes, takes {takes_s} s at policy.shadow.copy_bytes_per_s_max, and policy.shadow.copy_timeout_ms gives {} s",
                 timeout_ms / 1000
             )
         })
@@ -145,6 +216,13 @@ impl Core {
     pub(super) fn discard_copies(&mut self, now: Timestamp, id: VmId) {
         let copies = self.shadows.kept.get(&id).and_then(|kept| kept.shadow.copies.clone());
         if let Some(CopiesMade { on, .. }) = copies {
+            if self.is_connected(&on) && !self.can_delete_copies(id) {
+                self.note_shadow(
+                    id,
+                    &format!("copies of its production's disks on host {on} are not deleted: its agent's configuration names no place for them any more"),
+                );
+                return self.shadows.wake(id, now + WAIT);
+            }
             if self.waits_for_deletion(id).is_some() && !self.is_connected(&on) {
                 self.note_shadow(
                     id,
@@ -153,6 +231,16 @@ impl Core {
             }
             self.give(now, id, id, on, Action::Shadow(ShadowOrder::Retire), ShadowCause::CopiesGo, false);
         }
+    }
+
+    /// Whether the agent of the host that has a shadow's copies knows where they are. One whose configuration names no place for them any more deletes
+    /// nothing, whatever it answers.
+    fn can_delete_copies(&self, id: VmId) -> bool {
+        let copies = self.shadows.kept.get(&id).and_then(|kept| kept.shadow.copies.as_ref());
+        copies.is_some_and(|copies| match copies.is_sent() {
+            true => self.fleet.hosts.get(&copies.on).is_some_and(|host| host.facts.copies.received.is_some()),
+            false => self.makes_copies(&copies.on),
+        })
     }
 
     /// An order to copy its disks or to make it is not waited for any more: it is told to go. Returns whether one was on its way.
@@ -174,11 +262,16 @@ impl Core {
         }
         kept.shadow.failures = 0;
         let (of, state) = (kept.shadow.of, kept.shadow.state);
+        let to = kept.shadow.copies.as_ref().and_then(|copies| copies.to.clone());
+        let place = to.as_ref().map_or_else(String::new, |to| format!("host {to}: "));
         let mut told = Vec::new();
         for disk in kept.shadow.blueprint.iter_mut().flat_map(|blueprint| &mut blueprint.disks) {
             let copy = imaged.disks.iter().find(|(device, _)| *device == disk.device).map(|(_, copy)| copy);
             if let (Base::Copyable, Some(copy)) = (&disk.base, copy) {
-                told.push(format!("{} to {}, {} bytes, SHA-256 {}", disk.device, copy.path, copy.bytes, copy.sha256));
+                told.push(format!(
+                    "{} to {place}{}, {} bytes, SHA-256 {}",
+                    disk.device, copy.path, copy.bytes, copy.sha256
+                ));
                 disk.base = Base::Copied(copy.clone());
             }
         }
@@ -197,6 +290,11 @@ impl Core {
         if let Some(kept) = self.shadows.kept.get_mut(&id) {
             kept.shadow.copy_failures = 0;
         }
+        if let Some(to) = to {
+            let text = format!("shadow {id}: host {host} has deleted its own copies, which host {to} has now");
+            self.note_copies(id, Some(CopiesMade { on: to.clone(), to: Some(to), is_spoilt: false }));
+            self.audit(now, host.as_str(), "shadow_copies_deleted", format!("vm {of}"), text);
+        }
         match state {
             ShadowState::Imaging => self.place_shadow(now, id),
             _ => self.tend_shadow(now, id),
@@ -206,17 +304,21 @@ impl Core {
     /// Nothing is left of a shadow on a host, copies included.
     pub(super) fn copies_gone(&mut self, now: Timestamp, id: VmId, host: &HostId) {
         self.note_no_copies(id, host);
-        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
-        if kept.shadow.copies.as_ref().is_none_or(|copies| copies.on != *host) {
+        let Some(kept) = self.shadows.kept.get(&id) else { return };
+        let of_host = kept.shadow.copies.as_ref().is_some_and(|copies| copies.on == *host);
+        if !of_host || !self.can_delete_copies(id) {
             return;
         }
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
         for disk in kept.shadow.blueprint.iter_mut().flat_map(|blueprint| &mut blueprint.disks) {
             if matches!(disk.base, Base::Copied(_)) {
                 disk.base = Base::Copyable;
             }
         }
         let of = kept.shadow.of;
-        self.note_copies(id, None);
+        // What was begun there where they were to be sent goes next.
+        let rest = kept.shadow.copies.take().and_then(|copies| copies.to).filter(|to| to != host);
+        self.note_copies(id, rest.map(|to| CopiesMade { on: to.clone(), to: Some(to), is_spoilt: true }));
         let text = format!("shadow {id}: host {host} has deleted the copies of its production's disks");
         self.audit(now, ACTOR, "shadow_copies_deleted", format!("vm {of}"), text);
     }
@@ -236,7 +338,7 @@ impl Core {
         }
     }
 
-    fn spoil_copies(&mut self, id: VmId) {
+    pub(super) fn spoil_copies(&mut self, id: VmId) {
         let copies = self.shadows.kept.get(&id).and_then(|kept| kept.shadow.copies.clone());
         if let Some(copies) = copies {
             self.note_copies(id, Some(CopiesMade { is_spoilt: true, ..copies }));
@@ -256,10 +358,11 @@ impl Core {
         let Some(entry) = self.fleet.hosts.get(host) else { return };
         let is_known = |id: &VmId| {
             self.shadows.kept.get(id).map(|kept| &kept.shadow).is_some_and(|shadow| {
-                shadow.copies.as_ref().is_some_and(|copies| copies.on == *host) || shadow.host.as_ref() == Some(host)
+                let copies = shadow.copies.iter().flat_map(|copies| [Some(&copies.on), copies.to.as_ref()]);
+                copies.chain([shadow.host.as_ref()]).flatten().any(|on| on == host)
             })
         };
-        let strays: Vec<VmId> = entry.facts.copies.iter().filter(|id| !is_known(id)).copied().collect();
+        let strays: Vec<VmId> = entry.facts.copies.all().filter(|id| !is_known(id)).collect();
         for id in strays {
             self.send_away(now, host, id, id, "copies of disks for a shadow");
         }
@@ -268,7 +371,7 @@ impl Core {
     /// A host has nothing of a shadow any more, whatever it told when it connected.
     pub(super) fn note_no_copies(&mut self, id: VmId, host: &HostId) {
         if let Some(host) = self.fleet.hosts.get_mut(host) {
-            host.facts.copies.retain(|other| *other != id);
+            host.facts.copies.forget(id);
         }
     }
 }

@@ -58,7 +58,8 @@ impl Core {
     /// Whether what is being made of a shadow is not wanted any more, or not there.
     pub(super) fn is_in_vain(&self, now: Timestamp, id: VmId) -> bool {
         let ends = || self.ends_because(now, id).is_some() || self.is_abandoned(now, id);
-        self.makes_shadows() && (ends() || self.leaves_because(id).is_some() || self.copies_have_to_go(id))
+        let goes = || self.leaves_because(id).is_some() || self.copies_have_to_go(id) || self.are_sent_in_vain(id);
+        self.makes_shadows() && (ends() || goes())
     }
 
     /// Why a shadow has to leave its host, if it has.

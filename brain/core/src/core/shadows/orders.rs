@@ -15,7 +15,6 @@ use crate::io::{CommandRecord, Record};
 use crate::plan::guard::Guard;
 use crate::plan::{PlannedAction, Reason};
 use crate::shadow::response::Response;
-use crate::shadow::size::size;
 use crate::shadow::{ShadowCause, ShadowState};
 
 /// After its time to live an order is not begun any more. What was begun may take this long, answer included.
@@ -147,10 +146,19 @@ impl Core {
                 true => Ok(()),
                 false => Err("its production is on another host".to_owned()),
             },
-            Action::Image(_) => match production == Some(host) && self.destination_of(kept.shadow.of).is_none() {
-                true => Ok(()),
-                false => Err("its production is on another host, or on its way there".to_owned()),
-            },
+            Action::Image(imaging) => {
+                if production != Some(host) || self.destination_of(kept.shadow.of).is_some() {
+                    return Err("its production is on another host, or on its way there".to_owned());
+                }
+                match &imaging.send_to {
+                    Some(to)
+                        if !self.fleet.hosts.iter().any(|(id, other)| id != host && other.receives() == Some(to)) =>
+                    {
+                        Err(format!("no other host takes copies at {}", to.uri))
+                    }
+                    _ => Ok(()),
+                }
+            }
             Action::Shadow(ShadowOrder::Copy(spec)) => {
                 let entry = self.fleet.hosts.get(host).ok_or("its host is not known")?;
                 if meets {
@@ -311,11 +319,8 @@ impl Core {
 
     /// A shadow that was described gets a place, or is parked.
     pub(super) fn place_shadow(&mut self, now: Timestamp, id: VmId) {
-        let Some(kept) = self.shadows.kept.get(&id) else { return };
-        let Some(blueprint) = &kept.shadow.blueprint else { return };
-        let quota_cores = self.fleet.vms.get(&kept.shadow.of).and_then(|vm| vm.allocation.quota_cores);
-        let size = size(blueprint, quota_cores, kept.shadow.memory_floor_bytes, &self.policy.shadow);
-        let place = self.find_shadow_place(now, &kept.shadow, &size);
+        let Some(place) = self.place_for(now, id) else { return };
+        let is_settling = self.is_settling(now);
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
         match place {
             // Nothing is copied for a shadow that has no place.
@@ -323,14 +328,24 @@ impl Core {
                 self.bring_shadow(now, id, ShadowState::Imaging, "its production's disks are copied first".to_owned());
                 self.tend_shadow(now, id);
             }
-            Ok(host) => {
+            Ok((host, size)) => {
                 kept.shadow.size = Some(size);
                 kept.shadow.host = Some(host);
                 self.bring_shadow(now, id, ShadowState::Placed, format!("{size}"));
                 self.tend_shadow(now, id);
             }
             // Who has room is not known before everyone has told.
-            Err(_) if self.is_settling(now) => self.shadows.wake(id, now + WAIT),
+            Err(_) if is_settling => self.shadows.wake(id, now + WAIT),
+            Err(why) if self.has_place_without_copies(now, id) => {
+                self.spoil_copies(id);
+                self.bring_shadow(
+                    now,
+                    id,
+                    ShadowState::Imaging,
+                    format!("its copies are made anew for another host: {why}"),
+                );
+                self.tend_shadow(now, id);
+            }
             Err(why) => self.bring_shadow(now, id, ShadowState::Parked, why),
         }
     }

@@ -9,17 +9,49 @@ use crate::fleet::Host;
 use crate::plan::balance::{Claim, Room};
 use crate::plan::guard::Guard;
 use crate::shadow::Shadow;
+use crate::shadow::size::size;
 
 impl Core {
-    /// The best host for a shadow of a size.
+    /// The best host for a shadow, and its size there, or why there is none; `None` where it is not known what it is made from.
+    pub(super) fn place_for(&self, now: Timestamp, id: VmId) -> Option<Result<(HostId, ShadowSize), String>> {
+        self.place_of(now, &self.shadows.kept.get(&id)?.shadow, None)
+    }
+
+    /// Whether it has a place on one host.
+    pub(super) fn has_place_on(&self, now: Timestamp, id: VmId, host: &HostId) -> bool {
+        let shadow = self.shadows.kept.get(&id).map(|kept| &kept.shadow);
+        shadow.and_then(|shadow| self.place_of(now, shadow, Some(host))).is_some_and(|place| place.is_ok())
+    }
+
+    /// Whether it would have a place if it did not stand on the copies that there are.
+    pub(super) fn has_place_without_copies(&self, now: Timestamp, id: VmId) -> bool {
+        let Some(shadow) = self.shadows.kept.get(&id).map(|kept| &kept.shadow) else { return false };
+        let is_free = || self.place_of(now, &Shadow { copies: None, ..shadow.clone() }, None);
+        shadow.copies.is_some() && is_free().is_some_and(|place| place.is_ok())
+    }
+
+    fn place_of(
+        &self,
+        now: Timestamp,
+        shadow: &Shadow,
+        only: Option<&HostId>,
+    ) -> Option<Result<(HostId, ShadowSize), String>> {
+        let quota_cores = self.fleet.vms.get(&shadow.of).and_then(|vm| vm.allocation.quota_cores);
+        let blueprint = shadow.blueprint.as_ref()?;
+        let size = size(blueprint, quota_cores, shadow.memory_floor_bytes, &self.policy.shadow);
+        Some(self.find_shadow_place(now, shadow, &size, only).map(|host| (host, size)))
+    }
+
+    /// The best host for a shadow of a size, where only one counts if that is so.
     ///
     /// # Errors
     /// Why there is none, for a person.
-    pub(super) fn find_shadow_place(
+    fn find_shadow_place(
         &self,
         now: Timestamp,
         shadow: &Shadow,
         size: &ShadowSize,
+        only: Option<&HostId>,
     ) -> Result<HostId, String> {
         let production = self.fleet.vms.get(&shadow.of).and_then(|vm| vm.host.clone());
         let home = production.ok_or("it is not known where its production is")?;
@@ -29,14 +61,15 @@ impl Core {
         let mut best: Option<(bool, f64, &HostId)> = None;
         let is_apart = |id: &HostId| !self.is_home(shadow.of, id) || !self.moves.guards.plans(Guard::ShadowApart);
         let promised = self.would_go_to(now, shadow.of);
-        for (id, host) in self.fleet.hosts.iter().filter(|(id, _)| is_apart(id)) {
+        let counts = |id: &HostId| is_apart(id) && only.is_none_or(|only| only == id);
+        for (id, host) in self.fleet.hosts.iter().filter(|(id, _)| counts(id)) {
             let is_avoided = shadow.avoids.iter().any(|(avoided, until)| avoided == id && *until > now);
             let share = if is_avoided {
                 Err("it could not be made there lately".to_owned())
             } else if promised == Some(id) {
                 Err("its production may have to go there".to_owned())
             } else {
-                self.shadow_room(now, id, host, shadow.id, size)
+                self.takes_copies_of(shadow, id).and_then(|()| self.shadow_room(now, id, host, shadow.id, size))
             };
             match share {
                 Ok(share) => {
@@ -72,7 +105,7 @@ impl Core {
         shadow: VmId,
         size: &ShadowSize,
     ) -> Result<f64, String> {
-        let facts = host.facts.shadows.ok_or("it takes no shadows")?;
+        let facts = host.facts.shadows.as_ref().ok_or("it takes no shadows")?;
         let prospect = host.prospect.filter(|prospect| host.connected && now <= prospect.fresh_until);
         let prospect = prospect.ok_or("it has told nothing lately")?;
         if host.facts.dry_run {

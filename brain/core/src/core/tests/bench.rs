@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    AgentEpoch, Allocation, Command, CommandId, CpuBounds, CpuSource, CpuWindow, HostFacts, HostId, HostWindow, Losses,
-    MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, MigrationFacts, Origin, Outcome, OutcomeResult, Report,
-    Sequence, Setting, VmId, VmState, VmTerms, VmWindow,
+    AgentEpoch, Allocation, Command, CommandId, CpuBounds, CpuSource, CpuWindow, HostFacts, HostId, HostWindow,
+    KeptCopies, Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, MigrationFacts, Origin, Outcome,
+    OutcomeResult, Report, Sequence, Setting, VmId, VmState, VmTerms, VmWindow,
 };
 use uuid::Uuid;
 
@@ -68,7 +68,7 @@ pub(super) fn facts() -> HostFacts {
         migration: Some(MigrationFacts { uri: "test:///default".to_owned(), copy_bytes_max: 0 }),
         zone: None,
         shadows: None,
-        copies: Vec::new(),
+        copies: KeptCopies::default(),
         dry_run: false,
         cpu_source: CpuSource::TaskStorage,
     }

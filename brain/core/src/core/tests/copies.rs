@@ -5,7 +5,7 @@ use std::time::Duration;
 use gnomon_common::wire::{Base, DiskCopy, HostId, Imaged, OutcomeResult, RefusedCommand, Unshadowable, VmId};
 
 use super::bench::{host, vm};
-use super::town::{Town, blueprint, kind, shadowing};
+use super::town::{HOSTS, Town, blueprint, kind, shadowing};
 use crate::io::{Input, OperatorRequest};
 use crate::shadow::ShadowState;
 
@@ -18,19 +18,19 @@ pub(super) fn copying() -> Town {
     town
 }
 
-fn told(town: &Town, verb: &str) -> usize {
+pub(super) fn told(town: &Town, verb: &str) -> usize {
     town.audit.iter().filter(|line| line.contains(&format!(" {verb} "))).count()
 }
 
 /// What was ordered, but for what goes on and what is asked again.
-fn kinds(town: &Town) -> Vec<&'static str> {
+pub(super) fn kinds(town: &Town) -> Vec<&'static str> {
     let mut kinds: Vec<_> =
         town.given.iter().map(|(_, command)| kind(&command.action)).filter(|kind| *kind != "pace").collect();
     kinds.dedup_by(|next, last| next == last && *next == "describe");
     kinds
 }
 
-fn copies(town: &Town) -> Vec<(HostId, VmId)> {
+pub(super) fn copies(town: &Town) -> Vec<(HostId, VmId)> {
     town.copies.keys().cloned().collect()
 }
 
@@ -345,4 +345,27 @@ fn a_shadow_that_waits_for_copies_to_be_deleted_is_not_written_again_and_again()
     town.connect(&host("a"));
     town.windows(2);
     assert_eq!((town.copies.len(), town.kept.last().map(|it| it.state)), (0, Some(ShadowState::Retired)));
+}
+
+#[test]
+fn copies_whose_place_is_not_configured_any_more_are_not_said_to_be_deleted() {
+    let mut town = copying();
+    town.windows(4);
+    town.keeps = false;
+    HOSTS.iter().for_each(|name| town.connect(&host(name)));
+    town.operator(OperatorRequest::RetireShadow { vm: vm(1) });
+    town.windows(4);
+    assert_eq!((town.shadows.len(), town.copies.len(), told(&town, "shadow_copies_deleted")), (0, 1, 0));
+    let last = town.kept.last().unwrap();
+    assert_eq!(last.state, ShadowState::Retiring);
+    assert!(last.detail.contains("on host a are not deleted"), "{}", last.detail);
+    let retirements = |town: &Town| kinds(town).iter().filter(|kind| **kind == "retire").count();
+    let before = retirements(&town);
+    town.windows(12);
+    assert_eq!(retirements(&town), before, "it is not asked for what it does not do");
+    town.keeps = true;
+    town.connect(&host("a"));
+    town.windows(2);
+    assert_eq!((town.copies.len(), told(&town, "shadow_copies_deleted")), (0, 1), "{:#?}", town.audit);
+    assert_eq!(town.kept.last().map(|it| it.state), Some(ShadowState::Retired));
 }

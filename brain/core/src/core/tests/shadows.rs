@@ -158,7 +158,7 @@ fn where_no_host_takes_it_a_shadow_is_parked_with_the_reasons_and_tried_again() 
     assert_eq!(shadow.state, ShadowState::Parked);
     assert!(shadow.detail.contains("b: it takes no shadows; c: it takes no shadows"), "{}", shadow.detail);
     for facts in town.facts.values_mut() {
-        facts.shadows = Some(ShadowFacts { shadows_max: 1, share_max: 0.25 });
+        facts.shadows = Some(ShadowFacts { shadows_max: 1, share_max: 0.25, receives: None });
     }
     HOSTS.iter().for_each(|name| town.connect(&host(name)));
     town.windows(12);
@@ -398,8 +398,10 @@ proptest! {
     /// Whatever dies or is lost in whatever state: no shadow is made or started where its production is, or is going ([`Town`] sees to that),
     /// and once all is well there is one shadow, where it may be, and nothing besides.
     #[test]
-    fn neither_orphans_nor_duplicates_are_left(turns in turns(), has_no_base in any::<bool>()) {
+    fn neither_orphans_nor_duplicates_are_left(turns in turns(), has_no_base in any::<bool>(), receives in any::<[bool; 3]>()) {
         let mut town = if has_no_base { copying() } else { Town::new() };
+        // Hosts see each other's copies, or have them sent.
+        HOSTS.iter().zip(receives).filter(|(_, receives)| *receives).for_each(|(name, _)| town.let_receive(name));
         for turn in turns {
             match turn {
                 Turn::Window => town.window(),
@@ -480,6 +482,8 @@ proptest! {
         HOSTS.iter().for_each(|name| town.connect(&host(name)));
         town.windows(4);
         let known: Vec<_> = town.kept.iter().rev().find(|kept| kept.id == id).and_then(|kept| kept.copies.clone()).into_iter().collect();
+        let is_sent_here = known.iter().all(|copies| if copies.is_sent() { copies.on == on } else { copies.to.is_none() });
+        prop_assert!(is_sent_here, "{:?} on {}: {:#?}", known, on, town.audit);
         let known: Vec<_> = known.into_iter().map(|copies| (copies.on, id)).collect();
         prop_assert!(known.len() == usize::from(has_no_base), "{:?}", known);
         prop_assert!(town.copies.keys().all(|copies| known.contains(copies)), "{:?} {:?}: {:#?}", town.copies, known, town.audit);

@@ -1,8 +1,10 @@
 //! A small world for shadows: hosts that obey or do not, links and brains that can fail at any time.
 
+mod report;
+
 use std::collections::{BTreeMap, VecDeque};
 
-use super::bench::{at, facts, host, policy, report_of, vm};
+use super::bench::{at, facts, host, policy, vm};
 use crate::Core;
 use crate::io::{CommandRecord, Input, OperatorRequest, Output, Record, Restored};
 use crate::job::FitResult;
@@ -10,9 +12,9 @@ use crate::policy::{Mode, Policy, ShadowPolicy};
 use crate::shadow::{Shadow, ShadowState};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, Base, Blueprint, Boot, Command, CommandId, DiskBlueprint, DiskCopy, HostFacts, HostId, Imaged, Load, Moved,
-    Origin, Outcome, OutcomeResult, PacerWindow, RefusedCommand, Report, ShadowDone, ShadowFacts, ShadowOrder,
-    ShadowSpec, ShadowWindow, Unshadowable, VmId, VmState,
+    Action, Base, Blueprint, Boot, Command, CommandId, DiskBlueprint, DiskCopy, HostFacts, HostId, Imaged, Imaging,
+    KeptCopies, Load, Moved, Origin, Outcome, OutcomeResult, Receiving, RefusedCommand, Report, ShadowDone,
+    ShadowFacts, ShadowOrder, ShadowSpec, Unshadowable, VmId,
 };
 
 pub(super) const HOSTS: [&str; 3] = ["a", "b", "c"];
@@ -86,6 +88,8 @@ pub(super) struct Town {
     pub(super) copyable: bool,
     /// Copies of them, by host and shadow; `false` where it is not what was made.
     pub(super) copies: BTreeMap<(HostId, VmId), bool>,
+    /// Whether agents know where copies are.
+    pub(super) keeps: bool,
     /// So many copies come to nothing: an agent is killed meanwhile, or a VM ends.
     pub(super) failing_copies: u32,
     /// No order to copy disks is answered: it takes long.
@@ -129,6 +133,11 @@ pub(super) fn kind(action: &Action) -> &'static str {
     }
 }
 
+/// The host at an address.
+fn receiver(to: &Receiving) -> HostId {
+    host(to.uri.trim_start_matches("qemu+tls://").trim_end_matches("/system"))
+}
+
 /// Whether a move is this VM's, to this host.
 fn goes((_, _, command): &(u32, HostId, Command), production: VmId, host: &HostId) -> bool {
     command.vm == production && matches!(&command.action, Action::Migrate(migration) if migration.to == *host)
@@ -140,8 +149,8 @@ impl Town {
     }
 
     pub(super) fn of(policy: Policy) -> Self {
-        let shadows = Some(ShadowFacts { shadows_max: 4, share_max: 0.25 });
-        let facts_of = |name: &&str| (host(name), HostFacts { shadows, ..facts() });
+        let shadows = Some(ShadowFacts { shadows_max: 4, share_max: 0.25, receives: None });
+        let facts_of = |name: &&str| (host(name), HostFacts { shadows: shadows.clone(), ..facts() });
         let mut town = Self {
             core: Core::new(policy.clone(), 1, 1),
             policy,
@@ -158,6 +167,7 @@ impl Town {
             shadows: BTreeMap::new(),
             copyable: false,
             copies: BTreeMap::new(),
+            keeps: true,
             failing_copies: 0,
             slow_copies: false,
             slow_makes: false,
@@ -183,12 +193,27 @@ impl Town {
         town
     }
 
+    /// Has copies sent to a host from now on.
+    pub(super) fn let_receive(&mut self, name: &str) {
+        let (uri, directory) = (format!("qemu+tls://{name}/system"), "/received".to_owned());
+        let receives = Some(Box::new(Receiving { uri, directory, owner: 0, group: 0, bytes_max: 1 << 40 }));
+        let facts = self.facts.get_mut(&host(name)).and_then(|facts| facts.shadows.as_mut());
+        facts.unwrap().receives = receives;
+        self.connect(&host(name));
+    }
+
+    fn receives(&self, name: &HostId) -> Option<&Receiving> {
+        self.facts[name].shadows.as_ref()?.receives.as_deref()
+    }
+
     pub(super) fn now(&self) -> Timestamp {
         at(self.second)
     }
 
     pub(super) fn connect(&mut self, name: &HostId) {
-        let copies = self.copies.keys().filter(|(on, _)| on == name).map(|(_, shadow)| *shadow).collect();
+        let copies: Vec<VmId> = self.copies.keys().filter(|(on, _)| on == name).map(|(_, shadow)| *shadow).collect();
+        let copies = self.keeps.then_some(copies);
+        let copies = KeptCopies { made: copies.clone(), received: copies.filter(|_| self.receives(name).is_some()) };
         let facts = HostFacts { copies, ..self.facts[name].clone() };
         let input = Input::HostUp { host: name.clone(), facts };
         self.feed(input);
@@ -278,7 +303,11 @@ impl Town {
             return self.journeys.push((self.journey_windows, to.clone(), command.clone()));
         }
         if self.slow_copies && matches!(command.action, Action::Image(_)) {
-            self.copies.insert((to.clone(), self.shadow().id), true);
+            let shadow = self.shadow().id;
+            self.copies.insert((to.clone(), shadow), true);
+            if let Action::Image(Imaging { send_to: Some(target), .. }) = &command.action {
+                self.copies.insert((receiver(target), shadow), false);
+            }
             return;
         }
         if self.slow_makes && kind(&command.action) == "copy" {
@@ -307,13 +336,27 @@ impl Town {
                 if !is_here {
                     return OutcomeResult::Refused(RefusedCommand::UnknownVm);
                 }
-                if self.failing_copies > 0 {
-                    self.failing_copies -= 1;
+                let target = imaging.send_to.as_ref().map(receiver);
+                let half = target.as_ref().map(|target| (target.clone(), imaging.shadow));
+                let is_there = half.as_ref().is_some_and(|half| self.copies.contains_key(half));
+                if self.failing_copies > 0 || is_there {
+                    self.failing_copies = self.failing_copies.saturating_sub(u32::from(!is_there));
                     self.copies.remove(&(to.clone(), imaging.shadow));
+                    // The host that they are sent to may be away just then.
+                    self.copies.extend(half.map(|half| (half, false)));
                     return OutcomeResult::Failed { error: "its backup was cancelled".to_owned(), retryable: true };
                 }
-                self.copies.entry((to.clone(), imaging.shadow)).or_insert(true);
-                let path = format!("/copies/{to}/{}", imaging.shadow);
+                let path = match target {
+                    Some(target) => {
+                        self.copies.remove(&(to.clone(), imaging.shadow));
+                        self.copies.insert((target.clone(), imaging.shadow), true);
+                        format!("/received/{target}/{}", imaging.shadow)
+                    }
+                    None => {
+                        self.copies.entry((to.clone(), imaging.shadow)).or_insert(true);
+                        format!("/copies/{to}/{}", imaging.shadow)
+                    }
+                };
                 let copy = DiskCopy { path, bytes: 1 << 20, sha256: "0a".repeat(32) };
                 OutcomeResult::Imaged(Box::new(Imaged { took_us: 1_000, disks: vec![("vda".to_owned(), copy)] }))
             }
@@ -323,7 +366,17 @@ impl Town {
                 assert_ne!(home, Some(to), "never made on its production's host");
                 assert!(!self.is_awaited(*of, to), "never made where its production is going: {:#?}", self.audit);
                 for copy in spec.blueprint.copies() {
-                    let of_path = |((on, id), _): &(&(HostId, VmId), &bool)| format!("/copies/{on}/{id}") == copy.path;
+                    let is_sent = copy.path.starts_with("/received/");
+                    assert!(
+                        !is_sent || copy.path.starts_with(&format!("/received/{to}/")),
+                        "sent elsewhere: {:#?}",
+                        self.audit
+                    );
+                    if !is_sent && self.receives(to).is_some() {
+                        return OutcomeResult::Unshadowable(Unshadowable::NoBase("vda".to_owned()));
+                    }
+                    let of_path =
+                        |((on, id), _): &(&(HostId, VmId), &bool)| copy.path.ends_with(&format!("/{on}/{id}"));
                     match self.copies.iter().find(of_path) {
                         None => return OutcomeResult::Unshadowable(Unshadowable::Missing(copy.path.clone())),
                         Some((_, false)) => {
@@ -359,7 +412,9 @@ impl Town {
             },
             Action::Shadow(ShadowOrder::Retire) => {
                 self.shadows.remove(&key);
-                self.copies.remove(&key);
+                if self.keeps {
+                    self.copies.remove(&key);
+                }
                 OutcomeResult::Shadow(ShadowDone::Retired)
             }
             other => OutcomeResult::Failed { error: format!("{other:?}"), retryable: true },
@@ -410,55 +465,6 @@ impl Town {
 
     pub(super) fn windows(&mut self, count: usize) {
         (0..count).for_each(|_| self.window());
-    }
-
-    pub(super) fn report(&mut self, name: &HostId) {
-        if !self.up[name] {
-            return;
-        }
-        let here = self.productions.iter().filter(|(_, home)| *home == name);
-        let demands: Vec<(u128, f64, f64)> = here
-            .map(|(&number, _)| {
-                let wants = self.demand.get(&number).copied().unwrap_or(0.5);
-                (number, wants, wants)
-            })
-            .collect();
-        let second = self.second.saturating_sub(WINDOW_S);
-        let mut report = report_of(name.as_str(), second, &demands, Some(1.0));
-        for window in &mut report.vms {
-            (window.terms.copy_disks, window.terms.shadow) = (self.copy_disks, self.shadow_word);
-            let waits =
-                self.waits.iter().find(|(number, _)| vm(**number) == window.vm).map_or(0.0, |(_, waits)| *waits);
-            if let Some(cpu) = &mut window.cpu {
-                cpu.demand_high.mean += waits;
-            }
-        }
-        for ((_, id), there) in self.shadows.iter_mut().filter(|((on, _), _)| on == name) {
-            let wanted = there.paced.unwrap_or_default();
-            let served = self.serves.get(name).copied().unwrap_or(1.0);
-            let made = Load { cpu_cores: (wanted.cpu_cores * served).min(QUOTA_CORES), ..wanted };
-            let ran = if wanted.cpu_cores > 0.0 { made.cpu_cores } else { 0.05 };
-            let mut window = report_of(name.as_str(), second, &[(9, ran, ran)], Some(QUOTA_CORES)).vms.remove(0);
-            if let Some(cpu) = window.cpu.as_mut().filter(|_| wanted.cpu_cores > QUOTA_CORES) {
-                cpu.throttled.mean = 0.3;
-            }
-            let pacer = there.runs.then_some(PacerWindow { wanted, made });
-            window.vm = *id;
-            window.state = if there.runs { VmState::Running } else { VmState::ShutOff };
-            window.allocation.memory_bytes = there.memory_bytes;
-            if there.paced.is_none() {
-                // Its quota and its load are not read yet.
-                (window.cpu, window.allocation.quota_cores, window.allocation.vcpus) = (None, None, 4);
-            }
-            window.shadow = Some(ShadowWindow { of: there.of, pacer: pacer.filter(|_| self.has_pacer) });
-            if there.unread > 0 {
-                there.unread -= 1;
-                window.shadow = None;
-            }
-            report.vms.push(window);
-        }
-        self.reports.insert(name.clone(), report.clone());
-        self.feed(Input::Report(Box::new(report)));
     }
 
     pub(super) fn shadow(&self) -> Shadow {

@@ -1,0 +1,58 @@
+//! What the hosts of the small world tell of themselves.
+
+use gnomon_common::wire::{HostId, Load, PacerWindow, ShadowWindow, VmState};
+
+use super::super::bench::{report_of, vm};
+use super::{QUOTA_CORES, Town, WINDOW_S};
+use crate::io::Input;
+
+impl Town {
+    pub(in crate::core::tests) fn report(&mut self, name: &HostId) {
+        if !self.up[name] {
+            return;
+        }
+        let here = self.productions.iter().filter(|(_, home)| *home == name);
+        let demands: Vec<(u128, f64, f64)> = here
+            .map(|(&number, _)| {
+                let wants = self.demand.get(&number).copied().unwrap_or(0.5);
+                (number, wants, wants)
+            })
+            .collect();
+        let second = self.second.saturating_sub(WINDOW_S);
+        let mut report = report_of(name.as_str(), second, &demands, Some(1.0));
+        for window in &mut report.vms {
+            (window.terms.copy_disks, window.terms.shadow) = (self.copy_disks, self.shadow_word);
+            let waits =
+                self.waits.iter().find(|(number, _)| vm(**number) == window.vm).map_or(0.0, |(_, waits)| *waits);
+            if let Some(cpu) = &mut window.cpu {
+                cpu.demand_high.mean += waits;
+            }
+        }
+        for ((_, id), there) in self.shadows.iter_mut().filter(|((on, _), _)| on == name) {
+            let wanted = there.paced.unwrap_or_default();
+            let served = self.serves.get(name).copied().unwrap_or(1.0);
+            let made = Load { cpu_cores: (wanted.cpu_cores * served).min(QUOTA_CORES), ..wanted };
+            let ran = if wanted.cpu_cores > 0.0 { made.cpu_cores } else { 0.05 };
+            let mut window = report_of(name.as_str(), second, &[(9, ran, ran)], Some(QUOTA_CORES)).vms.remove(0);
+            if let Some(cpu) = window.cpu.as_mut().filter(|_| wanted.cpu_cores > QUOTA_CORES) {
+                cpu.throttled.mean = 0.3;
+            }
+            let pacer = there.runs.then_some(PacerWindow { wanted, made });
+            window.vm = *id;
+            window.state = if there.runs { VmState::Running } else { VmState::ShutOff };
+            window.allocation.memory_bytes = there.memory_bytes;
+            if there.paced.is_none() {
+                // Its quota and its load are not read yet.
+                (window.cpu, window.allocation.quota_cores, window.allocation.vcpus) = (None, None, 4);
+            }
+            window.shadow = Some(ShadowWindow { of: there.of, pacer: pacer.filter(|_| self.has_pacer) });
+            if there.unread > 0 {
+                there.unread -= 1;
+                window.shadow = None;
+            }
+            report.vms.push(window);
+        }
+        self.reports.insert(name.clone(), report.clone());
+        self.feed(Input::Report(Box::new(report)));
+    }
+}
