@@ -78,6 +78,15 @@ impl Scene {
         bail!("nothing is sent:\n{}", self.log())
     }
 
+    /// Serves the agent while something is looked at that takes long.
+    async fn meanwhile<T: Send + 'static>(&mut self, look: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+        let looking = tokio::task::spawn_blocking(look);
+        while !looking.is_finished() {
+            self.brain.serve(Duration::from_millis(200)).await?;
+        }
+        looking.await?
+    }
+
     /// The outcome of the first host's agent to a command.
     async fn becomes_of(&mut self, command: &Command) -> Result<OutcomeResult> {
         let id = command.id;
@@ -126,20 +135,23 @@ async fn copies_are_sent_to_a_host_without_a_shared_folder_and_whatever_breaks_l
     ensure!(names(&scene.there, RECEIVED)? == files, "{:?}", names(&scene.there, RECEIVED)?);
     ensure!(names(&scene.here, &format!("{COPIES}/h1/{shadow}"))? == ["copy.json", "send.json"]);
     ensure!(names(&scene.here, RECEIVED)?.is_empty(), "the hosts share that folder");
-    for (device, copy) in &imaged.disks {
-        ensure!(copy.path == receiving(&scene.there).file(shadow, device), "{copy:?}");
-        let sum = sh(&scene.there, &format!("sha256sum {0}; stat -c '%a %u %s' {0}", copy.path))?;
-        ensure!(sum.starts_with(&copy.sha256) && sum.ends_with(&format!("600 0 {}\n", copy.bytes)), "{sum}");
-        run(&scene.there, "qemu-img", &["check", "-q", &copy.path])?;
-    }
-    let [(_, first), _] = imaged.disks.as_slice() else { bail!("{imaged:?}") };
-    let (from_start, from_end) = last_counts(&scene.there, &first.path)?;
+    let (there, disks, to) = (scene.there.clone(), imaged.disks.clone(), receiving(&scene.there));
+    let look = move || -> Result<(u64, u64)> {
+        for (device, copy) in &disks {
+            ensure!(copy.path == to.file(shadow, device), "{copy:?}");
+            let sum = sh(&there, &format!("sha256sum {0}; stat -c '%a %u %s' {0}", copy.path))?;
+            ensure!(sum.starts_with(&copy.sha256) && sum.ends_with(&format!("600 0 {}\n", copy.bytes)), "{sum}");
+            run(&there, "qemu-img", &["check", "-q", &copy.path])?;
+        }
+        let [(_, first), _] = disks.as_slice() else { bail!("{disks:?}") };
+        last_counts(&there, &first.path)
+    };
+    let (from_start, from_end) = scene.meanwhile(look).await?;
     println!("the copy has {from_start} numbers from its beginning, {from_end} from its end");
     ensure!(from_start == from_end || from_start == from_end + 1, "{from_start} and {from_end}");
     ensure!(from_end + 1 >= before as u64 && from_end < times.len() as u64, "it is of another time");
 
-    // Nobody served the agent while files were read. Another one is given up as its shadow is retired: of that nothing is left on either host.
-    scene.relaunch("h1", "h1").await?;
+    // Another one is given up as its shadow is retired: of that nothing is left on either host.
     let other = VmId(Uuid::new_v4());
     let image = scene.image_and_send(other);
     scene.brain.send(&image).await?;
