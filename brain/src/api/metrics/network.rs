@@ -69,7 +69,7 @@ mod tests {
         };
         let vm = |name: &str| Vm { vm: name.to_owned(), name: name.to_owned(), host: "h1".to_owned() };
         gauges.show(&vm("busy"), &[interface(0, 90), interface(9, 10), InterfaceWindow::default()]);
-        gauges.show(&vm("none"), &[]);
+        gauges.show(&vm("cut-off"), &[]);
         let mut text = String::new();
         encode(&mut text, &registry).unwrap();
         let value = |name: &str, more: &str| -> Option<f64> {
@@ -79,6 +79,6 @@ mod tests {
         assert_eq!(value("received_bytes_per_second", ""), Some(20.0));
         assert_eq!(value("wait_seconds", ",quantile=\"0.5\""), Some(0.002_048 / 1e3), "{text}");
         assert_eq!(value("wait_seconds", ",quantile=\"0.99\""), Some(1.048_576 / 1e3), "{text}");
-        assert!(!text.contains("none"), "{text}");
+        assert!(!text.contains("cut-off"), "{text}");
     }
 }
