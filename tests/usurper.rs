@@ -58,8 +58,8 @@ impl Usurper {
             let incoming = timeout(PATIENCE, endpoint.accept()).await.context("no agent came")?;
             match incoming.context("the endpoint is closed")?.await {
                 Ok(connection) => break connection,
-                // One that was killed meanwhile.
-                Err(quinn::ConnectionError::TimedOut) => {}
+                // One whose agent was killed, or gave up waiting, before anybody looked.
+                Err(quinn::ConnectionError::TimedOut | quinn::ConnectionError::ConnectionClosed(_)) => {}
                 Err(error) => return Err(error.into()),
             }
         };

@@ -33,7 +33,7 @@ pub use limits::{Bandwidth, DiskTune, NETWORK_UNIT_BYTES_PER_S, limited_devices}
 pub use memory::MemoryStats;
 pub use quota::QuotaError;
 pub use reconnect::{Backoff, Reconnecting};
-pub use remote::ask_there;
+pub use remote::{About, ask_there};
 #[cfg(test)]
 pub(crate) use shadow::parse as parse_shadow;
 pub use shadow::{

@@ -1,5 +1,6 @@
 //! Where VMs' disks are, and how much of them only this host has: measured once a minute on a thread of its own. A file system on the network that
-//! hangs holds up whoever looks at it, so each look is waited for so long only, and nobody looks at a path that an earlier look has not returned from.
+//! hangs holds up whoever looks at it, so each look is waited for so long only, and nobody looks at a file system that an earlier look has not returned
+//! from.
 
 use super::hanging::{HangingCalls, NoAnswer};
 use super::inventory::Inventory;
@@ -36,16 +37,35 @@ const BLOCK_BYTES: u64 = 512;
 /// How long a file system may take to tell of a file.
 const LOOK_MAX: Duration = Duration::from_secs(5);
 
-/// Looks at files, by path, whoever wants to know.
+/// Looks at files, by the mount point of their file system, whoever wants to know.
 static LOOKS: LazyLock<HangingCalls<PathBuf>> = LazyLock::new(HangingCalls::default);
 
 /// Looks at a file.
 fn look<T: Send + 'static>(path: &Path, look: impl FnOnce(&Path) -> T + Send + 'static) -> io::Result<T> {
     let there = path.to_owned();
-    LOOKS.ask(&path.to_owned(), LOOK_MAX, move || look(&there)).map_err(|error| {
+    // Without looking at the path itself.
+    let mounts = std::fs::read_to_string(MOUNTS)?;
+    LOOKS.ask(&mount_point(&mounts, path), LOOK_MAX, move || look(&there)).map_err(|error| {
         let kind = if matches!(error, NoAnswer::NoThread(_)) { io::ErrorKind::Other } else { io::ErrorKind::TimedOut };
         io::Error::new(kind, format!("{} {error}", path.display()))
     })
+}
+
+/// proc(5), `/proc/pid/mountinfo`.
+const MOUNTS: &str = "/proc/self/mountinfo";
+
+/// The mount point, of those that are there, that a path is below, as far as its own words tell: a link may lead elsewhere.
+fn mount_point(mounts: &str, path: &Path) -> PathBuf {
+    let points = mounts.lines().filter_map(|line| Some(PathBuf::from(unescaped(line.split(' ').nth(4)?))));
+    let above = points.filter(|point| path.starts_with(point));
+    above.max_by_key(|point| point.components().count()).unwrap_or_else(|| PathBuf::from("/"))
+}
+
+/// Spaces, tabs, line breaks and backslashes of a mount point are told by three octal digits.
+fn unescaped(word: &str) -> String {
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .iter()
+        .fold(word.to_owned(), |word, (told, meant)| word.replace(told, meant))
 }
 
 /// How often each VM's disks are measured.
@@ -211,7 +231,9 @@ mod tests {
         assert_eq!(late.kind(), io::ErrorKind::TimedOut, "{late}");
         assert!((LOOK_MAX..LOOK_MAX * 3).contains(&begun.elapsed()), "{:?}", begun.elapsed());
         let begun = Instant::now();
-        for _ in 0..100 {
+        for number in 0..100 {
+            // Of all paths there.
+            let disk = dead.folder.path().join(format!("{number}/disk"));
             assert_eq!(sizes(&disk).unwrap_err().kind(), io::ErrorKind::TimedOut);
             assert_eq!(is_shared(&disk, &[]).unwrap_err().kind(), io::ErrorKind::TimedOut);
         }
@@ -222,6 +244,17 @@ mod tests {
         let patience = Instant::now() + Duration::from_secs(20);
         while is_shared(&disk, &[]).is_err() {
             assert!(Instant::now() < patience, "it is not asked again");
+        }
+    }
+
+    #[test]
+    fn the_nearest_mount_point_above_a_path_is_its_file_systems() {
+        let mounts = "21 1 8:1 / / rw - ext4 /dev/sda1 rw\n22 21 0:5 / /srv rw shared:7 - nfs a:/ rw\n\
+            23 22 0:6 / /srv/my\\040disks rw - nfs b:/ rw\n";
+        for (path, point) in
+            [("/srv/a/b", "/srv"), ("/srv/my disks/c", "/srv/my disks"), ("/srvs/d", "/"), ("/srv", "/srv"), ("x", "/")]
+        {
+            assert_eq!(mount_point(mounts, Path::new(path)), Path::new(point), "{path}");
         }
     }
 

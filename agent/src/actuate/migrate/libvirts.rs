@@ -5,7 +5,7 @@ use super::{CopyRecord, MoverConfig, Order, preflight};
 use crate::host::libvirt::migration::{Job, Standing};
 use crate::host::libvirt::needs::{CpuNeed, Disk, Image, Needs, Place};
 use crate::host::libvirt::storage::{Copies, ImageFile, Original};
-use crate::host::libvirt::{Devices, Hypervisor, HypervisorError, Reconnecting, ask_there};
+use crate::host::libvirt::{About, Devices, Hypervisor, HypervisorError, Reconnecting, ask_there};
 use crate::host::storage;
 use gnomon_common::wire::{Immovable, Migration, VmId};
 use std::collections::BTreeMap;
@@ -34,9 +34,10 @@ impl Libvirts {
     /// Asks the other host's libvirt, for as long as is allowed.
     fn ask_there<T: Send + 'static>(
         &self,
+        about: About,
         ask: impl FnOnce(&Hypervisor) -> Result<T, HypervisorError> + Send + 'static,
     ) -> Result<T, String> {
-        ask_there(&self.migration.uri, ask)
+        ask_there(&self.migration.uri, about, ask)
     }
 
     fn needs(&mut self) -> Result<(Needs, Devices), HypervisorError> {
@@ -97,7 +98,8 @@ impl Sides for Libvirts {
         let originals: Result<Vec<Original>, String> = lonely.into_iter().map(|disk| self.original(disk)).collect();
         let originals = originals.map_err(Refusal::Unclear)?;
         let (vm, wanted, files) = (self.vm, needs.clone(), originals.clone());
-        let offer = self.ask_there(move |there| Ok((there.offer(vm, &wanted)?, there.landings(&files)?)));
+        let offer =
+            self.ask_there(About::Storage, move |there| Ok((there.offer(vm, &wanted)?, there.landings(&files)?)));
         let (offer, landings) = offer.map_err(|error| Refusal::Immovable(Immovable::Unreachable(error)))?;
         preflight::target(&needs, &offer, self.config.reserve_bytes).map_err(Refusal::Immovable)?;
         if !originals.is_empty() {
@@ -118,8 +120,9 @@ impl Sides for Libvirts {
         });
         let Some((original, is_layered)) = found else { return Err(NotMade::Refused("not checked".to_owned())) };
         // libvirt's word that it has not made it is believed; no word is none.
-        match self.ask_there(move |there| Ok(there.make_copy(&original, is_layered).map_err(|error| error.to_string())))
-        {
+        match self.ask_there(About::Storage, move |there| {
+            Ok(there.make_copy(&original, is_layered).map_err(|error| error.to_string()))
+        }) {
             Ok(said) => said.map_err(NotMade::Refused),
             Err(error) => Err(NotMade::Unclear(error)),
         }
@@ -127,7 +130,7 @@ impl Sides for Libvirts {
 
     fn remove_copy(&mut self, file: &str) -> Result<(), String> {
         let file = PathBuf::from(file);
-        self.ask_there(move |there| there.remove_copy(&file))
+        self.ask_there(About::Storage, move |there| there.remove_copy(&file))
     }
 
     fn keep(&mut self, keepsake: Option<&str>) {
@@ -167,7 +170,7 @@ impl Sides for Libvirts {
 
     fn there(&mut self) -> Option<Standing> {
         let vm = self.vm;
-        let answer = self.ask_there(move |there| there.standing(vm));
+        let answer = self.ask_there(About::Vm, move |there| there.standing(vm));
         let silence = answer.as_ref().err().cloned();
         if let Some(error) = silence.as_ref().filter(|_| silence != self.silence) {
             tracing::warn!(%vm, error, "the target does not say whether it has it");
@@ -182,6 +185,6 @@ impl Sides for Libvirts {
 
     fn completed(&mut self) -> Option<Job> {
         let vm = self.vm;
-        self.ask_there(move |there| there.completed_job(vm)).ok().flatten()
+        self.ask_there(About::Vm, move |there| there.completed_job(vm)).ok().flatten()
     }
 }

@@ -161,8 +161,11 @@ impl<T: There> Journey<'_, T> {
         let quiet_max = self.patience.quiet_max;
         let (mut progressed, mut why) = (Instant::now(), None::<String>);
         while let Some(part) = self.next(sending.bytes) {
-            let before = sending.bytes;
+            let (before, mut most) = (sending.bytes, 0);
             let mut watch = |sent: u64| {
+                if sent > most {
+                    (most, progressed) = (sent, Instant::now());
+                }
                 tell(before.saturating_add(sent), total);
                 order.is_given_up()?;
                 match progressed.elapsed() > quiet_max {

@@ -2,7 +2,7 @@
 
 use super::snag::Snag;
 use crate::host::libvirt::upload::{Folder, Owner};
-use crate::host::libvirt::{Hypervisor, HypervisorError, ask_there};
+use crate::host::libvirt::{About, Hypervisor, HypervisorError, ask_there};
 use gnomon_common::wire::Receiving;
 use std::fs::File;
 use std::ops::Range;
@@ -138,13 +138,13 @@ fn pause(begun: Instant, bytes: u64, bytes_per_s: Option<u64>, stop: &AtomicBool
 impl There for LibvirtThere {
     fn folder(&mut self, to: &Receiving) -> Result<Option<Folder>, String> {
         let directory = PathBuf::from(&to.directory);
-        ask_there(&to.uri, move |there| there.folder(&directory))
+        ask_there(&to.uri, About::Storage, move |there| there.folder(&directory))
     }
 
     fn make(&mut self, to: &Receiving, file: &Path, bytes: u64) -> Result<(), NotMade> {
         let (file, owner) = (file.to_owned(), Owner { user: to.owner, group: to.group });
         // libvirt's word that it has not made it is believed; no word is none.
-        match ask_there(&to.uri, move |there| {
+        match ask_there(&to.uri, About::Storage, move |there| {
             Ok(there.make_file(&file, bytes, owner).map_err(|error| (error.is_retryable(), error.to_string())))
         }) {
             Ok(Ok(())) => Ok(()),
@@ -155,7 +155,7 @@ impl There for LibvirtThere {
 
     fn remove(&mut self, to: &Receiving, file: &Path) -> Result<(), String> {
         let file = file.to_owned();
-        ask_there(&to.uri, move |there| there.remove_copy(&file))
+        ask_there(&to.uri, About::Storage, move |there| there.remove_copy(&file))
     }
 
     fn send(

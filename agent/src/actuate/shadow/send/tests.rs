@@ -26,6 +26,8 @@ struct World {
     /// Each part that came, and those that do not.
     parts: Vec<Range<u64>>,
     fails: Vec<NotSent>,
+    /// How long a part takes, of which some comes all the while.
+    trickle: Duration,
     /// After so many parts its host is as if it were off.
     dies_after: usize,
     /// What is said of the next file in place of making it.
@@ -75,6 +77,14 @@ impl There for World {
         if self.parts.len() >= self.dies_after {
             return Err(NotSent::Again("the line is cut".to_owned()));
         }
+        let begun = Instant::now();
+        for sent in 1..part.bytes.end - part.bytes.start {
+            if begun.elapsed() >= self.trickle {
+                break;
+            }
+            watch(sent).map_err(NotSent::Over)?;
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let (content, written) = self.files.get_mut(&part.to).expect("it was made before");
         let range = part.bytes.start as usize..part.bytes.end as usize;
         std::fs::File::open(&part.from).unwrap().read_exact_at(&mut content[range], part.bytes.start).unwrap();
@@ -120,6 +130,7 @@ fn bench() -> (Bench, World) {
         free_bytes: 50 * MIB,
         has_pool: true,
         parts: Vec::new(),
+        trickle: Duration::ZERO,
         fails: Vec::new(),
         dies_after: usize::MAX,
         refuses: None,
@@ -179,6 +190,14 @@ fn copies_are_there_part_by_part_and_not_here_any_more() {
     std::fs::write(bench.copies.file(SHADOW, "vda"), "x").unwrap();
     assert_eq!((bench.send(&mut world).unwrap(), world.parts.len()), (sent, 5));
     assert!(!bench.copies.file(SHADOW, "vda").exists());
+}
+
+#[test]
+fn a_slow_line_is_not_given_up_while_something_comes_over() {
+    let (bench, mut world) = bench();
+    world.trickle = SOON.quiet_max * 3;
+    bench.send(&mut world).unwrap();
+    assert!(bench.is_whole_in(&world) && !bench.is_here());
 }
 
 #[test]

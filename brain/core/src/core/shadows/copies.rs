@@ -176,6 +176,14 @@ impl Core {
         self.give(now, id, of, home, Action::Image(imaging), ShadowCause::Wanted, false);
     }
 
+    /// The host that a shadow's copies were to be sent to, if they were, is not tried again soon: whether it is to blame the sender cannot tell. Returns
+    /// whether there is one.
+    pub(super) fn avoid_receiver(&mut self, now: Timestamp, id: VmId) -> bool {
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return false };
+        let to = kept.shadow.copies.as_ref().and_then(|copies| copies.to.clone());
+        to.map(|to| kept.avoid_host(now, to)).is_some()
+    }
+
     /// A copy of its disks came to nothing. Its production's disks may have been read for that: they are not again soon.
     pub(super) fn copy_failed(&mut self, now: Timestamp, id: VmId, why: &str) {
         if self.shadows.kept.get(&id).and_then(|kept| kept.shadow.copies.as_ref()).is_some_and(|it| it.to.is_some()) {
@@ -215,7 +223,13 @@ impl Core {
     /// Has the host that made a shadow's copies delete them. The shadow is nowhere by now.
     pub(super) fn discard_copies(&mut self, now: Timestamp, id: VmId) {
         let copies = self.shadows.kept.get(&id).and_then(|kept| kept.shadow.copies.clone());
-        if let Some(CopiesMade { on, .. }) = copies {
+        if let Some(CopiesMade { on, to, .. }) = copies {
+            // Where their maker is away, what it has sent by now goes all the same.
+            if let Some(to) =
+                to.filter(|to| !self.is_connected(&on) && self.can_delete_sent(to) && self.is_connected(to))
+            {
+                return self.give(now, id, id, to, Action::Shadow(ShadowOrder::Retire), ShadowCause::CopiesGo, false);
+            }
             if self.is_connected(&on) && !self.can_delete_copies(id) {
                 self.note_shadow(
                     id,
@@ -238,9 +252,13 @@ impl Core {
     fn can_delete_copies(&self, id: VmId) -> bool {
         let copies = self.shadows.kept.get(&id).and_then(|kept| kept.shadow.copies.as_ref());
         copies.is_some_and(|copies| match copies.is_sent() {
-            true => self.fleet.hosts.get(&copies.on).is_some_and(|host| host.facts.copies.received.is_some()),
+            true => self.can_delete_sent(&copies.on),
             false => self.makes_copies(&copies.on),
         })
+    }
+
+    fn can_delete_sent(&self, to: &HostId) -> bool {
+        self.fleet.hosts.get(to).is_some_and(|host| host.facts.copies.received.is_some())
     }
 
     /// An order to copy its disks or to make it is not waited for any more: it is told to go. Returns whether one was on its way.
@@ -305,8 +323,16 @@ impl Core {
     pub(super) fn copies_gone(&mut self, now: Timestamp, id: VmId, host: &HostId) {
         self.note_no_copies(id, host);
         let Some(kept) = self.shadows.kept.get(&id) else { return };
-        let of_host = kept.shadow.copies.as_ref().is_some_and(|copies| copies.on == *host);
-        if !of_host || !self.can_delete_copies(id) {
+        let Some(copies) = kept.shadow.copies.clone() else { return };
+        if copies.on != *host {
+            if copies.to.as_ref() == Some(host) && self.can_delete_sent(host) {
+                let of = kept.shadow.of;
+                self.note_copies(id, Some(CopiesMade { to: None, is_spoilt: true, ..copies }));
+                self.audit_deletion(now, id, of, host);
+            }
+            return;
+        }
+        if !self.can_delete_copies(id) {
             return;
         }
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
@@ -319,7 +345,11 @@ impl Core {
         // What was begun there where they were to be sent goes next.
         let rest = kept.shadow.copies.take().and_then(|copies| copies.to).filter(|to| to != host);
         self.note_copies(id, rest.map(|to| CopiesMade { on: to.clone(), to: Some(to), is_spoilt: true }));
-        let text = format!("shadow {id}: host {host} has deleted the copies of its production's disks");
+        self.audit_deletion(now, id, of, host);
+    }
+
+    fn audit_deletion(&mut self, now: Timestamp, id: VmId, of: VmId, host: &HostId) {
+        let text = format!("shadow {id}: host {host} has none of the copies of its production's disks any more");
         self.audit(now, ACTOR, "shadow_copies_deleted", format!("vm {of}"), text);
     }
 

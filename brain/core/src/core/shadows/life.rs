@@ -250,7 +250,13 @@ impl Kept {
 
     /// Leaves its host alone for a while.
     pub(super) fn avoid(&mut self, now: Timestamp) {
-        let Some(host) = self.shadow.host.clone() else { return };
+        if let Some(host) = self.shadow.host.clone() {
+            self.avoid_host(now, host);
+        }
+    }
+
+    /// Leaves a host alone for a while.
+    pub(super) fn avoid_host(&mut self, now: Timestamp, host: HostId) {
         self.shadow.avoids.retain(|(other, until)| *other != host && *until > now);
         self.shadow.avoids.push((host, now + AVOIDED_FOR));
     }

@@ -234,6 +234,11 @@ impl Core {
 
     /// Draws the consequences of an answer.
     fn settle_shadow(&mut self, now: Timestamp, id: VmId, host: &HostId, asked: &Action, result: OutcomeResult) {
+        let is_no_copy = matches!(
+            (asked, &result),
+            (Action::Image(_), OutcomeResult::Failed { .. } | OutcomeResult::Unshadowable(_))
+        );
+        let was_to_be_sent = is_no_copy && self.avoid_receiver(now, id);
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
         let state = kept.shadow.state;
         match (asked, result) {
@@ -246,6 +251,10 @@ impl Core {
             (Action::Image(_), OutcomeResult::Imaged(imaged)) => self.imaged(now, id, host, *imaged),
             (Action::Image(_), result @ OutcomeResult::Failed { .. }) => {
                 self.copy_failed(now, id, &format!("host {host}: {}", in_words(&result)));
+            }
+            // It may be for want of room there, and the disks may have been copied before that was known.
+            (Action::Image(_), OutcomeResult::Unshadowable(why)) if was_to_be_sent => {
+                self.copy_failed(now, id, &format!("host {host}: {why}"));
             }
             (Action::Image(_), OutcomeResult::Unshadowable(why)) => self.park_shadow(now, id, &why.to_string()),
             (

@@ -5,7 +5,7 @@ use gnomon_common::wire::Action;
 use super::bench::{host, vm};
 use super::copies::{copies, copying, kinds, told};
 use super::town::{HOSTS, Town, kind};
-use crate::io::OperatorRequest;
+use crate::io::{Input, OperatorRequest};
 use crate::shadow::ShadowState;
 
 /// All hosts have copies sent.
@@ -77,6 +77,52 @@ fn a_sending_that_comes_to_nothing_leaves_nothing_anywhere_before_the_next() {
     town.windows(12);
     assert_eq!(town.state(), Some(ShadowState::Pacing), "{:#?}", town.audit);
     assert_eq!(town.copies.len(), 1);
+}
+
+#[test]
+fn a_host_that_takes_no_copies_although_it_says_so_is_left_alone_for_another() {
+    let mut town = sending();
+    town.windows(4);
+    let first = town.shadow().host.unwrap();
+    for fails in [false, true] {
+        let mut town = sending();
+        (town.full_receiver, town.failing_copies) = if fails { (None, 1) } else { (Some(first.clone()), 0) };
+        town.windows(2);
+        let shadow = town.shadow();
+        assert_eq!(
+            (shadow.state, shadow.copies, shadow.copy_failures),
+            (ShadowState::Parked, None, 1),
+            "{:#?}",
+            town.audit
+        );
+        town.windows(12);
+        let shadow = town.shadow();
+        assert_eq!(shadow.state, ShadowState::Pacing, "{:#?}", town.audit);
+        assert_ne!(shadow.host.as_ref(), Some(&first), "{:#?}", town.audit);
+        assert_eq!(kinds(&town).iter().filter(|kind| **kind == "image").count(), 2);
+    }
+}
+
+#[test]
+fn what_was_sent_goes_although_its_sender_is_gone_for_good() {
+    let mut town = sending();
+    town.slow_copies = true;
+    town.windows(2);
+    let to = town.shadow().copies.unwrap().to.unwrap();
+    town.up.insert(host("a"), false);
+    town.feed(Input::HostLost { host: host("a") });
+    town.operator(OperatorRequest::RetireShadow { vm: vm(1) });
+    town.windows(4);
+    assert!(!town.copies.keys().any(|(on, _)| *on == to), "{:?} {:#?}", town.copies, town.audit);
+    assert_eq!(told(&town, "shadow_copies_deleted"), 1, "{:#?}", town.audit);
+    let asked = kinds(&town).iter().filter(|kind| **kind == "retire").count();
+    town.windows(8);
+    assert_eq!(kinds(&town).iter().filter(|kind| **kind == "retire").count(), asked, "{:#?}", town.audit);
+    // Should it come back, it deletes its own.
+    town.up.insert(host("a"), true);
+    town.connect(&host("a"));
+    town.windows(4);
+    assert_eq!((town.state(), town.copies.len()), (None, 0), "{:?} {:#?}", town.copies, town.audit);
 }
 
 #[test]

@@ -92,6 +92,8 @@ pub(super) struct Town {
     pub(super) keeps: bool,
     /// So many copies come to nothing: an agent is killed meanwhile, or a VM ends.
     pub(super) failing_copies: u32,
+    /// A host that says that it takes copies, and has no room for any.
+    pub(super) full_receiver: Option<HostId>,
     /// No order to copy disks is answered: it takes long.
     pub(super) slow_copies: bool,
     /// No order to make a shadow is answered: copies are read before.
@@ -169,6 +171,7 @@ impl Town {
             copies: BTreeMap::new(),
             keeps: true,
             failing_copies: 0,
+            full_receiver: None,
             slow_copies: false,
             slow_makes: false,
             shadow_word: None,
@@ -339,6 +342,11 @@ impl Town {
                 let target = imaging.send_to.as_ref().map(receiver);
                 let half = target.as_ref().map(|target| (target.clone(), imaging.shadow));
                 let is_there = half.as_ref().is_some_and(|half| self.copies.contains_key(half));
+                if target.is_some() && target == self.full_receiver {
+                    return OutcomeResult::Unshadowable(Unshadowable::NoRoom(
+                        "no storage pool is active there".to_owned(),
+                    ));
+                }
                 if self.failing_copies > 0 || is_there {
                     self.failing_copies = self.failing_copies.saturating_sub(u32::from(!is_there));
                     self.copies.remove(&(to.clone(), imaging.shadow));
