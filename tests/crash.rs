@@ -53,7 +53,8 @@ fn kill_9_of_brain_and_agent_loses_no_acknowledged_report_and_repeats_no_command
             windows(&stack, "g1", from_ms, acknowledged_ms)?.iter().map(|window| window.start_ms).collect();
         ensure!(before.len() > 5, "only {} windows before round {round}", before.len());
         stack.kill_brain()?;
-        thread::sleep(Duration::from_secs(3));
+        // So long that four whole windows are in what is looked at below, however fast the brain is back.
+        thread::sleep(Duration::from_secs(5));
         stack.start_brain()?;
         wait_for("the agent to come back", Duration::from_secs(30), || {
             Ok(stack.api().get("/api/v1/hosts/h1")?["connected"] == true)
