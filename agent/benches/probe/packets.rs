@@ -11,7 +11,7 @@ use super::number;
 use super::spread::median;
 use super::workload::{Workload, ping_pong, settle};
 use anyhow::{Context, Result};
-use gnomon_agent::probe::{DropProbe, QueueProbe};
+use gnomon_agent::probe::{DropProbe, QueueProbe, Tracefs};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, connect, ipproto, recv, send, socket};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -47,12 +47,13 @@ impl Job {
         }
     }
 
-    /// `None` if the peer is not installed.
+    /// `None` if the peer is not installed, or what it needs is not mounted (tracefs).
     fn attach(self, candidate: Candidate) -> Result<Option<Attached>> {
         let watched = BTreeSet::from([LOOPBACK]);
         let watched = if candidate == Candidate::Vm { watched } else { BTreeSet::new() };
         Ok(Some(match (candidate, self) {
             (Candidate::Nothing, _) => Attached::Nothing,
+            (Candidate::Bpftrace, _) if Tracefs::find().is_err() => return Ok(None),
             (Candidate::Bpftrace, Self::Queues) => return Peer::start(BPFTRACE, &["-e", TIME], 3),
             (Candidate::Bpftrace, Self::Drops) => return Peer::start(BPFTRACE, &["-e", COUNT], 1),
             (Candidate::NoVm | Candidate::Vm, Self::Queues) => {
@@ -102,8 +103,6 @@ impl Candidate {
 struct Row {
     candidate: &'static str,
     packet_ns: Option<f64>,
-    attached_cpu_us_per_op: f64,
-    slowdown_cpu_us_per_op: f64,
 }
 
 /// The medians of all, and how they compare.
@@ -117,8 +116,6 @@ pub(super) struct Summary {
 #[derive(Clone, Debug, Default)]
 struct Samples {
     packet_ns: Vec<f64>,
-    attached_us: Vec<f64>,
-    slowdown_us: Vec<f64>,
 }
 
 pub(super) fn measure(job: Job, rounds: usize) -> Result<Summary> {
@@ -139,8 +136,6 @@ fn take(job: Job, candidate: Candidate, workload: &mut Workload, samples: &mut S
     let (packets, _) = measured.spent(|program| job.is_counted_by(program));
     let (_, run_ns) = measured.spent(|_| true);
     samples.packet_ns.extend((packets > 0).then(|| run_ns as f64 / packets as f64));
-    samples.attached_us.push(measured.attached_us);
-    samples.slowdown_us.push(measured.slowdown_us);
     Ok(())
 }
 
@@ -173,13 +168,8 @@ fn summarise(job: Job, samples: &[Samples]) -> Summary {
     let rows: Vec<Row> = Candidate::ALL
         .iter()
         .zip(samples)
-        .filter(|(_, samples)| !samples.attached_us.is_empty())
-        .map(|(candidate, samples)| Row {
-            candidate: candidate.title(),
-            packet_ns: median(&samples.packet_ns),
-            attached_cpu_us_per_op: median(&samples.attached_us).unwrap_or(f64::NAN),
-            slowdown_cpu_us_per_op: median(&samples.slowdown_us).unwrap_or(f64::NAN),
-        })
+        .filter(|(_, samples)| !samples.packet_ns.is_empty())
+        .map(|(candidate, samples)| Row { candidate: candidate.title(), packet_ns: median(&samples.packet_ns) })
         .collect();
     let cost = |candidate: Candidate| rows.iter().find(|row| row.candidate == candidate.title())?.packet_ns;
     let vm_to_bpftrace = cost(Candidate::Vm).zip(cost(Candidate::Bpftrace)).map(|(ours, theirs)| ours / theirs);
@@ -192,15 +182,11 @@ fn summarise(job: Job, samples: &[Samples]) -> Summary {
 
 impl Summary {
     pub(super) fn table(&self) -> String {
-        let line = |name: &str, packet: &str, attached: &str, slowdown: &str| {
-            format!("{name:<26} {packet:>10} {attached:>12} {slowdown:>12}\n")
-        };
-        let mut text = line(self.job, "packet ns", "CPU us/op", "slowdown us");
+        let line = |name: &str, packet: &str| format!("{name:<26} {packet:>10}\n");
+        let mut text = line(self.job, "packet ns");
         for row in &self.rows {
-            let attached = number(Some(row.attached_cpu_us_per_op), 3);
-            let slowdown = number(Some(row.slowdown_cpu_us_per_op), 3);
-            text += &line(row.candidate, &number(row.packet_ns, 0), &attached, &slowdown);
+            text += &line(row.candidate, &number(row.packet_ns, 0));
         }
-        text + &line("VM / bpftrace", &number(self.vm_to_bpftrace, 2), "", "")
+        text + &line("VM / bpftrace", &number(self.vm_to_bpftrace, 2))
     }
 }
