@@ -54,7 +54,7 @@ pub(super) struct Surge {
     pub(super) at_s: f64,
     /// How long before that the allocation was large enough; negative when it came late; `None` when it never was.
     pub(super) lead_s: Option<f64>,
-    /// Whether the allocation fell in the trough before it.
+    /// Whether the allocation fell in the trough before it; also where that had begun before the record did, and nobody saw it.
     pub(super) fell_before: bool,
 }
 
@@ -74,7 +74,8 @@ pub(super) fn surges(rows: &[Row]) -> Vec<Surge> {
             // The trough before: from the end of the previous surge, or the start of the rows.
             let previous = if nth == 0 { 0 } else { starts[nth - 1] };
             let trough = previous + rows[previous..start].iter().position(|row| row.wanted <= half)?;
-            let fell_before = rows[trough..start].iter().any(|row| row.allocation <= highest * TROUGH_SHARE);
+            let fell_before =
+                trough == 0 || rows[trough..start].iter().any(|row| row.allocation <= highest * TROUGH_SHARE);
             // The latest rise to enough: walk back from the surge while it is enough, else forward until it is.
             let reached = if rows[start].allocation >= enough {
                 let below = rows[trough..start].iter().rposition(|row| row.allocation < enough);
