@@ -112,11 +112,7 @@ where
 
 /// Gauges made at scrape time: a VM that has gone leaves nothing behind.
 async fn vm_gauges(state: &ApiState, registry: &mut Registry, vms: &[VmView]) {
-    let gauge = |registry: &mut Registry, name: &str, help: &str| {
-        let gauges = VmGauges::default();
-        registry.register(name, help, gauges.clone());
-        gauges
-    };
+    let gauge = family::<Vm>;
     let low = gauge(registry, "gnomon_vm_cpu_demand_low_cores", "Time run in the latest window");
     let high = gauge(registry, "gnomon_vm_cpu_demand_high_cores", "Time run or runnable in the latest window");
     let limit = gauge(registry, "gnomon_vm_cpu_limit_cores", "The smaller of CPU quota and vCPUs");

@@ -54,7 +54,7 @@ pub(super) struct Surge {
     pub(super) at_s: f64,
     /// How long before that the allocation was large enough; negative when it came late; `None` when it never was.
     pub(super) lead_s: Option<f64>,
-    /// Whether the allocation fell in the trough before it; also where that had begun before the record did, and nobody saw it.
+    /// Whether the allocation fell in the trough before it; also where of that no more than its end is in the record, when it may have risen again.
     pub(super) fell_before: bool,
 }
 
@@ -74,8 +74,10 @@ pub(super) fn surges(rows: &[Row]) -> Vec<Surge> {
             // The trough before: from the end of the previous surge, or the start of the rows.
             let previous = if nth == 0 { 0 } else { starts[nth - 1] };
             let trough = previous + rows[previous..start].iter().position(|row| row.wanted <= half)?;
+            // Less than half a period before the first surge.
+            let is_end_alone = trough == 0 && starts.get(1).is_some_and(|next| start * 2 < next - start);
             let fell_before =
-                trough == 0 || rows[trough..start].iter().any(|row| row.allocation <= highest * TROUGH_SHARE);
+                is_end_alone || rows[trough..start].iter().any(|row| row.allocation <= highest * TROUGH_SHARE);
             // The latest rise to enough: walk back from the surge while it is enough, else forward until it is.
             let reached = if rows[start].allocation >= enough {
                 let below = rows[trough..start].iter().rposition(|row| row.allocation < enough);
@@ -272,6 +274,14 @@ mod tests {
     fn an_allocation_that_never_falls_fails() {
         let verdict = judge(&[track(Kind::Periodic, |_| 0.9)], &TERMS);
         assert!(verdict.failures.iter().any(|failure| failure.contains("did not shrink")), "{:?}", verdict.failures);
+    }
+
+    #[test]
+    fn a_trough_of_which_only_the_end_was_recorded_says_nothing_and_half_of_one_does() {
+        let rows = track(Kind::Periodic, |at| if at < 60 || at % 60 >= 35 { 0.9 } else { 0.15 }).rows;
+        let fell = |from: usize| surges(&rows[from..]).iter().map(|surge| surge.fell_before).collect::<Vec<_>>();
+        assert!(fell(36).iter().all(|fell| *fell), "{:?}", fell(36));
+        assert_eq!(fell(5).iter().position(|fell| !fell), Some(0));
     }
 
     #[test]

@@ -236,6 +236,7 @@ impl Reader {
 
     fn read_window_end(&mut self, inventory: &Inventory, disks: Option<&BlockReading>, taken_ns: u64) -> WindowEnd {
         let vms = || inventory.vms.iter();
+        let devices = running_devices(inventory);
         WindowEnd {
             host: self.read_host(),
             tells_demand: self.sources.cpu.tells_demand(),
@@ -247,8 +248,8 @@ impl Reader {
             process_io: vms().filter_map(|facts| Some((facts.id, self.read_process_io(facts, taken_ns)?))).collect(),
             disk_names: disks.map(disk_names).unwrap_or_default(),
             exits: self.drain_exits(),
-            drops: self.read_drops(inventory),
-            queues: self.read_queues(inventory),
+            drops: self.read_drops(&devices),
+            queues: self.read_queues(&devices),
             probes_shed: self.sources.cost.shed().map(str::to_owned).collect(),
         }
     }
@@ -260,14 +261,14 @@ impl Reader {
     }
 
     /// What was dropped on the devices of VMs that run.
-    fn read_drops(&mut self, inventory: &Inventory) -> Option<DropReading> {
-        let read = self.sources.drops.as_mut()?.read(running_devices(inventory));
+    fn read_drops(&mut self, devices: &BTreeMap<String, u32>) -> Option<DropReading> {
+        let read = self.sources.drops.as_mut()?.read(devices.clone());
         read.map_err(|error| self.network_failed(&error, "why packets were dropped is")).ok()
     }
 
     /// How long packets waited there.
-    fn read_queues(&mut self, inventory: &Inventory) -> Option<QueueReading> {
-        let read = self.sources.queues.as_mut()?.read(running_devices(inventory));
+    fn read_queues(&mut self, devices: &BTreeMap<String, u32>) -> Option<QueueReading> {
+        let read = self.sources.queues.as_mut()?.read(devices.clone());
         read.map_err(|error| self.network_failed(&error, "how long packets waited is")).ok().flatten()
     }
 
