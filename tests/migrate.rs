@@ -1,5 +1,7 @@
 //! VMs are moved between real hosts while they run, and whatever breaks meanwhile, exactly one copy runs in the end.
 
+#[path = "migrate/parked.rs"]
+mod parked;
 #[path = "migrate/storage.rs"]
 mod storage;
 #[path = "migrate/witness.rs"]

@@ -52,6 +52,8 @@ pub struct Order {
     pub copies: Option<CopyRecord>,
     /// An earlier life of the agent saw it run, or have run, on the other host.
     pub ran_there: bool,
+    /// A command said to an earlier life of the agent that it is to be given up.
+    pub given_up: bool,
     /// Whether it is to be begun. Else an earlier life of the agent may have begun it: it is followed to its end, never begun again.
     pub is_new: bool,
 }
@@ -150,7 +152,7 @@ impl Mover for LibvirtMover {
     fn begin(&mut self, order: Order) -> std::io::Result<()> {
         let (tell, news) = channel();
         let (recorded, written) = channel();
-        let abort = Arc::new(AtomicBool::new(false));
+        let abort = Arc::new(AtomicBool::new(order.given_up));
         let (vm, config, asked) = (order.vm, Arc::clone(&self.config), Arc::clone(&abort));
         let begun = Instant::now();
         let run = move || {

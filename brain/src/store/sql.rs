@@ -29,7 +29,7 @@ use sqlx::{Any, AnyConnection, AnyPool, ConnectOptions, Connection, Transaction}
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
@@ -39,14 +39,38 @@ const READERS_MAX: u32 = 4;
 /// How long a database may take to answer before it counts as one that does not.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A connection of its own to renew the lease by: it waits neither for a turn nor for another connection. One that does not answer in time
+/// is not waited for either: whoever gives up a renewal drops it, and the next one opens another.
+struct Renewals {
+    options: AnyConnectOptions,
+    settings: &'static str,
+    idle: Mutex<Option<AnyConnection>>,
+}
+
+impl Renewals {
+    async fn take(&self) -> sqlx::Result<AnyConnection> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(connection) = idle {
+            return Ok(connection);
+        }
+        let mut connection = AnyConnection::connect_with(&self.options).await?;
+        sqlx::raw_sql(self.settings).execute(&mut connection).await?;
+        Ok(connection)
+    }
+
+    fn give_back(&self, connection: AnyConnection) {
+        *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
+    }
+}
+
 /// The store in one database. SQLite's is one file, with its `-wal`, `-shm` and `-leader` beside it.
 pub struct SqlStore {
     location: Location,
     dialect: Dialect,
     writer: AnyPool,
     readers: AnyPool,
-    /// One connection that renews the lease, where that ends: it waits neither for a turn nor for another connection.
-    renewals: Option<AnyPool>,
+    /// Renews the lease, where that ends.
+    renewals: Option<Renewals>,
     /// What this store is called as a writer of batches: no other one is.
     writer_name: String,
     /// The batch that was tried last.
@@ -63,12 +87,15 @@ impl SqlStore {
         install_default_drivers();
         let dialect = Dialect::of(location);
         let address = location.address()?;
-        let connect = async |most: u32, reads_only: bool| {
+        let options = |reads_only: bool| {
             let mut address = address.clone();
             if let Some(access) = dialect.access(reads_only) {
                 address.set_query(Some(access));
             }
-            let options = AnyConnectOptions::from_url(&address)?;
+            AnyConnectOptions::from_url(&address)
+        };
+        let connect = async |most: u32, reads_only: bool| {
+            let options = options(reads_only)?;
             let pool = AnyPoolOptions::new().max_connections(most).acquire_timeout(CONNECT_TIMEOUT);
             let settings = dialect.settings();
             let pool = pool.after_connect(move |connection, _| {
@@ -82,10 +109,9 @@ impl SqlStore {
         let migrated = MIGRATIONS.run(&writer).await;
         migrated.map_err(|source| StoreError::Migrate { location: Box::new(location.clone()), source })?;
         let readers = connect(READERS_MAX, true).await.map_err(|error| location.cannot_open(error))?;
-        let renewals = match dialect.renewal() {
-            Some(_) => Some(connect(1, false).await.map_err(|error| location.cannot_open(error))?),
-            None => None,
-        };
+        let options = options(false).map_err(|error| location.cannot_open(error))?;
+        let renewals =
+            dialect.renewal().map(|_| Renewals { options, settings: dialect.settings(), idle: Mutex::default() });
         let entropy = |_| StoreError::Other("the operating system's random source failed");
         let writer_name = format!("{:016x}", u64::from_be_bytes(secret::random().map_err(entropy)?));
         let (location, batch, leads_as, lock) =

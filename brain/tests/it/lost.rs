@@ -1,10 +1,11 @@
-//! A database whose answer to a commit is lost: the batch was written, and is neither written nor taken in a second time.
+//! A database whose answers are lost. To a commit: the batch was written, and is neither written nor taken in a second time. To everything on
+//! a connection: the next renewal of the lease takes another one.
 
 use crate::agent::{report, vm};
 use crate::database::{Database, on_every_database};
 use gnomon_brain::clock::now;
 use gnomon_brain::drive::Event;
-use gnomon_brain::store::{Entry, Journal, JournalMetrics, Location, Repeated, SqlStore, Store};
+use gnomon_brain::store::{Candidate, Entry, Journal, JournalMetrics, Lead, Location, Repeated, SqlStore, Store};
 use gnomon_common::wire::frame;
 use gnomon_core::{Audit, Input, Record};
 use prometheus_client::encoding::text::encode;
@@ -33,6 +34,9 @@ struct Cutter {
     dir: TempDir,
     /// Commits whose answers are still to be lost.
     to_cut: Arc<AtomicU32>,
+    /// Connections that were made so far, and how many of them, from the first on, carry nothing any more.
+    made: Arc<AtomicU32>,
+    hushed: Arc<AtomicU32>,
 }
 
 impl Cutter {
@@ -40,14 +44,23 @@ impl Cutter {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join(SOCKET)).unwrap();
         let to_cut = Arc::new(AtomicU32::new(0));
-        let cuts = Arc::clone(&to_cut);
+        let (made, hushed) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        let (cuts, count, hush) = (Arc::clone(&to_cut), Arc::clone(&made), Arc::clone(&hushed));
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let server = UnixStream::connect(server.join(SOCKET)).await.unwrap();
-                tokio::spawn(relay(client, server, Arc::clone(&cuts)));
+                let number = count.fetch_add(1, Ordering::Relaxed);
+                let hush = Arc::clone(&hush);
+                let is_hushed = move || number < hush.load(Ordering::Relaxed);
+                tokio::spawn(relay(client, server, Arc::clone(&cuts), is_hushed));
             }
         });
-        Self { dir, to_cut }
+        Self { dir, to_cut, made, hushed }
+    }
+
+    /// What has been connected until now stays so, and carries nothing any more.
+    fn hush(&self) {
+        self.hushed.store(self.made.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 }
 
@@ -56,13 +69,16 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
 }
 
 /// Passes on what either says, until one of them ends or the answer to a commit is withheld: then both are let go.
-async fn relay(mut client: UnixStream, mut server: UnixStream, to_cut: Arc<AtomicU32>) {
+async fn relay(mut client: UnixStream, mut server: UnixStream, to_cut: Arc<AtomicU32>, is_hushed: impl Fn() -> bool) {
     let (mut asked, mut answered) = ([0; 1 << 14], [0; 1 << 14]);
     let mut is_cut = false;
     loop {
         tokio::select! {
             length = client.read(&mut asked) => {
                 let Some(length) = length.ok().filter(|length| *length > 0) else { return };
+                if is_hushed() {
+                    continue;
+                }
                 let one_less = |left: u32| left.checked_sub(1);
                 if contains(&asked[..length], COMMIT)
                     && to_cut.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok()
@@ -160,4 +176,18 @@ async fn a_batch_is_written_once_however_often_it_is_committed_again(database: D
     assert_eq!(store.commit_again(&two).await.unwrap(), written(2, false));
     assert_eq!(store.commit_again(&two).await.unwrap(), written(2, true));
     assert_eq!(of_detail("two").await, 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_carries_nothing_any_more_costs_one_renewal_of_the_lease() {
+    let Some(database) = Database::postgresql() else { return };
+    let cutter = Cutter::before(database.socket_dir());
+    let store = SqlStore::open(&by(database.location(), cutter.dir.path())).await.unwrap();
+    let leader = Candidate { name: "a".to_owned(), lease: PATIENCE };
+    assert!(matches!(store.lead(&leader, 0).await.unwrap(), Lead::Ours { .. }));
+    store.renew_lease(&leader).await.unwrap();
+    cutter.hush();
+    let unanswered = timeout(Duration::from_millis(500), store.renew_lease(&leader)).await;
+    assert!(unanswered.is_err(), "{unanswered:?}");
+    timeout(PATIENCE / 2, store.renew_lease(&leader)).await.expect("it waits for the dead connection").unwrap();
 }

@@ -59,6 +59,10 @@ impl Executor {
         if self.policy.dry_run {
             return self.conclude(command, None, OutcomeResult::DryRun, false);
         }
+        // Written down first: a next life of the agent gives it up as well.
+        if let Some(intent) = self.migration_of(command.vm)? {
+            self.ledger.amend_intent(&Intent { given_up: true, ..intent })?;
+        }
         self.beside.mover.abort(command.vm);
         let took_us = took_us(received.boot, (self.clock)().boot);
         let result = OutcomeResult::Applied { before: Vec::new(), after: Vec::new(), took_us };
@@ -79,15 +83,21 @@ impl Executor {
         Ok(false)
     }
 
+    /// The one of this VM that is under way.
+    fn migration_of(&self, vm: VmId) -> Result<Option<Intent>, LedgerError> {
+        let of_vm = |intent: &Intent| intent.is_migration() && intent.command.vm == vm;
+        Ok(self.ledger.intents()?.into_iter().find(of_vm))
+    }
+
     fn order(&self, intent: &Intent, migration: &Migration, is_new: bool) -> Result<Order, LedgerError> {
         // Of a command from before a reboot the time is over.
         let waited = (self.clock)().boot.since(intent.received).unwrap_or(Duration::MAX);
         let vm = intent.command.vm;
         let recorded = self.recorded(vm, intent.life)?;
         let keepsake = recorded.map(|record| serde_json::to_string(&record)).transpose()?;
-        let copies = intent.copies.clone();
-        let ran_there = intent.ran_there;
-        Ok(Order { vm, migration: migration.clone(), keepsake, waited, copies, ran_there, is_new })
+        let (migration, copies) = (migration.clone(), intent.copies.clone());
+        let (ran_there, given_up) = (intent.ran_there, intent.given_up);
+        Ok(Order { vm, migration, keepsake, waited, copies, ran_there, given_up, is_new })
     }
 
     /// Concludes what has ended. Returns whether there is news in the ledger.
@@ -95,8 +105,7 @@ impl Executor {
         let all = self.beside.mover.news();
         let acted = !all.is_empty();
         for (vm, news) in all {
-            let of_vm = |intent: &Intent| intent.is_migration() && intent.command.vm == vm;
-            let Some(intent) = self.ledger.intents()?.into_iter().find(of_vm) else { continue };
+            let Some(intent) = self.migration_of(vm)? else { continue };
             match news {
                 News::Copies(copies) => {
                     tracing::info!(%vm, files = ?copies.files, made = copies.made, "its disks are copied: made on the target, and removed there if it stays");

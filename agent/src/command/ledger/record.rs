@@ -52,13 +52,26 @@ pub struct Intent {
     /// Of a migration: the VM was seen to run, or to have run, on the other host. What is here is older than its disks since.
     #[serde(default)]
     pub ran_there: bool,
+    /// Of a migration: a command said that it is to be given up.
+    #[serde(default)]
+    pub given_up: bool,
 }
 
 impl Intent {
     /// Of a command that was received then, as far as that tells.
     pub fn new(command: Command, received: BootInstant, received_at: Timestamp) -> Self {
-        let (changes, life, cause, parked, copies, ran_there) = (Vec::new(), None, None, false, None, false);
-        Self { command, received, received_at, changes, life, cause, parked, copies, ran_there }
+        Self {
+            command,
+            received,
+            received_at,
+            changes: Vec::new(),
+            life: None,
+            cause: None,
+            parked: false,
+            copies: None,
+            ran_there: false,
+            given_up: false,
+        }
     }
 
     /// Whether it moves a VM to another host.

@@ -158,9 +158,13 @@ impl Hypervisor {
         made.map(drop).map_err(|e| HypervisorError::call("make a volume", &e))
     }
 
-    /// Removes a file that [`Self::make_copy`] made; that it is gone already is as good. Blocks.
+    /// Removes a file that [`Self::make_copy`] made; that it is gone already is as good, where an active pool shows that. Blocks.
     pub fn remove_copy(&self, path: &Path) -> Result<(), HypervisorError> {
-        let Some(pool) = self.pool_over(path)? else { return Ok(()) };
+        let Some(pool) = self.pool_over(path)? else {
+            let why =
+                format!("no active storage pool is over {}: whether it is still there is not known", path.display());
+            return Err(HypervisorError::Unsupported(why));
+        };
         match volume(&pool, path)? {
             Some(volume) => volume.delete(0).map_err(|e| HypervisorError::call("remove a volume", &e)),
             None => Ok(()),

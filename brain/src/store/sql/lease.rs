@@ -169,11 +169,14 @@ impl SqlStore {
 pub(super) async fn renew(store: &SqlStore, candidate: &Candidate) -> Result<(), StoreError> {
     let Some((renewal, renewals)) = store.dialect.renewal().zip(store.renewals.as_ref()) else { return Ok(()) };
     let length_ms = i64::try_from(candidate.lease.as_millis()).unwrap_or(i64::MAX);
-    let renewed = query(renewal).bind(length_ms).bind(&candidate.name).execute(renewals).await?;
+    let mut connection = renewals.take().await?;
+    let renewed = query(renewal).bind(length_ms).bind(&candidate.name).execute(&mut connection).await?;
     if renewed.rows_affected() == 1 {
+        renewals.give_back(connection);
         return Ok(());
     }
-    let lease = Lease::of(&query(store.dialect.lease()).fetch_one(renewals).await?)?;
+    let lease = Lease::of(&query(store.dialect.lease()).fetch_one(&mut connection).await?)?;
+    renewals.give_back(connection);
     Err(StoreError::Deposed { leader: told(&lease.holder) })
 }
 

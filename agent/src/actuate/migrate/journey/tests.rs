@@ -131,6 +131,7 @@ fn order(is_new: bool, timeout_ms: u64) -> Order {
         waited: Duration::ZERO,
         copies: None,
         ran_there: false,
+        given_up: false,
         is_new,
     }
 }

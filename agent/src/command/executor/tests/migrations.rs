@@ -47,6 +47,7 @@ fn while_a_vm_is_on_its_way_it_is_left_alone_and_what_was_set_goes_with_it() {
         waited: Duration::ZERO,
         copies: None,
         ran_there: false,
+        given_up: false,
         is_new: true,
     };
     assert_eq!(world.lock().unwrap().begun, [order]);
@@ -95,8 +96,7 @@ fn an_agent_that_was_killed_follows_the_migration_and_does_not_begin_it_again() 
     after.try_resolve();
     let begun = world.lock().unwrap().begun.clone();
     let waited = Duration::from_secs(5);
-    let (migration, copies) = (migration("h2"), None);
-    let again = Order { vm: vm(1), migration, keepsake: None, waited, copies, ran_there: false, is_new: false };
+    let again = Order { waited, is_new: false, ..begun[0].clone() };
     assert_eq!(begun[1..], [again]);
     // The brain asks again: it is under way still, and there is nothing to say.
     send(&mut after, &world, &migrate(1));
@@ -134,6 +134,18 @@ fn that_a_vm_ran_on_the_other_host_is_known_to_the_next_life() {
     let mut after = executor(&path, &world, false);
     after.try_resolve();
     assert!(world.lock().unwrap().begun[1].ran_there);
+}
+
+#[test]
+fn one_that_was_given_up_is_given_up_by_the_next_life_as_well() {
+    let (_folder, path, world) = host();
+    let mut before = executor(&path, &world, false);
+    send(&mut before, &world, &migrate(1));
+    send(&mut before, &world, &command(2, 1, Action::AbortMigration));
+    drop(before);
+    let mut after = executor(&path, &world, false);
+    after.try_resolve();
+    assert!(world.lock().unwrap().begun[1].given_up);
 }
 
 #[test]

@@ -104,7 +104,8 @@ impl Core {
         let beyond = PATIENCE + length * REPORTS_AHEAD;
         let room = Room::of(&entry.facts, &self.policy.migrate);
         let load = self.load_of(entry, None, end, self.skill_min(), beyond);
-        if !room.holds(&load) {
+        // Where nobody has room for one of them there is no need to know.
+        if !room.holds(&load) && self.find_move(now, host, [&load, &load], &room, self.search(false)).is_some() {
             self.weigh(now, host, &load, &room, false, beyond);
         }
     }
