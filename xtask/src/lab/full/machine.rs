@@ -231,7 +231,11 @@ impl Machine {
     /// The same for a guest whose definition is changed first.
     pub fn boot_changed(&self, options: &GuestOptions, change: impl FnOnce(String) -> String) -> Result<Guest<'_>> {
         check(options)?;
-        ensure!(!options.pacer && !options.debian, "{}: guests of a full lab have no pacer", options.name);
+        ensure!(
+            !options.pacer && !options.debian,
+            "{}: guests of a full lab run the lab's own program alone",
+            options.name
+        );
         let name = options.name.clone();
         let file = |name: &str| -> Result<PathBuf> { Ok(self.run(&format!("cat {LAB_DIR}/{name}"))?.trim().into()) };
         let image = Image { kernel: file("guest-kernel")?, initrd: file("guest-initrd")? };
