@@ -8,11 +8,13 @@ pub mod usurper;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use xtask::lab::{self, Guest, GuestOptions, Host, Lab, Options, Schedule};
 use xtask::stack::{AgentSettings, BrainSettings, Stack};
@@ -162,6 +164,25 @@ pub fn run(host: &Host, program: &str, arguments: &[&str]) -> Result<String> {
     let error = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{program} {arguments:?}: {error}");
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Runs a line in the shell of a guest that has one, and returns what it prints.
+pub fn shell(guest: &Guest, line: &str) -> Result<String> {
+    let mut shell = UnixStream::connect(guest.shell_socket()).context("connecting to the guest's shell")?;
+    shell.set_read_timeout(Some(Duration::from_secs(1)))?;
+    writeln!(shell, "{line}; echo DONE")?;
+    let (mut said, deadline) = (Vec::new(), Instant::now() + Duration::from_secs(30));
+    while !said.ends_with(b"DONE\n") {
+        ensure!(Instant::now() < deadline, "{line:?} in the guest: {}", String::from_utf8_lossy(&said));
+        let mut bytes = [0; 4096];
+        match shell.read(&mut bytes) {
+            Ok(0) => bail!("the guest is gone"),
+            Ok(count) => said.extend_from_slice(&bytes[..count]),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(String::from_utf8_lossy(&said).trim_end_matches("DONE\n").to_owned())
 }
 
 /// Defines a guest anew, with its XML changed.

@@ -6,10 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use gnomon_agent::pacer::{PacerLink, WINDOW_SECONDS};
 use gnomon_common::wire::{Load, PacerWindow, Profile, ProfileStep};
-use gnomon_e2e::{qemu_pid, run, schedstat, skipped, wait_for};
+use gnomon_e2e::{qemu_pid, run, schedstat, shell, skipped, wait_for};
 use xtask::lab::{Guest, GuestOptions, Lab, Options};
 
 const MIB: u64 = 1 << 20;
@@ -171,28 +171,9 @@ impl Driver {
         Ok((latest.window, before, after))
     }
 
-    /// Runs a line in the guest's shell and returns what it prints.
-    fn shell(&self, line: &str) -> Result<String> {
-        let mut shell = UnixStream::connect(self.guest.shell_socket()).context("connecting to the guest's shell")?;
-        shell.set_read_timeout(Some(Duration::from_secs(1)))?;
-        writeln!(shell, "{line}; echo DONE")?;
-        let (mut said, deadline) = (Vec::new(), Instant::now() + Duration::from_secs(30));
-        while !said.ends_with(b"DONE\n") {
-            ensure!(Instant::now() < deadline, "{line:?} in the guest: {}", String::from_utf8_lossy(&said));
-            let mut bytes = [0; 4096];
-            match shell.read(&mut bytes) {
-                Ok(0) => bail!("the guest is gone"),
-                Ok(count) => said.extend_from_slice(&bytes[..count]),
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(String::from_utf8_lossy(&said).trim_end_matches("DONE\n").to_owned())
-    }
-
     /// CPU time of all of the pacer's threads by the guest's scheduler, in seconds.
     fn pacer_cpu_s(&self) -> Result<f64> {
-        let text = self.shell("cat /proc/$(pidof gnomon-pacer)/task/*/schedstat")?;
+        let text = shell(&self.guest, "cat /proc/$(pidof gnomon-pacer)/task/*/schedstat")?;
         let times = text.lines().map(|line| line.split(' ').next().unwrap_or_default().parse::<f64>());
         Ok(times.sum::<Result<f64, _>>().with_context(|| text.clone())? / 1e9)
     }
@@ -313,7 +294,7 @@ fn end(driver: &mut Driver, idle_cores: f64, usable_bytes: u64) -> Result<()> {
     driver.pace(Load { cpu_cores: 0.5, memory_bytes: 96 * MIB, ..Load::default() }, 1.0, Duration::from_secs(120))?;
     driver.turn_for(SETTLE)?;
     ensure!(usable_bytes - usable(&driver.guest)? > 80 * MIB, "it holds no memory");
-    let left = driver.shell("kill -TERM $(pidof gnomon-pacer); sleep 1; pidof gnomon-pacer")?;
+    let left = shell(&driver.guest, "kill -TERM $(pidof gnomon-pacer); sleep 1; pidof gnomon-pacer")?;
     ensure!(left.is_empty(), "it still runs: {left}");
     thread::sleep(SETTLE);
     let before = Counted::now(&driver.guest, &driver.tap)?;

@@ -10,6 +10,7 @@
 
 mod cgroup;
 mod cli;
+mod debian;
 pub mod full;
 mod guest;
 mod host;
@@ -308,6 +309,12 @@ pub fn down(name: &str) -> Result<()> {
         _ => Hierarchies::of_this_process()?.patterns(&group_name(name, "*")),
     };
     keeper::down(&dir, &patterns)
+}
+
+/// Whether a guest that boots Debian ([`GuestOptions::debian`]) can be made here; the error says what is missing. For tests that skip themselves.
+pub fn check_machine_for_debian() -> Result<()> {
+    check_machine()?;
+    debian::check_machine()
 }
 
 /// Where the files of a Debian package are, fetched at the first time. They are not installed: what the package would run as a service of this machine

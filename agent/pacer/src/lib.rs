@@ -18,4 +18,4 @@ pub mod port;
 pub mod protocol;
 
 pub use disk::{SCRATCH_BYTES, Scratch, ScratchError};
-pub use network::{FRAME_BYTES, FRAME_BYTES_MIN, Wire, WireError};
+pub use network::{FRAME_BYTES, FRAME_BYTES_MIN, Uplink, Wire, WireError};

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use gnomon_pacer::port::{self, Port};
-use gnomon_pacer::{FRAME_BYTES, FRAME_BYTES_MIN, Scratch, Wire, pace};
+use gnomon_pacer::{FRAME_BYTES, FRAME_BYTES_MIN, Scratch, Uplink, pace};
 
 const HELP: &str = "\
 Makes a load inside a guest that is a shadow: as much CPU time, memory, disk and network traffic as its host asks for.
@@ -25,8 +25,9 @@ Options:
   --help              This text
   --version           The version
 
-What the guest does not have is told at the start and made as 0; it is no error. Everything it holds ends with it, however it
-ends: memory is unmapped, and the scratch file never had a name. By hand, with the port's UNIX socket on the host:
+What the guest does not have is told at the start and made as 0; it is no error. An interface that comes later is found once
+traffic is wanted. Everything it holds ends with it, however it ends: memory is unmapped, and the scratch file never had a
+name. By hand, with the port's UNIX socket on the host:
 
   echo 'gnomon-pacer/1 profile valid_ms=60000 after_ms=0 cpu_cores=0.5 memory_bytes=67108864' | socat - UNIX-CONNECT:SOCKET
 ";
@@ -91,9 +92,11 @@ fn run() -> Result<(), String> {
     let port = open(&path)?;
     let scratch = Scratch::open(&arguments.scratch);
     let scratch = scratch.inspect_err(|error| eprintln!("gnomon-pacer: no disk traffic: {error}")).ok();
-    let wire = Wire::open(arguments.interface.as_deref(), arguments.frame_bytes);
-    let wire = wire.inspect_err(|error| eprintln!("gnomon-pacer: no network traffic: {error}")).ok();
-    pace::follow(port, scratch, wire).map_err(|error| format!("{}: {error}", path.display()))
+    let mut uplink = Uplink::new(arguments.interface, arguments.frame_bytes);
+    if let Err(error) = uplink.open() {
+        eprintln!("gnomon-pacer: no network traffic yet: {error}");
+    }
+    pace::follow(port, scratch, uplink).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 fn open(path: &Path) -> Result<Port, String> {

@@ -69,6 +69,33 @@ impl Wire {
     }
 }
 
+/// The way to an interface. One that comes late, is renamed as udev does at boot, or is replaced, is looked for anew.
+#[derive(Debug)]
+pub struct Uplink {
+    name: Option<String>,
+    frame_bytes: u16,
+    wire: Option<Wire>,
+}
+
+impl Uplink {
+    /// By name, or else to the first interface that is a device; with frames of so many bytes.
+    pub fn new(name: Option<String>, frame_bytes: u16) -> Self {
+        Uplink { name, frame_bytes, wire: None }
+    }
+
+    /// The interface, opened where it is not yet.
+    ///
+    /// # Errors
+    /// As of [`Wire::open`].
+    pub fn open(&mut self) -> Result<&Wire, WireError> {
+        let wire = match self.wire.take() {
+            Some(wire) => wire,
+            None => Wire::open(self.name.as_deref(), self.frame_bytes)?,
+        };
+        Ok(self.wire.insert(wire))
+    }
+}
+
 /// The first interface by name that is a device's: neither loopback nor a bridge or a tunnel.
 fn first(interfaces: &Path) -> Option<String> {
     let entries = fs::read_dir(interfaces).ok()?.flatten().filter(|entry| entry.path().join("device").exists());
@@ -88,11 +115,13 @@ fn frame(own: [u8; 6], bytes: u16) -> Vec<u8> {
 }
 
 /// Sends what is wanted, for ever.
-pub(crate) fn serve(board: &Board, wire: &Wire) {
+pub(crate) fn serve(board: &Board, mut uplink: Uplink) {
     let mut told = false;
     loop {
         board.wait_until(|targets| targets.send_bytes_per_s > 0);
-        if let Err(error) = traffic(board, wire) {
+        let made = uplink.open().map_err(io::Error::other).and_then(|wire| traffic(board, wire));
+        if let Err(error) = made {
+            uplink.wire = None;
             if !std::mem::replace(&mut told, true) {
                 eprintln!("gnomon-pacer: the network fails, and is tried again every {} s: {error}", PAUSE.as_secs());
             }
@@ -150,6 +179,19 @@ mod tests {
         }
         assert_eq!(first(dir.path()).as_deref(), Some("eth0"));
         assert_eq!(first(&dir.path().join("none")), None);
+    }
+
+    #[test]
+    fn an_interface_that_was_not_there_is_found_later() {
+        let mut uplink = Uplink::new(Some("none-such".to_owned()), 60);
+        assert!(uplink.open().is_err() && uplink.wire.is_none());
+        uplink.name = Some("lo".to_owned());
+        match uplink.open().map(drop) {
+            Err(WireError::Io(_, error)) if error.kind() == io::ErrorKind::PermissionDenied => {
+                println!("SKIPPED, no CAP_NET_RAW");
+            }
+            opened => opened.unwrap(),
+        }
     }
 
     #[test]

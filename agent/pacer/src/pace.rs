@@ -11,7 +11,7 @@ use crate::board::{Board, Targets};
 use crate::cpu::{self, Cpu};
 use crate::disk::{self, Scratch};
 use crate::memory;
-use crate::network::{self, Wire};
+use crate::network::{self, Uplink};
 use crate::port::Port;
 use crate::protocol::{Load, Profile, Said, Status, Step};
 
@@ -145,19 +145,17 @@ impl Made {
     }
 }
 
-/// Follows what the port says, for ever. Without a scratch place or a wire there is no such traffic.
+/// Follows what the port says, for ever. Without a scratch place, or while there is no interface, there is no such traffic.
 ///
 /// # Errors
 /// Where the port is gone, or the guest lets it have no threads.
-pub fn follow(mut port: Port, scratch: Option<Scratch>, wire: Option<Wire>) -> io::Result<()> {
+pub fn follow(mut port: Port, scratch: Option<Scratch>, uplink: Uplink) -> io::Result<()> {
     let board = Arc::new(Board::default());
     spawn("memory", &board, memory::hold)?;
     if let Some(scratch) = scratch {
         spawn("disk", &board, move |board| disk::serve(board, scratch))?;
     }
-    if let Some(wire) = wire {
-        spawn("network", &board, move |board| network::serve(board, &wire))?;
-    }
+    spawn("network", &board, move |board| network::serve(board, uplink))?;
     let mut before = Instant::now();
     let mut cpu = Cpu::new(before);
     cpu.staff()?;

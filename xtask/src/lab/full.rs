@@ -25,7 +25,7 @@ use super::cgroup::{DAEMONS, Group, Hierarchies, Span};
 use super::keeper::Keeper;
 use super::place::joined;
 use super::state::{self, MACHINES, Process, State};
-use super::{Progress, directory, group_name, lock, machine as host_machine, sweep};
+use super::{Progress, debian, directory, group_name, lock, sweep};
 use machine::Settings;
 
 pub use machine::{Guest, Machine};
@@ -37,9 +37,6 @@ const MEMORY_SPARE_BYTES: u64 = 512 << 20;
 /// QEMU has bound its end of the segment's socket within milliseconds.
 const SEGMENT_POLL: Duration = Duration::from_millis(20);
 const SEGMENT_POLLS_MAX: u32 = 500;
-/// Programs that the full lab calls beyond those of every lab, and the Debian package of each.
-const PROGRAMS: [(&str, &str); 5] =
-    [("apt-get", "apt"), ("dpkg-deb", "dpkg"), ("mkfs.ext4", "e2fsprogs"), ("tar", "tar"), ("chroot", "coreutils")];
 
 /// What a full lab is to be.
 #[derive(Debug, Clone)]
@@ -79,7 +76,7 @@ pub struct FullLab {
 /// Whether a full lab of that many hosts can be made here; the error says what is missing. For tests that skip themselves.
 pub fn check_machine(machines: usize) -> Result<()> {
     super::check_machine()?;
-    host_machine::check_programs(&PROGRAMS).context("the hosts' disk is made of Debian packages")?;
+    debian::check_machine()?;
     let wanted = machines as u64 * machine::MEMORY_BYTES + MEMORY_SPARE_BYTES;
     let available = memory_available_bytes()?;
     ensure!(

@@ -6,6 +6,7 @@ pub(super) mod domain;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,8 +14,10 @@ use anyhow::{Context, Result, bail, ensure};
 use gnomon_lab_load::{DayRange, Report, Schedule};
 use uuid::Uuid;
 
+use super::image::{self, Image};
+use super::place::output;
 use super::state::GuestState;
-use super::{Host, Lab, image};
+use super::{Host, Lab, debian};
 use console::Console;
 use domain::Files;
 
@@ -60,6 +63,10 @@ pub struct GuestOptions {
     pub pacer: bool,
     /// A bridge on its host for a network interface; none by default.
     pub bridge: Option<String>,
+    /// Debian with systemd and udev, from a disk (`vda`), in place of the lab's own program, whose schedule nobody follows then, and for which
+    /// [`Lab::boot`] would wait in vain: [`Guest::start`]. A port with a shell on it. Gnomon's unit for the pacer is enabled on the disk; the
+    /// pacer's port is there where `pacer` says so, and no scratch disk. Off by default; 256 MiB will do.
+    pub debian: bool,
 }
 
 impl GuestOptions {
@@ -78,6 +85,7 @@ impl GuestOptions {
             kvm: false,
             pacer: false,
             bridge: None,
+            debian: false,
         }
     }
 }
@@ -138,7 +146,7 @@ impl Guest {
         self.files().pacer
     }
 
-    /// The host's end of a port with a shell in the guest on it, where the guest has a pacer, while it runs. One connection at a time.
+    /// The host's end of a port with a shell in the guest on it, where the guest has a pacer or is a Debian, while it runs. One connection at a time.
     pub fn shell_socket(&self) -> PathBuf {
         self.files().shell
     }
@@ -250,7 +258,7 @@ impl Truth {
 }
 
 impl Lab {
-    /// Defines a guest on a host, with the kernel and initramfs of the lab (built at the first call).
+    /// Defines a guest on a host, with the kernel and what else it boots (made at the first call).
     pub fn define(&self, host: &Host, options: &GuestOptions) -> Result<Guest> {
         check(options)?;
         ensure!(
@@ -258,9 +266,9 @@ impl Lab {
             "there is a guest {} in this lab",
             options.name
         );
-        let image = image::ensure(&self.progress)?;
         let guest = Guest { name: options.name.clone(), uuid: options.uuid, host: host.clone() };
-        if options.pacer {
+        let image = if options.debian { self.debian(&guest)? } else { image::ensure(&self.progress)? };
+        if options.pacer && !options.debian {
             let scratch = guest.files().scratch;
             let made = File::create(&scratch).and_then(|file| file.set_len(SCRATCH_BYTES));
             made.with_context(|| format!("making {}", scratch.display()))?;
@@ -276,6 +284,15 @@ impl Lab {
         });
         self.save()?;
         Ok(guest)
+    }
+
+    /// Gives the guest a disk, a layer on the one for all.
+    fn debian(&self, guest: &Guest) -> Result<Image> {
+        let boot = debian::guest::made(&self.progress)?;
+        let mut command = Command::new("qemu-img");
+        command.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(&boot.disk).arg(guest.files().disk);
+        output(&mut command).with_context(|| format!("making the disk of {}", guest.name))?;
+        Ok(Image { kernel: boot.kernel, initrd: boot.initrd })
     }
 
     fn define_xml(&self, guest: &Guest, xml: &str) -> Result<()> {

@@ -142,6 +142,14 @@ fn build_programs(progress: &Progress) -> Result<()> {
     Ok(())
 }
 
+/// The pacer as a guest runs it, built if it has changed.
+pub(super) fn pacer(progress: &Progress) -> Result<PathBuf> {
+    fs::create_dir_all(home()).with_context(|| format!("making {}", home().display()))?;
+    build_programs(progress)?;
+    let [_, pacer] = guest_programs();
+    Ok(pacer)
+}
+
 /// Where our programs for guests are once they are built.
 pub(super) fn guest_programs() -> [PathBuf; 2] {
     PROGRAMS.map(|program| home().join("load").join(TARGET).join("release").join(program))

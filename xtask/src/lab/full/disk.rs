@@ -1,22 +1,20 @@
 //! What a full lab's host boots: a disk of Debian's own packages, its kernel, and a tar file with our programs.
 //!
-//! The disk is made once and cached under `target/lab/full` by the hash of its recipe: packages, kernel, scripts. To have newer
-//! packages of the same names, remove it.
+//! The disk is cached under `target/lab/full`.
 
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use rustix::fs::{FlockOperation, flock};
 
 use super::super::Progress;
+use super::super::debian::{Boot, Recipe};
 use super::super::image::{self, Image};
 use super::super::machine::home;
 use super::super::place::output;
 use crate::env::bin_dir;
-use crate::process::run_logged;
 
 /// What is on the disk, beside what these depend on.
 const PACKAGES: [&str; 20] = [
@@ -51,68 +49,28 @@ const MODULES: [&str; 7] = [
     "drivers/block/virtio_blk.ko",
     "drivers/char/virtio_console.ko",
 ];
-const MAKE: &str = include_str!("disk.sh");
 const HOST: &str = include_str!("host.sh");
-const START: &str = include_str!("start.sh");
 /// 85 MB of packages to fetch and unpack: 10 s with a mirror near by.
 const MAKE_TYPICAL_S: u32 = 30;
 /// Our programs, as `cargo build` makes them; those that a host runs.
 const PROGRAMS: [&str; 2] = ["gnomon-agent", "xtask"];
-
-/// Files for QEMU.
-#[derive(Debug, Clone)]
-pub(super) struct Boot {
-    pub(super) kernel: PathBuf,
-    pub(super) initrd: PathBuf,
-    pub(super) disk: PathBuf,
-}
 
 /// Where disks and logs are kept.
 pub(super) fn cache() -> PathBuf {
     home().join("full")
 }
 
-/// The files, made if their recipe has changed. One process at a time makes them, the others wait.
+/// The files, made if something of them has changed.
 pub(super) fn made(progress: &Progress) -> Result<Boot> {
-    let cache = cache();
-    fs::create_dir_all(&cache).with_context(|| format!("making {}", cache.display()))?;
-    let lock = File::create(cache.join("lock")).context("opening the lock of the full lab's disk")?;
-    flock(&lock, FlockOperation::LockExclusive).context("waiting for another build of the full lab's disk")?;
-
-    let release = image::kernel(progress)?;
-    let kernel = release.vmlinuz()?;
-    let parts = image::initramfs(&release, START, &MODULES)?;
-    let initrd = cache.join(format!("initramfs-{:016x}.cpio", image::key(&parts)));
-    if !initrd.exists() {
-        image::pack(&parts, &initrd)?;
-    }
-    let distribution = fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let recipe = (PACKAGES, MAKE, HOST, kernel.file_name(), distribution);
-    let disk = cache.join(format!("disk-{:016x}.ext4", image::key(&recipe)));
-    if !disk.exists() {
-        make(&cache, release.dir(), &disk)?;
-    }
-    Ok(Boot { kernel, initrd, disk })
-}
-
-/// Everything happens in a scratch directory that goes away, and the disk appears under its name when it is whole.
-fn make(cache: &Path, kernel: &Path, disk: &Path) -> Result<()> {
-    let scratch = tempfile::tempdir_in(cache).context("making a scratch directory")?;
-    let host = scratch.path().join("host.sh");
-    fs::write(&host, HOST)?;
-    let new = scratch.path().join("disk");
-    let mut command = Command::new("sh");
-    command.args(["-c", MAKE, "sh"]).arg(scratch.path()).arg(kernel).arg(host).arg(&new).args(PACKAGES);
-    let made =
-        run_logged(command, "the full lab's disk, made of Debian packages", MAKE_TYPICAL_S, &cache.join("disk.log"));
-    made.context("`apt-get update` may help")?;
-    // A lab that uses an older one has it open.
-    for old in fs::read_dir(cache)?.flatten().map(|entry| entry.path()) {
-        if old.extension().is_some_and(|kind| kind == "ext4") {
-            fs::remove_file(&old).with_context(|| format!("removing {}", old.display()))?;
-        }
-    }
-    fs::rename(&new, disk).with_context(|| format!("keeping {}", disk.display()))
+    let recipe = Recipe {
+        what: "the full lab's disk",
+        packages: &PACKAGES,
+        files: vec![("usr/sbin/gnomon-host".to_owned(), HOST.as_bytes().to_vec(), 0o755)],
+        furnish: include_str!("host-disk.sh"),
+        modules: &MODULES,
+        typical_s: MAKE_TYPICAL_S,
+    };
+    recipe.made(&cache(), progress)
 }
 
 /// Our files on a host, and the lab's own there, as [`home`] finds them with `CARGO_TARGET_DIR=/lab/target`.

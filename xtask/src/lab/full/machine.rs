@@ -13,8 +13,9 @@ use anyhow::{Context, Result, bail, ensure};
 use uuid::Uuid;
 
 use super::control::Control;
-use super::disk::{Boot, LAB_DIR};
+use super::disk::LAB_DIR;
 use crate::lab::GuestOptions;
+use crate::lab::debian::Boot;
 use crate::lab::guest::{check, console::Console, domain};
 use crate::lab::host::{libvirtd_conf, qemu_conf};
 use crate::lab::image::Image;
@@ -41,7 +42,8 @@ const POLL: Duration = Duration::from_millis(500);
 
 /// Under TCG the TSC is that of the machine below, calibrated against an emulated timer: it would run at a wrong speed.
 const KERNEL_OPTIONS: &str = "console=ttyS0 quiet loglevel=4 panic=-1 net.ifnames=0 mitigations=off nokaslr \
-                              random.trust_cpu=on audit=0 tsc=unstable clocksource=hpet";
+                              random.trust_cpu=on audit=0 tsc=unstable clocksource=hpet \
+                              init=/usr/sbin/gnomon-host";
 
 /// What a machine is started with.
 pub(super) struct Settings<'a> {
@@ -229,7 +231,11 @@ impl Machine {
     /// The same for a guest whose definition is changed first.
     pub fn boot_changed(&self, options: &GuestOptions, change: impl FnOnce(String) -> String) -> Result<Guest<'_>> {
         check(options)?;
-        ensure!(!options.pacer, "{}: guests of a full lab have no pacer", options.name);
+        ensure!(
+            !options.pacer && !options.debian,
+            "{}: guests of a full lab run the lab's own program alone",
+            options.name
+        );
         let name = options.name.clone();
         let file = |name: &str| -> Result<PathBuf> { Ok(self.run(&format!("cat {LAB_DIR}/{name}"))?.trim().into()) };
         let image = Image { kernel: file("guest-kernel")?, initrd: file("guest-initrd")? };

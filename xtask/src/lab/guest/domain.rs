@@ -25,31 +25,35 @@ pub(in crate::lab) struct Files {
     pub(in crate::lab) pacer: PathBuf,
     pub(in crate::lab) shell: PathBuf,
     pub(in crate::lab) scratch: PathBuf,
+    pub(in crate::lab) disk: PathBuf,
 }
 
 impl Files {
     /// By the guest's name in a directory, but for the console.
     pub(in crate::lab) fn in_dir(dir: &Path, name: &str, console: PathBuf) -> Self {
-        let [pacer, shell, scratch] = ["pacer", "shell", "scratch"].map(|kind| dir.join(format!("{name}.{kind}")));
-        Files { console, pacer, shell, scratch }
+        let file = |kind: &str| dir.join(format!("{name}.{kind}"));
+        let [pacer, shell, scratch, disk] = ["pacer", "shell", "scratch", "qcow2"].map(file);
+        Files { console, pacer, shell, scratch, disk }
     }
 }
 
-/// Ports and scratch disk of a guest with a pacer; its init finds the ports by these names.
-fn pacer_devices(files: &Files) -> String {
-    let channel = |name: &str, socket: &Path| {
-        format!(
-            "<channel type='unix'><source mode='bind' path='{}'/><target type='virtio' name='{name}'/></channel>",
-            path(socket)
-        )
-    };
-    channel("org.gnomon.pacer.0", &files.pacer)
-        + &channel("org.gnomon.lab.0", &files.shell)
-        + &format!(
-            "<disk type='file' device='disk'><driver name='qemu' type='raw' cache='none'/><source file='{}'/>\
-             <target dev='vda' bus='virtio'/></disk>",
-            path(&files.scratch)
-        )
+/// What a Debian is told besides: the serial line is for the boot's log alone.
+const DEBIAN_OPTIONS: &str = "systemd.show_status=yes systemd.getty_auto=no";
+
+/// A port; the guest finds it by its name.
+fn channel(name: &str, socket: &Path) -> String {
+    format!(
+        "<channel type='unix'><source mode='bind' path='{}'/><target type='virtio' name='{name}'/></channel>",
+        path(socket)
+    )
+}
+
+/// The guest's only disk.
+fn disk(driver: &str, file: &Path) -> String {
+    format!(
+        "<disk type='file' device='disk'><driver name='qemu' {driver}/><source file='{}'/><target dev='vda' bus='virtio'/></disk>",
+        path(file)
+    )
 }
 
 pub(in crate::lab) fn xml(options: &GuestOptions, image: &Image, files: &Files) -> String {
@@ -57,7 +61,15 @@ pub(in crate::lab) fn xml(options: &GuestOptions, image: &Image, files: &Files) 
         options;
     let mut devices = String::new();
     if options.pacer {
-        devices += &pacer_devices(files);
+        devices += &channel("org.gnomon.pacer.0", &files.pacer);
+    }
+    if options.pacer || options.debian {
+        devices += &channel("org.gnomon.lab.0", &files.shell);
+    }
+    if options.debian {
+        devices += &disk("type='qcow2'", &files.disk);
+    } else if options.pacer {
+        devices += &disk("type='raw' cache='none'", &files.scratch);
     }
     if let Some(bridge) = &options.bridge {
         devices += &format!(
@@ -78,7 +90,8 @@ pub(in crate::lab) fn xml(options: &GuestOptions, image: &Image, files: &Files) 
         tuning += &format!("<global_period>{QUOTA_PERIOD_US}</global_period><global_quota>{quota_us}</global_quota>");
     }
     let (kernel, initrd, console) = (path(&image.kernel), path(&image.initrd), path(&files.console));
-    let command_line = escape(&format!("{KERNEL_OPTIONS} {emulated}{pacer}gnomon.load={schedule}"));
+    let program = if options.debian { DEBIAN_OPTIONS.to_owned() } else { format!("{pacer}gnomon.load={schedule}") };
+    let command_line = escape(&format!("{KERNEL_OPTIONS} {emulated}{program}"));
     format!(
         "\
 <domain type='{kind}'>
@@ -138,6 +151,26 @@ mod tests {
         assert!(with.contains("path='/run/g1.pacer'/><target type='virtio' name='org.gnomon.pacer.0'/>"));
         assert!(with.contains("<source file='/run/g1.scratch'/>") && with.contains("<source bridge='net0'/>"));
         assert!(with.contains("gnomon.pacer gnomon.load="));
+    }
+
+    #[test]
+    fn a_debian_has_a_disk_and_a_shell_and_the_pacers_port_only_where_it_is_asked_for() {
+        let mut options = GuestOptions::new("g1", "constant:0".parse().unwrap());
+        let image = Image { kernel: "/k".into(), initrd: "/i".into() };
+        options.debian = true;
+        let production = xml(&options, &image, &files("/c"));
+        assert!(
+            production.contains("type='qcow2'/><source file='/run/g1.qcow2'/>")
+                && production.contains("org.gnomon.lab.0")
+        );
+        assert!(!production.contains("org.gnomon.pacer.0") && !production.contains("gnomon.load"));
+        options.pacer = true;
+        let shadow = xml(&options, &image, &files("/c"));
+        assert!(
+            shadow.contains("org.gnomon.pacer.0")
+                && !shadow.contains("g1.scratch")
+                && !shadow.contains("gnomon.pacer ")
+        );
     }
 
     #[test]

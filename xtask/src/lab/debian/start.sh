@@ -1,5 +1,6 @@
 #!/bin/busybox sh
-# The first program of a full lab's host: the drivers of its disk, then over to what is there.
+# The first program of a machine that boots a disk of the lab's: the drivers of that disk, then over to what is there, which is init unless the
+# kernel's command line names another (init=PATH).
 export PATH=/bin
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
@@ -10,6 +11,12 @@ while read -r module; do
 done < /modules/order
 mkdir /disk
 mount -t ext4 -o rw,noatime /dev/vda /disk || echo "lab-init failed: the disk cannot be mounted"
+next=/sbin/init
+for word in $(cat /proc/cmdline); do
+    case $word in
+        init=*) next=${word#*=} ;;
+    esac
+done
 umount /proc /sys
 mount --move /dev /disk/dev
-exec switch_root /disk /usr/sbin/gnomon-host
+exec switch_root /disk "$next"

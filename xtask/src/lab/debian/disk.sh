@@ -1,9 +1,9 @@
-# Makes the disk of a full lab's host: Debian packages unpacked into a tree, the tree packed as ext4.
-# Arguments: an empty scratch directory, the unpacked kernel package, the host's first program, the file to make, then the
-# packages, which apt completes with what they depend on.
+# Makes a disk of Debian packages: unpacked into a tree, the tree furnished and packed as ext4.
+# Arguments: a scratch directory with the tree of files to add in `files` and the script of what to furnish in `furnish.sh`, the
+# unpacked kernel package, the file to make, then the packages, which apt completes with what they depend on.
 set -eu
-scratch=$1 kernel=$2 init=$3 disk=$4
-shift 4
+scratch=$1 kernel=$2 disk=$3
+shift 3
 root=$scratch/root
 mkdir -p "$root" "$scratch/archives/partial"
 : > "$scratch/status"
@@ -25,20 +25,17 @@ for package in "$scratch"/archives/*.deb; do
         --exclude='./usr/share/iso-codes/*' --exclude='./usr/share/xml/iso-codes/*'
 done
 cp -a "$kernel/lib/modules" "$root/usr/lib/"
-install -m 755 "$init" "$root/usr/sbin/gnomon-host"
+cp -a "$scratch/files/." "$root/"
 cat > "$root/etc/passwd" <<'END'
-root:x:0:0:root:/root:/bin/bash
+root:x:0:0:root:/root:/bin/sh
 nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin
-libvirt-qemu:x:64055:64055::/var/lib/libvirt:/usr/sbin/nologin
 END
 cat > "$root/etc/group" <<'END'
 root:x:0:
-kvm:x:104:libvirt-qemu
 nogroup:x:65534:
-libvirt-qemu:x:64055:
 END
 cp "$root/usr/share/libc-bin/nsswitch.conf" "$root/etc/nsswitch.conf"
-mkdir -p "$root/lab" "$root/proc" "$root/sys" "$root/dev" "$root/run" "$root/tmp" "$root/root"
+mkdir -p "$root/proc" "$root/sys" "$root/dev" "$root/run" "$root/tmp" "$root/root"
 rm -rf "$root/var/run" "$root/var/lock"
 ln -s /run "$root/var/run"
 ln -s /run/lock "$root/var/lock"
@@ -47,8 +44,10 @@ chroot "$root" /sbin/ldconfig
 for release in "$root"/usr/lib/modules/*; do
     chroot "$root" /sbin/depmod "${release##*/}"
 done
+echo "furnishing"
+. "$scratch/furnish.sh"
 
-# Sparse: what is written at run time goes to a temporary layer of QEMU's, so the room is for the tree alone and a little.
+# Sparse: what is written at run time goes to a layer of QEMU's, so the room is for the tree alone and a little.
 echo "packing the disk"
 used_kib=$(du --summarize --block-size=1K "$root" | cut -f1)
 truncate --size "$((used_kib * 5 / 4 + 512 * 1024))K" "$disk"
