@@ -1,5 +1,8 @@
 //! A production VM and its shadow, from its start to its end: the brain has it made, paces it, moves it and takes it away, on real hosts.
 
+#[path = "ahead/fills.rs"]
+mod fills;
+
 use std::fs::{self, File};
 use std::sync::mpsc;
 use std::thread;
@@ -46,12 +49,12 @@ fn scene(name: &str) -> Result<(Stack, Guest)> {
     // A pacer starts where there is a port for it: in a shadow.
     redefine(&guest, |xml| Ok(xml.replace("gnomon.load=", "gnomon.pacer gnomon.load=")))?;
     lab.boot(std::slice::from_ref(&guest))?;
-    let stack = staff(lab, &guest, settings())?;
+    let stack = staff(lab, &guest, settings(), 1.0)?;
     Ok((stack, guest))
 }
 
-/// A brain, and an agent on each host that takes shadows of the guest.
-fn staff(lab: Lab, guest: &Guest, settings: BrainSettings) -> Result<Stack> {
+/// A brain, and an agent on each host that takes shadows of the guest. The hosts are said to have so many cores.
+fn staff(lab: Lab, guest: &Guest, settings: BrainSettings, capacity_cores: f64) -> Result<Stack> {
     let definition = guest.host().virsh(["dumpxml", "g1"])?;
     let mut images = vec![lab.dir().to_string_lossy().into_owned()];
     for tag in ["kernel", "initrd"] {
@@ -69,7 +72,7 @@ fn staff(lab: Lab, guest: &Guest, settings: BrainSettings) -> Result<Stack> {
         );
         let changes = [
             ("[guard]\n", "[guard]\nmemory_host_reserve_bytes = 67108864\n"),
-            ("[host]\n", "[host]\ncapacity_cores = 1.0\n"),
+            ("[host]\n", &*format!("[host]\ncapacity_cores = {capacity_cores:?}\n")),
         ];
         reconfigure(&stack, host.name(), &changes, &sections)?;
         fs::create_dir_all(&directory)?;
@@ -163,7 +166,7 @@ fn loaded(name: &str) -> Result<(Stack, PacerLink)> {
     (shadow.memory_share, shadow.disk_share, shadow.network_share) = (REPLAYED, REPLAYED, REPLAYED);
     // This machine's kernel may have no queue disciplines to limit it with.
     shadow.network_bytes_per_s_max = 0;
-    let stack = staff(lab, &guest, settings)?;
+    let stack = staff(lab, &guest, settings, 1.0)?;
     Ok((stack, PacerLink::new(&guest.pacer_socket())))
 }
 

@@ -4,8 +4,9 @@
 //! used since the last time, and asks the [`Governor`] whether that is too much. The governor is pure; what it decides is done by the
 //! sources themselves ([`Costed`]): a source that is shed detaches its programs, and what only it tells is absent from then on, never
 //! zero. The CPU that libvirtd and the QEMUs spend on the agent's questions is measured elsewhere
-//! ([`crate::host::inventory`]) and is not part of the budget: nothing here could give it up.
+//! ([`crate::host::inventory`]) and is not part of the budget: nothing here could give it up. Neither is what the agent itself sets [`Aside`].
 
+mod aside;
 mod budget;
 mod control;
 #[cfg(test)]
@@ -13,6 +14,7 @@ mod kernel_tests;
 mod standby;
 mod timing;
 
+pub use aside::Aside;
 pub use budget::{Budget, Candidate, Governor, Verdict};
 pub use control::CostControl;
 pub use standby::{Loadable, Standby};

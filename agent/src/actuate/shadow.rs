@@ -23,6 +23,7 @@ mod send;
 mod slow;
 mod snag;
 mod there;
+mod throttle;
 
 use crate::config::ShadowConfig;
 use crate::host::machine::Machine;

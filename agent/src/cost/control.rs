@@ -1,8 +1,8 @@
 //! Measures what the sources and the agent cost, shows it, and has done what the governor decides.
 
-use super::Costed;
 use super::budget::{Budget, Candidate, Governor, Verdict};
 use super::timing::{Timed, Timing};
+use super::{Costed, aside};
 use crate::command::clock::wall_clock;
 use crate::probe::{ProgramCost, give_back_memory};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -75,7 +75,7 @@ impl Metrics {
         );
         registry.register(
             "gnomon_agent_cost_cores",
-            "What is compared with the budget, in cores: the agent's own CPU in the last minute, and its eBPF programs in the measured sample of it",
+            "What is compared with the budget, in cores: the agent's own CPU in the last minute, without what copies of disks take, and its eBPF programs in the measured sample of it",
             metrics.cost_cores.clone(),
         );
         registry.register(
@@ -164,6 +164,7 @@ struct Measurement {
 #[derive(Clone, Copy)]
 struct Totals {
     taken: Instant,
+    /// Without what is set aside.
     agent_s: f64,
     host_ns: u64,
 }
@@ -171,14 +172,16 @@ struct Totals {
 impl Totals {
     fn now(host_ns: u64) -> Self {
         let agent = clock_gettime(ClockId::ProcessCPUTime);
-        Self { taken: Instant::now(), agent_s: agent.tv_sec as f64 + agent.tv_nsec as f64 / 1e9, host_ns }
+        let agent_s = agent.tv_sec as f64 + agent.tv_nsec as f64 / 1e9 - aside::total().as_secs_f64();
+        Self { taken: Instant::now(), agent_s, host_ns }
     }
 
     /// Cores used by the agent and by the whole host since `before`.
     fn cores_since(&self, before: &Self) -> (f64, f64) {
         let elapsed_s = (self.taken - before.taken).as_secs_f64();
         let host_s = self.host_ns.saturating_sub(before.host_ns) as f64 / 1e9;
-        ((self.agent_s - before.agent_s) / elapsed_s, host_s / elapsed_s)
+        // What is set aside is counted a little late.
+        ((self.agent_s - before.agent_s).max(0.0) / elapsed_s, host_s / elapsed_s)
     }
 }
 

@@ -147,7 +147,7 @@ pub struct Shadow {
     /// Copies of its production's disks, from the order to make them until they are known to be gone.
     #[serde(default)]
     pub copies: Option<CopiesMade>,
-    /// Copies of them in a row that came to nothing: it is parked twice as long after each.
+    /// Copies of them in a row that came to nothing, or were sent to a host on which it did not come to run: it is parked twice as long after each.
     #[serde(default)]
     pub copy_failures: u32,
 }

@@ -7,6 +7,7 @@
 use super::files::{create, folders, make_folder, remove_folder};
 use super::send::Sending;
 use super::snag::Snag;
+use super::throttle::{READING_CORES, Throttle};
 use crate::config::ShadowConfig;
 use gnomon_common::wire::{COPIES_MAX, DiskCopy, HostId, Unshadowable, VmId};
 use ring::digest::{Context, SHA256};
@@ -175,9 +176,10 @@ impl Copies {
     }
 }
 
-/// SHA-256 of all that a file has, in hexadecimal digits; `None` where it was given up.
+/// Length and SHA-256 of all that a file has, in bytes and in hexadecimal digits; `None` where it was given up. Takes [`READING_CORES`] of a core at most.
 pub(super) fn sha256(file: &mut File, gives_up: impl Fn() -> bool) -> Result<Option<(u64, String)>> {
     let (mut digest, mut bytes, mut block) = (Context::new(&SHA256), 0, vec![0; BLOCK_BYTES]);
+    let mut throttle = Throttle::new(READING_CORES);
     loop {
         if gives_up() {
             return Ok(None);
@@ -187,6 +189,7 @@ pub(super) fn sha256(file: &mut File, gives_up: impl Fn() -> bool) -> Result<Opt
             Ok(read) => {
                 digest.update(&block[..read]);
                 bytes += read as u64;
+                throttle.pause();
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
@@ -208,7 +211,10 @@ pub(super) fn is_whole(file: &mut File, copy: &DiskCopy, gives_up: impl Fn() -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cost::Aside;
+    use std::io::Seek;
     use std::path::Path;
+    use std::time::Instant;
     use uuid::Uuid;
 
     fn id(number: u128) -> VmId {
@@ -262,6 +268,21 @@ mod tests {
         assert!(!copies.is_short().unwrap());
         copies.reserve_bytes = u64::MAX;
         assert!(!room(&copies, 1) && copies.is_short().unwrap());
+    }
+
+    #[test]
+    fn to_read_a_copy_takes_no_more_of_a_core_than_it_may() {
+        const BYTES: u64 = 64 << 20;
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&vec![7; BYTES as usize]).unwrap();
+        file.rewind().unwrap();
+        let (begun, mut used) = (Instant::now(), Aside::begin());
+        let (bytes, _) = sha256(&mut file, || false).unwrap().unwrap();
+        let (took, used) = (begun.elapsed(), used.count());
+        println!("{bytes} bytes in {took:.3?}, for {used:.3?} of which it ran");
+        assert_eq!(bytes, BYTES);
+        // But for what goes before the first pause and comes after the last one.
+        assert!(used.as_secs_f64() <= READING_CORES * took.as_secs_f64() * 1.1, "it ran for {used:?} of {took:?}");
     }
 
     #[test]

@@ -2,17 +2,18 @@
 //!
 //! ```text
 //!   whole here ──▶ files made there, each written down before and after ──▶ sent part by part, each written down ──▶ deleted here
-//!      ▲                                        │ killed, or the line broke: gone on with from the last part
+//!      ▲                                        │ killed, or the line broke: gone on with what is there, from the last part
 //!      └── nothing is left on either side ◀─────┴── given up, too late, nothing came over for long
 //! ```
-//! There only what is known to have been made by this order is written to or removed. What may have been made, and what cannot be removed since that
-//! host does not answer, its own agent deletes when its shadow is retired.
+//! There only what is known to have been made by this order is written to or removed, as is a file of this shadow's that an earlier life has asked for:
+//! before that there was none. What else may have been made, and what cannot be removed since that host does not answer, its own agent deletes when its
+//! shadow is retired.
 
 use super::copies::Copies;
 use super::image::Order;
 use super::snag::Snag;
 use super::there::{NotMade, NotSent, Part, There};
-use crate::host::libvirt::upload::Folder;
+use crate::host::libvirt::upload::{Folder, PoolFile};
 use gnomon_common::wire::{DiskCopy, Receiving, Unshadowable, VmId, received_prefix};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -47,6 +48,8 @@ pub(super) struct Sending {
     pub(super) to: Receiving,
     /// So many files, from the first on, are known to have been made there.
     pub(super) made: usize,
+    /// So many were asked for: of the one after those that are made it is not known whether it is there.
+    pub(super) begun: usize,
     /// So much is there of all files, one after the other, in bytes.
     pub(super) bytes: u64,
     /// Everything is there, and nothing is to be kept here.
@@ -87,7 +90,7 @@ pub(super) fn send<T: There>(
             tracing::info!(%shadow, to = to.uri, bytes = sending.bytes, "the sending of copies of a VM's disks goes on");
             sending
         }
-        None => Sending { to: to.clone(), made: 0, bytes: 0, is_whole: false },
+        None => Sending { to: to.clone(), made: 0, begun: 0, bytes: 0, is_whole: false },
     };
     let mut journey = Journey { there, copies, order, to, made, targets: &targets, patience };
     let sent = journey.make(&mut sending).and_then(|()| journey.parts(&mut sending, &mut tell));
@@ -126,20 +129,47 @@ impl<T: There> Journey<'_, T> {
         }
         while let Some((_, copy)) = self.targets.get(sending.made) {
             self.order.is_given_up()?;
-            match self.there.make(self.to, Path::new(&copy.path), copy.bytes) {
-                Ok(()) => sending.made += 1,
-                Err(NotMade::Refused(error)) => {
-                    return Err(Snag::Busy(format!("{} was not made on the target: {error}", copy.path)));
-                }
-                Err(NotMade::Unclear(error)) => {
-                    return Err(Snag::Busy(format!("making {} on the target: {error}", copy.path)));
-                }
-            }
+            self.make_one(sending, copy)?;
             self.copies.note_sending(shadow, sending)?;
         }
         // Somebody else may have done the same meanwhile: now that the files are there each sees the other's.
         let folder = self.folder()?;
         fits(folder, self.to, None, 0)
+    }
+
+    /// Makes the next file. One that an earlier life has asked for may be there: nothing of this shadow's was there before that.
+    fn make_one(&mut self, sending: &mut Sending, copy: &DiskCopy) -> Result<(), Snag> {
+        let (shadow, was_begun) = (self.order.imaging.shadow, sending.begun > sending.made);
+        if !(was_begun && self.is_there(copy)?) {
+            sending.begun = sending.made + 1;
+            self.copies.note_sending(shadow, sending)?;
+            // Where it fails, whose a file of that name would be is not known.
+            match self.there.make(self.to, Path::new(&copy.path), copy.bytes) {
+                Ok(()) => {}
+                // What was asked for then may have been made only now.
+                Err(NotMade::Refused(_)) if was_begun && self.is_there(copy)? => {}
+                Err(NotMade::Refused(error)) => {
+                    sending.begun = sending.made;
+                    self.copies.note_sending(shadow, sending)?;
+                    return Err(Snag::Busy(format!("{} was not made on the target: {error}", copy.path)));
+                }
+                Err(NotMade::Unclear(error)) => {
+                    sending.begun = sending.made;
+                    return Err(Snag::Busy(format!("making {} on the target: {error}", copy.path)));
+                }
+            }
+        }
+        sending.made += 1;
+        sending.begun = sending.made;
+        Ok(())
+    }
+
+    /// Whether a file that was asked for is there.
+    fn is_there(&mut self, copy: &DiskCopy) -> Result<bool, Snag> {
+        let folder = self.folder()?;
+        let name = Path::new(&copy.path).file_name();
+        let is_it = |file: &PoolFile| name.is_some_and(|name| name == file.name.as_str()) && file.bytes == copy.bytes;
+        Ok(folder.is_some_and(|folder| folder.files.iter().any(is_it)))
     }
 
     fn folder(&mut self) -> Result<Option<Folder>, Snag> {
@@ -214,8 +244,10 @@ impl<T: There> Journey<'_, T> {
 
     /// Removes what was made there, and says what is left.
     fn take_back(&mut self, sending: &Sending, error: Snag) -> Snag {
-        let (made, unclear) = self.targets.split_at(sending.made.min(self.targets.len()));
-        let mut left: Vec<&str> = made.iter().map(|(_, copy)| copy.path.as_str()).collect();
+        // One that an earlier life has asked for is removed like those that are there.
+        let begun = sending.begun.max(sending.made).min(self.targets.len());
+        let (ours, unclear) = self.targets.split_at(begun);
+        let mut left: Vec<&str> = ours.iter().map(|(_, copy)| copy.path.as_str()).collect();
         for attempt in 0..REMOVALS_MAX {
             if attempt > 0 && !left.is_empty() {
                 std::thread::sleep(self.patience.pause);
@@ -249,9 +281,7 @@ fn fits(folder: Option<Folder>, to: &Receiving, new: Option<VmId>, more_bytes: u
         let why = format!("{directory}/{} is at {uri} already, and nothing is overwritten", file.name);
         return Err(Snag::Busy(why));
     }
-    let sum = |of: fn(&crate::host::libvirt::upload::PoolFile) -> u64| {
-        files.iter().fold(0u64, |sum, file| sum.saturating_add(of(file)))
-    };
+    let sum = |of: fn(&PoolFile) -> u64| files.iter().fold(0u64, |sum, file| sum.saturating_add(of(file)));
     let there = sum(|file| file.bytes).saturating_add(more_bytes);
     if there > to.bytes_max || more_bytes == 0 && new.is_some() && there >= to.bytes_max {
         let most = to.bytes_max;

@@ -1,6 +1,7 @@
 //! The host that copies are sent to, by its libvirt: asked on threads of their own, since it may not answer.
 
 use super::snag::Snag;
+use crate::cost::Aside;
 use crate::host::libvirt::upload::{Folder, Owner};
 use crate::host::libvirt::{About, Hypervisor, HypervisorError, ask_there};
 use gnomon_common::wire::Receiving;
@@ -116,6 +117,8 @@ impl Line {
 fn send_part(there: &Hypervisor, part: &Part, sent: &AtomicU64, stop: &AtomicBool) -> Result<bool, HypervisorError> {
     let lost = |error| HypervisorError::Unsupported(format!("reading {}: {error}", part.from.display()));
     let (from, begun) = (File::open(&part.from).map_err(lost)?, Instant::now());
+    // What it takes follows from how fast it may be.
+    let _aside = Aside::begin();
     there.send_part(&from, &part.to, part.bytes.clone(), |bytes| {
         sent.store(bytes, Ordering::Relaxed);
         pause(begun, bytes, part.bytes_per_s, stop);

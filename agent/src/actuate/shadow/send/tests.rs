@@ -11,6 +11,7 @@ use gnomon_common::wire::{Action, Command, CommandId, Fence, HostId, Imaging};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::panic::AssertUnwindSafe;
 use uuid::Uuid;
 
 const MIB: u64 = 1 << 20;
@@ -33,6 +34,8 @@ struct World {
     /// What is said of the next file in place of making it.
     refuses: Option<NotMade>,
     removes: bool,
+    /// The agent is killed while it makes its file with this number, which is made before that or is not.
+    kills: Option<(usize, bool)>,
 }
 
 impl There for World {
@@ -51,8 +54,12 @@ impl There for World {
         if let Some(why) = self.refuses.take() {
             return Err(why);
         }
-        let before = self.files.insert(file.to_owned(), (vec![0; bytes as usize], 0));
-        assert!(before.is_none(), "nothing is overwritten");
+        assert!(!self.files.contains_key(file), "nothing is overwritten");
+        let killed = self.kills.take_if(|(at, _)| *at == self.files.len());
+        if killed.is_none_or(|(_, is_made)| is_made) {
+            self.files.insert(file.to_owned(), (vec![0; bytes as usize], 0));
+        }
+        assert!(killed.is_none(), "the agent is killed");
         Ok(())
     }
 
@@ -135,6 +142,7 @@ fn bench() -> (Bench, World) {
         dies_after: usize::MAX,
         refuses: None,
         removes: true,
+        kills: None,
     };
     (Bench { _folder: folder, copies, made, imaging, give_up: GiveUp::new(), waited: Duration::ZERO }, world)
 }
@@ -210,11 +218,46 @@ fn what_was_killed_goes_on_with_the_part_that_was_not_written_down() {
     }
     let first = world.files.get_mut(Path::new(&to().file(SHADOW, "vda"))).unwrap();
     std::fs::File::open(bench.copies.file(SHADOW, "vda")).unwrap().read_exact_at(&mut first.0[..2 << 20], 0).unwrap();
-    bench.copies.note_sending(SHADOW, &Sending { to: to(), made: 2, bytes: 2 * MIB, is_whole: false }).unwrap();
+    bench
+        .copies
+        .note_sending(SHADOW, &Sending { to: to(), made: 2, begun: 2, bytes: 2 * MIB, is_whole: false })
+        .unwrap();
     let bench = Bench { give_up: GiveUp::new(), ..bench };
     bench.send(&mut world).unwrap();
     assert_eq!(world.parts, [2 * MIB..3 * MIB, 3 * MIB..3 * MIB + 7, 0..1]);
     assert!(bench.is_whole_in(&world) && !bench.is_here());
+}
+
+#[test]
+fn what_was_killed_between_making_a_file_and_noting_that_finds_it_and_goes_on_or_removes_it() {
+    for (at, is_made, goes_on) in [0, 1].into_iter().flat_map(|at| {
+        [(true, true), (true, false), (false, true), (false, false)].map(|(is_made, goes_on)| (at, is_made, goes_on))
+    }) {
+        let (bench, mut world) = bench();
+        world.kills = Some((at, is_made));
+        let killed = std::panic::catch_unwind(AssertUnwindSafe(|| bench.send(&mut world)));
+        assert!(killed.is_err() && world.files.len() == at + usize::from(is_made));
+        if goes_on {
+            bench.send(&mut world).unwrap();
+            assert!(bench.is_whole_in(&world) && !bench.is_here(), "{at} {is_made}");
+        } else {
+            bench.give_up.set("its shadow is retired").unwrap();
+            assert_eq!(busy(bench.send(&mut world)), "given up: its shadow is retired");
+            assert!(world.files.is_empty() && bench.is_here(), "{at} {is_made}");
+        }
+    }
+    // One that was refused is nobody's that is known, also if it is killed right after that.
+    let (bench, mut world) = bench();
+    world.refuses = Some(NotMade::Refused("it exists".into()));
+    busy(bench.send(&mut world));
+    assert_eq!(bench.copies.sending(SHADOW).unwrap().map(|sending| (sending.made, sending.begun)), Some((0, 0)));
+    // And one of another length is not what was asked for.
+    let (bench, mut world) = self::bench();
+    bench.copies.note_sending(SHADOW, &Sending { to: to(), made: 0, begun: 1, bytes: 0, is_whole: false }).unwrap();
+    world.files.insert(to().file(SHADOW, "vda").into(), (vec![1], 1));
+    world.refuses = Some(NotMade::Refused("it exists".into()));
+    assert!(busy(bench.send(&mut world)).contains("was not made on the target: it exists"));
+    assert_eq!(world.files.len(), 1);
 }
 
 #[test]
@@ -268,7 +311,7 @@ fn only_what_is_known_to_have_been_made_is_removed() {
         // What another one has, or what may be the very file that was asked for.
         let theirs = PathBuf::from(to().file(SHADOW, "vda"));
         world.refuses = Some(why);
-        bench.copies.note_sending(SHADOW, &Sending { to: to(), made: 0, bytes: 0, is_whole: false }).unwrap();
+        bench.copies.note_sending(SHADOW, &Sending { to: to(), made: 0, begun: 0, bytes: 0, is_whole: false }).unwrap();
         world.files.insert(theirs.clone(), (vec![1], 1));
         busy(bench.send(&mut world));
         assert_eq!(world.files.keys().collect::<Vec<_>>(), [&theirs]);
@@ -280,7 +323,10 @@ fn only_what_is_known_to_have_been_made_is_removed() {
     assert_eq!(world.files.len(), 1);
     // And copies that go elsewhere are not sent here.
     let elsewhere = Receiving { uri: "qemu+tls://h3/system".into(), ..to() };
-    bench.copies.note_sending(SHADOW, &Sending { to: elsewhere, made: 1, bytes: 0, is_whole: false }).unwrap();
+    bench
+        .copies
+        .note_sending(SHADOW, &Sending { to: elsewhere, made: 1, begun: 1, bytes: 0, is_whole: false })
+        .unwrap();
     assert!(busy(bench.send(&mut world)).contains("were being sent elsewhere"));
 }
 

@@ -197,7 +197,20 @@ impl Core {
         }
     }
 
-    /// How long a shadow is parked: twice as long with each copy in a row that failed.
+    /// A shadow was not made, or did not run, on copies that were sent to its host, which go with it from there: its production's disks would be read
+    /// anew for the next try, so that waits as after a copy that failed. Says so, to be put behind why it leaves; of other shadows nothing.
+    pub(super) fn lose_sent_copies(&mut self, id: VmId) -> String {
+        let Some(kept) = self.shadows.kept.get_mut(&id) else { return String::new() };
+        if !kept.shadow.copies.as_ref().is_some_and(CopiesMade::is_sent) {
+            return String::new();
+        }
+        kept.shadow.copy_failures = kept.shadow.copy_failures.saturating_add(1);
+        kept.shadow.parks = true;
+        let parked = self.shadows.kept.get(&id).map_or(Duration::ZERO, |kept| self.parked_for(&kept.shadow));
+        format!("; its production's disks have to be read anew for that, in {} s at the earliest", parked.as_secs())
+    }
+
+    /// How long a shadow is parked: twice as long with each copy in a row that failed, or was sent in vain.
     pub(in crate::core) fn parked_for(&self, shadow: &Shadow) -> Duration {
         let cool_down = Duration::from_millis(self.policy.shadow.cool_down_ms);
         cool_down.saturating_mul(1 << shadow.copy_failures.saturating_sub(1).min(31)).min(PARKED_MAX.max(cool_down))
@@ -305,7 +318,10 @@ impl Core {
             self.spoil_copies(id);
             return self.copy_failed(now, id, "it has other disks than were copied");
         }
-        if let Some(kept) = self.shadows.kept.get_mut(&id) {
+        // Of what was sent that is known once a shadow runs on it.
+        if to.is_none()
+            && let Some(kept) = self.shadows.kept.get_mut(&id)
+        {
             kept.shadow.copy_failures = 0;
         }
         if let Some(to) = to {

@@ -172,7 +172,8 @@ impl Core {
         };
         shadow.parks = parks;
         (shadow.failures, shadow.ends) = (0, 0);
-        self.bring_shadow(now, id, ShadowState::Moving, detail);
+        let wait = self.lose_sent_copies(id);
+        self.bring_shadow(now, id, ShadowState::Moving, detail + &wait);
         self.order(now, id, ShadowOrder::Retire, ShadowCause::Failed);
     }
 
@@ -195,7 +196,10 @@ impl Core {
             kept.avoid(now);
         }
         match next.filter(|_| !is_hopeless).or(is_hopeless.then_some(ShadowState::Moving)) {
-            Some(next) if kept.shadow.state.is_coming() => self.bring_shadow(now, id, next, why.to_owned()),
+            Some(next) if kept.shadow.state.is_coming() => {
+                let wait = if is_hopeless { self.lose_sent_copies(id) } else { String::new() };
+                self.bring_shadow(now, id, next, format!("{why}{wait}"));
+            }
             _ if is_hopeless && state == ShadowState::Imaging => return self.park_shadow(now, id, why),
             _ => self.note_shadow(id, why),
         }

@@ -72,7 +72,7 @@ impl Core {
                 let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
                 let is_refresh = kept.ordered.is_some();
                 if now.since(kept.shadow.since) >= Duration::from_millis(self.policy.shadow.boot_timeout_ms) {
-                    (kept.shadow.ends, kept.shadow.failures) = (0, 0);
+                    (kept.shadow.ends, kept.shadow.failures, kept.shadow.copy_failures) = (0, 0, 0);
                 }
                 let host = kept.shadow.host.clone();
                 let order = Action::Shadow(ShadowOrder::Pace(profile));
@@ -313,7 +313,8 @@ impl Core {
                     kept.avoid(now);
                 }
                 self.judge_copies(id, &why);
-                self.bring_shadow(now, id, ShadowState::Moving, format!("host {host}: {why}"));
+                let wait = self.lose_sent_copies(id);
+                self.bring_shadow(now, id, ShadowState::Moving, format!("host {host}: {why}{wait}"));
                 self.tend_shadow(now, id);
             }
             (Action::Shadow(ShadowOrder::Pace(_)), result) => {

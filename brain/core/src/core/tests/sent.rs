@@ -1,10 +1,10 @@
 //! Copies of disks that are sent to a host that does not see those of others.
 
-use gnomon_common::wire::Action;
+use gnomon_common::wire::{Action, OutcomeResult, Unshadowable};
 
-use super::bench::{host, vm};
+use super::bench::{at, host, vm};
 use super::copies::{copies, copying, kinds, told};
-use super::town::{HOSTS, Town, kind};
+use super::town::{HOSTS, Town, WINDOW_S, kind};
 use crate::io::{Input, OperatorRequest};
 use crate::shadow::ShadowState;
 
@@ -179,6 +179,55 @@ fn copies_on_a_host_that_has_no_room_any_more_are_made_anew_for_another() {
     assert!(second != first && copies(&town) == [(second, id)], "{:?} {:#?}", town.copies, town.audit);
     let words = "its copies are made anew for another host: no host has room";
     assert!(town.audit.iter().any(|line| line.contains(words)), "{:#?}", town.audit);
+}
+
+#[test]
+fn disks_are_read_less_and_less_often_for_a_shadow_that_does_not_run_on_copies_that_were_sent() {
+    // Its guest does not boot, with whatever memory; or its host does not make it, for a reason of its own; or fails to, again and again.
+    let fails = || OutcomeResult::Failed { error: "qemu-img is missing".to_owned(), retryable: true };
+    let refuses = || OutcomeResult::Unshadowable(Unshadowable::NoRoom("full".to_owned()));
+    for answer in [None, Some(refuses()), Some(fails())] {
+        let mut town = sending();
+        match answer.clone() {
+            None => town.boots_from_bytes = u64::MAX,
+            Some(answer) => drop(town.refuses.insert("copy", answer)),
+        }
+        // From when it leaves a host until its production's disks are read again.
+        let (mut left, mut pauses, mut told) = (None, Vec::new(), Vec::new());
+        for _ in 0..100 {
+            let images = town.given.iter().filter(|(_, command)| kind(&command.action) == "image").count();
+            town.window();
+            if town.given.iter().filter(|(_, command)| kind(&command.action) == "image").count() > images {
+                pauses.extend(left.take().map(|left| town.second - left));
+            }
+            if town.state() == Some(ShadowState::Parked) && left.is_none() {
+                left = Some(town.shadow().since.unix_ms() / 1_000 - at(0).unix_ms() / 1_000);
+                told.push(town.shadow().detail);
+            }
+        }
+        println!("{answer:?}: {pauses:?} {told:?}");
+        for ((pause, told), parked) in pauses.iter().zip(&told).zip([60, 120, 240]) {
+            assert!((parked..parked + 2 * WINDOW_S).contains(pause), "{parked}: {pauses:?} {:#?}", town.audit);
+            assert!(told.ends_with(&format!("read anew for that, in {parked} s at the earliest")), "{told}");
+        }
+        // A host that does not make it is left alone for an hour, and there are two.
+        let (tries, failures) = (if answer.is_none() { 4 } else { 2 }, town.shadow().copy_failures);
+        assert!(pauses.len() >= tries - 1 && failures as usize >= tries, "{pauses:?} {:#?}", town.audit);
+
+        // Once one runs on them for as long as a boot may take, that is forgotten.
+        (town.boots_from_bytes, town.policy.shadow.cool_down_ms) = (0, 10_000);
+        town.refuses.clear();
+        town.restart_brain();
+        let mut windows = 0;
+        while town.state() != Some(ShadowState::Pacing) {
+            town.window();
+            windows += 1;
+            assert!(windows < 1_000, "{:#?}", town.audit);
+        }
+        assert_eq!(town.shadow().copy_failures, failures);
+        town.windows(16);
+        assert_eq!((town.state(), town.shadow().copy_failures), (Some(ShadowState::Pacing), 0), "{:#?}", town.audit);
+    }
 }
 
 #[test]

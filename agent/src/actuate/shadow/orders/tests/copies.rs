@@ -100,7 +100,7 @@ fn what_is_left_of_copies_that_were_sent_elsewhere_goes_once_nobody_waits_for_th
     let note = copies.note(id(9)).unwrap().unwrap();
     copies.finish(id(9), note, Vec::new()).unwrap();
     let to = Receiving { uri: String::new(), directory: String::new(), owner: 0, group: 0, bytes_max: 0 };
-    let sending = |is_whole| Sending { to: to.clone(), made: 0, bytes: 0, is_whole };
+    let sending = |is_whole| Sending { to: to.clone(), made: 0, begun: 0, bytes: 0, is_whole };
     copies.note_sending(id(9), &sending(false)).unwrap();
     let none = BTreeSet::new();
     assert_eq!((bench.orders.tidy(&none), copies.all().unwrap()), (0, vec![id(9)]));
