@@ -167,22 +167,35 @@ pub fn run(host: &Host, program: &str, arguments: &[&str]) -> Result<String> {
 }
 
 /// Runs a line in the shell of a guest that has one, and returns what it prints.
+///
+/// A shell that was just ending, because nobody was connected, takes what it is sent with it: one is greeted until it answers.
 pub fn shell(guest: &Guest, line: &str) -> Result<String> {
+    const READY: &str = "READY\n";
+    const DONE: &str = "DONE\n";
     let mut shell = UnixStream::connect(guest.shell_socket()).context("connecting to the guest's shell")?;
-    shell.set_read_timeout(Some(Duration::from_secs(1)))?;
-    writeln!(shell, "{line}; echo DONE")?;
-    let (mut said, deadline) = (Vec::new(), Instant::now() + Duration::from_secs(30));
-    while !said.ends_with(b"DONE\n") {
-        ensure!(Instant::now() < deadline, "{line:?} in the guest: {}", String::from_utf8_lossy(&said));
+    shell.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let (mut said, deadline) = (String::new(), Instant::now() + Duration::from_secs(30));
+    let mut greeted = false;
+    writeln!(shell, "echo READY")?;
+    while !said.ends_with(DONE) {
+        ensure!(Instant::now() < deadline, "{line:?} in the guest: {said}");
         let mut bytes = [0; 4096];
         match shell.read(&mut bytes) {
             Ok(0) => bail!("the guest is gone"),
-            Ok(count) => said.extend_from_slice(&bytes[..count]),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Ok(count) => said += &String::from_utf8_lossy(&bytes[..count]),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                if !greeted {
+                    writeln!(shell, "echo READY")?;
+                }
+            }
             Err(error) => return Err(error.into()),
         }
+        if !greeted && said.ends_with(READY) {
+            greeted = true;
+            writeln!(shell, "{line}; echo DONE")?;
+        }
     }
-    Ok(String::from_utf8_lossy(&said).trim_end_matches("DONE\n").to_owned())
+    Ok(said.trim_start_matches(READY).trim_end_matches(DONE).to_owned())
 }
 
 /// Defines a guest anew, with its XML changed.
