@@ -28,11 +28,14 @@ mod workload;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use gnomon_agent::probe::Tracefs;
 use serde::Serialize;
-use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
+use std::{env, fs};
 
 use attached::Attached;
 use programs::Cost;
@@ -122,6 +125,7 @@ fn main() -> Result<()> {
     if let Some(threads) = options.sleepers {
         return drain::sleepers(threads);
     }
+    enter_tracefs();
     ensure!(cpus.len() > 1, "needs two CPUs: one for the workload, one for the observer");
     ensure!(options.rounds > 0, "--rounds must be at least 1");
     // First, and on all CPUs: a guest needs more than one to boot.
@@ -149,6 +153,21 @@ fn main() -> Result<()> {
         fs::write(&path, serde_json::to_vec_pretty(&summary)?).with_context(|| path.display().to_string())?;
     }
     Ok(())
+}
+
+/// Becomes the same program where tracefs is mounted, if it is not here: bpftrace needs it. That mount is nobody else's, and goes with it. Where
+/// it cannot be had those peers are left out.
+fn enter_tracefs() {
+    const ENTERED: &str = "GNOMON_BENCH_HAS_ENTERED_TRACEFS";
+    const SCRIPT: &str = "mount -t tracefs tracefs /sys/kernel/tracing; exec \"$0\" \"$@\"";
+    if Tracefs::find().is_err()
+        && env::var_os(ENTERED).is_none()
+        && let Ok(program) = env::current_exe()
+    {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--mount", "sh", "-c", SCRIPT]).arg(program).args(env::args_os().skip(1)).env(ENTERED, "1");
+        eprintln!("tracefs is not mounted here, and cannot be for this benchmark alone: {}", unshare.exec());
+    }
 }
 
 /// What one round says of one candidate.
