@@ -51,7 +51,12 @@ pub(crate) async fn restore(file: &Path, config: &ConfigFile) -> Result<()> {
     let store = SqlStore::open_backup(&new).await.with_context(|| format!("restoring {}", file.display()))?;
     // A store that cannot be read may be why there is a restore.
     let present = match SqlStore::open_backup(&path).await {
-        Ok(present) => present.term().await.unwrap_or(0),
+        Ok(present) => {
+            let term = present.term().await.unwrap_or(0);
+            // What its write-ahead log has goes into the file, which is whole without it then.
+            present.close().await;
+            term
+        }
         Err(_) => 0,
     };
     let term = store.term().await?.max(present) + TERM_JUMP;
@@ -59,10 +64,15 @@ pub(crate) async fn restore(file: &Path, config: &ConfigFile) -> Result<()> {
     let at = utc(line.at);
     store.conclude_restore(term, &line).await?;
     File::open(&new)?.sync_all()?;
-    for suffix in ["", "-wal", "-shm"] {
-        let (there, aside) = (beside(&path, suffix), beside(&path, &format!(".before-{at}{suffix}")));
+    // At no moment is there no store: a brain that found none would begin one anew.
+    let aside = |suffix: &str| (beside(&path, suffix), beside(&path, &format!(".before-{at}{suffix}")));
+    let (present, kept) = aside("");
+    if present.exists() {
+        fs::hard_link(&present, &kept).with_context(|| format!("putting {} aside", present.display()))?;
+    }
+    for (there, kept) in ["-wal", "-shm"].map(aside) {
         if there.exists() {
-            fs::rename(&there, &aside).with_context(|| format!("putting {} aside", there.display()))?;
+            fs::rename(&there, &kept).with_context(|| format!("putting {} aside", there.display()))?;
         }
     }
     fs::rename(&new, &path)?;

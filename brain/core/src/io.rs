@@ -12,7 +12,9 @@ use crate::shadow::Shadow;
 use crate::shadow::trial::Proposed;
 use crate::sizing::Promise;
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Allocation, Command, HostFacts, HostId, Means, Outcome, Report, Setting, VmId, VmState};
+use gnomon_common::wire::{
+    Allocation, Command, HostFacts, HostId, Means, Outcome, OutcomeResult, Report, Setting, VmId, VmState, Whereabouts,
+};
 use serde::{Deserialize, Serialize};
 
 /// Everything that can happen to the core.
@@ -351,6 +353,19 @@ pub struct CommandRecord {
     pub approved_by: Option<String>,
 }
 
+impl CommandRecord {
+    /// Whether its VM stands still between two hosts, by the last word of its agent: that is not the last one.
+    pub fn is_parked(&self) -> bool {
+        let result = self.outcome.as_ref().map(|outcome| &outcome.result);
+        matches!(result, Some(OutcomeResult::NotMoved { whereabouts: Whereabouts::Parked, .. }))
+    }
+
+    /// Whether nothing more is waited for.
+    pub fn is_settled(&self) -> bool {
+        self.unanswered || (self.outcome.is_some() && !self.is_parked())
+    }
+}
+
 /// One line of the audit log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Audit {
@@ -425,7 +440,8 @@ pub enum Restored {
     Proposal(Box<Proposal>),
     /// A shadow: one that is not retired, or of a production that is to have none, in the order of their changes.
     Shadow(Box<Shadow>),
-    /// A move that was answered not long ago, oldest first: where its VM could not go is not tried again at once.
+    /// A move that was answered or given up not long ago, oldest first: where its VM could not go is not tried again at once, and where it went to
+    /// it is by Gnomon.
     Tried(Box<CommandRecord>),
     /// A command without an outcome: it stays in flight (the driver resends it when its host connects) until answered or expired.
     Command(CommandRecord),

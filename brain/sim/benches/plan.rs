@@ -1,9 +1,11 @@
 //! What planning for a whole fleet takes: one report of every host, with its VMs' sizes and its own fullness judged, and a place found for
 //! a VM of each host that is too full. The time is that of `Core::handle` alone, as the brain's loop calls it.
 
-use std::env::args;
+use std::fs::File;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use clap::Parser;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     Action, AgentEpoch, Allocation, CpuBounds, CpuSource, CpuWindow, HostFacts, HostId, HostWindow, KeptCopies, Losses,
@@ -12,6 +14,7 @@ use gnomon_common::wire::{
 };
 use gnomon_core::policy::{MigratePolicy, Mode};
 use gnomon_core::{Core, Input, Output, Policy};
+use serde_json::json;
 use uuid::Uuid;
 
 /// Steps of a minute, one window each.
@@ -19,6 +22,9 @@ const WINDOW: Duration = Duration::from_mins(1);
 
 /// Rounds: in the later ones every VM has a forecast.
 const ROUNDS: u64 = 30;
+
+/// A round is to take less.
+const AIM: Duration = Duration::from_secs(10);
 
 /// One host of so many is too full.
 const FULL_OF: u64 = 100;
@@ -122,14 +128,25 @@ fn resident_mib() -> u64 {
     line.and_then(|line| line.split_whitespace().next()).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) / 1024
 }
 
+/// Plans for a whole fleet, round after round.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// How many hosts
+    #[arg(long, default_value_t = 10_000)]
+    hosts: u64,
+    /// How many VMs on each
+    #[arg(long, default_value_t = 50)]
+    vms: u64,
+    /// Write the figures to this file
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// What cargo adds to every bench
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
 fn main() {
-    let number = |name: &str, default: u64| {
-        let place = args().position(|argument| argument == name);
-        place
-            .and_then(|place| args().nth(place + 1))
-            .map_or(default, |value| value.parse().unwrap_or_else(|error| panic!("{name} {value}: {error}")))
-    };
-    let (hosts, vms) = (number("--hosts", 10_000), number("--vms", 50));
+    let Arguments { hosts, vms, json, bench: _ } = Arguments::parse();
     let migrate = MigratePolicy { mode: Mode::Auto, at_once_max: 1000, per_hour_max: 1000, ..MigratePolicy::default() };
     let mut core = Core::new(Policy { mode: Mode::Auto, migrate, ..Policy::default() }, 1, 1);
     for number in 0..hosts {
@@ -166,12 +183,19 @@ fn main() {
         all = (all.0 + sent.0, all.1 + sent.1);
     }
     rounds.sort_unstable();
+    let [median_s, longest_s] = [rounds.len() / 2, rounds.len() - 1].map(|place| rounds[place].as_secs_f64());
+    let ((resizes, moves), resident_mib) = (all, resident_mib());
     println!(
-        "{hosts} hosts x {vms} VMs: {:.2} s a round (median), {:.2} s the longest but the first; {} resizes and {} moves in all; {} MiB resident",
-        rounds[rounds.len() / 2].as_secs_f64(),
-        rounds[rounds.len() - 1].as_secs_f64(),
-        all.0,
-        all.1,
-        resident_mib()
+        "{hosts} hosts x {vms} VMs: {median_s:.2} s a round (median), {longest_s:.2} s the longest but the first; {resizes} resizes and {moves} moves in all; {resident_mib} MiB resident"
     );
+    let is_met = longest_s < AIM.as_secs_f64();
+    println!("aim of less than {} s {}", AIM.as_secs(), if is_met { "met" } else { "missed" });
+    if let Some(path) = json {
+        let figures = json!({
+            "hosts": hosts, "vms_per_host": vms, "median_s": median_s, "longest_s": longest_s, "resizes": resizes,
+            "moves": moves, "resident_mib": resident_mib,
+        });
+        let file = File::create(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        serde_json::to_writer_pretty(file, &figures).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
 }

@@ -57,7 +57,7 @@ impl Store {
         for shadow in self.shadows.values() {
             core.restore(Restored::Shadow(Box::new(shadow.clone())));
         }
-        for record in self.commands.values().filter(|record| record.outcome.is_some()) {
+        for record in self.commands.values().filter(|record| record.is_settled()) {
             core.restore(Restored::Tried(Box::new(record.clone())));
         }
         for record in self.unanswered() {
@@ -140,6 +140,6 @@ impl Store {
     }
 
     fn unanswered(&self) -> impl Iterator<Item = &CommandRecord> {
-        self.commands.values().filter(|record| record.outcome.is_none() && !record.unanswered)
+        self.commands.values().filter(|record| !record.is_settled())
     }
 }

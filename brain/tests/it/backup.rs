@@ -69,6 +69,10 @@ async fn a_back_up_of_a_running_brain_is_restored_with_a_term_above_all_that_was
     let (done, said) = brain(&home, "restore", &file);
     assert!(done, "{said}");
     assert_eq!(count(&home.database(), "SELECT COUNT(*) FROM report").await, 2);
+    let beside = std::fs::read_dir(home.database().parent().unwrap()).unwrap().map(|entry| entry.unwrap().path());
+    let kept: Vec<_> = beside.filter(|path| path.to_string_lossy().contains(".before-")).collect();
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    assert_eq!(count(&kept[0], "SELECT term FROM lease").await, 3, "what was there before is whole without its log");
     let (_running, agents) = start(&home);
     let obeyed = Hello { fence_highest: Some(Fence { term: used, generation: 7 }), ..hello("a", 1) };
     let (_agent, answer) = Agent::introduce(agents, &identity, obeyed).await;

@@ -151,7 +151,8 @@ async fn moves_that_were_answered_lately_are_told_to_a_new_core(database: Databa
         auto_converge: false,
         copy_storage: false,
     };
-    let answered = OutcomeResult::NotMoved { error: "link".to_owned(), whereabouts: Whereabouts::Here };
+    let not_moved = |whereabouts| OutcomeResult::NotMoved { error: "link".to_owned(), whereabouts };
+    let (answered, parked) = (not_moved(Whereabouts::Here), not_moved(Whereabouts::Parked));
     let record = |number: u64, action: &Action, hours: u64, result: Option<&OutcomeResult>| {
         let (id, issued) = (CommandId { term: 1, number }, now() - Duration::from_hours(hours));
         let fence = Fence { term: 1, generation: number };
@@ -176,17 +177,19 @@ async fn moves_that_were_answered_lately_are_told_to_a_new_core(database: Databa
         record(3, &moves, 1, None),
         record(4, &measures, 1, Some(&rate)),
         record(5, &moves, 1, Some(&answered)),
+        record(6, &moves, 1, Some(&parked)),
     ];
     let entries = records.iter().map(|record| Entry::Record(Box::new(Record::Command(record.clone()))));
     store.commit(&entries.collect::<Vec<_>>()).await.unwrap();
-    let mut tried = Vec::new();
-    let mut sink = |restored| {
-        if let Restored::Tried(record) = restored {
-            tried.push(record.command.id.number);
-        }
+    let (mut tried, mut under_way) = (Vec::new(), Vec::new());
+    let mut sink = |restored| match restored {
+        Restored::Tried(record) => tried.push(record.command.id.number),
+        Restored::Command(record) => under_way.push(record.command.id.number),
+        _ => {}
     };
     store.restore(now(), &mut sink).await.unwrap();
-    assert_eq!(tried, [2, 5]);
+    assert_eq!(under_way, [6], "what stands still between two hosts is under way");
+    assert_eq!(tried, [2, 3, 5]);
 }
 
 /// The audit line of an operator's take-over.

@@ -19,6 +19,10 @@ const AGAIN_INTERVAL: Duration = Duration::from_secs(1);
 /// A VM that was seen to stand still so often after its migration is told to. libvirt itself needs a moment to let it run on.
 const PARKED_LOOKS: u32 = 3;
 
+/// One that is gone here, while the target has not said for so many looks that it has it, is told to be parked as well: its libvirt may be giving up one
+/// that it was receiving.
+const PARKED_LOOKS_GONE: u32 = 10;
+
 /// How often it is tried to remove what was made on a target for nothing; what is left then is told. Meanwhile the VM is not free for anything else.
 const REMOVALS_MAX: u32 = 8;
 
@@ -291,7 +295,7 @@ impl<S: Sides> Journey<'_, S> {
         let vm = self.order.vm;
         let error = said.as_ref().err().cloned().unwrap_or_else(|| "libvirt says that it has moved".to_owned());
         let not_moved = |whereabouts| OutcomeResult::NotMoved { error: error.clone(), whereabouts };
-        let mut stood_still: u32 = 0;
+        let (mut stood_still, mut seemed_gone): (u32, u32) = (0, 0);
         // A copy that ran there once has changed its disks: the one here must not run on them any more, wherever that one has gone since.
         let mut has_run_there = self.order.ran_there;
         loop {
@@ -329,6 +333,14 @@ impl<S: Sides> Journey<'_, S> {
                             "it stands still: that the target does not run it, and never did, cannot be shown; asking again until it can"
                         );
                         told(News::Parked(not_moved(Whereabouts::Parked)));
+                    }
+                }
+                Ending::Unknown if is_gone(here) => {
+                    seemed_gone = seemed_gone.saturating_add(1);
+                    if seemed_gone == PARKED_LOOKS_GONE {
+                        tracing::error!(%vm, ?there, error, "it is gone here, and the target does not say that it has it; asking again until it does");
+                        let error = format!("it is gone here, and the target does not say that it has it ({error})");
+                        told(News::Parked(OutcomeResult::NotMoved { error, whereabouts: Whereabouts::Parked }));
                     }
                 }
                 Ending::Unknown => {}

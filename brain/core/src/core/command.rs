@@ -159,6 +159,9 @@ impl Core {
         if let OutcomeResult::NotMoved { error, whereabouts: Whereabouts::Parked } = &outcome.result
             && let Some(flight) = vm.flight.as_ref().filter(|flight| flight.record.command.id == id)
         {
+            if vm.is_parked {
+                return;
+            }
             let (record, error) = (flight.record.clone(), error.clone());
             self.parked(now, &record, &outcome, &error);
             return self.persist(Record::Command(CommandRecord {
@@ -304,7 +307,7 @@ impl Core {
 
     /// Takes up a command that an earlier life of the brain left unanswered.
     pub(super) fn resume_flight(&mut self, record: CommandRecord) {
-        if record.outcome.is_some() || record.unanswered {
+        if record.is_settled() {
             return;
         }
         // An order about a shadow is given anew, under another id, and so is what only asks.
@@ -326,10 +329,14 @@ impl Core {
             return;
         }
         let deadline = deadline(&record);
+        vm.is_parked = record.is_parked();
+        let is_waited_for = !vm.is_parked;
         if let Some(earlier) = vm.flight.replace(Flight { record, deadline }) {
             self.deadlines.remove(&(earlier.deadline, vm_id));
         }
-        self.deadlines.insert((deadline, vm_id));
+        if is_waited_for {
+            self.deadlines.insert((deadline, vm_id));
+        }
     }
 
     /// Keeps deadlines where they can be met after the brain's clock was set back.

@@ -40,6 +40,12 @@ impl SqlStore {
         Self::open(&location).await
     }
 
+    /// Closes it: what is written is in its file then, with nothing beside it, where nobody else has that open.
+    pub async fn close(self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+
     /// The highest lease term ever used.
     pub async fn term(&self) -> Result<u64, StoreError> {
         let term: i64 = query_scalar("SELECT term FROM lease").fetch_one(&self.readers).await?;

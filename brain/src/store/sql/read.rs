@@ -93,8 +93,7 @@ pub(super) async fn restore(
     let moves = "SELECT command FROM command WHERE settled = 1 AND issued_ms >= $1 AND command LIKE '%\"migrate\":{%' ORDER BY issued_ms, term, number";
     for row in query(moves).bind(ms(clock::now() - MOVES_LATE)).fetch_all(db).await? {
         let record = json::<CommandRecord>(&row, 0)?;
-        let answered = record.into_iter().filter(|record| record.outcome.is_some());
-        answered.for_each(|record| sink(Restored::Tried(Box::new(record))));
+        record.into_iter().for_each(|record| sink(Restored::Tried(Box::new(record))));
     }
     let mut answered = Vec::new();
     let unsettled = query(

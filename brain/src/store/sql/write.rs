@@ -151,7 +151,6 @@ pub(super) async fn record(db: &mut AnyConnection, record: &Record) -> Result<()
 }
 
 async fn command(db: &mut AnyConnection, record: &CommandRecord) -> Result<(), StoreError> {
-    let settled = record.outcome.is_some() || record.unanswered;
     sqlx::query(
         "INSERT INTO command (term, number, host, vm, issued_ms, settled, command) VALUES ($1, $2, $3, $4, $5, $6, $7) \
          ON CONFLICT (term, number) DO UPDATE SET settled = excluded.settled, command = excluded.command",
@@ -161,7 +160,7 @@ async fn command(db: &mut AnyConnection, record: &CommandRecord) -> Result<(), S
     .bind(record.host.as_str())
     .bind(record.command.vm.to_string())
     .bind(ms(record.issued))
-    .bind(i64::from(settled))
+    .bind(i64::from(record.is_settled()))
     .bind(serde_json::to_string(record)?)
     .execute(db)
     .await?;

@@ -237,6 +237,18 @@ fn it_stands_still_until_the_other_host_says_that_it_does_not_have_it() {
 }
 
 #[test]
+fn one_that_is_gone_here_while_the_other_host_is_silent_is_told_once() {
+    let says = || Some(Err("connection lost".to_owned()));
+    for (silent, told) in [(9, 0), (30, 1)] {
+        let here = [Some(Standing::Absent)].into();
+        let there = std::iter::repeat_n(None, silent).chain([Some(Standing::Active)]).collect();
+        let played = Mutex::new(Played { says: says(), here, there, ..Played::default() });
+        let (result, parked) = go(&played, &order(true, 60_000), false);
+        assert!(matches!(result, OutcomeResult::Moved(_)) && parked == told, "{silent}: {result:?}, {parked}");
+    }
+}
+
+#[test]
 fn a_copy_that_ran_there_once_is_never_followed_by_the_older_one_here() {
     // It runs there, or has run; then it has gone on to a third host. A person looks in the end, and stops the old copy here.
     for seen in [Standing::Active, Standing::Off, Standing::Stopped { by_migration: false }] {

@@ -65,12 +65,15 @@ impl Core {
     pub(in crate::core) fn unpark(&mut self, now: Timestamp, id: VmId, host: &HostId) {
         let Some(vm) = self.fleet.vms.get_mut(&id).filter(|vm| vm.is_parked) else { return };
         vm.is_parked = false;
-        let flight = vm.flight.take();
+        // Its last word may still come.
+        let record = vm.flight.take().map(|flight| CommandRecord { unanswered: true, ..flight.record });
+        vm.given_up = record.clone().or(vm.given_up.take());
         self.end_abort(id);
-        if let Some(flight) = flight {
-            self.set_down(id, flight.record.command.id);
-            let detail = format!("{} it runs on host {host}", flight.record.command.id);
+        if let Some(record) = record {
+            self.set_down(id, record.command.id);
+            let detail = format!("{} it runs on host {host}", record.command.id);
             self.audit(now, host.as_str(), "unparked", format!("vm {id}"), detail);
+            self.persist(Record::Command(record));
         }
     }
 
@@ -146,7 +149,14 @@ impl Core {
 
     /// A restart brings back what came of a move, as far as that says what is tried next.
     pub(in crate::core) fn restore_tried(&mut self, record: &CommandRecord) {
-        let (Action::Migrate(migration), Some(outcome)) = (&record.command.action, &record.outcome) else { return };
+        let Action::Migrate(migration) = &record.command.action else { return };
+        let Some(outcome) = &record.outcome else {
+            // Its answer may still come, and its VM be seen elsewhere.
+            if let Some(vm) = self.fleet.vms.get_mut(&record.command.vm).filter(|_| record.unanswered) {
+                vm.given_up = Some(record.clone());
+            }
+            return;
+        };
         // The host's clock says when, but not what the brain's cannot have said.
         let latest = record.issued + Duration::from_millis(migration.timeout_ms);
         let at = outcome.at.clamp(record.issued, latest);
@@ -154,8 +164,13 @@ impl Core {
             OutcomeResult::NotMoved { .. } => self.turn_away(at, record, false),
             OutcomeResult::Immovable(why) => self.turn_away(at, record, holds_anywhere(why)),
             OutcomeResult::Moved(_) => {
-                if let Some(vm) = self.fleet.vms.get_mut(&record.command.vm) {
-                    vm.travel.backoff.succeed();
+                let (id, to) = (record.command.vm, migration.to.clone());
+                let Some(vm) = self.fleet.vms.get_mut(&id) else { return };
+                vm.travel.backoff.succeed();
+                // Where no later window has told of it yet: by Gnomon it is where it is seen next.
+                if vm.host.as_ref() == Some(&record.host) && outcome.at > vm.window_end {
+                    vm.window_end = outcome.at;
+                    self.fleet.place(id, &to);
                 }
             }
             _ => {}

@@ -5,7 +5,7 @@ use gnomon_common::wire::{Action, Command, Immovable, Moved, OutcomeResult, VmSt
 use super::bench::{Bench, facts, host, policy, report_of, vm};
 use super::{Input, at};
 use crate::MoveRefusal;
-use crate::io::{OperatorRequest, Output, Record, Restored, Scope};
+use crate::io::{CommandRecord, OperatorRequest, Output, Record, Restored, Scope};
 use crate::policy::{MigratePolicy, Mode, Policy};
 
 fn moving() -> Policy {
@@ -143,6 +143,73 @@ fn a_restart_forgets_neither_where_a_vm_could_not_go_nor_for_how_long() {
             let next = windows(&mut bench, second + 10, &FULL, &[]);
             assert_eq!(next.iter().map(|command| command.vm).collect::<Vec<_>>(), [goes], "at {second}");
         }
+    }
+}
+
+/// The command's record as it was persisted last.
+fn persisted(bench: &mut Bench) -> CommandRecord {
+    let records = bench.take().into_iter().filter_map(|output| match output {
+        Output::Persist(Record::Command(record)) => Some(record),
+        _ => None,
+    });
+    records.last().expect("nothing was persisted")
+}
+
+/// A brain that is started again after the first window of VMs on `a`, and told of a move in one way or another.
+fn restarted(told: Restored) -> Bench {
+    let mut core = crate::Core::new(moving(), 2, 2);
+    core.restore(Restored::Host { host: host("a"), facts: facts() });
+    core.restore(Restored::Host { host: host("b"), facts: facts() });
+    core.restore(Restored::Report(Box::new(report_of("a", 10, &FULL, Some(1.0)))));
+    core.restore(told);
+    Bench::of(core)
+}
+
+#[test]
+fn a_vm_that_is_parked_is_so_after_a_restart() {
+    let mut bench = Bench::new(moving());
+    windows(&mut bench, 0, &FULL, &[]);
+    let id = windows(&mut bench, 10, &FULL, &[])[0].id;
+    let parked = || OutcomeResult::NotMoved { error: "link".to_owned(), whereabouts: Whereabouts::Parked };
+    bench.outcome_of(vm(1), 25, id, parked());
+    let record = persisted(&mut bench);
+    assert!(!record.is_settled() && record.outcome.is_some());
+
+    let mut bench = restarted(Restored::Command(record));
+    // What is told again says nothing new.
+    bench.outcome_of(vm(1), 26, id, parked());
+    assert_eq!(bench.notices(), Vec::<&str>::new());
+    for second in [30, 40, 50] {
+        assert_eq!(windows(&mut bench, second, &FULL[1..], &[]), [], "its host lets another one go beside it");
+    }
+    bench.core.handle_timeout(at(5000));
+    assert!(bench.core.vm(vm(1)).is_none_or(|vm| vm.in_flight == Some(id)), "it was given up");
+    // It runs on the target, and what its agent has to say at last is heard.
+    windows(&mut bench, 5010, &FULL[1..], &FULL[..1]);
+    assert!(!bench.notices().contains(&"moved_by_somebody_else"));
+    bench.outcome_of(vm(1), 5015, id, OutcomeResult::Moved(Moved { took_us: 1_000_000, ..Moved::default() }));
+    assert!(!bench.notices().contains(&"outcome_without_command"));
+    assert_eq!(bench.core.vm(vm(1)).unwrap().host, host("b"));
+}
+
+#[test]
+fn a_restart_right_after_a_move_does_not_make_a_stranger_of_gnomon() {
+    let moved = || OutcomeResult::Moved(Moved { took_us: 2_000_000, ..Moved::default() });
+    for is_answered in [true, false] {
+        let mut bench = Bench::new(moving());
+        windows(&mut bench, 0, &FULL, &[]);
+        let id = windows(&mut bench, 10, &FULL, &[])[0].id;
+        if is_answered {
+            bench.outcome_of(vm(1), 25, id, moved());
+        } else {
+            bench.core.handle_timeout(at(5000));
+        }
+        let record = persisted(&mut bench);
+        assert!(record.is_settled() && record.outcome.is_some() == is_answered);
+        let mut bench = restarted(Restored::Tried(Box::new(record)));
+        windows(&mut bench, 30, &FULL[1..], &FULL[..1]);
+        assert_eq!(bench.core.vm(vm(1)).unwrap().host, host("b"));
+        assert!(!bench.notices().contains(&"moved_by_somebody_else"), "answered: {is_answered}");
     }
 }
 

@@ -11,7 +11,7 @@ use crate::archive::{BlockKey, Change, SealedBlock};
 use crate::io::{Input, Lesson, Output, Record, Restored};
 use crate::job::Job;
 use crate::plan::Reason;
-use crate::policy::{AnomalyPolicy, CpuPolicy, Mode, Policy};
+use crate::policy::{AnomalyPolicy, CpuPolicy, MigratePolicy, Mode, Policy};
 
 /// Minutes of a window here.
 const WINDOW_MIN: u64 = 5;
@@ -152,6 +152,21 @@ fn a_daily_surge_is_provided_for_before_it_comes() {
     let recent = fleet.bench.core.explain(vm(1)).unwrap().recent;
     let remarks: Vec<&str> = recent.iter().filter_map(|action| action.remark.as_deref()).collect();
     assert!(remarks.iter().any(|remark| remark.starts_with("it did not come")), "{remarks:?}");
+}
+
+#[test]
+fn a_daily_surge_that_a_host_has_no_room_for_is_seen_before_it_comes() {
+    let migrate = MigratePolicy { lead_ms: 600_000, ..MigratePolicy::default() };
+    let mut fleet = Fleet::new(Core::new(Policy { migrate, ..policy() }, 1, 1));
+    fleet.fits = |_| false;
+    fleet.live(0..8 * DAY_MIN - 60, 1, |_, minute| office(minute));
+    fleet.fits = |_| true;
+    let outlook = |fleet: &Fleet| fleet.bench.core.host(&host("a")).unwrap().outlook.unwrap().demand_cores;
+    let surge = 8 * DAY_MIN + 540;
+    fleet.live(8 * DAY_MIN - 60..surge - 120, 1, |_, minute| office(minute));
+    assert!(outlook(&fleet) < 0.4, "{} two hours before", outlook(&fleet));
+    fleet.live(surge - 120..surge - 5, 1, |_, minute| office(minute));
+    assert!(outlook(&fleet) >= 0.75, "{} five minutes before", outlook(&fleet));
 }
 
 #[test]

@@ -100,8 +100,8 @@ impl Vm {
         let Some(live) = self.cpu.map(|cpu| live_cores(&cpu, &self.allocation)) else { return (limit, limit) };
         let cores_max = f64::from(self.allocation.vcpus);
         let (mut median, mut high) = (live, live);
-        let is_doubted = falls_short(self.skills()[0], skill_min);
-        if let Some(forecaster) = self.ready().filter(|_| !is_doubted) {
+        let [near_skill, far_skill] = self.skills();
+        if let Some(forecaster) = self.ready().filter(|_| !falls_short(near_skill, skill_min)) {
             let resolution_ms = self.history.resolution_ms();
             let since_ms = at.since(self.history.closed_until()).as_millis() as u64;
             let reach = policy.forecast.horizon_steps as u64;
@@ -110,6 +110,16 @@ impl Vm {
                 let step = step as usize;
                 median = median.max(forecaster.quantile(step, 0.5, cores_max));
                 high = high.max(forecaster.quantile(step, 0.95, cores_max));
+            }
+        }
+        // Days and weeks are the far forecast's: the near one has seasons of some hours.
+        if far_skill.is_some()
+            && !falls_short(far_skill, skill_min)
+            && let Some(Ahead { quantiles, .. }) = self.pattern.ahead(at, ahead)
+        {
+            for of in quantiles {
+                median = median.max(of[place_of(0.5)]);
+                high = high.max(of[place_of(0.95)]);
             }
         }
         (median.min(cores_max), high.max(median).min(cores_max))
@@ -149,11 +159,16 @@ impl Vm {
 
     /// The same of the far forecast.
     fn far_demand(&self, at: Timestamp, lead: Duration, policy: &Policy) -> Vec<(Timestamp, f64)> {
-        let place = LEVELS.partition_point(|&level| level < policy.cpu.quantile).min(LEVELS.len() - 1);
+        let place = place_of(policy.cpu.quantile);
         let ahead = self.pattern.ahead(at, lead);
         let Some(Ahead { start, step, quantiles }) = ahead else { return Vec::new() };
         (0..).map(|index| (start + step * index).max(at)).zip(quantiles).map(|(at, of)| (at, of[place])).collect()
     }
+}
+
+/// Which of [`LEVELS`] is the lowest that is no less than a quantile; the highest beyond them.
+fn place_of(quantile: f64) -> usize {
+    LEVELS.partition_point(|&level| level < quantile).min(LEVELS.len() - 1)
 }
 
 /// Whether a forecast has a skill, and not enough of it.
