@@ -19,6 +19,7 @@ mod surveyor;
 pub use metrics::InventoryMetrics;
 
 use super::cgroup::DomainCgroup;
+use super::network::VmDevice;
 use super::process::{Proc, QemuProcess};
 use answering::Daemon;
 use gnomon_common::wire::{VmId, VmState, VmTerms};
@@ -121,7 +122,7 @@ pub struct VmFacts {
     /// What the balloon and the guest tell of its memory.
     pub memory: MemoryFacts,
     /// Host devices of its network interfaces, once its definition was read; interfaces that have none are left out.
-    pub interfaces: Vec<String>,
+    pub interfaces: Vec<VmDevice>,
     /// What its owner and its definition allow, once that was read. No part of a recording: it holds names, and nothing that is measured
     /// depends on it.
     #[serde(skip)]

@@ -1,6 +1,7 @@
 //! What a domain's definition says of its balloon, disks and network interfaces, and of what may be done to it. Pure.
 
 use super::{keepsake, shadow, terms};
+use crate::host::network::VmDevice;
 use gnomon_common::wire::{VmId, VmTerms};
 use roxmltree::{Document, Node};
 use std::ffi::CString;
@@ -40,6 +41,15 @@ pub struct Interface {
     pub kind: String,
     /// Its device on the host, where there is one on which traffic can be limited.
     pub device: Option<CString>,
+}
+
+impl Interface {
+    /// Its end on the host, where it has one. The definition in force names a network's interface by what it is in fact: `direct` where its network is
+    /// one of macvtaps.
+    pub fn on_host(&self) -> Option<VmDevice> {
+        let name = self.device.as_ref()?.to_str().ok()?.to_owned();
+        Some(VmDevice { name, is_macvtap: self.kind == "direct" })
+    }
 }
 
 impl Devices {
@@ -106,6 +116,15 @@ mod tests {
             device: device.map(ToOwned::to_owned),
         };
         assert_eq!(devices.interfaces, [interface("bridge", Some(c"vnet7")), interface("user", None)]);
+    }
+
+    #[test]
+    fn a_macvtap_is_told_from_a_tap_and_neither_from_an_interface_without_a_device() {
+        let direct =
+            LIVE.replace("</devices>", "<interface type='direct'><target dev='macvtap0'/></interface></devices>");
+        let ends: Vec<_> = Devices::parse(&direct).interfaces.iter().filter_map(Interface::on_host).collect();
+        let end = |name: &str, is_macvtap| VmDevice { name: name.to_owned(), is_macvtap };
+        assert_eq!(ends, [end("vnet7", false), end("macvtap0", true)]);
     }
 
     #[test]

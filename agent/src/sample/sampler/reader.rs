@@ -249,7 +249,7 @@ impl Reader {
             disk_names: disks.map(disk_names).unwrap_or_default(),
             exits: self.drain_exits(),
             drops: self.read_drops(&devices),
-            queues: self.read_queues(&devices),
+            queues: self.read_queues(&taps(inventory, &devices)),
             probes_shed: self.sources.cost.shed().map(str::to_owned).collect(),
         }
     }
@@ -266,7 +266,7 @@ impl Reader {
         read.map_err(|error| self.network_failed(&error, "why packets were dropped is")).ok()
     }
 
-    /// How long packets waited there.
+    /// How long packets waited at taps.
     fn read_queues(&mut self, devices: &BTreeMap<String, u32>) -> Option<QueueReading> {
         let read = self.sources.queues.as_mut()?.read(devices.clone());
         read.map_err(|error| self.network_failed(&error, "how long packets waited is")).ok().flatten()
@@ -279,9 +279,19 @@ impl Reader {
 }
 
 /// The devices of VMs that run, with their numbers. Devices are named anew at each window's end.
-fn running_devices(inventory: &Inventory) -> BTreeMap<String, u32> {
+pub(super) fn running_devices(inventory: &Inventory) -> BTreeMap<String, u32> {
     let running = inventory.vms.iter().filter(|facts| facts.state == VmState::Running);
-    network::ifindexes(running.flat_map(|facts| facts.interfaces.iter().take(INTERFACES_MAX)))
+    let devices = running.flat_map(|facts| facts.interfaces.iter().take(INTERFACES_MAX));
+    network::ifindexes(devices.map(|device| &device.name))
+}
+
+/// Those of them that have a queue from which their VM takes. A macvtap's VM takes from its file, which no program sees: what passes the device's
+/// queue is what the VM sends.
+pub(super) fn taps(inventory: &Inventory, devices: &BTreeMap<String, u32>) -> BTreeMap<String, u32> {
+    let macvtaps = inventory.vms.iter().flat_map(|facts| &facts.interfaces).filter(|device| device.is_macvtap);
+    let macvtaps: BTreeSet<&String> = macvtaps.map(|device| &device.name).collect();
+    let taps = devices.iter().filter(|(name, _)| !macvtaps.contains(name));
+    taps.map(|(name, &ifindex)| (name.clone(), ifindex)).collect()
 }
 
 fn disk_names(reading: &BlockReading) -> BTreeMap<DiskId, String> {

@@ -6,7 +6,8 @@
 use super::super::answering::{Answering, Daemon, Showing, Used};
 use super::super::{Inventory, InventoryConfig, InventoryMetrics, VmFacts};
 use super::{Balloon, MemoryFacts, MemoryWatch};
-use crate::host::libvirt::{BalloonDevice, Hypervisor, HypervisorError, Reconnecting};
+use crate::host::libvirt::{BalloonDevice, Hypervisor, HypervisorError, Interface, Reconnecting};
+use crate::host::network::VmDevice;
 use crate::host::process::Proc;
 use gnomon_common::wire::{VmId, VmState, VmTerms};
 use std::collections::BTreeMap;
@@ -36,7 +37,7 @@ pub(in crate::host::inventory) struct MemoryBook(Arc<Mutex<BTreeMap<VmId, Known>
 #[derive(Clone, Debug, Default)]
 struct Known {
     memory: MemoryFacts,
-    interfaces: Vec<String>,
+    interfaces: Vec<VmDevice>,
     terms: Option<VmTerms>,
     keepsake: Option<String>,
     shadow_of: Option<VmId>,
@@ -69,7 +70,7 @@ struct Watched {
     monitor: Option<u32>,
     /// Its balloon by its definition, once that was read.
     device: Option<Option<BalloonDevice>>,
-    interfaces: Vec<String>,
+    interfaces: Vec<VmDevice>,
     terms: Option<VmTerms>,
     keepsake: Option<String>,
     shadow_of: Option<VmId>,
@@ -282,8 +283,7 @@ impl Watched {
         set_period: bool,
     ) -> Result<Option<BalloonDevice>, HypervisorError> {
         let devices = hypervisor.devices(vm)?;
-        let names = devices.interfaces.into_iter().filter_map(|interface| interface.device?.into_string().ok());
-        self.interfaces = names.collect();
+        self.interfaces = devices.interfaces.iter().filter_map(Interface::on_host).collect();
         (self.terms, self.keepsake) = (Some(devices.terms), devices.keepsake);
         self.shadow_of = devices.shadow_of;
         let mut device = devices.balloon;

@@ -28,7 +28,7 @@ fn recorded(names: bool) -> (Vec<HostReport>, Vec<u8>) {
         Some(Tape::create(&path, names).unwrap())
     });
     let other = VmId(uuid::Uuid::from_u128(2));
-    let facts = |bench: &Bench, state| VmFacts { interfaces: vec!["vnet7".to_owned()], ..bench.facts(state) };
+    let facts = |bench: &Bench, state| VmFacts { interfaces: vec![tap("vnet7")], ..bench.facts(state) };
     let mut reports = Vec::new();
     for second in 1..=60_u64 {
         match second {
