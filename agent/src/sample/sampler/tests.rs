@@ -1,6 +1,7 @@
 //! The sampler over a host made of files, driven tick by tick.
 
 mod devices;
+mod refused;
 mod replayed;
 mod script;
 
