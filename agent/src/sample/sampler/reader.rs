@@ -178,10 +178,14 @@ impl Reader {
         }
     }
 
-    /// Read only where there are disks to tell it beside.
+    /// Read only where there are disks to tell it beside, and if the VM's process is still the one the inventory knows.
     fn read_process_io(&self, facts: &VmFacts, taken_ns: u64) -> Option<ProcessIoReading> {
         self.sources.disks.as_ref()?;
-        self.config.proc.io(facts.process.as_ref()?.pid, taken_ns).ok()
+        let process = facts.process.as_ref()?;
+        let io = self.config.proc.io(process.pid, taken_ns).ok()?;
+        // Read after it: if the pid belongs to another process by now, this tells.
+        self.config.proc.stat(process.pid).ok().filter(|stat| stat.start_ticks == process.start_ticks)?;
+        Some(io)
     }
 
     /// What was dropped on the devices of VMs that run.

@@ -21,3 +21,22 @@ fn queues_are_watched_at_the_taps_of_vms_that_run_and_at_no_macvtap() {
     assert_eq!(watched(VmState::Running, true), (lo, none.clone()), "drops are counted there");
     assert_eq!(watched(VmState::Paused, false), (none.clone(), none));
 }
+
+#[test]
+fn what_another_process_under_the_vms_pid_was_charged_with_is_not_the_vms() {
+    let mut bench = Bench::new();
+    bench.publish(vec![bench.facts(VmState::Running)], true);
+    let mut charged = Vec::new();
+    for second in 1..=40_u64 {
+        if second == 25 {
+            // The VM has ended, which the inventory does not know yet.
+            write(bench.dir.path(), "proc/7/stat", "7 (cp) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 100 0 0");
+        }
+        write(bench.dir.path(), "proc/7/io", &format!("read_bytes: 0\nwrite_bytes: {}\n", second << 21));
+        bench.second(0.5, 0.0);
+        let window = bench.reports.try_recv().ok();
+        charged.extend(window.map(|report| only(&report).disk.as_ref().unwrap().process));
+    }
+    let its = charged[1].map(|process| process.write_bytes_per_s);
+    assert_eq!((its, charged[2], charged[3]), (Some(f64::from(1 << 21)), None, None));
+}
