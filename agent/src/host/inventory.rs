@@ -16,12 +16,12 @@ pub mod memory;
 mod metrics;
 mod surveyor;
 
+pub use answering::Daemon;
 pub use metrics::InventoryMetrics;
 
 use super::cgroup::DomainCgroup;
 use super::network::VmDevice;
 use super::process::{Proc, QemuProcess};
-use answering::Daemon;
 use gnomon_common::wire::{VmId, VmState, VmTerms};
 use memory::MemoryFacts;
 use memory::surveyor::{MemoryBook, MemorySurveyor};
@@ -143,6 +143,14 @@ pub struct InventoryHandle {
     wake: mpsc::SyncSender<Wake>,
     watchdog_stop: mpsc::Sender<()>,
     watchdog: Option<JoinHandle<()>>,
+    daemon: Daemon,
+}
+
+impl InventoryHandle {
+    /// libvirt's daemon: who else asks it regularly does so through this, so that it is known what all of it costs.
+    pub fn daemon(&self) -> Daemon {
+        self.daemon.clone()
+    }
 }
 
 impl Drop for InventoryHandle {
@@ -173,7 +181,8 @@ pub fn spawn(
     let memory_surveyor = MemorySurveyor::new(&config, publish.clone(), book.clone(), daemon.clone(), metrics.clone());
     std::thread::Builder::new().name("inventory-memory".into()).spawn(move || memory_surveyor.run(&surveyed))?;
 
-    let surveyor = Surveyor::new(config, publish.clone(), wake.clone(), tell_survey, book, daemon, metrics.clone());
+    let surveyor =
+        Surveyor::new(config, publish.clone(), wake.clone(), tell_survey, book, daemon.clone(), metrics.clone());
     std::thread::Builder::new().name("inventory".into()).spawn(move || surveyor.run(&woken))?;
     let watch = move || {
         while stopped.recv_timeout(WATCHDOG_INTERVAL) == Err(mpsc::RecvTimeoutError::Timeout) {
@@ -187,7 +196,7 @@ pub fn spawn(
         }
     };
     let watchdog = std::thread::Builder::new().name("inventory-watch".into()).spawn(watch)?;
-    Ok((receiver, InventoryHandle { wake, watchdog_stop, watchdog: Some(watchdog) }))
+    Ok((receiver, InventoryHandle { wake, watchdog_stop, watchdog: Some(watchdog), daemon }))
 }
 
 /// Marks the snapshot incomplete if it is older than `silence_max`; says whether that was news.
