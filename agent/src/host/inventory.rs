@@ -123,6 +123,8 @@ pub struct VmFacts {
     pub memory: MemoryFacts,
     /// Host devices of its network interfaces, once its definition was read; interfaces that have none are left out.
     pub interfaces: Vec<VmDevice>,
+    /// Whether it has disks and the host's block layer sees none of them, by its definition, once that was read.
+    pub disks_unseen: bool,
     /// What its owner and its definition allow, once that was read. No part of a recording: it holds names, and nothing that is measured
     /// depends on it.
     #[serde(skip)]

@@ -10,6 +10,10 @@ use std::ffi::CString;
 /// vhost-user have none that the host's kernel forwards for.
 const LIMITED_KINDS: [&str; 4] = ["network", "bridge", "direct", "ethernet"];
 
+/// Kinds of disks that QEMU reaches by itself: over the network, through a device of its own, or through another process. The host's block layer
+/// sees nothing of them.
+const UNSEEN_KINDS: [&str; 4] = ["network", "nvme", "vhostuser", "vhostvdpa"];
+
 /// The devices that limits and statistics are about, as of one look at the definition in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Devices {
@@ -17,6 +21,8 @@ pub struct Devices {
     pub balloon: Option<BalloonDevice>,
     /// The targets (`vda`) of its disks; removable media are left out.
     pub disks: Vec<CString>,
+    /// Whether it has such disks, and all of them are of kinds that the host's block layer does not see.
+    pub disks_unseen: bool,
     /// Its network interfaces.
     pub interfaces: Vec<Interface>,
     /// What its owner and the definition allow.
@@ -62,6 +68,7 @@ impl Devices {
         }
         let Ok(document) = Document::parse(xml) else { return found };
         let devices = children(document.root_element(), "devices").next();
+        let mut seen = false;
         for device in devices.into_iter().flat_map(|devices| devices.children().filter(Node::is_element)) {
             let target =
                 || children(device, "target").next()?.attribute("dev").and_then(|name| CString::new(name).ok());
@@ -73,6 +80,7 @@ impl Devices {
                 }
                 "disk" if matches!(device.attribute("device"), None | Some("disk" | "lun")) => {
                     found.disks.extend(target());
+                    seen |= !device.attribute("type").is_some_and(|kind| UNSEEN_KINDS.contains(&kind));
                 }
                 "interface" => {
                     let kind = device.attribute("type").unwrap_or_default().to_owned();
@@ -82,6 +90,7 @@ impl Devices {
                 _ => {}
             }
         }
+        found.disks_unseen = !found.disks.is_empty() && !seen;
         found
     }
 }
@@ -125,6 +134,18 @@ mod tests {
         let ends: Vec<_> = Devices::parse(&direct).interfaces.iter().filter_map(Interface::on_host).collect();
         let end = |name: &str, is_macvtap| VmDevice { name: name.to_owned(), is_macvtap };
         assert_eq!(ends, [end("vnet7", false), end("macvtap0", true)]);
+    }
+
+    #[test]
+    fn disks_are_unseen_where_all_of_them_are_and_there_are_some() {
+        let unseen = |disks: &[&str]| {
+            let disk = |(at, kind): (usize, &&str)| format!("<disk type='{kind}'><target dev='vd{at}'/></disk>");
+            let disks: String = disks.iter().enumerate().map(disk).collect();
+            let cdrom = "<disk type='file' device='cdrom'><target dev='sda'/></disk>";
+            Devices::parse(&format!("<domain><devices>{disks}{cdrom}</devices></domain>")).disks_unseen
+        };
+        assert!(unseen(&["network"]) && unseen(&["nvme", "network"]));
+        assert!(!unseen(&["network", "file"]) && !unseen(&["block"]) && !unseen(&["volume"]) && !unseen(&[]));
     }
 
     #[test]

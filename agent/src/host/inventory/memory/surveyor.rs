@@ -38,6 +38,7 @@ pub(in crate::host::inventory) struct MemoryBook(Arc<Mutex<BTreeMap<VmId, Known>
 struct Known {
     memory: MemoryFacts,
     interfaces: Vec<VmDevice>,
+    disks_unseen: bool,
     terms: Option<VmTerms>,
     keepsake: Option<String>,
     shadow_of: Option<VmId>,
@@ -51,7 +52,7 @@ impl MemoryBook {
             // A domain that is not active has no memory; what is in the book is of its last life.
             let active = facts.balloon_bytes.is_some();
             let known = book.get(&facts.id).filter(|_| active).cloned().unwrap_or_default();
-            (facts.memory, facts.interfaces) = (known.memory, known.interfaces);
+            (facts.memory, facts.interfaces, facts.disks_unseen) = (known.memory, known.interfaces, known.disks_unseen);
             (facts.terms, facts.keepsake, facts.shadow_of) = (known.terms, known.keepsake, known.shadow_of);
         }
     }
@@ -71,6 +72,7 @@ struct Watched {
     /// Its balloon by its definition, once that was read.
     device: Option<Option<BalloonDevice>>,
     interfaces: Vec<VmDevice>,
+    disks_unseen: bool,
     terms: Option<VmTerms>,
     keepsake: Option<String>,
     shadow_of: Option<VmId>,
@@ -211,6 +213,7 @@ impl MemorySurveyor {
         let known = |watched: &Watched| Known {
             memory: watched.watch.facts,
             interfaces: watched.interfaces.clone(),
+            disks_unseen: watched.disks_unseen,
             terms: watched.terms.clone(),
             keepsake: watched.keepsake.clone(),
             shadow_of: watched.shadow_of,
@@ -284,6 +287,7 @@ impl Watched {
     ) -> Result<Option<BalloonDevice>, HypervisorError> {
         let devices = hypervisor.devices(vm)?;
         self.interfaces = devices.interfaces.iter().filter_map(Interface::on_host).collect();
+        self.disks_unseen = devices.disks_unseen;
         (self.terms, self.keepsake) = (Some(devices.terms), devices.keepsake);
         self.shadow_of = devices.shadow_of;
         let mut device = devices.balloon;

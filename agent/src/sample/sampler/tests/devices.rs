@@ -2,6 +2,7 @@
 
 use super::reader::{running_devices, taps};
 use super::*;
+use gnomon_common::wire::DiskWindow;
 use std::collections::BTreeMap;
 
 #[test]
@@ -39,4 +40,15 @@ fn what_another_process_under_the_vms_pid_was_charged_with_is_not_the_vms() {
     }
     let its = charged[1].map(|process| process.write_bytes_per_s);
     assert_eq!((its, charged[2], charged[3]), (Some(f64::from(1 << 21)), None, None));
+}
+
+#[test]
+fn disks_that_the_host_does_not_see_are_absent_and_not_idle() {
+    let mut bench = Bench::new();
+    bench.publish(vec![bench.facts(VmState::Running)], true);
+    bench.seconds(10, 0.5, 0.0);
+    assert_eq!(only(&bench.reports.try_recv().unwrap()).disk, Some(DiskWindow::default()), "one that is seen is idle");
+    bench.publish(vec![VmFacts { disks_unseen: true, ..bench.facts(VmState::Running) }], true);
+    bench.seconds(10, 0.5, 0.0);
+    assert_eq!(only(&bench.reports.try_recv().unwrap()).disk, None);
 }
