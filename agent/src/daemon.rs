@@ -136,7 +136,7 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
     tracing::info!(host = %config.host.name, epoch = epoch.0, version = env!("CARGO_PKG_VERSION"), dry_run, "gnomon-agent starts");
     let (sources, cpu_source) = sources(&config, &mut registry)?;
 
-    let (mut inventory, _inventory_handle) =
+    let (mut inventory, inventory_handle) =
         inventory(&config, !dry_run, &mut registry).map_err(system("the inventory's threads"))?;
     let (report, reports) = mpsc::channel(REPORTS_WAITING_MAX);
     let duties = duties(&config, epoch);
@@ -146,7 +146,10 @@ pub async fn run(config: Config, dry_run: bool) -> Result<(), DaemonError> {
     let storage = StorageBook::default();
     if config.migration.copies() {
         let (uri, shared_paths) = (config.host.libvirt_uri.clone(), config.migration.shared_paths.clone());
-        storage.start(uri, shared_paths, inventory.clone()).map_err(system("the thread that measures disks"))?;
+        let daemon = inventory_handle.daemon();
+        storage
+            .start(uri, daemon, shared_paths, inventory.clone())
+            .map_err(system("the thread that measures disks"))?;
     }
     let sampler = sampler(&config, &inventory, sources, (&duties, &book, &pacers, &storage), report, &mut registry)?;
     let command_metrics = command::Metrics::register(&mut registry);

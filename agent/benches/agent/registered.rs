@@ -84,6 +84,7 @@ pub(super) fn sample() -> Result<()> {
             balloon_bytes: None,
             memory: MemoryFacts::default(),
             interfaces: Vec::new(),
+            disks_unseen: false,
             terms: None,
             keepsake: None,
             shadow_of: None,

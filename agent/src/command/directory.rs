@@ -105,6 +105,7 @@ mod tests {
             balloon_bytes: None,
             memory: MemoryFacts::default(),
             interfaces: Vec::new(),
+            disks_unseen: false,
             terms: None,
             keepsake: None,
             shadow_of: None,

@@ -16,11 +16,12 @@ pub mod memory;
 mod metrics;
 mod surveyor;
 
+pub use answering::Daemon;
 pub use metrics::InventoryMetrics;
 
 use super::cgroup::DomainCgroup;
+use super::network::VmDevice;
 use super::process::{Proc, QemuProcess};
-use answering::Daemon;
 use gnomon_common::wire::{VmId, VmState, VmTerms};
 use memory::MemoryFacts;
 use memory::surveyor::{MemoryBook, MemorySurveyor};
@@ -121,7 +122,9 @@ pub struct VmFacts {
     /// What the balloon and the guest tell of its memory.
     pub memory: MemoryFacts,
     /// Host devices of its network interfaces, once its definition was read; interfaces that have none are left out.
-    pub interfaces: Vec<String>,
+    pub interfaces: Vec<VmDevice>,
+    /// Whether it has disks and the host's block layer sees none of them, by its definition, once that was read.
+    pub disks_unseen: bool,
     /// What its owner and its definition allow, once that was read. No part of a recording: it holds names, and nothing that is measured
     /// depends on it.
     #[serde(skip)]
@@ -142,6 +145,14 @@ pub struct InventoryHandle {
     wake: mpsc::SyncSender<Wake>,
     watchdog_stop: mpsc::Sender<()>,
     watchdog: Option<JoinHandle<()>>,
+    daemon: Daemon,
+}
+
+impl InventoryHandle {
+    /// libvirt's daemon: who else asks it regularly does so through this, so that it is known what all of it costs.
+    pub fn daemon(&self) -> Daemon {
+        self.daemon.clone()
+    }
 }
 
 impl Drop for InventoryHandle {
@@ -172,7 +183,8 @@ pub fn spawn(
     let memory_surveyor = MemorySurveyor::new(&config, publish.clone(), book.clone(), daemon.clone(), metrics.clone());
     std::thread::Builder::new().name("inventory-memory".into()).spawn(move || memory_surveyor.run(&surveyed))?;
 
-    let surveyor = Surveyor::new(config, publish.clone(), wake.clone(), tell_survey, book, daemon, metrics.clone());
+    let surveyor =
+        Surveyor::new(config, publish.clone(), wake.clone(), tell_survey, book, daemon.clone(), metrics.clone());
     std::thread::Builder::new().name("inventory".into()).spawn(move || surveyor.run(&woken))?;
     let watch = move || {
         while stopped.recv_timeout(WATCHDOG_INTERVAL) == Err(mpsc::RecvTimeoutError::Timeout) {
@@ -186,7 +198,7 @@ pub fn spawn(
         }
     };
     let watchdog = std::thread::Builder::new().name("inventory-watch".into()).spawn(watch)?;
-    Ok((receiver, InventoryHandle { wake, watchdog_stop, watchdog: Some(watchdog) }))
+    Ok((receiver, InventoryHandle { wake, watchdog_stop, watchdog: Some(watchdog), daemon }))
 }
 
 /// Marks the snapshot incomplete if it is older than `silence_max`; says whether that was news.

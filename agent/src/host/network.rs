@@ -1,6 +1,6 @@
 //! Traffic of network devices: all counters of the host's network namespace in one read.
 //!
-//! The devices of VMs (taps) lie in the namespace in which libvirt makes them, which is the agent's own.
+//! The devices of VMs (taps and macvtaps) lie in the namespace in which libvirt makes them, which is the agent's own.
 
 use super::kernel_file::{ReadError, read_value};
 use super::process::Proc;
@@ -18,6 +18,15 @@ pub struct TrafficCounters {
     pub packets: u64,
     /// Packets dropped at the device.
     pub dropped: u64,
+}
+
+/// The host's end of a VM's network interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmDevice {
+    /// Its name.
+    pub name: String,
+    /// Whether it is a macvtap, which counts as its VM does: what it sends its VM sent. Any other is a tap, and what that sends its VM received.
+    pub is_macvtap: bool,
 }
 
 /// The counters of a device, with the host's directions: what a tap receives is what its VM sent.

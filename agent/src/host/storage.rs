@@ -3,7 +3,7 @@
 //! from.
 
 use super::hanging::{HangingCalls, NoAnswer};
-use super::inventory::Inventory;
+use super::inventory::{Daemon, Inventory};
 use super::libvirt::Reconnecting;
 use super::libvirt::needs::{Disk, Layers, Needs, Place};
 use gnomon_common::wire::{LocalStorage, VmId, VmState};
@@ -131,10 +131,11 @@ impl StorageBook {
         self.lock().iter().filter_map(|(&vm, local)| Some((vm, (*local)?))).collect()
     }
 
-    /// Begins to measure, until the inventory ends.
+    /// Begins to measure, until the inventory ends; libvirt at `uri` is asked through `daemon`.
     pub fn start(
         &self,
         uri: String,
+        daemon: Daemon,
         shared_paths: Vec<PathBuf>,
         inventory: watch::Receiver<Arc<Inventory>>,
     ) -> io::Result<()> {
@@ -151,7 +152,7 @@ impl StorageBook {
                 book.lock().retain(|vm, _| running.contains(vm));
                 for vm in running {
                     if is_due || !book.lock().contains_key(&vm) {
-                        let local = measure(&mut link, vm, &shared_paths);
+                        let local = measure(&mut link, &daemon, vm, &shared_paths);
                         book.lock().insert(vm, local);
                     }
                 }
@@ -168,8 +169,8 @@ impl StorageBook {
     }
 }
 
-fn measure(link: &mut Reconnecting, vm: VmId, shared_paths: &[PathBuf]) -> Option<LocalStorage> {
-    let xml = link.get().and_then(|here| here.live_definition(vm));
+fn measure(link: &mut Reconnecting, daemon: &Daemon, vm: VmId, shared_paths: &[PathBuf]) -> Option<LocalStorage> {
+    let xml = daemon.ask(|| link.get().and_then(|here| here.live_definition(vm)));
     let xml = xml.inspect_err(|error| tracing::debug!(%vm, %error, "its disks are not known")).ok()?;
     let found = local(&Needs::parse(&xml)?.disks, |path| is_shared(path, shared_paths));
     found.unwrap_or_else(|error| {
@@ -182,6 +183,7 @@ fn measure(link: &mut Reconnecting, vm: VmId, shared_paths: &[PathBuf]) -> Optio
 mod tests {
     use super::*;
     use crate::host::libvirt::needs::Image;
+    use crate::host::process::Proc;
 
     #[test]
     fn paths_are_shared_by_their_file_system_or_because_the_operator_says_so() {
@@ -245,6 +247,17 @@ mod tests {
         while is_shared(&disk, &[]).is_err() {
             assert!(Instant::now() < patience, "it is not asked again");
         }
+    }
+
+    #[test]
+    fn what_libvirt_is_asked_is_counted_with_its_other_questions() {
+        let daemon = Daemon::of_this_process();
+        if Proc::default().run_ns(std::process::id()).is_err() {
+            return println!("skipped: this kernel keeps no schedstat");
+        }
+        let mut link = Reconnecting::new("test:///default");
+        assert_eq!(measure(&mut link, &daemon, VmId(uuid::Uuid::nil()), &[]), None, "no such VM");
+        assert!(daemon.was_asked());
     }
 
     #[test]

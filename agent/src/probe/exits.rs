@@ -4,12 +4,14 @@ use super::accounting::{map_error, now_ns};
 use super::keys::{Members, remove};
 use super::load::{object_error, program, program_error, take_map};
 use super::{ProbeError, ProgramCost, Tracefs, cost};
+use crate::host::process::Proc;
 use crate::reading::{ExitCounters, ExitReading};
 use aya::maps::{HashMap, MapData};
 use aya::programs::{RawTracePoint, TracePoint};
 use aya::{Ebpf, EbpfLoader};
 use gnomon_common::abi::exits::{EXIT_REASONS, VcpuAccount};
 use gnomon_common::wire::VmId;
+use std::collections::BTreeMap;
 
 /// The tracepoint that tells the reason: its category and name.
 const EXIT: (&str, &str) = ("kvm", "kvm_exit");
@@ -36,6 +38,7 @@ pub struct ExitProbe {
     ebpf: Ebpf,
     members: Members,
     vcpus: HashMap<MapData, u32, PodAccount>,
+    sums: Sums,
 }
 
 impl ExitProbe {
@@ -63,7 +66,12 @@ impl ExitProbe {
         // The end goes first: what begins is then seen to end.
         program::<RawTracePoint>(&mut ebpf, ENTERED)?.attach(ENTRY).map_err(|e| program_error(ENTERED, e))?;
         program::<TracePoint>(&mut ebpf, LEFT)?.attach(EXIT.0, EXIT.1).map_err(|e| program_error(LEFT, e))?;
-        Ok(Self { members: Members::of(&mut ebpf, 0)?, vcpus: take_map(&mut ebpf, "VCPUS")?, ebpf })
+        Ok(Self {
+            members: Members::of(&mut ebpf, 0)?,
+            vcpus: take_map(&mut ebpf, "VCPUS")?,
+            sums: Sums::default(),
+            ebpf,
+        })
     }
 
     /// Counts what the threads of these processes do as `vm`'s. To be called again whenever they may have changed; what was counted stays with the VM.
@@ -84,27 +92,35 @@ impl ExitProbe {
     /// # Errors
     /// If the kernel refuses; the VM is forgotten all the same.
     pub fn untrack(&mut self, vm: VmId) -> Result<(), ProbeError> {
-        self.members.forget(vm).map_or(Ok(()), |(_, emptied)| emptied)
+        let Some((number, emptied)) = self.members.forget(vm) else { return Ok(()) };
+        self.sums.ended.remove(&number);
+        emptied
     }
 
-    /// The counters of all tracked VMs whose vCPUs have left their guests since: two system calls for each vCPU. Times that have not ended are included.
+    /// The counters of all tracked VMs whose vCPUs have left their guests since: three system calls for each vCPU. Times that have not ended are included, but for
+    /// those of threads that have.
     ///
     /// # Errors
     /// If the kernel refuses.
     pub fn drain(&mut self) -> Result<ExitReading, ProbeError> {
         let by_number = self.members.by_number();
-        let (mut reading, mut orphans) = (ExitReading::new(), Vec::new());
+        let (mut present, mut gone) = (Vec::new(), Vec::new());
         for entry in self.vcpus.iter() {
             let (tid, PodAccount(account)) = entry.map_err(map_error("VCPUS"))?;
-            match by_number.get(&account.vm) {
-                Some(&vm) => add(reading.entry(vm).or_default(), &account, now_ns()),
-                None => orphans.push(tid),
+            if by_number.contains_key(&account.vm) && is_thread(account.tgid, tid) {
+                present.push(account);
+            } else {
+                gone.push((tid, account));
             }
         }
-        for tid in orphans {
+        for (tid, account) in gone {
             remove(&mut self.vcpus, "VCPUS", &tid)?;
+            if by_number.contains_key(&account.vm) {
+                self.sums.end(&account);
+            }
         }
-        Ok(reading)
+        let sums = self.sums.read(&present, now_ns());
+        Ok(sums.into_iter().filter_map(|(number, sum)| Some((*by_number.get(&number)?, sum))).collect())
     }
 
     /// What the attached programs have cost since they were loaded. All zero while nobody holds a
@@ -117,8 +133,42 @@ impl ExitProbe {
     }
 }
 
+/// Whether a process has this thread; where that cannot be told, it has.
+fn is_thread(tgid: u32, tid: u32) -> bool {
+    Proc::default().path(format!("{tgid}/task/{tid}")).try_exists().unwrap_or(true)
+}
+
+/// From the accounts of vCPUs to the counters of VMs, by their numbers. Pure.
+#[derive(Debug, Default)]
+struct Sums {
+    /// What vCPUs did whose threads have ended: a VM's counters never decrease.
+    ended: BTreeMap<u32, ExitCounters>,
+    /// When the accounts were read last.
+    read_ns: u64,
+}
+
+impl Sums {
+    /// Takes in an account for the last time: its thread has ended, outside of the guest. When is not known, but not before the last reading, which
+    /// has told it as away until then.
+    fn end(&mut self, account: &VcpuAccount) {
+        add(self.ended.entry(account.vm).or_default(), account, self.read_ns);
+    }
+
+    /// The counters at `now_ns`, with these accounts of threads that live.
+    fn read(&mut self, present: &[VcpuAccount], now_ns: u64) -> BTreeMap<u32, ExitCounters> {
+        self.read_ns = now_ns;
+        let mut sums = self.ended.clone();
+        for account in present {
+            let sum = sums.entry(account.vm).or_default();
+            sum.vcpus += 1;
+            add(sum, account, now_ns);
+        }
+        sums
+    }
+}
+
+/// Adds an account, with the time that it is away until `now_ns`.
 fn add(sum: &mut ExitCounters, account: &VcpuAccount, now_ns: u64) {
-    sum.vcpus += 1;
     for index in 0..EXIT_REASONS {
         sum.exits[index] += account.exits[index];
         sum.away_ns[index] += account.away_ns[index];
@@ -127,5 +177,56 @@ fn add(sum: &mut ExitCounters, account: &VcpuAccount, now_ns: u64) {
         && let Some(away_ns) = sum.away_ns.get_mut(account.reason as usize)
     {
         *away_ns += now_ns.saturating_sub(account.left_ns);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gnomon_common::abi::exits::{EXIT_REASONS_ROOM, ExitReason};
+
+    const HALT: usize = ExitReason::Halt as usize;
+
+    /// A vCPU of VM 1 that halted so often, for so long, and then at `left_ns` once more.
+    fn halted(halts: u64, away_ns: u64, left_ns: u64) -> VcpuAccount {
+        let mut account = VcpuAccount {
+            exits: [0; EXIT_REASONS_ROOM],
+            away_ns: [0; EXIT_REASONS_ROOM],
+            vm: 1,
+            tgid: 7,
+            reason: HALT as u32,
+            reserved: 0,
+            left_ns,
+        };
+        (account.exits[HALT], account.away_ns[HALT]) = (halts, away_ns);
+        account
+    }
+
+    #[test]
+    fn a_vcpu_that_was_unplugged_is_away_no_longer_and_what_it_did_stays() {
+        let mut sums = Sums::default();
+        let (stays, unplugged) = (halted(5, 40, 0), halted(9, 100, 1_000));
+        let told = |sums: &BTreeMap<u32, ExitCounters>| (sums[&1].vcpus, sums[&1].exits[HALT], sums[&1].away_ns[HALT]);
+        assert_eq!(told(&sums.read(&[stays, unplugged], 1_500)), (2, 14, 640));
+        sums.end(&unplugged);
+        for now_ns in [2_000, 9_000] {
+            assert_eq!(told(&sums.read(&[stays], now_ns)), (1, 14, 640), "at {now_ns}");
+        }
+        // One that halted for the last time, and ended, between two readings.
+        sums.end(&halted(1, 10, 9_500));
+        assert_eq!(told(&sums.read(&[stays], 10_000)), (1, 15, 650));
+    }
+
+    #[test]
+    fn a_thread_that_has_ended_is_its_processs_no_longer() {
+        let own = std::process::id();
+        let tid = std::thread::spawn(|| rustix::thread::gettid().as_raw_nonzero().get()).join().unwrap();
+        // A thread that was joined is gone from the list a moment later.
+        let patience = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while is_thread(own, tid.unsigned_abs()) {
+            assert!(std::time::Instant::now() < patience, "thread {tid} stays");
+            std::thread::yield_now();
+        }
+        assert!(is_thread(own, own) && !is_thread(own, 1));
     }
 }

@@ -32,7 +32,8 @@ impl Labels {
             *dir = Arc::from(Path::new(&self.label("group", &dir.to_string_lossy())));
         }
         if let Some((_, devices)) = &mut tick.network {
-            let told: BTreeSet<&String> = tick.inventory.vms.iter().flat_map(|facts| &facts.interfaces).collect();
+            let told: BTreeSet<&String> =
+                tick.inventory.vms.iter().flat_map(|facts| &facts.interfaces).map(|device| &device.name).collect();
             devices.retain(|device, _| told.contains(device));
         }
         if !self.keep_names {
@@ -44,7 +45,7 @@ impl Labels {
         for facts in &mut Arc::make_mut(&mut tick.inventory).vms {
             // By its id, which is told: a VM that is renamed keeps its label.
             facts.name = self.label("vm", &facts.id.to_string());
-            facts.interfaces.iter_mut().for_each(|device| *device = self.label("net", device));
+            facts.interfaces.iter_mut().for_each(|device| device.name = self.label("net", &device.name));
         }
         if let Some((_, devices)) = &mut tick.network {
             *devices = self.relabelled(std::mem::take(devices));

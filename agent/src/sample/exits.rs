@@ -1,5 +1,6 @@
 //! Readings of the exits probe -> why a VM's vCPUs left their guest in a window.
 
+use super::vm::Life;
 use crate::cost::Loadable;
 use crate::probe::{ExitProbe, ProbeError, ProgramCost};
 use crate::reading::{ExitCounters, ExitReading};
@@ -34,30 +35,31 @@ impl Loadable for ExitProbe {
 /// A VM's exits between two windows.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ExitSeries {
-    /// The process they are of, when they were read, and the counters then.
-    before: Option<((u32, u64), u64, ExitCounters)>,
+    /// Of which life they are, when they were read, and the counters then.
+    before: Option<(Life, u64, ExitCounters)>,
 }
 
 impl ExitSeries {
-    /// The window that ends at `taken_ns` of `CLOCK_MONOTONIC`; `None` where the VM has no counters, or had none of this `process` at its begin.
+    /// The window that ends at `taken_ns` of `CLOCK_MONOTONIC`; `None` where the VM does not run or has no counters, or had none of this `life` at its
+    /// begin: a vCPU of a paused VM is away from its guest as well, which says nothing about the guest.
     pub(super) fn close(
         &mut self,
-        process: Option<(u32, u64)>,
+        life: Option<Life>,
         now: Option<ExitCounters>,
         taken_ns: u64,
     ) -> Option<Vec<ExitShare>> {
         let before = self.before.take();
-        let (process, now) = process.zip(now)?;
-        self.before = Some((process, taken_ns, now));
-        let (_, before_ns, before) = before.filter(|(of, ..)| *of == process)?;
+        let (life, now) = life.zip(now)?;
+        self.before = Some((life, taken_ns, now));
+        let (_, before_ns, before) = before.filter(|(of, ..)| *of == life)?;
         let elapsed_s = taken_ns.checked_sub(before_ns).filter(|&elapsed_ns| elapsed_ns > 0)? as f64 / 1e9;
         let share = |reason: ExitReason| {
             let index = reason as usize;
-            // Less than before: the thread of a vCPU that is gone had its number given to another.
+            // Less than before: a thread that was away when it was last read has entered its guest since then, or its number was given to another.
             let exits = now.exits[index].saturating_sub(before.exits[index]);
             let away_ns = now.away_ns[index].saturating_sub(before.away_ns[index]);
             // A time that was read twice may lead out of the window.
-            let away_vcpus = (away_ns as f64 / 1e9 / elapsed_s).min(now.vcpus.into());
+            let away_vcpus = (away_ns as f64 / 1e9 / elapsed_s).min(before.vcpus.max(now.vcpus).into());
             ExitShare { reason, exits_per_s: exits as f64 / elapsed_s, away_vcpus }
         };
         let shares = ExitReason::ALL.into_iter().map(share);
@@ -70,7 +72,7 @@ mod tests {
     use super::*;
 
     const S: u64 = 1_000_000_000;
-    const PROCESS: Option<(u32, u64)> = Some((40, 7));
+    const LIFE: Option<Life> = Some(Life { pid: 40, start_ticks: 7, execution_changes: 0 });
 
     fn counters(halts: u64, halted_ns: u64, exceptions: u64) -> Option<ExitCounters> {
         let mut counters = ExitCounters { vcpus: 2, ..ExitCounters::default() };
@@ -83,10 +85,10 @@ mod tests {
     #[test]
     fn a_window_tells_what_happened_in_it_and_nothing_else() {
         let mut series = ExitSeries::default();
-        assert_eq!(series.close(PROCESS, counters(5, S, 3), S), None, "there is nothing to compare with");
-        let told = series.close(PROCESS, counters(1_005, 4 * S, 3), 11 * S).unwrap();
+        assert_eq!(series.close(LIFE, counters(5, S, 3), S), None, "there is nothing to compare with");
+        let told = series.close(LIFE, counters(1_005, 4 * S, 3), 11 * S).unwrap();
         assert_eq!(told, [ExitShare { reason: ExitReason::Halt, exits_per_s: 100.0, away_vcpus: 0.3 }]);
-        assert_eq!(series.close(PROCESS, counters(1_005, 4 * S, 3), 21 * S), Some(Vec::new()), "a guest that spins");
+        assert_eq!(series.close(LIFE, counters(1_005, 4 * S, 3), 21 * S), Some(Vec::new()), "a guest that spins");
     }
 
     #[test]
@@ -99,20 +101,32 @@ mod tests {
     #[test]
     fn another_life_of_the_vm_or_a_source_that_was_gone_is_not_compared_with() {
         let mut series = ExitSeries::default();
-        series.close(PROCESS, counters(5, S, 0), S);
-        assert_eq!(series.close(Some((41, 9)), counters(500, 2 * S, 0), 11 * S), None);
-        assert_eq!(series.close(Some((41, 9)), None, 21 * S), None);
-        assert_eq!(series.close(Some((41, 9)), counters(900, 3 * S, 0), 31 * S), None);
-        assert!(series.close(Some((41, 9)), counters(900, 3 * S, 0), 41 * S).is_some());
-        assert_eq!(series.close(Some((41, 9)), counters(900, 3 * S, 0), 41 * S), None, "a window without length");
+        let next = Some(Life { pid: 41, start_ticks: 9, execution_changes: 0 });
+        series.close(LIFE, counters(5, S, 0), S);
+        assert_eq!(series.close(next, counters(500, 2 * S, 0), 11 * S), None);
+        assert_eq!(series.close(next, None, 21 * S), None);
+        assert_eq!(series.close(next, counters(900, 3 * S, 0), 31 * S), None);
+        assert!(series.close(next, counters(900, 3 * S, 0), 41 * S).is_some());
+        assert_eq!(series.close(next, counters(900, 3 * S, 0), 41 * S), None, "a window without length");
+    }
+
+    #[test]
+    fn a_window_with_a_pause_in_it_is_not_told() {
+        let mut series = ExitSeries::default();
+        series.close(LIFE, counters(5, S, 0), S);
+        let resumed = LIFE.map(|life| Life { execution_changes: 2, ..life });
+        assert_eq!(series.close(resumed, counters(5, 10 * S, 0), 11 * S), None);
+        assert!(series.close(resumed, counters(5, 20 * S, 0), 21 * S).is_some());
+        assert_eq!(series.close(None, counters(5, 30 * S, 0), 31 * S), None, "it is paused");
+        assert_eq!(series.close(resumed, counters(5, 40 * S, 0), 41 * S), None, "nothing is compared with a pause");
     }
 
     #[test]
     fn counters_that_shrink_or_race_give_nothing_absurd() {
         let mut series = ExitSeries::default();
-        series.close(PROCESS, counters(500, 5 * S, 9), S);
-        assert_eq!(series.close(PROCESS, counters(400, 4 * S, 9), 2 * S), Some(Vec::new()));
-        let told = series.close(PROCESS, counters(401, 40 * S, 9), 3 * S).unwrap();
+        series.close(LIFE, counters(500, 5 * S, 9), S);
+        assert_eq!(series.close(LIFE, counters(400, 4 * S, 9), 2 * S), Some(Vec::new()));
+        let told = series.close(LIFE, counters(401, 40 * S, 9), 3 * S).unwrap();
         assert_eq!(told[0].away_vcpus, 2.0, "no more vCPUs can be away than there are");
     }
 }

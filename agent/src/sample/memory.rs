@@ -173,6 +173,7 @@ mod tests {
             balloon_bytes: Some(128 * MIB),
             memory: MemoryFacts { balloon: Balloon::Movable { bytes: 128 * MIB }, guest, in_use },
             interfaces: Vec::new(),
+            disks_unseen: false,
             terms: None,
             keepsake: None,
             shadow_of: None,

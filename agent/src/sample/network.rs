@@ -1,10 +1,10 @@
 //! Counters of a VM's network devices -> what went through them in a window. Pure.
 //!
-//! Directions turn around here: what a tap receives is what its VM sent. A device that is new, and one whose counters went backwards (it was
+//! Directions turn around here: what a tap receives is what its VM sent; a macvtap's are its VM's own. A device that is new, and one whose counters went backwards (it was
 //! made anew under its old name), begin with the next reading; no interval is made of two lives.
 
 use super::window::Weighted;
-use crate::host::network::{DeviceCounters, TrafficCounters};
+use crate::host::network::{DeviceCounters, TrafficCounters, VmDevice};
 use gnomon_common::wire::{INTERFACES_MAX, InterfaceWindow, Traffic};
 use std::collections::BTreeMap;
 
@@ -29,15 +29,15 @@ struct Flow {
 
 impl NetworkSeries {
     /// Takes in the counters of those `devices` that are there, as of `taken_ns` (`CLOCK_MONOTONIC`).
-    pub(super) fn observe(&mut self, devices: &[String], counters: &BTreeMap<String, DeviceCounters>, taken_ns: u64) {
-        self.0.retain(|device, _| devices.contains(device));
+    pub(super) fn observe(&mut self, devices: &[VmDevice], counters: &BTreeMap<String, DeviceCounters>, taken_ns: u64) {
+        self.0.retain(|name, _| devices.iter().any(|device| device.name == *name));
         for device in devices.iter().take(INTERFACES_MAX) {
-            let Some(now) = counters.get(device) else { continue };
-            if !self.0.contains_key(device) {
-                self.0.insert(device.clone(), Interface::default());
+            let Some(now) = counters.get(&device.name) else { continue };
+            if !self.0.contains_key(&device.name) {
+                self.0.insert(device.name.clone(), Interface::default());
             }
-            if let Some(interface) = self.0.get_mut(device) {
-                interface.observe(*now, taken_ns);
+            if let Some(interface) = self.0.get_mut(&device.name) {
+                interface.observe(*now, taken_ns, device.is_macvtap);
             }
         }
     }
@@ -64,11 +64,12 @@ impl NetworkSeries {
 }
 
 impl Interface {
-    fn observe(&mut self, now: DeviceCounters, taken_ns: u64) {
+    fn observe(&mut self, now: DeviceCounters, taken_ns: u64, is_macvtap: bool) {
         let Some((before_ns, before)) = self.before.replace((taken_ns, now)) else { return };
         let elapsed_s = taken_ns.saturating_sub(before_ns) as f64 / 1e9;
-        let gains = (gain(&before.sent, &now.sent), gain(&before.received, &now.received));
-        if let (Some(to_vm), Some(from_vm)) = gains
+        let gains = (gain(&before.received, &now.received), gain(&before.sent, &now.sent));
+        let (to_vm, from_vm) = if is_macvtap { gains } else { (gains.1, gains.0) };
+        if let (Some(to_vm), Some(from_vm)) = (to_vm, from_vm)
             && elapsed_s > 0.0
         {
             self.received.add(to_vm, elapsed_s);
@@ -116,8 +117,12 @@ mod tests {
         [("vnet0".to_owned(), DeviceCounters { received: traffic(received), sent: traffic(sent) })].into()
     }
 
-    fn vnet0() -> [String; 1] {
-        ["vnet0".to_owned()]
+    fn tap(name: impl Into<String>) -> VmDevice {
+        VmDevice { name: name.into(), is_macvtap: false }
+    }
+
+    fn vnet0() -> [VmDevice; 1] {
+        [tap("vnet0")]
     }
 
     #[test]
@@ -135,6 +140,18 @@ mod tests {
         assert!(close(bytes_per_s.mean, 8_000.0 / 3.0) && close(bytes_per_s.max, 4_000.0), "{window:?}");
         assert!(close(packets_per_s, 80.0 / 3.0) && close(dropped_per_s, 8.0 / 3.0), "{window:?}");
         assert_eq!(series.take_window(), [], "a window without readings tells nothing");
+    }
+
+    #[test]
+    fn what_a_macvtap_receives_the_vm_received() {
+        let mut series = NetworkSeries::default();
+        let macvtap = [VmDevice { is_macvtap: true, ..tap("vnet0") }];
+        series.observe(&macvtap, &counters(5_000, 0), S);
+        series.observe(&macvtap, &counters(6_000, 300), 2 * S);
+        let windows = series.take_window();
+        let [window] = windows.as_slice() else { panic!("{windows:?}") };
+        assert_eq!((window.received.bytes_per_s.mean, window.sent.bytes_per_s.mean), (1_000.0, 300.0));
+        assert_eq!((window.received.dropped_per_s, window.sent.packets_per_s), (1.0, 3.0));
     }
 
     #[test]
@@ -157,8 +174,8 @@ mod tests {
         series.observe(&[], &counters(9, 9), 2 * S);
         series.observe(&vnet0(), &counters(900, 900), 3 * S);
         assert_eq!(series.take_window(), []);
-        let many: Vec<String> = (0..INTERFACES_MAX + 5).map(|number| format!("vnet{number}")).collect();
-        let all = many.iter().map(|device| (device.clone(), DeviceCounters::default())).collect();
+        let many: Vec<_> = (0..INTERFACES_MAX + 5).map(|number| tap(format!("vnet{number}"))).collect();
+        let all = many.iter().map(|device| (device.name.clone(), DeviceCounters::default())).collect();
         (4..6).for_each(|second| series.observe(&many, &all, second * S));
         assert_eq!(series.take_window().len(), INTERFACES_MAX);
     }

@@ -13,7 +13,7 @@ use super::metrics::VmLabel;
 use super::network::NetworkSeries;
 use super::queues::QueueSeries;
 use super::tick::{HostReading, Start, Tick, WindowEnd};
-use super::vm::{Observed, VmSeries};
+use super::vm::{Life, Observed, VmSeries};
 use super::window::Weighted;
 use super::{HostReport, SampleMetrics};
 use crate::host::cgroup::CgroupReading;
@@ -268,8 +268,7 @@ impl HostSeries {
                 disk
             });
             let exits = vm.as_mut().and_then(|vm| {
-                let process = facts.process.as_ref().map(|process| (process.pid, process.start_ticks));
-                let told = vm.exits.close(process, end.exits.get(&facts.id).copied(), now.monotonic_ns);
+                let told = vm.exits.close(Life::of(facts), end.exits.get(&facts.id).copied(), now.monotonic_ns);
                 self.metrics.vm_exits(&vm.label, told.as_deref());
                 told
             });

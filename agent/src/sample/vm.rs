@@ -21,15 +21,15 @@ pub(super) struct VmSeries {
 
 /// Two readings make a sample only within one life: same process, and no pause in between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Life {
-    pid: u32,
-    start_ticks: u64,
-    execution_changes: u64,
+pub(super) struct Life {
+    pub(super) pid: u32,
+    pub(super) start_ticks: u64,
+    pub(super) execution_changes: u64,
 }
 
 impl Life {
     /// The VM's present life; `None` while it does not run, and then it wants nothing.
-    fn of(facts: &VmFacts) -> Option<Self> {
+    pub(super) fn of(facts: &VmFacts) -> Option<Self> {
         let process = facts.process.as_ref()?;
         (facts.state == VmState::Running).then_some(Self {
             pid: process.pid,
@@ -140,6 +140,7 @@ mod tests {
             balloon_bytes: None,
             memory: MemoryFacts::default(),
             interfaces: Vec::new(),
+            disks_unseen: false,
             terms: None,
             keepsake: None,
             shadow_of: None,

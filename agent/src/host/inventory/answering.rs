@@ -98,9 +98,9 @@ impl Showing {
     }
 }
 
-/// libvirt's daemon, which several threads ask at once.
+/// libvirt's daemon, which several threads ask at once: cheap to clone, all clones share one state.
 #[derive(Clone, Debug)]
-pub(super) struct Daemon(Arc<Mutex<State>>);
+pub struct Daemon(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
@@ -136,11 +136,25 @@ impl Daemon {
     }
 
     /// Asks it something. May block.
-    pub(super) fn ask<T>(&self, question: impl FnOnce() -> T) -> T {
+    pub fn ask<T>(&self, question: impl FnOnce() -> T) -> T {
         self.lock().begin();
         let answer = question();
         self.lock().end();
         answer
+    }
+
+    /// One whose process is this very one.
+    #[cfg(test)]
+    pub(in crate::host) fn of_this_process() -> Self {
+        let daemon = Self::new(Proc::default(), InventoryMetrics::default());
+        daemon.is(Some(std::process::id()));
+        daemon
+    }
+
+    /// Whether it was asked anything, and what that cost was read.
+    #[cfg(test)]
+    pub(in crate::host) fn was_asked(&self) -> bool {
+        self.lock().answering.last.is_some()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -211,8 +225,7 @@ mod tests {
             let spun = clock_gettime(ClockId::ThreadCPUTime);
             spun.tv_sec * 1_000 + spun.tv_nsec / 1_000_000
         };
-        let daemon = Daemon::new(proc, InventoryMetrics::default());
-        daemon.is(Some(std::process::id()));
+        let daemon = Daemon::of_this_process();
         daemon.ask(|| ());
         std::thread::sleep(Duration::from_millis(50));
         std::thread::scope(|scope| {

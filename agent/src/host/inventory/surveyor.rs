@@ -180,6 +180,7 @@ impl Surveyor {
                 balloon_bytes: facts.balloon_bytes,
                 memory: MemoryFacts::default(),
                 interfaces: Vec::new(),
+                disks_unseen: false,
                 terms: None,
                 keepsake: None,
                 shadow_of: None,

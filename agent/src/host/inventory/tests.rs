@@ -14,6 +14,7 @@ fn facts(id: u128) -> VmFacts {
         balloon_bytes: None,
         memory: MemoryFacts::default(),
         interfaces: Vec::new(),
+        disks_unseen: false,
         terms: None,
         keepsake: None,
         shadow_of: None,

@@ -1,6 +1,7 @@
 //! What a domain's definition says of its balloon, disks and network interfaces, and of what may be done to it. Pure.
 
 use super::{keepsake, shadow, terms};
+use crate::host::network::VmDevice;
 use gnomon_common::wire::{VmId, VmTerms};
 use roxmltree::{Document, Node};
 use std::ffi::CString;
@@ -9,6 +10,10 @@ use std::ffi::CString;
 /// vhost-user have none that the host's kernel forwards for.
 const LIMITED_KINDS: [&str; 4] = ["network", "bridge", "direct", "ethernet"];
 
+/// Kinds of disks that QEMU reaches by itself: over the network, through a device of its own, or through another process. The host's block layer
+/// sees nothing of them.
+const UNSEEN_KINDS: [&str; 4] = ["network", "nvme", "vhostuser", "vhostvdpa"];
+
 /// The devices that limits and statistics are about, as of one look at the definition in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Devices {
@@ -16,6 +21,8 @@ pub struct Devices {
     pub balloon: Option<BalloonDevice>,
     /// The targets (`vda`) of its disks; removable media are left out.
     pub disks: Vec<CString>,
+    /// Whether it has such disks, and all of them are of kinds that the host's block layer does not see.
+    pub disks_unseen: bool,
     /// Its network interfaces.
     pub interfaces: Vec<Interface>,
     /// What its owner and the definition allow.
@@ -42,6 +49,15 @@ pub struct Interface {
     pub device: Option<CString>,
 }
 
+impl Interface {
+    /// Its end on the host, where it has one. The definition in force names a network's interface by what it is in fact: `direct` where its network is
+    /// one of macvtaps.
+    pub fn on_host(&self) -> Option<VmDevice> {
+        let name = self.device.as_ref()?.to_str().ok()?.to_owned();
+        Some(VmDevice { name, is_macvtap: self.kind == "direct" })
+    }
+}
+
 impl Devices {
     /// Reads a domain's XML. What is not understood is not there; text that is no XML at all has no devices.
     pub fn parse(xml: &str) -> Self {
@@ -52,6 +68,7 @@ impl Devices {
         }
         let Ok(document) = Document::parse(xml) else { return found };
         let devices = children(document.root_element(), "devices").next();
+        let mut seen = false;
         for device in devices.into_iter().flat_map(|devices| devices.children().filter(Node::is_element)) {
             let target =
                 || children(device, "target").next()?.attribute("dev").and_then(|name| CString::new(name).ok());
@@ -63,6 +80,7 @@ impl Devices {
                 }
                 "disk" if matches!(device.attribute("device"), None | Some("disk" | "lun")) => {
                     found.disks.extend(target());
+                    seen |= !device.attribute("type").is_some_and(|kind| UNSEEN_KINDS.contains(&kind));
                 }
                 "interface" => {
                     let kind = device.attribute("type").unwrap_or_default().to_owned();
@@ -72,6 +90,7 @@ impl Devices {
                 _ => {}
             }
         }
+        found.disks_unseen = !found.disks.is_empty() && !seen;
         found
     }
 }
@@ -106,6 +125,27 @@ mod tests {
             device: device.map(ToOwned::to_owned),
         };
         assert_eq!(devices.interfaces, [interface("bridge", Some(c"vnet7")), interface("user", None)]);
+    }
+
+    #[test]
+    fn a_macvtap_is_told_from_a_tap_and_neither_from_an_interface_without_a_device() {
+        let direct =
+            LIVE.replace("</devices>", "<interface type='direct'><target dev='macvtap0'/></interface></devices>");
+        let ends: Vec<_> = Devices::parse(&direct).interfaces.iter().filter_map(Interface::on_host).collect();
+        let end = |name: &str, is_macvtap| VmDevice { name: name.to_owned(), is_macvtap };
+        assert_eq!(ends, [end("vnet7", false), end("macvtap0", true)]);
+    }
+
+    #[test]
+    fn disks_are_unseen_where_all_of_them_are_and_there_are_some() {
+        let unseen = |disks: &[&str]| {
+            let disk = |(at, kind): (usize, &&str)| format!("<disk type='{kind}'><target dev='vd{at}'/></disk>");
+            let disks: String = disks.iter().enumerate().map(disk).collect();
+            let cdrom = "<disk type='file' device='cdrom'><target dev='sda'/></disk>";
+            Devices::parse(&format!("<domain><devices>{disks}{cdrom}</devices></domain>")).disks_unseen
+        };
+        assert!(unseen(&["network"]) && unseen(&["nvme", "network"]));
+        assert!(!unseen(&["network", "file"]) && !unseen(&["block"]) && !unseen(&["volume"]) && !unseen(&[]));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod cost;
 mod exits;
+mod follow;
 mod memory;
 
 use super::super::SampleMetrics;
@@ -18,6 +19,7 @@ use crate::host::network::{self, DeviceCounters};
 use crate::host::process::ProcessIoReading;
 use crate::reading::{BlockReading, DiskId, SchedReading};
 use crate::sample::SourceError;
+use follow::Told;
 use gnomon_common::wire::{INTERFACES_MAX, VmId, VmState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -30,16 +32,8 @@ pub(super) struct Reader {
     sources: Sources,
     metrics: SampleMetrics,
     machine: Machine,
-    /// What the probes were told.
-    tracked: BTreeMap<VmId, Tracked>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Tracked {
-    /// Id and start time.
-    process: (u32, u64),
-    thread_groups: Vec<u32>,
-    block_groups: Vec<u64>,
+    /// What the sources were told of each VM.
+    told: BTreeMap<VmId, Told>,
 }
 
 /// The instant a tick began, from which the instants of its readings are told: with the probe's on one clock, and in a test
@@ -65,7 +59,7 @@ impl Reader {
     ) -> Self {
         inventory.mark_changed();
         let machine = Machine::new(config.proc.clone(), config.cgroup_root.clone());
-        Self { config, inventory, sources, metrics, machine, tracked: BTreeMap::new() }
+        Self { config, inventory, sources, metrics, machine, told: BTreeMap::new() }
     }
 
     pub(super) fn start(&self, now: Now) -> Start {
@@ -90,76 +84,6 @@ impl Reader {
         let used = disks.as_ref().and_then(Option::as_ref);
         let window_end = ends_window.then(|| self.read_window_end(&inventory, used, now.monotonic_ns));
         Tick { now, inventory, inventory_changed, host_cpu, cgroups, network, disks, sched, window_end }
-    }
-
-    /// Tells the probes which processes are VMs now, and lets them forget those that are gone.
-    fn follow(&mut self, inventory: &Inventory) {
-        let gone: Vec<VmId> = self.tracked.keys().copied().filter(|&id| inventory.vm(id).is_none()).collect();
-        for id in gone {
-            self.tracked.remove(&id);
-            self.untrack(id);
-        }
-        for facts in &inventory.vms {
-            self.follow_vm(facts);
-        }
-    }
-
-    fn follow_vm(&mut self, facts: &VmFacts) {
-        let wanted = facts.process.as_ref().map(|process| Tracked {
-            process: (process.pid, process.start_ticks),
-            thread_groups: process.thread_groups(),
-            block_groups: facts.cgroup.as_ref().map(|cgroup| cgroup.block_ids().to_vec()).unwrap_or_default(),
-        });
-        if self.tracked.get(&facts.id) == wanted.as_ref() {
-            return;
-        }
-        let before = self.tracked.remove(&facts.id);
-        let same_process = matches!((&before, &wanted), (Some(now), Some(then)) if now.process == then.process);
-        if before.is_some() && !same_process {
-            self.untrack(facts.id);
-        }
-        let Some(wanted) = wanted else { return };
-        if let Some(disks) = &mut self.sources.disks
-            && let Err(error) = disks.track(facts.id, &wanted.thread_groups, &wanted.block_groups)
-        {
-            self.metrics.disk_failures.inc();
-            tracing::warn!(vm = %facts.id, name = facts.name, %error, "the VM's disks are not measured");
-        }
-        if let Some(reclaim) = &mut self.sources.reclaim
-            && let Err(error) = reclaim.track(facts.id, &wanted.thread_groups, &wanted.block_groups)
-        {
-            self.metrics.reclaim_failures.inc();
-            tracing::warn!(vm = %facts.id, name = facts.name, %error, "how the VM is held up for memory is not measured");
-        }
-        if let Some(exits) = &mut self.sources.exits
-            && let Err(error) = exits.track(facts.id, &wanted.thread_groups, &wanted.block_groups)
-        {
-            self.metrics.exit_failures.inc();
-            tracing::warn!(vm = %facts.id, name = facts.name, %error, "why the VM's vCPUs leave their guest is not measured");
-        }
-        match self.sources.cpu.track(facts.id, &wanted.thread_groups) {
-            // Not tracked is tried again with the next inventory.
-            Err(error) => {
-                self.metrics.track_failures.inc();
-                tracing::warn!(vm = %facts.id, name = facts.name, %error, "VM is not measured");
-            }
-            Ok(()) => drop(self.tracked.insert(facts.id, wanted)),
-        }
-    }
-
-    fn untrack(&mut self, id: VmId) {
-        if let Err(error) = self.sources.cpu.untrack(id) {
-            tracing::warn!(vm = %id, %error, "the probe could not forget a VM");
-        }
-        if let Some(Err(error)) = self.sources.disks.as_mut().map(|disks| disks.untrack(id)) {
-            tracing::warn!(vm = %id, %error, "the block probe could not forget a VM");
-        }
-        if let Some(Err(error)) = self.sources.reclaim.as_mut().map(|reclaim| reclaim.untrack(id)) {
-            tracing::warn!(vm = %id, %error, "the memory probe could not forget a VM");
-        }
-        if let Some(Err(error)) = self.sources.exits.as_mut().map(|exits| exits.untrack(id)) {
-            tracing::warn!(vm = %id, %error, "the exits probe could not forget a VM");
-        }
     }
 
     fn drain(&mut self) -> Option<SchedReading> {
@@ -249,15 +173,19 @@ impl Reader {
             disk_names: disks.map(disk_names).unwrap_or_default(),
             exits: self.drain_exits(),
             drops: self.read_drops(&devices),
-            queues: self.read_queues(&devices),
+            queues: self.read_queues(&taps(inventory, &devices)),
             probes_shed: self.sources.cost.shed().map(str::to_owned).collect(),
         }
     }
 
-    /// Read only where there are disks to tell it beside.
+    /// Read only where there are disks to tell it beside, and if the VM's process is still the one the inventory knows.
     fn read_process_io(&self, facts: &VmFacts, taken_ns: u64) -> Option<ProcessIoReading> {
         self.sources.disks.as_ref()?;
-        self.config.proc.io(facts.process.as_ref()?.pid, taken_ns).ok()
+        let process = facts.process.as_ref()?;
+        let io = self.config.proc.io(process.pid, taken_ns).ok()?;
+        // Read after it: if the pid belongs to another process by now, this tells.
+        self.config.proc.stat(process.pid).ok().filter(|stat| stat.start_ticks == process.start_ticks)?;
+        Some(io)
     }
 
     /// What was dropped on the devices of VMs that run.
@@ -266,7 +194,7 @@ impl Reader {
         read.map_err(|error| self.network_failed(&error, "why packets were dropped is")).ok()
     }
 
-    /// How long packets waited there.
+    /// How long packets waited at taps.
     fn read_queues(&mut self, devices: &BTreeMap<String, u32>) -> Option<QueueReading> {
         let read = self.sources.queues.as_mut()?.read(devices.clone());
         read.map_err(|error| self.network_failed(&error, "how long packets waited is")).ok().flatten()
@@ -279,9 +207,19 @@ impl Reader {
 }
 
 /// The devices of VMs that run, with their numbers. Devices are named anew at each window's end.
-fn running_devices(inventory: &Inventory) -> BTreeMap<String, u32> {
+pub(super) fn running_devices(inventory: &Inventory) -> BTreeMap<String, u32> {
     let running = inventory.vms.iter().filter(|facts| facts.state == VmState::Running);
-    network::ifindexes(running.flat_map(|facts| facts.interfaces.iter().take(INTERFACES_MAX)))
+    let devices = running.flat_map(|facts| facts.interfaces.iter().take(INTERFACES_MAX));
+    network::ifindexes(devices.map(|device| &device.name))
+}
+
+/// Those of them that have a queue from which their VM takes. A macvtap's VM takes from its file, which no program sees: what passes the device's
+/// queue is what the VM sends.
+pub(super) fn taps(inventory: &Inventory, devices: &BTreeMap<String, u32>) -> BTreeMap<String, u32> {
+    let macvtaps = inventory.vms.iter().flat_map(|facts| &facts.interfaces).filter(|device| device.is_macvtap);
+    let macvtaps: BTreeSet<&String> = macvtaps.map(|device| &device.name).collect();
+    let taps = devices.iter().filter(|(name, _)| !macvtaps.contains(name));
+    taps.map(|(name, &ifindex)| (name.clone(), ifindex)).collect()
 }
 
 fn disk_names(reading: &BlockReading) -> BTreeMap<DiskId, String> {

@@ -1,5 +1,7 @@
 //! The sampler over a host made of files, driven tick by tick.
 
+mod devices;
+mod refused;
 mod replayed;
 mod script;
 
@@ -8,6 +10,7 @@ use crate::cost::Budget;
 use crate::host::cgroup::{CgroupMounts, DomainCgroup, Membership};
 use crate::host::inventory::VmFacts;
 use crate::host::inventory::memory::{Balloon, MemoryFacts};
+use crate::host::network::VmDevice;
 use crate::host::process::QemuProcess;
 use crate::reading::{DiskId, ExitCounters, ReclaimCounters, SchedCounters};
 use gnomon_common::abi::block::{Direction, DiskAccount};
@@ -93,6 +96,7 @@ impl Bench {
             balloon_bytes: Some(1 << 29),
             memory: MemoryFacts { balloon: Balloon::Movable { bytes: 1 << 29 }, ..MemoryFacts::default() },
             interfaces: Vec::new(),
+            disks_unseen: false,
             terms: None,
             keepsake: None,
             shadow_of: None,
@@ -142,6 +146,10 @@ impl Bench {
         prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
         text.lines().find_map(|l| l.strip_prefix(line)?.trim().parse().ok())
     }
+}
+
+fn tap(name: &str) -> VmDevice {
+    VmDevice { name: name.to_owned(), is_macvtap: false }
 }
 
 fn write(dir: &Path, path: &str, text: &str) {
@@ -451,7 +459,7 @@ fn the_thread_reports_by_itself_and_stops_when_it_is_dropped() {
 #[test]
 fn traffic_of_a_running_vms_interfaces_is_reported_and_that_of_a_paused_one_is_not() {
     let mut bench = Bench::new();
-    let facts = |bench: &Bench, state| VmFacts { interfaces: vec!["vnet7".to_owned()], ..bench.facts(state) };
+    let facts = |bench: &Bench, state| VmFacts { interfaces: vec![tap("vnet7")], ..bench.facts(state) };
     let count = |bench: &Bench, second: u64| {
         let (received, sent) = (second * 5_000, second * 2_000);
         let table = format!(

@@ -65,10 +65,10 @@ impl HostSeries {
 }
 
 impl Vm {
-    /// Ends the window of its disks.
+    /// Ends the window of its disks; `None` where nothing was measured, or nothing could have been seen.
     pub(super) fn close_disks(&mut self, facts: &VmFacts, end: &WindowEnd) -> Option<DiskWindow> {
         let name = |disk| end.disk_names.get(&disk).cloned().unwrap_or_else(|| disk.to_string());
-        let mut window = self.disk.take_window(name)?;
+        let mut window = self.disk.take_window(name).filter(|_| !facts.disks_unseen)?;
         if let Some(process) = &facts.process {
             window.process = self.process_io.close(end.process_io.get(&facts.id).copied(), process.start_ticks);
         }

@@ -6,7 +6,8 @@
 use super::super::answering::{Answering, Daemon, Showing, Used};
 use super::super::{Inventory, InventoryConfig, InventoryMetrics, VmFacts};
 use super::{Balloon, MemoryFacts, MemoryWatch};
-use crate::host::libvirt::{BalloonDevice, Hypervisor, HypervisorError, Reconnecting};
+use crate::host::libvirt::{BalloonDevice, Hypervisor, HypervisorError, Interface, Reconnecting};
+use crate::host::network::VmDevice;
 use crate::host::process::Proc;
 use gnomon_common::wire::{VmId, VmState, VmTerms};
 use std::collections::BTreeMap;
@@ -36,7 +37,8 @@ pub(in crate::host::inventory) struct MemoryBook(Arc<Mutex<BTreeMap<VmId, Known>
 #[derive(Clone, Debug, Default)]
 struct Known {
     memory: MemoryFacts,
-    interfaces: Vec<String>,
+    interfaces: Vec<VmDevice>,
+    disks_unseen: bool,
     terms: Option<VmTerms>,
     keepsake: Option<String>,
     shadow_of: Option<VmId>,
@@ -50,7 +52,7 @@ impl MemoryBook {
             // A domain that is not active has no memory; what is in the book is of its last life.
             let active = facts.balloon_bytes.is_some();
             let known = book.get(&facts.id).filter(|_| active).cloned().unwrap_or_default();
-            (facts.memory, facts.interfaces) = (known.memory, known.interfaces);
+            (facts.memory, facts.interfaces, facts.disks_unseen) = (known.memory, known.interfaces, known.disks_unseen);
             (facts.terms, facts.keepsake, facts.shadow_of) = (known.terms, known.keepsake, known.shadow_of);
         }
     }
@@ -69,7 +71,8 @@ struct Watched {
     monitor: Option<u32>,
     /// Its balloon by its definition, once that was read.
     device: Option<Option<BalloonDevice>>,
-    interfaces: Vec<String>,
+    interfaces: Vec<VmDevice>,
+    disks_unseen: bool,
     terms: Option<VmTerms>,
     keepsake: Option<String>,
     shadow_of: Option<VmId>,
@@ -210,6 +213,7 @@ impl MemorySurveyor {
         let known = |watched: &Watched| Known {
             memory: watched.watch.facts,
             interfaces: watched.interfaces.clone(),
+            disks_unseen: watched.disks_unseen,
             terms: watched.terms.clone(),
             keepsake: watched.keepsake.clone(),
             shadow_of: watched.shadow_of,
@@ -282,8 +286,8 @@ impl Watched {
         set_period: bool,
     ) -> Result<Option<BalloonDevice>, HypervisorError> {
         let devices = hypervisor.devices(vm)?;
-        let names = devices.interfaces.into_iter().filter_map(|interface| interface.device?.into_string().ok());
-        self.interfaces = names.collect();
+        self.interfaces = devices.interfaces.iter().filter_map(Interface::on_host).collect();
+        self.disks_unseen = devices.disks_unseen;
         (self.terms, self.keepsake) = (Some(devices.terms), devices.keepsake);
         self.shadow_of = devices.shadow_of;
         let mut device = devices.balloon;

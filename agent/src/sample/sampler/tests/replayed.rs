@@ -28,7 +28,7 @@ fn recorded(names: bool) -> (Vec<HostReport>, Vec<u8>) {
         Some(Tape::create(&path, names).unwrap())
     });
     let other = VmId(uuid::Uuid::from_u128(2));
-    let facts = |bench: &Bench, state| VmFacts { interfaces: vec!["vnet7".to_owned()], ..bench.facts(state) };
+    let facts = |bench: &Bench, state| VmFacts { interfaces: vec![tap("vnet7")], ..bench.facts(state) };
     let mut reports = Vec::new();
     for second in 1..=60_u64 {
         match second {
@@ -41,6 +41,7 @@ fn recorded(names: bool) -> (Vec<HostReport>, Vec<u8>) {
             33 => {
                 let mut restarted = facts(&bench, VmState::Running);
                 restarted.process.as_mut().unwrap().start_ticks = 100;
+                write(bench.dir.path(), "proc/7/stat", "7 (qemu) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 100 0 0");
                 bench.publish(vec![restarted], true);
             }
             _ => {}

@@ -24,8 +24,16 @@ pub(super) struct ScriptState {
     pub(super) exits: ExitReading,
     pub(super) calls: Vec<String>,
     pub(super) broken: bool,
+    /// Which of the sources takes no VM.
+    pub(super) refusing: Option<&'static str>,
     pub(super) shed: bool,
     pub(super) turn: u32,
+}
+
+impl ScriptState {
+    fn refuses(&self, source: &'static str) -> Result<(), SourceError> {
+        if self.refusing == Some(source) { Err("the map is full".into()) } else { Ok(()) }
+    }
 }
 
 impl Costed for Script {
@@ -41,7 +49,8 @@ impl SchedSource for Script {
         if state.broken {
             return Err("no slot left".into());
         }
-        state.counters.insert(vm, SchedCounters { threads: 3, ..SchedCounters::default() });
+        state.refuses("cpu")?;
+        state.counters.entry(vm).or_insert_with(|| SchedCounters { threads: 3, ..SchedCounters::default() });
         Ok(())
     }
 
@@ -69,7 +78,9 @@ impl SchedSource for Script {
 
 impl VmSource<BlockReading> for Script {
     fn track(&mut self, vm: VmId, _tgids: &[u32], _cgroups: &[u64]) -> Result<(), SourceError> {
-        self.0.lock().unwrap().disks.entry(vm).or_default();
+        let mut state = self.0.lock().unwrap();
+        state.refuses("disks")?;
+        state.disks.entry(vm).or_default();
         Ok(())
     }
 
@@ -94,7 +105,9 @@ impl VmSource<BlockReading> for Script {
 
 impl VmSource<ExitReading> for Script {
     fn track(&mut self, vm: VmId, _tgids: &[u32], _cgroups: &[u64]) -> Result<(), SourceError> {
-        self.0.lock().unwrap().exits.entry(vm).or_default();
+        let mut state = self.0.lock().unwrap();
+        state.refuses("exits")?;
+        state.exits.entry(vm).or_default();
         Ok(())
     }
 
@@ -111,7 +124,9 @@ impl VmSource<ExitReading> for Script {
 
 impl VmSource<ReclaimReading> for Script {
     fn track(&mut self, vm: VmId, _tgids: &[u32], _cgroups: &[u64]) -> Result<(), SourceError> {
-        self.0.lock().unwrap().reclaim.entry(vm).or_default();
+        let mut state = self.0.lock().unwrap();
+        state.refuses("reclaim")?;
+        state.reclaim.entry(vm).or_default();
         Ok(())
     }
 
