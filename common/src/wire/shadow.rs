@@ -18,6 +18,8 @@ pub const BLUEPRINT_DISKS_MAX: usize = 16;
 pub const BLUEPRINT_INTERFACES_MAX: usize = 8;
 /// Most steps of a profile.
 pub const PROFILE_STEPS_MAX: usize = 256;
+/// Largest burst of network traffic in a profile: one second in a minute. A pacer refuses a profile with a larger one.
+pub const NETWORK_BURST_MAX: f64 = 60.0;
 
 /// Copies are not waited for longer than this while they are read, in milliseconds: a day.
 const READING_MS_MAX: u64 = 86_400_000;
@@ -162,7 +164,7 @@ pub struct ProfileStep {
     pub after_ms: u64,
     /// What is wanted.
     pub load: Load,
-    /// Highest second of network traffic over its mean: 1 is even, 10 is a second in ten that carries it all.
+    /// Highest second of network traffic over its mean, 1..=[`NETWORK_BURST_MAX`] (0 is taken for 1): 1 is even, 10 is a second in ten that carries it all.
     pub network_burst: f64,
 }
 
