@@ -310,7 +310,7 @@ pub struct ShadowPolicy {
     pub every_vm: bool,
     /// Shadows in the whole fleet.
     pub fleet_max: usize,
-    /// Share of what its production may use of CPU that a shadow may, and of the production's demand that it replays.
+    /// Share of the CPU that its production may be given at most that a shadow may use, and of the production's demand that it replays.
     pub cpu_share: f64,
     /// The same of memory and its working set.
     pub memory_share: f64,
