@@ -342,7 +342,7 @@ pub struct ShadowPolicy {
     pub copy_disks: bool,
     /// A VM's disks are read at most so fast while they are copied, all together, in bytes per second; 0 sets no limit.
     pub copy_bytes_per_s_max: u64,
-    /// A copy that is not there after this, in milliseconds, is given up.
+    /// A copy that is not there after this, in milliseconds, is given up; one that cannot be is not begun with.
     pub copy_timeout_ms: u64,
 }
 
