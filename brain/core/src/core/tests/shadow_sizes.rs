@@ -25,3 +25,26 @@ fn a_shadow_has_a_share_of_what_its_production_may_be_given_whatever_its_quota_i
         assert!((cpu_cores(&town) - share).abs() < 1e-9, "{ceiling} {may_plan}: {}", cpu_cores(&town));
     }
 }
+
+#[test]
+fn one_that_does_not_come_up_with_all_the_memory_of_its_production_begins_small_again() {
+    let mut town = Town::new();
+    town.boots_from_bytes = u64::MAX;
+    let has_tried_all = |town: &Town| town.audit.iter().any(|line| line.contains("with all the memory"));
+    for _ in 0..80 {
+        town.window();
+        if has_tried_all(&town) {
+            break;
+        }
+    }
+    assert!(has_tried_all(&town), "{:#?}", town.audit);
+    town.boots_from_bytes = 0;
+    town.windows(20);
+    let shadow = town.shadow();
+    assert_eq!(
+        (shadow.state, shadow.size.unwrap().memory_bytes),
+        (ShadowState::Pacing, 128 << 20),
+        "{:#?}",
+        town.audit
+    );
+}
