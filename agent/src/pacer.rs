@@ -215,6 +215,9 @@ impl Connection {
     }
 }
 
+/// What one end may ask for the other one takes.
+const _: () = assert!(wire::NETWORK_BURST_MAX == protocol::BURST_MAX && wire::PROFILE_STEPS_MAX == protocol::STEPS_MAX);
+
 /// A profile in the pacer's words, as the pacer will read it. A burst of 0 is none.
 fn told(profile: &wire::Profile) -> Result<protocol::Profile, LineError> {
     let step = |step: &wire::ProfileStep| protocol::Step {

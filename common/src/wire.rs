@@ -53,9 +53,9 @@ pub use report::{
 };
 pub use setting::{CPU_WEIGHT_DEFAULT, Means, Setting};
 pub use shadow::{
-    BLUEPRINT_DISKS_MAX, BLUEPRINT_INTERFACES_MAX, Base, Blueprint, Boot, DiskBlueprint, Load, PROFILE_STEPS_MAX,
-    PacerWindow, Profile, ProfileStep, ShadowDone, ShadowFacts, ShadowOrder, ShadowSize, ShadowSpec, ShadowWindow,
-    Unshadowable,
+    BLUEPRINT_DISKS_MAX, BLUEPRINT_INTERFACES_MAX, Base, Blueprint, Boot, DiskBlueprint, Load, NETWORK_BURST_MAX,
+    PROFILE_STEPS_MAX, PacerWindow, Profile, ProfileStep, READING_BYTES_PER_S, ShadowDone, ShadowFacts, ShadowOrder,
+    ShadowSize, ShadowSpec, ShadowWindow, Unshadowable,
 };
 pub use terms::{InvalidTerm, TERM_BYTES_MAX, VmTerms};
 

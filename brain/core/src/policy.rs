@@ -310,7 +310,7 @@ pub struct ShadowPolicy {
     pub every_vm: bool,
     /// Shadows in the whole fleet.
     pub fleet_max: usize,
-    /// Share of what its production may use of CPU that a shadow may, and of the production's demand that it replays.
+    /// Share of the CPU that its production may be given at most that a shadow may use, and of the production's demand that it replays.
     pub cpu_share: f64,
     /// The same of memory and its working set.
     pub memory_share: f64,
@@ -342,7 +342,7 @@ pub struct ShadowPolicy {
     pub copy_disks: bool,
     /// A VM's disks are read at most so fast while they are copied, all together, in bytes per second; 0 sets no limit.
     pub copy_bytes_per_s_max: u64,
-    /// A copy that is not there after this, in milliseconds, is given up.
+    /// A copy that is not there after this, in milliseconds, is given up; one that cannot be is not begun with.
     pub copy_timeout_ms: u64,
 }
 

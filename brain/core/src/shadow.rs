@@ -118,7 +118,7 @@ pub struct Shadow {
     pub size: Option<ShadowSize>,
     /// How much of the production's load it replays, 0..=1; `None` leaves that to policy.
     pub fidelity: Option<f64>,
-    /// The least memory with which it comes up, as far as was tried, in bytes.
+    /// The least memory with which it comes up, as far as was tried, in bytes; 0 where it came up with the first size, or with none.
     pub memory_floor_bytes: u64,
     /// Orders in a row that came to nothing.
     pub failures: u32,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Powers of 1000 and of 1024, in bytes. A bare `K`, `M`, `G` or `T` is refused: half the world means the one, half the other.
+/// Powers of 1000 and of 1024, in bytes.
 const UNITS: [(&str, u64); 9] = [
     ("TiB", 1 << 40),
     ("GiB", 1 << 30),
@@ -15,6 +15,9 @@ const UNITS: [(&str, u64); 9] = [
     ("B", 1),
 ];
 
+/// Of sizes, powers of 1024 as well: QEMU and libvirt read them so. Of rates they are refused: half the world means the one, half the other.
+const BARE_UNITS: [(&str, u64); 4] = [("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10)];
+
 /// What says that there is to be no limit.
 const UNLIMITED: &str = "unlimited";
 
@@ -22,20 +25,22 @@ const UNLIMITED: &str = "unlimited";
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Limit<T>(pub(super) Option<T>);
 
-/// A number of bytes: a plain number, or one with a unit, `1.5GiB`.
+/// A number of bytes: a plain number, or one with a unit, `1.5GiB`, `4G`.
 pub(super) fn bytes(text: &str) -> Result<u64, String> {
-    let unit = UNITS.iter().find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, *factor)));
+    counted(text, UNITS.iter().chain(&BARE_UNITS))
+        .ok_or_else(|| "expected a number of bytes like 2GiB (or 2G, the same), 512MiB, 50MB or 1048576".to_owned())
+}
+
+fn counted<'a>(text: &str, mut units: impl Iterator<Item = &'a (&'a str, u64)>) -> Option<u64> {
+    let unit = units.find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, *factor)));
     let (number, factor) = unit.unwrap_or((text, 1));
-    let value = number.trim().parse::<f64>().ok().map(|value| value * factor as f64);
-    match value {
-        Some(value) if value >= 1.0 && value < u64::MAX as f64 => Ok(value.round() as u64),
-        _ => Err("expected a number of bytes like 2GiB, 512MiB, 50MB or 1048576".to_owned()),
-    }
+    let value = number.trim().parse::<f64>().ok()? * factor as f64;
+    (value >= 1.0 && value < u64::MAX as f64).then(|| value.round() as u64)
 }
 
 /// Bytes per second: `50MB/s`, the `/s` may be left out.
 pub(super) fn bytes_per_s(text: &str) -> Result<Limit<u64>, String> {
-    limit(text, |text| bytes(text.strip_suffix("/s").unwrap_or(text)).ok())
+    limit(text, |text| counted(text.strip_suffix("/s").unwrap_or(text), UNITS.iter()))
         .ok_or_else(|| format!("expected bytes per second like 50MB/s or 10MiB/s, or {UNLIMITED}"))
 }
 
@@ -74,13 +79,17 @@ mod tests {
         assert_eq!(bytes("2GiB"), Ok(2 << 30));
         assert_eq!(bytes("1.5 MiB"), Ok(3 << 19));
         assert_eq!(bytes("512"), Ok(512));
+        assert_eq!(["1K", "1.5M", "4G", "2 T"].map(bytes), [Ok(1 << 10), Ok(3 << 19), Ok(4 << 30), Ok(2 << 40)]);
         assert_eq!(bytes_per_s("50MB/s"), Ok(Limit(Some(50_000_000))));
         assert_eq!(bytes_per_s("10KiB"), Ok(Limit(Some(10_240))));
         assert_eq!(bytes_per_s("unlimited"), Ok(Limit(None)));
         assert_eq!(operations_per_s("500/s"), Ok(Limit(Some(500))));
         assert_eq!(cores("1.5"), Ok(Limit(Some(1.5))));
-        for nonsense in ["", "2G", "2gib", "-1GiB", "0", "NaN", "1e300", "GiB", "1..5MiB", "inf"] {
+        for nonsense in ["", "2g", "2Gb", "2gib", "G", "-1GiB", "0", "NaN", "1e300", "GiB", "1..5MiB", "inf"] {
             assert!(bytes(nonsense).is_err(), "{nonsense:?} was taken");
+        }
+        for ambiguous in ["50M/s", "50M", "1G", "10K/s"] {
+            assert!(bytes_per_s(ambiguous).is_err(), "{ambiguous:?} was taken");
         }
         for nonsense in ["0", "-1", "NaN", "inf", "1,5", "none"] {
             assert!(cores(nonsense).is_err(), "{nonsense:?} was taken");

@@ -46,7 +46,7 @@ struct MeansArguments {
     /// CPU weight under contention, 1 to 10000; 100 is ordinary
     #[arg(long, value_name = "WEIGHT", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     cpu_weight: Option<u32>,
-    /// Memory that the balloon leaves to the guest, like 2GiB
+    /// Memory that the balloon leaves to the guest, like 2GiB or 2G, the same: K, M, G and T are powers of 1024, as for QEMU and libvirt
     #[arg(long, value_name = "BYTES", value_parser = quantity::bytes)]
     memory: Option<u64>,
     /// vCPUs plugged in

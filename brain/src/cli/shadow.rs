@@ -72,8 +72,8 @@ pub struct TryArguments {
     /// CPU that the VM would have, in cores
     #[arg(long, value_parser = cpu_cores)]
     cpu: f64,
-    /// Memory that it would have, like 4GiB
-    #[arg(long, value_parser = quantity::bytes)]
+    /// Memory that it would have, like 4GiB or 4G, the same: K, M, G and T are powers of 1024, as for QEMU and libvirt
+    #[arg(long, value_name = "BYTES", value_parser = quantity::bytes)]
     memory: Option<u64>,
     /// The load: what is forecast for so long from now on
     #[arg(long, value_name = "forecast:TIME", default_value = "forecast:1h", value_parser = ahead)]

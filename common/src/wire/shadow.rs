@@ -18,6 +18,11 @@ pub const BLUEPRINT_DISKS_MAX: usize = 16;
 pub const BLUEPRINT_INTERFACES_MAX: usize = 8;
 /// Most steps of a profile.
 pub const PROFILE_STEPS_MAX: usize = 256;
+/// Largest burst of network traffic in a profile: one second in a minute. A pacer refuses a profile with a larger one.
+pub const NETWORK_BURST_MAX: f64 = 60.0;
+/// Copies of disks are reckoned to be read at this, in bytes per second, while their checksums are made: less than the share of a core that agents
+/// take for that should ever do.
+pub const READING_BYTES_PER_S: u64 = 20_000_000;
 
 /// Copies are not waited for longer than this while they are read, in milliseconds: a day.
 const READING_MS_MAX: u64 = 86_400_000;
@@ -162,7 +167,7 @@ pub struct ProfileStep {
     pub after_ms: u64,
     /// What is wanted.
     pub load: Load,
-    /// Highest second of network traffic over its mean: 1 is even, 10 is a second in ten that carries it all.
+    /// Highest second of network traffic over its mean, 1..=[`NETWORK_BURST_MAX`] (0 is taken for 1): 1 is even, 10 is a second in ten that carries it all.
     pub network_burst: f64,
 }
 
@@ -279,9 +284,10 @@ impl Blueprint {
         })
     }
 
-    /// Longest time that may pass while the copies that it stands on are read once, in milliseconds: at 20 MB/s, and a day at most.
+    /// Longest time that may pass while the copies that it stands on are read once, in milliseconds: at [`READING_BYTES_PER_S`], and a day at most.
     pub fn reading_ms(&self) -> u64 {
-        (self.copies().fold(0, |sum: u64, copy| sum.saturating_add(copy.bytes)) / 20_000).min(READING_MS_MAX)
+        let bytes = self.copies().fold(0, |sum: u64, copy| sum.saturating_add(copy.bytes));
+        (bytes / (READING_BYTES_PER_S / 1000)).min(READING_MS_MAX)
     }
 }
 

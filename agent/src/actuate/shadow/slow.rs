@@ -3,13 +3,13 @@
 use super::check;
 use super::copies::Copies;
 use super::files::Files;
-use super::host::LibvirtHere;
+use super::host::{Here, LibvirtHere};
 use super::image::{self, GiveUp};
-use super::snag::Snag;
+use super::snag::{Snag, in_time};
 use super::there::LibvirtThere;
 use super::{CopiesKept, ShadowNews, ShadowerConfig, Task};
 use crate::config::is_remote;
-use gnomon_common::wire::{Action, Command, OutcomeResult, RefusedCommand, ShadowOrder, VmId};
+use gnomon_common::wire::{Action, Blueprint, Command, OutcomeResult, RefusedCommand, ShadowOrder, VmId};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
@@ -19,7 +19,7 @@ use std::time::Instant;
 pub(super) enum Word {
     /// To whoever asks for news.
     News(ShadowNews),
-    /// The copies of this order's disks are what was made: it can be carried out.
+    /// The copies of this order's disks are what was made: it can be carried out. Its time to live counts from then.
     Checked(Box<Task>, Instant),
 }
 
@@ -36,7 +36,7 @@ pub(super) struct Slow {
 }
 
 impl Slow {
-    /// Begins with an order that takes long; the others are given back.
+    /// Begins with an order that takes long; the others are given back, and those that came too late: no copy is read for them.
     pub(super) fn begin(
         config: &ShadowerConfig,
         task: Task,
@@ -48,7 +48,9 @@ impl Slow {
         let gives_up = Arc::clone(&give_up);
         let (shadow, copied) = match &task.command.action {
             Action::Image(imaging) => (imaging.shadow, Some(task.command.vm)),
-            Action::Shadow(ShadowOrder::Copy(spec)) if spec.blueprint.copies().next().is_some() => {
+            Action::Shadow(ShadowOrder::Copy(spec))
+                if spec.blueprint.copies().next().is_some() && in_time(&task, begun).is_ok() =>
+            {
                 (task.command.vm, None)
             }
             _ => return Ok(Err(task)),
@@ -56,8 +58,8 @@ impl Slow {
         let (config, words, kept) = (config.clone(), words.clone(), kept.clone());
         let run = move || {
             let word = match carry_out(&config, &task, begun, &gives_up, &words) {
-                None => Word::Checked(Box::new(task), begun),
-                Some(result) => Word::News(ShadowNews::Ended(Box::new(task.command), result)),
+                Ok(begun) => Word::Checked(Box::new(task), begun),
+                Err(result) => Word::News(ShadowNews::Ended(Box::new(task.command), result)),
             };
             // Nobody asks any more: the agent ends.
             drop(words.send(word));
@@ -107,34 +109,50 @@ pub(super) fn shadow_of(action: &Action, vm: VmId) -> Option<VmId> {
     }
 }
 
-/// What came of it; `None` where it is to be gone on with.
+/// Checks the copies that a shadow is to stand on, for an order that was begun then. Returns from when on its time to live counts after that: it came in
+/// time, and to read all copies may take hours.
+pub(super) fn check<H: Here>(
+    here: &mut H,
+    files: &Files,
+    (shadow, blueprint): (VmId, &Blueprint),
+    begun: Instant,
+    give_up: &GiveUp,
+) -> Result<Instant, Snag> {
+    let since = Instant::now();
+    check::check(here, files, shadow, blueprint, give_up)?;
+    Ok(begun + since.elapsed())
+}
+
+/// From when on the time to live of what is to be gone on with counts.
+///
+/// # Errors
+/// What came of it, where it has ended.
 fn carry_out(
     config: &ShadowerConfig,
     task: &Task,
     begun: Instant,
     give_up: &GiveUp,
     words: &Sender<Word>,
-) -> Option<OutcomeResult> {
+) -> Result<Instant, OutcomeResult> {
     match &task.command.action {
         Action::Image(imaging) => {
             let Some(copies) = Copies::new(&config.shadow, &config.host) else {
-                return Some(OutcomeResult::Refused(RefusedCommand::CopiesNotAllowed));
+                return Err(OutcomeResult::Refused(RefusedCommand::CopiesNotAllowed));
             };
             if let Some(to) = imaging.send_to.as_ref().filter(|to| !to.is_bounded() || !is_remote(&to.uri)) {
                 let why = format!("{:.64} at {:.64} is no place to which copies can be sent", to.directory, to.uri);
-                return Some(Snag::Never(why).into());
+                return Err(Snag::Never(why).into());
             }
             let order = image::Order { task, imaging, begun, give_up };
             let tell = |done, total| drop(words.send(Word::News(ShadowNews::Copying(done, total))));
             let imaged =
                 image::image(&mut LibvirtHere::new(config), &mut LibvirtThere::default(), &copies, &order, tell);
-            Some(imaged.map_or_else(OutcomeResult::from, |imaged| OutcomeResult::Imaged(Box::new(imaged))))
+            Err(imaged.map_or_else(OutcomeResult::from, |imaged| OutcomeResult::Imaged(Box::new(imaged))))
         }
         Action::Shadow(ShadowOrder::Copy(spec)) => {
             let (mut here, files) = (LibvirtHere::new(config), Files::new(config.shadow.clone()));
-            let checked = check::check(&mut here, &files, task.command.vm, &spec.blueprint, give_up);
-            checked.err().map(OutcomeResult::from)
+            Ok(check(&mut here, &files, (task.command.vm, &spec.blueprint), begun, give_up)?)
         }
-        _ => Some(Snag::Never("it is no order that takes long".to_owned()).into()),
+        _ => Err(Snag::Never("it is no order that takes long".to_owned()).into()),
     }
 }

@@ -1,7 +1,7 @@
 //! What waits for what, on a host whose libvirt does not answer: no order does anything.
 
 use super::*;
-use gnomon_common::wire::Fence;
+use gnomon_common::wire::{Base, DiskBlueprint, DiskCopy, Fence, ShadowSize, ShadowSpec};
 use uuid::Uuid;
 
 fn id(number: u128) -> VmId {
@@ -39,6 +39,23 @@ fn image(number: u64) -> Task {
         1,
         Action::Image(Imaging { shadow: id(9), bandwidth_bytes_per_s: None, timeout_ms: 60_000, send_to: None }),
     )
+}
+
+/// On a copy, which is checked before.
+fn copy(number: u64) -> Task {
+    let copy = DiskCopy { path: "/nonexistent/vda.qcow2".to_owned(), bytes: 1, sha256: String::new() };
+    let disk =
+        DiskBlueprint { device: "vda".into(), bus: "virtio".into(), size_bytes: 1 << 20, base: Base::Copied(copy) };
+    let size = ShadowSize {
+        cpu_cores: 0.1,
+        vcpus: 1,
+        cpu_weight: 10,
+        memory_bytes: 1 << 20,
+        disk_bytes_per_s: None,
+        network_bytes_per_s: None,
+    };
+    let spec = ShadowSpec { of: id(1), blueprint: bare_blueprint(vec![disk]), size };
+    task(number, 9, Action::Shadow(ShadowOrder::Copy(Box::new(spec))))
 }
 
 fn retire(number: u64) -> Task {
@@ -89,6 +106,18 @@ fn a_copy_that_waits_is_not_begun_once_it_is_not_wanted() {
     let mut ended = ends(&mut shadower);
     ended.sort_unstable();
     assert_eq!(ended, [1, 2, 3]);
+}
+
+#[test]
+fn no_copy_is_read_for_an_order_that_came_too_late() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut shadower = shadower(folder.path());
+    shadower.begin(copy(1)).unwrap();
+    assert_eq!(shadower.slow.len(), 1, "it is checked");
+    assert_eq!(ends(&mut shadower), [1]);
+    shadower.begin(Task { time_left: Duration::ZERO, ..copy(2) }).unwrap();
+    assert_eq!(shadower.slow.len(), 0);
+    assert_eq!(ends(&mut shadower), [2]);
 }
 
 #[test]

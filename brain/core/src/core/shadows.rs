@@ -427,7 +427,7 @@ impl Core {
         if let Some(cause) = self.leaves_because(id) {
             return self.move_shadow(now, id, cause, false);
         }
-        if self.is_starved(id) {
+        if self.is_starved(now, id) {
             return self.leave_starved(now, id);
         }
         let Some(kept) = self.shadows.kept.get(&id) else { return };

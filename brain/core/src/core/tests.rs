@@ -14,6 +14,7 @@ mod long_run;
 mod memory;
 mod sent;
 mod set;
+mod shadow_sizes;
 mod shadows;
 mod skill;
 mod storage;

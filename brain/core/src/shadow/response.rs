@@ -88,11 +88,11 @@ impl Response {
         true
     }
 
-    /// What it got at a load, where that is known.
-    pub(crate) fn at(&self, load: &Load, quota_cores: f64) -> Option<&Heard> {
+    /// What it got at a load, where that is known and was told lately.
+    pub(crate) fn at(&self, now: Timestamp, load: &Load, quota_cores: f64) -> Option<&Heard> {
         let heard = &self.levels[Self::level(load.cpu_cores, quota_cores)];
         let is_word = heard.told_ms >= TOLD_MIN.as_millis() as u64 && heard.windows >= WINDOWS_MIN;
-        is_word.then_some(heard)
+        (is_word && now.since(heard.at) < BELIEVED_FOR).then_some(heard)
     }
 }
 
@@ -126,15 +126,15 @@ mod tests {
         let mut response = Response::default();
         let load = |cpu_cores| Load { cpu_cores, ..Load::default() };
         for count in 0..6 {
-            assert_eq!(response.at(&load(0.08), 0.1), None);
+            assert_eq!(response.at(at(count), &load(0.08), 0.1), None);
             assert!(response.learn(at(count), 0.1, &window(0.08, 0.04, 0.0), WINDOW));
         }
-        assert!(response.at(&load(0.08), 0.1).unwrap().is_starved());
-        assert_eq!(response.at(&load(0.02), 0.1), None);
+        assert!(response.at(at(6), &load(0.08), 0.1).unwrap().is_starved());
+        assert_eq!(response.at(at(6), &load(0.02), 0.1), None);
         for count in 6..46 {
             response.learn(at(count), 0.1, &window(0.08, 0.079, 0.0), WINDOW);
         }
-        assert!(!response.at(&load(0.08), 0.1).unwrap().is_starved());
+        assert!(!response.at(at(46), &load(0.08), 0.1).unwrap().is_starved());
     }
 
     #[test]
@@ -143,9 +143,12 @@ mod tests {
         let load = Load { cpu_cores: 0.08, ..Load::default() };
         response.learn(at(0), 0.1, &window(0.08, 0.05, 0.0), WINDOW);
         (1..6).for_each(|count| assert!(response.learn(at(count), 0.1, &window(0.08, 0.08, 0.0), WINDOW)));
-        assert!(!response.at(&load, 0.1).unwrap().is_starved(), "{response:?}");
+        assert!(!response.at(at(6), &load, 0.1).unwrap().is_starved(), "{response:?}");
+        // Ten minutes after the last of them, whether or not anything was told since.
+        assert!(response.at(at(64), &load, 0.1).is_some());
+        assert_eq!(response.at(at(65), &load, 0.1), None);
         response.learn(at(200), 0.1, &window(0.08, 0.05, 0.0), WINDOW);
-        assert_eq!(response.at(&load, 0.1), None, "begun anew");
+        assert_eq!(response.at(at(200), &load, 0.1), None, "begun anew");
     }
 
     #[test]

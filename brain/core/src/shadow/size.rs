@@ -1,4 +1,4 @@
-//! How large a shadow is: a share of its production's size, with floors below which no guest lives.
+//! How large a shadow is: a share of what its production may be given at most, with floors below which no guest lives.
 
 use gnomon_common::wire::{Blueprint, CPU_WEIGHT_DEFAULT, ShadowSize};
 
@@ -7,19 +7,22 @@ use crate::policy::ShadowPolicy;
 /// Memory is given in whole mebibytes.
 const MIB: u64 = 1 << 20;
 
-/// The size of a shadow of a production that may use `quota_cores` (`None`: all its vCPUs), with at least `memory_floor_bytes`.
+/// The size of a shadow of a production that may be given `most_cores` (`None`: all its vCPUs), with at least `memory_floor_bytes`.
 ///
-/// Its weight is the production's for each vCPU, so that it waits for a CPU as the production would: under contention control groups
-/// share by weight, whatever they have of vCPUs.
+/// A shadow keeps its size for as long as it has its place, so its production's quota of the moment, which is planned anew all day, is no measure: one
+/// made by night would be held back by day.
+///
+/// Its weight is, for each vCPU, that of a production of the default weight, so that it waits for a CPU as that would: under contention control groups
+/// share by weight, whatever they have of vCPUs. A production's own weight is not told.
 pub(crate) fn size(
     blueprint: &Blueprint,
-    quota_cores: Option<f64>,
+    most_cores: Option<f64>,
     memory_floor_bytes: u64,
     policy: &ShadowPolicy,
 ) -> ShadowSize {
     let limit = |bytes_per_s: u64| (bytes_per_s > 0).then_some(bytes_per_s);
     let vcpus = blueprint.vcpus.max(1);
-    let production_cores = quota_cores.unwrap_or(f64::from(vcpus)).min(f64::from(vcpus));
+    let production_cores = most_cores.unwrap_or(f64::from(vcpus)).min(f64::from(vcpus));
     let cpu_cores = (production_cores * policy.cpu_share).max(policy.cpu_floor_cores).min(f64::from(vcpus));
     let shadow_vcpus = (cpu_cores.ceil() as u32).clamp(1, vcpus);
     let share_bytes = (blueprint.memory_bytes as f64 * policy.memory_share) as u64;
@@ -55,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shadow_is_a_share_of_what_its_production_may_use() {
+    fn a_shadow_is_a_share_of_what_its_production_may_be_given() {
         let policy = ShadowPolicy::default();
         let all = size(&blueprint(16, 32 << 30), None, 0, &policy);
         assert!((all.cpu_cores - 16.0 * policy.cpu_share).abs() < 1e-9);

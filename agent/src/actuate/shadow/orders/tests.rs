@@ -33,6 +33,8 @@ struct World {
     paced: Vec<(VmId, String)>,
     /// What a backup writes.
     backup: Option<Vec<PathBuf>>,
+    /// How long libvirt takes to say what a VM is.
+    find_takes: Duration,
 }
 
 #[derive(Clone)]
@@ -49,6 +51,7 @@ impl Played {
 impl Here for Played {
     fn find(&mut self, vm: VmId) -> Result<FoundShadow, HypervisorError> {
         self.passes("find")?;
+        std::thread::sleep(self.0.lock().unwrap().find_takes);
         Ok(self.0.lock().unwrap().domains.get(&vm).cloned().unwrap_or(FoundShadow::Absent))
     }
 
@@ -226,17 +229,21 @@ fn copy() -> ShadowOrder {
     ShadowOrder::Copy(spec(0.1, 64 * MIB))
 }
 
+fn task(vm: u128, order: ShadowOrder, time_left: Duration) -> Task {
+    let command = Command {
+        id: CommandId { term: 1, number: 1 },
+        vm: id(vm),
+        action: Action::Shadow(order),
+        fence: Fence::default(),
+        time_to_live_ms: 1_000,
+        reason: "it is new".into(),
+    };
+    Task { command, at: Timestamp::from_unix_ms(0), time_left, waited: Duration::ZERO }
+}
+
 impl Bench {
     fn left(&mut self, vm: u128, order: ShadowOrder, time_left: Duration) -> OutcomeResult {
-        let command = Command {
-            id: CommandId { term: 1, number: 1 },
-            vm: id(vm),
-            action: Action::Shadow(order),
-            fence: Fence::default(),
-            time_to_live_ms: 1_000,
-            reason: "it is new".into(),
-        };
-        let task = Task { command, at: Timestamp::from_unix_ms(0), time_left, waited: Duration::ZERO };
+        let task = task(vm, order, time_left);
         // A while ago: what has no time left is late for sure.
         let begun = Instant::now().checked_sub(Duration::from_millis(20)).unwrap();
         self.orders.carry_out(&task, begun)
@@ -253,6 +260,10 @@ impl Bench {
     fn folders(&self) -> usize {
         std::fs::read_dir(self.folder.path().join("s")).map_or(0, Iterator::count)
     }
+}
+
+fn is_late(result: &OutcomeResult) -> bool {
+    matches!(result, OutcomeResult::Refused(RefusedCommand::Expired { .. }))
 }
 
 fn is_copied(result: &OutcomeResult) -> bool {
@@ -362,16 +373,15 @@ fn a_shadow_runs_only_where_it_reaches_nothing() {
 #[test]
 fn what_comes_too_late_is_not_begun_and_what_was_begun_of_it_is_undone() {
     let mut bench = bench();
-    let late = |result: &OutcomeResult| matches!(result, OutcomeResult::Refused(RefusedCommand::Expired { .. }));
     bench.orders.files.make(id(9), &spec(0.1, MIB).blueprint).unwrap();
-    assert!(late(&bench.left(9, copy(), Duration::ZERO)));
+    assert!(is_late(&bench.left(9, copy(), Duration::ZERO)));
     assert_eq!(bench.folders(), 0);
     assert!(is_copied(&bench.order(9, copy())));
     assert!(is_copied(&bench.left(9, copy(), Duration::ZERO)), "it was done in time");
-    assert!(late(&bench.left(9, ShadowOrder::Start, Duration::ZERO)));
+    assert!(is_late(&bench.left(9, ShadowOrder::Start, Duration::ZERO)));
     assert_eq!(bench.order(9, ShadowOrder::Start), started());
     assert_eq!(bench.left(9, ShadowOrder::Start, Duration::ZERO), started());
-    assert!(late(&bench.left(9, ShadowOrder::Pace(Profile::default()), Duration::ZERO)));
+    assert!(is_late(&bench.left(9, ShadowOrder::Pace(Profile::default()), Duration::ZERO)));
     assert_eq!(bench.left(9, ShadowOrder::Retire, Duration::ZERO), OutcomeResult::Shadow(ShadowDone::Retired));
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, Base, Blueprint, DiskBlueprint, HostId, Imaged, Imaging, Receiving, RefusedCommand, ShadowOrder,
-    Unshadowable, VmId, VmState,
+    Action, Base, Blueprint, DiskBlueprint, HostId, Imaged, Imaging, READING_BYTES_PER_S, Receiving, RefusedCommand,
+    ShadowOrder, Unshadowable, VmId, VmState,
 };
 
 use super::{Kept, WAIT};
@@ -216,19 +216,24 @@ impl Core {
         cool_down.saturating_mul(1 << shadow.copy_failures.saturating_sub(1).min(31)).min(PARKED_MAX.max(cool_down))
     }
 
-    /// Why a shadow's disks cannot be copied, and sent after that, in time, as fast as policy has them read, if they cannot.
+    /// Why a shadow's disks cannot be copied as fast as policy has them read, and the copies read once for their checksums and sent, all in time, if they
+    /// cannot.
     fn takes_too_long(&self, shadow: &Shadow, are_sent: bool) -> Option<String> {
-        let (speed, timeout_ms) = (self.policy.shadow.copy_bytes_per_s_max, self.policy.shadow.copy_timeout_ms);
+        let (speed, timeout_s) = (self.policy.shadow.copy_bytes_per_s_max, self.policy.shadow.copy_timeout_ms / 1000);
         let disks = shadow.blueprint.iter().flat_map(|blueprint| &blueprint.disks);
         let bytes = disks
             .filter(|disk| disk.base == Base::Copyable)
             .fold(0, |sum: u64, disk| sum.saturating_add(disk.size_bytes));
-        let takes_s = bytes.checked_div(speed)?.saturating_mul(if are_sent { 2 } else { 1 });
+        // How long it takes without a limit nobody knows.
+        let once_s = if speed > 0 { bytes.div_ceil(speed) } else { 0 };
+        let copying_s = once_s.saturating_mul(if are_sent { 2 } else { 1 });
+        let reading_s = bytes.div_ceil(READING_BYTES_PER_S);
+        let takes_s = copying_s.saturating_add(reading_s);
         let what = if are_sent { "copy its disks and send them" } else { "copy its disks" };
-        (takes_s > timeout_ms / 1000).then(|| {
+        (takes_s > timeout_s).then(|| {
             format!(
-                "to {what}, {bytes} bytes, takes {takes_s} s at policy.shadow.copy_bytes_per_s_max, and policy.shadow.copy_timeout_ms gives {} s",
-                timeout_ms / 1000
+                "to {what}, {bytes} bytes, takes {takes_s} s ({copying_s} s at policy.shadow.copy_bytes_per_s_max, and up to {reading_s} s to read the copies \
+                for their checksums), and policy.shadow.copy_timeout_ms gives {timeout_s} s"
             )
         })
     }

@@ -158,7 +158,8 @@ impl Core {
         }
     }
 
-    /// One that did not come up gets twice as much memory, up to what its production has: where a guest boots is found by trying.
+    /// One that did not come up gets twice as much memory, up to what its production has: where a guest boots is found by trying. Where all of that did not
+    /// help it was not for want of memory, and what was tried is forgotten.
     pub(super) fn boot_failed(&mut self, now: Timestamp, id: VmId) {
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
         let shadow = &mut kept.shadow;
@@ -168,6 +169,7 @@ impl Core {
             shadow.memory_floor_bytes = had.saturating_mul(2).min(most);
             (format!("it did not run with {had} bytes of memory: next with {}", shadow.memory_floor_bytes), false)
         } else {
+            shadow.memory_floor_bytes = 0;
             (format!("it did not run with all the memory that its production has, {had} bytes"), true)
         };
         shadow.parks = parks;

@@ -2,10 +2,10 @@
 //! is to spare and VMs wait least.
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{HostId, ShadowSize, VmId};
+use gnomon_common::wire::{HostId, Means, ShadowSize, VmId};
 
 use super::Core;
-use crate::fleet::Host;
+use crate::fleet::{Host, Vm};
 use crate::plan::balance::{Claim, Room};
 use crate::plan::guard::Guard;
 use crate::shadow::Shadow;
@@ -36,10 +36,21 @@ impl Core {
         shadow: &Shadow,
         only: Option<&HostId>,
     ) -> Option<Result<(HostId, ShadowSize), String>> {
-        let quota_cores = self.fleet.vms.get(&shadow.of).and_then(|vm| vm.allocation.quota_cores);
+        let most_cores = self.fleet.vms.get(&shadow.of).and_then(|vm| self.most_cores(vm));
         let blueprint = shadow.blueprint.as_ref()?;
-        let size = size(blueprint, quota_cores, shadow.memory_floor_bytes, &self.policy.shadow);
+        let size = size(blueprint, most_cores, shadow.memory_floor_bytes, &self.policy.shadow);
         Some(self.find_shadow_place(now, shadow, &size, only).map(|host| (host, size)))
+    }
+
+    /// CPU that a production may be given at most, whatever its vCPUs, in cores: what its host allows where its quota is planned, else the quota that it
+    /// has. `None` where nothing limits it.
+    fn most_cores(&self, production: &Vm) -> Option<f64> {
+        let host = production.host.as_ref().and_then(|host| self.fleet.hosts.get(host));
+        let is_planned = |host: &&Host| host.facts.means.contains(&Means::CpuQuota) && !production.terms.hands_off();
+        match host.filter(is_planned) {
+            Some(host) => Some(host.facts.cpu_bounds.ceiling_cores),
+            None => production.allocation.quota_cores,
+        }
     }
 
     /// The best host for a shadow of a size, where only one counts if that is so.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Load, PROFILE_STEPS_MAX, Profile, ProfileStep, VmId};
+use gnomon_common::wire::{Load, NETWORK_BURST_MAX, PROFILE_STEPS_MAX, Profile, ProfileStep, VmId};
 
 use super::Core;
 use crate::fleet::Vm;
@@ -61,5 +61,24 @@ fn load_now(vm: &Vm) -> (Load, f64) {
         disk_write_bytes_per_s: disk.map_or(0, |disk| bytes(disk.write.bytes_per_s.mean)),
         network_bytes_per_s: bytes(mean),
     };
-    (load, if mean > 0.0 { (max / mean).max(1.0) } else { 1.0 })
+    (load, burst(mean, max))
+}
+
+/// How traffic bursts: its highest second over its mean, as far as a pacer follows that.
+fn burst(mean: f64, max: f64) -> f64 {
+    if mean > 0.0 { (max / mean).clamp(1.0, NETWORK_BURST_MAX) } else { 1.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn traffic_that_comes_more_seldom_than_a_pacer_can_play_is_played_as_seldom_as_it_can() {
+        for (mean, max, played) in
+            [(2.0, 20.0, 10.0), (1.0, 300.0, 60.0), (1e-300, 1e300, 60.0), (2.0, 1.0, 1.0), (0.0, 9.0, 1.0)]
+        {
+            assert_eq!(burst(mean, max), played, "{mean} {max}");
+        }
+    }
 }

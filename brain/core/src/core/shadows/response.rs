@@ -34,19 +34,19 @@ impl Core {
             let shadow = Box::new(kept.shadow.clone());
             self.persist(Record::Shadow(shadow));
         }
-        if self.is_starved(id) {
+        if self.is_starved(now, id) {
             self.shadows.wake(id, now);
         }
     }
 
     /// Whether a shadow that lives ahead of its production does not get the load that is coming, for no fault of its size.
-    pub(super) fn is_starved(&self, id: VmId) -> bool {
+    pub(super) fn is_starved(&self, now: Timestamp, id: VmId) -> bool {
         let Some(kept) = self.shadows.kept.get(&id).filter(|kept| kept.shadow.state == ShadowState::Pacing) else {
             return false;
         };
         let is_trying = kept.shadow.trial.as_ref().is_some_and(Trial::is_open);
         let (Some(load), Some(size), false) = (&kept.ordered, kept.shadow.size, is_trying) else { return false };
-        kept.shadow.response.at(load, size.cpu_cores).is_some_and(Heard::is_starved)
+        kept.shadow.response.at(now, load, size.cpu_cores).is_some_and(Heard::is_starved)
     }
 
     /// A shadow leaves a host that does not give it what is coming; the second time within its cool-down it is parked.

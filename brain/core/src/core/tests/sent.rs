@@ -231,14 +231,14 @@ fn disks_are_read_less_and_less_often_for_a_shadow_that_does_not_run_on_copies_t
 }
 
 #[test]
-fn to_copy_disks_and_send_them_takes_twice_as_long() {
+fn to_copy_disks_and_send_them_takes_twice_as_long_and_they_are_read_once() {
     let mut town = sending();
-    (town.policy.shadow.copy_bytes_per_s_max, town.policy.shadow.copy_timeout_ms) = (1 << 20, 2_047_000);
+    (town.policy.shadow.copy_bytes_per_s_max, town.policy.shadow.copy_timeout_ms) = (1 << 20, 2_101_000);
     town.restart_brain();
     town.windows(3);
     let shadow = town.shadow();
-    assert!(shadow.state == ShadowState::Parked && shadow.detail.contains("send them, 1073741824 bytes, takes 2048 s"));
-    town.policy.shadow.copy_timeout_ms = 2_048_000;
+    assert!(shadow.state == ShadowState::Parked && shadow.detail.contains("send them, 1073741824 bytes, takes 2102 s"));
+    town.policy.shadow.copy_timeout_ms = 2_102_000;
     town.restart_brain();
     town.windows(12);
     assert_eq!(town.state(), Some(ShadowState::Pacing), "{:#?}", town.audit);

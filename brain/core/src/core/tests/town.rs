@@ -74,6 +74,8 @@ pub(super) struct Town {
     pub(super) up: BTreeMap<HostId, bool>,
     pub(super) facts: BTreeMap<HostId, HostFacts>,
     pub(super) productions: BTreeMap<u128, HostId>,
+    /// The quota that all of them have, in cores.
+    pub(super) quota_cores: f64,
     /// What each wants, in cores.
     pub(super) demand: BTreeMap<u128, f64>,
     /// What each waits for a CPU besides, though its quota lets it run, in cores.
@@ -161,6 +163,7 @@ impl Town {
             up: HOSTS.iter().map(|name| (host(name), true)).collect(),
             facts: HOSTS.iter().map(facts_of).collect(),
             productions: BTreeMap::from([(1, host("a"))]),
+            quota_cores: 1.0,
             demand: BTreeMap::new(),
             waits: BTreeMap::new(),
             serves: BTreeMap::new(),

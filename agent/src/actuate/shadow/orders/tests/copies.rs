@@ -3,6 +3,7 @@
 use super::*;
 use crate::actuate::shadow::check::check;
 use crate::actuate::shadow::send::Sending;
+use crate::actuate::shadow::slow;
 use gnomon_common::wire::{DiskCopy, Receiving};
 use std::sync::OnceLock;
 
@@ -32,6 +33,20 @@ fn copies_are_not_checked_again_for_a_shadow_that_is_made() {
     assert!(matches!(check(&bench), Err(Snag::Unshadowable(Unshadowable::NoBase(_)))));
     bench.order(9, copy());
     check(&bench).unwrap();
+}
+
+#[test]
+fn an_order_that_was_begun_in_time_is_carried_out_however_long_its_check_took() {
+    let mut bench = bench();
+    let (task, begun) = (task(9, copy(), Duration::from_millis(200)), Instant::now());
+    bench.world().find_takes = Duration::from_millis(300);
+    let mut here = Played(Arc::clone(&bench.world));
+    let blueprint = spec(0.1, 64 * MIB).blueprint;
+    let checked = slow::check(&mut here, &bench.orders.files, (id(9), &blueprint), begun, &OnceLock::new()).unwrap();
+    bench.world().find_takes = Duration::ZERO;
+    assert!(is_late(&bench.orders.carry_out(&task, begun)), "it would be too late by now");
+    let copied = bench.orders.carry_out(&task, checked);
+    assert!(is_copied(&copied), "{copied:?}");
 }
 
 #[test]

@@ -19,7 +19,7 @@ impl Town {
             })
             .collect();
         let second = self.second.saturating_sub(WINDOW_S);
-        let mut report = report_of(name.as_str(), second, &demands, Some(1.0));
+        let mut report = report_of(name.as_str(), second, &demands, Some(self.quota_cores));
         for window in &mut report.vms {
             (window.terms.copy_disks, window.terms.shadow) = (self.copy_disks, self.shadow_word);
             let waits =
