@@ -98,7 +98,8 @@ async fn what_cannot_be_set_is_said_with_its_reason() {
         (&["set", "nobody", "--cpu", "1"], 1, "no VM"),
         (&["set", "vm-of-a"], 2, "--cpu"),
         (&["set", "vm-of-a", "--cpu", "1", "--memory", "2GiB"], 2, "one means at a time"),
-        (&["set", "vm-of-a", "--memory", "2G"], 2, "2GiB"),
+        (&["set", "vm-of-a", "--memory", "2gb"], 2, "2GiB"),
+        (&["set", "vm-of-a", "--memory", "2G"], 1, "not configured to change the memory"),
     ] {
         let output = gnomon(&home, &url, arguments, None).await;
         let message = String::from_utf8(output.stderr).unwrap();
