@@ -104,8 +104,17 @@ impl Core {
         let beyond = PATIENCE + length * REPORTS_AHEAD;
         let room = Room::of(&entry.facts, &self.policy.migrate);
         let load = self.load_of(entry, None, end, self.skill_min(), beyond);
-        // Where nobody has room for one of them there is no need to know.
-        if !room.holds(&load) && self.find_move(now, host, [&load, &load], &room, self.search(false)).is_some() {
+        if room.holds(&load) {
+            return;
+        }
+        // Where nobody has room for one of them there is no need to know; and what is known already is not worth looking for a place.
+        let (share, search) = (room.share(&load), self.search(false));
+        let candidates = self.candidates(now, host, &load, &room, false, beyond);
+        let has_place = candidates.iter().take(CANDIDATES_MAX).any(|candidate| {
+            self.is_unweighed(now, host, candidate.vm)
+                && self.find_target(now, host, candidate, share, search).is_some()
+        });
+        if has_place {
             self.weigh(now, host, &load, &room, false, beyond);
         }
     }

@@ -194,19 +194,39 @@ fn lives(bench: &mut Bench, second: u64) -> Vec<Command> {
     commands
 }
 
-#[test]
-fn a_foreseen_move_finds_the_answers_there_when_it_is_due() {
+/// The seven have lived to the calm after the twelfth surge, and from now on VMs may be moved.
+fn before_a_surge() -> Bench {
     let mut observing = moving(1);
     observing.migrate.mode = Mode::Observe;
     // No VM's size is changed: this is about moves.
     observing.cpu.floor_cores = 1.0;
     let mut bench = Bench::new(observing.clone());
-    // To the calm after the twelfth surge.
     for second in (0..3500).step_by(10) {
         assert_eq!(asked(&lives(&mut bench, second)), [], "nothing is moved, and nobody asked");
     }
     let auto = Policy { migrate: MigratePolicy { mode: Mode::Auto, ..observing.migrate.clone() }, ..observing };
     bench.core.handle(at(3505), Input::Policy(Box::new(auto)));
+    bench
+}
+
+#[test]
+fn nobody_is_asked_ahead_of_a_surge_where_no_host_has_room() {
+    let mut bench = before_a_surge();
+    bench.operate(3506, OperatorRequest::Pause { scope: Scope::Host(host("b")) });
+    let is_calm = |bench: &Bench| bench.core.hosts()[0].outlook.unwrap().full_rounds == 0;
+    for second in (3500..3700).step_by(10) {
+        let commands = lives(&mut bench, second);
+        if !is_calm(&bench) {
+            return;
+        }
+        assert_eq!(asked(&commands), [], "at {second}");
+    }
+    panic!("the surge was not foreseen");
+}
+
+#[test]
+fn a_foreseen_move_finds_the_answers_there_when_it_is_due() {
+    let mut bench = before_a_surge();
     let (mut asked_at, mut moved_at) = (Vec::new(), None);
     for second in (3500..3700).step_by(10) {
         let commands = lives(&mut bench, second);
