@@ -28,10 +28,11 @@ mod tick;
 mod vm;
 pub mod window;
 
-pub use drops::{DropSource, DropStandby};
+pub use by_device::{DeviceProbe, DeviceReadings, DeviceSource, DeviceStandby};
+pub use drops::DropReading;
 pub use live::{LiveLoad, LiveLoads, MigrationBook, StoodDownVms};
 pub use metrics::SampleMetrics;
-pub use queues::QueueStandby;
+pub use queues::QueueReading;
 pub use sampler::{SamplerConfig, SamplerError, SamplerHandle, Sources, spawn};
 pub(crate) use series::HostSeries;
 pub use source::{SchedSource, SourceError, VmReadings, VmSource};

@@ -4,6 +4,7 @@ mod devices;
 mod refused;
 mod replayed;
 mod script;
+mod shedding;
 
 use super::*;
 use crate::cost::Budget;
@@ -69,8 +70,8 @@ impl Bench {
         let sources = Sources {
             cpu: Box::new(script.clone()),
             disks: Some(Box::new(script.clone())),
-            drops: None,
-            queues: None,
+            drops: Some(Box::new(script.clone())),
+            queues: Some(Box::new(script.clone())),
             reclaim: Some(Box::new(script.clone())),
             exits: Some(Box::new(script.clone())),
             cost: CostControl::register(Budget::default(), 1_000, &mut registry),
