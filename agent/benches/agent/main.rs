@@ -43,7 +43,7 @@ struct Options {
     /// How long a turn is measured, in seconds, besides the time that a monitor is given to settle.
     #[arg(long, default_value_t = 5)]
     seconds: u64,
-    /// How long the agent then runs on the most guests, in minutes: what is resident of it grows with its age. 0 leaves it out.
+    /// How long the agent alone then runs on the most guests, in minutes; 0 leaves it out.
     #[arg(long, default_value_t = 5)]
     minutes: u64,
     /// Also write the results to this file.

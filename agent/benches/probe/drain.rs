@@ -5,7 +5,6 @@ use anyhow::{Context, Result, ensure};
 use gnomon_agent::probe::{BlockProbe, MemoryProbe, Scheduler, SchedulerOptions};
 use gnomon_common::wire::VmId;
 use serde::Serialize;
-use std::fs::File;
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::thread::{self, sleep};
@@ -41,7 +40,7 @@ pub(super) fn sleepers(threads: usize) -> Result<()> {
     }
     println!();
     std::io::stdin().read_exact(&mut [0])?;
-    let mut file: File = tempfile::tempfile()?;
+    let mut file = tempfile::tempfile()?;
     file.write_all(&[1; 4096])?;
     file.sync_all()?;
     println!();

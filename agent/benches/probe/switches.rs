@@ -179,19 +179,15 @@ fn summarise(samples: &[Samples]) -> Summary {
             slowdown_cpu_us_per_op: median(&samples.slowdown_us).unwrap_or(f64::NAN),
         })
         .collect();
-    let cost = |candidate: Candidate| {
-        let row = rows.iter().find(|row| row.candidate == candidate.title());
-        row.map_or([None; 2], |row| [row.switch_ns, row.wakeup_ns])
-    };
+    let row = |candidate: Candidate| rows.iter().find(|row| row.candidate == candidate.title());
+    let cost = |candidate: Candidate| row(candidate).map_or([None; 2], |row| [row.switch_ns, row.wakeup_ns]);
     let ratio = |ours: Candidate, theirs: Candidate| {
         let (ours, theirs) = (cost(ours), cost(theirs));
         [0, 1].map(|event| Some(ours[event]? / theirs[event]?))
     };
-    let slowdown_us = |candidate: Candidate| {
-        rows.iter().find(|row| row.candidate == candidate.title()).map(|row| row.slowdown_cpu_us_per_op)
-    };
+    let slowdowns = row(Candidate::Vm).zip(row(Candidate::Runqlat));
     let slowdown_vm_to_runqlat =
-        slowdown_us(Candidate::Vm).zip(slowdown_us(Candidate::Runqlat)).map(|(ours, theirs)| ours / theirs);
+        slowdowns.map(|(ours, theirs)| ours.slowdown_cpu_us_per_op / theirs.slowdown_cpu_us_per_op);
     Summary {
         slowdown_vm_to_runqlat,
         no_vm_to_empty: ratio(Candidate::NoVm, Candidate::Empty),

@@ -137,8 +137,9 @@ impl<C: Clone + Default> DeviceSeries<C> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::ErrorKind;
 
-    /// Has read so often since it was loaded.
+    /// Has read so often since it was loaded, and can do so thrice.
     struct Script(u32);
 
     impl DeviceProbe for Script {
@@ -150,6 +151,9 @@ mod tests {
         }
 
         fn read(&mut self, devices: BTreeMap<String, u32>) -> Result<Self::Reading, ProbeError> {
+            if self.0 == 3 {
+                return Err(ProbeError::NoBtf { path: "nowhere", source: ErrorKind::NotFound.into() });
+            }
             self.0 += 1;
             Ok((self.0, devices))
         }
@@ -161,9 +165,10 @@ mod tests {
 
     #[test]
     fn what_is_given_up_tells_nothing_and_begins_anew_when_it_is_taken_up_again() {
-        let mut standby = DeviceStandby::of(Script(7));
+        let mut standby = DeviceStandby::of(Script(2));
         let devices = BTreeMap::from([("vnet0".to_owned(), 4)]);
-        assert_eq!(standby.read(devices.clone()).unwrap(), Some((8, devices.clone())));
+        assert_eq!(standby.read(devices.clone()).unwrap(), Some((3, devices.clone())));
+        assert!(standby.read(devices.clone()).is_err(), "which is not the same as being given up");
         assert!(standby.can_shed() && standby.programs().unwrap().len() == 1);
         standby.shed().unwrap();
         assert!(!standby.can_shed() && standby.programs().unwrap().is_empty());

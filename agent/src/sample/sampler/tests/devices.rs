@@ -24,6 +24,40 @@ fn queues_are_watched_at_the_taps_of_vms_that_run_and_at_no_macvtap() {
 }
 
 #[test]
+fn drops_and_queues_are_absent_while_their_probes_are_shed_and_where_they_cannot_be_read() {
+    let mut bench = Bench::new();
+    let interfaces = vec![tap("lo")];
+    bench.publish(vec![VmFacts { interfaces, ..bench.facts(VmState::Running) }], true);
+    let mut told = |shed, broken| {
+        {
+            let mut state = bench.script.0.lock().unwrap();
+            (state.shed, state.broken) = (shed, broken);
+        }
+        for _ in 0..10 {
+            let count = bench.second + 1;
+            let table = format!("Inter-|\n face |bytes\n lo: {count} {count} 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n");
+            write(bench.dir.path(), "proc/net/dev", &table);
+            bench.second(0.5, 0.0);
+        }
+        let report = bench.reports.try_recv().unwrap();
+        let lo = &only(&report).interfaces[0];
+        let metric = |name: &str| bench.metric(name).unwrap();
+        let missed = metric("gnomon_agent_network_drops_missed");
+        (lo.drops.is_some(), lo.queue.is_some(), missed, metric("gnomon_agent_network_read_failures_total"))
+    };
+    let (working, shed, broken) = ((false, false), (true, false), (false, true));
+    let mut after = |(is_shed, is_broken)| told(is_shed, is_broken);
+    assert_eq!(after(working), (false, false, 7.0, 0.0), "there is nothing to compare with");
+    assert_eq!(after(working), (true, true, 7.0, 0.0));
+    assert_eq!(after(shed), (false, false, 0.0, 0.0), "nothing counts, which is no failure");
+    assert_eq!(after(working), (false, false, 7.0, 0.0), "they began anew");
+    assert_eq!(after(working), (true, true, 7.0, 0.0));
+    assert_eq!(after(broken), (false, false, 7.0, 2.0));
+    assert_eq!(after(working), (false, false, 7.0, 2.0));
+    assert_eq!(after(working), (true, true, 7.0, 2.0));
+}
+
+#[test]
 fn what_another_process_under_the_vms_pid_was_charged_with_is_not_the_vms() {
     let mut bench = Bench::new();
     bench.publish(vec![bench.facts(VmState::Running)], true);

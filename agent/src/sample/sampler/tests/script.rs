@@ -153,7 +153,7 @@ impl DeviceSource<DropReading> for Script {
         }
         let counted = devices.values().map(|&ifindex| (ifindex, [(2, state.packets / 4)].into())).collect();
         let reasons = [(2, "full_ring".to_owned())].into();
-        Ok((!state.shed).then_some(DropReading { devices, counted, reasons, missed: Some(0) }))
+        Ok((!state.shed).then_some(DropReading { devices, counted, reasons, missed: Some(7) }))
     }
 }
 

@@ -11,8 +11,8 @@ use gnomon_common::wire::CpuSource;
 const NOTHING: Budget = Budget { budget_cores: 0.0, budget_per_busy_core: 0.0 };
 /// A minute of samples, so that each is measured anew.
 const SAMPLE_MS: u32 = 60_000;
-/// Of three measurements over the budget, and the first of all, which has nothing to compare with. Each takes two samples.
-const SAMPLES: usize = 2 * 3;
+/// Until one goes: three measurements over the budget, of two samples each.
+const SAMPLES: usize = 3 * 2;
 
 #[test]
 fn probes_go_in_the_documented_order_and_cpu_last() {
@@ -40,15 +40,11 @@ fn probes_go_in_the_documented_order_and_cpu_last() {
         exits: exits.map(|exits| Box::new(exits) as VmReadings<ExitReading>),
         cost: CostControl::register(NOTHING, SAMPLE_MS, &mut registry),
     };
-    let (_publish, inventory) = watch::channel(Arc::new(Inventory {
-        vms: Vec::new(),
-        complete: true,
-        taken: Instant::now(),
-        hypervisor: String::new(),
-    }));
+    let (_publish, inventory) = watch::channel(Arc::new(without_vms()));
     let mut reader = Reader::new(SamplerConfig::default(), inventory, sources, SampleMetrics::default());
     let mut gone = Vec::new();
-    for sample in 0..(1 + expected.len()) * SAMPLES + 2 {
+    // The first measurement of all has nothing to compare with.
+    for sample in 0..2 + expected.len() * SAMPLES {
         reader.control_cost(0);
         let shed = reader.probes_shed();
         assert!(shed.len() <= gone.len() + 1, "two went at once, at sample {sample}: {shed:?}");
