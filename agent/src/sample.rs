@@ -14,6 +14,7 @@ mod disk;
 mod drops;
 mod exits;
 pub mod grid;
+mod guest_disks;
 pub mod interval;
 mod live;
 mod memory;

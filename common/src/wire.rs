@@ -30,7 +30,7 @@ pub use copies::{
     RECEIVING_URI_BYTES_MAX, Receiving, received_prefix,
 };
 pub use culprit::{COMMAND_BYTES_MAX, CULPRIT_CORES_MIN, CULPRITS_MAX, CulpritShare, Culprits, Who};
-pub use disk::{DISKS_MAX, DiskFlow, DiskRest, DiskShare, DiskWindow, LatencyHistogram, ProcessIo};
+pub use disk::{DISKS_MAX, DiskFlow, DiskRest, DiskShare, DiskWindow, GuestDisk, LatencyHistogram, ProcessIo};
 pub use enrol::{
     CaPin, ENROL_ALPN, ENROL_BYTES_MAX, EnrolRefusal, EnrolReply, EnrolRequest, InvalidToken, InvalidTokenId, Token,
     TokenId, TokenSecret, renewal_due,

@@ -85,6 +85,7 @@ pub(super) fn sample() -> Result<()> {
             memory: MemoryFacts::default(),
             interfaces: Vec::new(),
             disks_unseen: false,
+            guest_disks: None,
             terms: None,
             keepsake: None,
             shadow_of: None,

@@ -174,6 +174,7 @@ mod tests {
             memory: MemoryFacts { balloon: Balloon::Movable { bytes: 128 * MIB }, guest, in_use },
             interfaces: Vec::new(),
             disks_unseen: false,
+            guest_disks: None,
             terms: None,
             keepsake: None,
             shadow_of: None,

@@ -48,9 +48,9 @@ mod tests {
     use super::*;
     use gnomon_common::time::Timestamp;
     use gnomon_common::wire::{
-        Allocation, CommandId, CpuWindow, DiskShare, DiskWindow, Dropped, ExitReason, ExitShare, GuestMemory, HostId,
-        InterfaceWindow, MemoryDemand, MemoryWindow, MigrationProgress, PacerWindow, ProcessIo, QueueWindow,
-        ReclaimStalls, Setting, ShadowWindow, VmId, VmState, WaitHistogram,
+        Allocation, CommandId, CpuWindow, DiskShare, DiskWindow, Dropped, ExitReason, ExitShare, GuestDisk,
+        GuestMemory, HostId, InterfaceWindow, MemoryDemand, MemoryWindow, MigrationProgress, PacerWindow, ProcessIo,
+        QueueWindow, ReclaimStalls, Setting, ShadowWindow, VmId, VmState, WaitHistogram,
     };
     use gnomon_core::Hold;
     use gnomon_core::view::{CulpritView, VmView, WaitView};
@@ -102,6 +102,7 @@ mod tests {
             disk: Some(DiskWindow {
                 process: Some(ProcessIo::default()),
                 disks: vec![DiskShare { device_ms: Some(1.0), ..DiskShare::default() }],
+                guest: vec![GuestDisk::default()],
                 ..DiskWindow::default()
             }),
             exits: Some(vec![ExitShare { reason: ExitReason::PageFault, exits_per_s: 1.0, away_vcpus: 0.1 }]),

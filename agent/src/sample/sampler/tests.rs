@@ -93,6 +93,7 @@ impl Bench {
             memory: MemoryFacts { balloon: Balloon::Movable { bytes: 1 << 29 }, ..MemoryFacts::default() },
             interfaces: Vec::new(),
             disks_unseen: false,
+            guest_disks: None,
             terms: None,
             keepsake: None,
             shadow_of: None,

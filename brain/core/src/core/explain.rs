@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use gnomon_common::wire::{
-    ExitReason, ExitShare, HostId, InterfaceWindow, LatencyHistogram, Means, QueueWindow, VmId, VmState,
+    ExitReason, ExitShare, GuestDisk, HostId, InterfaceWindow, LatencyHistogram, Means, QueueWindow, VmId, VmState,
 };
 
 use super::planning::{balloon_sizing, sizing};
@@ -309,12 +309,29 @@ fn disk(vm: &Vm) -> Option<String> {
     let latency =
         disk.latency.quantile_ms(0.99).map_or_else(String::new, |ms| format!(", 99 % of them within {ms:.2} ms"));
     Some(format!(
-        "On disks it reads {:.2} and writes {:.2} MiB/s in {:.1} requests/s{latency}, with {:.2} under way in the mean.",
+        "On disks it reads {:.2} and writes {:.2} MiB/s in {:.1} requests/s{latency}, with {:.2} under way in the mean.{}",
         reads.bytes_per_s.mean / MIB,
         writes.bytes_per_s.mean / MIB,
         reads.operations_per_s + writes.operations_per_s,
-        disk.queue_depth
+        disk.queue_depth,
+        above_page_cache(&disk.guest)
     ))
+}
+
+/// What its guest does on disks behind the host's page cache; empty where it has none.
+fn above_page_cache(disks: &[GuestDisk]) -> String {
+    if disks.is_empty() {
+        return String::new();
+    }
+    let sum = |value: fn(&GuestDisk) -> f64| disks.iter().map(value).sum::<f64>();
+    let targets: Vec<&str> = disks.iter().map(|disk| disk.target.as_str()).collect();
+    format!(
+        " Its guest reads {:.2} and writes {:.2} MiB/s in {:.1} requests/s on {}, with the host's page cache between.",
+        sum(|disk| disk.read_bytes_per_s) / MIB,
+        sum(|disk| disk.write_bytes_per_s) / MIB,
+        sum(|disk| disk.read_operations_per_s + disk.write_operations_per_s),
+        targets.join(", ")
+    )
 }
 
 /// What went through its interfaces; nothing where it has none that is measured.

@@ -7,6 +7,7 @@ mod capacity;
 mod copies;
 mod culprits;
 mod dirty_rates;
+mod disks;
 mod exits;
 mod invariants;
 mod local;
