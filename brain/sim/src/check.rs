@@ -204,7 +204,11 @@ impl Checker {
         if planned.reason == Reason::Operator {
             return Ok(());
         }
-        self.judge_modes(scene, host, command, &planned)?;
+        // Looking at a VM is not doing anything to it.
+        let is_look = matches!(command.action, Action::Describe | Action::DirtyRate { .. });
+        if !is_look {
+            self.judge_modes(scene, host, command, &planned)?;
+        }
         if let (Action::Set(_), None) = (&command.action, &planned.approved_by) {
             self.judge_budget(scene, command.vm)?;
         }
@@ -234,8 +238,6 @@ impl Checker {
             ensure(is_open, "nothing is shrunk or moved at the wrong time", || format!("{windows:?}"))?;
         }
         let vm = scene.agents.get(host).and_then(|agent| agent.vms.iter().find(|vm| vm.id == command.vm));
-        // Looking at a VM is not doing anything to it.
-        let is_look = matches!(command.action, Action::Describe | Action::DirtyRate { .. });
         if let Some(vm) = vm.filter(|_| !is_look) {
             ensure(!vm.terms.hands_off(), "an owner's word is kept", || format!("{:?}", vm.terms))?;
         }
@@ -264,7 +266,7 @@ impl Checker {
         let by_operators = scopes.filter_map(|scope| self.modes.get(&scope).copied()).min().unwrap_or(Mode::Auto);
         let vm = scene.agents.get(host).and_then(|agent| agent.vms.iter().find(|vm| vm.id == command.vm));
         // Its owner's word on a VM is none on its shadow.
-        let is_for_shadow = matches!(command.action, Action::Describe | Action::Image(_));
+        let is_for_shadow = matches!(command.action, Action::Image(_));
         let by_owner = vm.filter(|_| !is_for_shadow).and_then(|vm| vm.terms.mode).unwrap_or(Mode::Auto);
         let mode = by_operators.min(by_owner);
         let is_kept = mode == Mode::Auto || (mode == Mode::Approve && planned.approved_by.is_some());

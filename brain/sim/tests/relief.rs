@@ -11,8 +11,8 @@ const MIB: u64 = 1 << 20;
 /// What a host of 4096 MiB leaves to VMs.
 const ROOM_MIB: u64 = 3686;
 
-/// When one guest wants less than a third of what it did, and when another wants twice as much.
-const FALL_S: u64 = 120;
+/// When one guest wants a fifth of what it did, and when another wants twice as much.
+const FALL_S: u64 = 170;
 const RISE_S: u64 = 150;
 
 fn guest(name: &str, host: &str, wants_mib: Vec<(u64, u64)>, balloon_mib: u64) -> VmSpec {

@@ -26,9 +26,9 @@ use crate::plan::guard::{Guard, Guards};
 use crate::plan::haul::{Haul, MovePace};
 
 use dirty_rates::Measurements;
+use relief::Strain;
 
 pub use by_hand::MoveRefusal;
-pub(in crate::core) use relief::Strain;
 pub(in crate::core) use target::Search;
 
 /// What a host told is believed for so many windows after the one that told it…
@@ -113,7 +113,7 @@ impl Core {
         } else {
             BTreeMap::new()
         };
-        let gives_back_bytes = gives_back.values().sum();
+        let gives_back_bytes: u64 = gives_back.values().sum();
         let strain = Strain {
             load: load.less_memory(gives_back_bytes),
             proven: proven.less_memory(gives_back_bytes),

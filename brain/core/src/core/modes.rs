@@ -113,7 +113,7 @@ impl Core {
     /// Whether shadows of a production are tended on a host. Its owner's word on its own size and place is none on that: `shadow="no"` is.
     pub(super) fn tends_shadows_of(&self, production: VmId, host: &HostId) -> bool {
         let by_operator = self.modes.of(&Scope::Vm(production)).unwrap_or(Mode::Auto);
-        self.mode_of_host(host).min(by_operator) == Mode::Auto
+        self.told_mode_of_host(host).mode.min(by_operator) == Mode::Auto
     }
 
     /// An operator says what is done with plans within a scope.

@@ -10,7 +10,6 @@ use gnomon_common::wire::{Action, HostId, Means, Migration, VmId};
 use super::target::Search;
 use crate::core::planning::balloon_sizing;
 use crate::core::{ACTOR, Core};
-use crate::fleet::Vm;
 use crate::plan::balance::{Candidate, Claim, Load, Room, order};
 use crate::plan::guard::Guard;
 use crate::plan::haul::Haul;
@@ -187,7 +186,7 @@ impl Core {
     /// Says once that nothing can go, and why not, VM by VM.
     fn tell_stuck(&mut self, now: Timestamp, host: &HostId, strain: &Strain, search: Search, beyond: Option<&str>) {
         let Some(entry) = self.fleet.hosts.get(host) else { return };
-        let in_flight = |id: &VmId| self.fleet.vms.get(id).is_some_and(|vm: &Vm| vm.flight.is_some());
+        let in_flight = |id: &VmId| self.fleet.vms.get(id).is_some_and(|vm| vm.flight.is_some());
         if entry.vms.is_empty() || entry.vms.iter().any(in_flight) {
             return;
         }

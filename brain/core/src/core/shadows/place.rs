@@ -129,7 +129,7 @@ impl Core {
         if self.holds.on_host(id).is_some() {
             return Err("it is held by an operator".to_owned());
         }
-        let mode = self.mode_of_host(id);
+        let mode = self.told_mode_of_host(id).mode;
         if mode != Mode::Auto {
             return Err(format!("its mode is {mode}"));
         }

@@ -152,7 +152,7 @@ fn of_a_full_host_a_vm_goes_whose_mode_lets_most_be_done_and_to_a_host_that_lets
     let mut bench = Bench::new(moving());
     set(&mut bench, Scope::Host(host("b")), Mode::Recommend);
     assert_eq!(moves(&mut bench, &[0, 10, 20]), []);
-    bench.core.handle(at(0), Input::HostUp { host: host("c"), facts: facts() });
+    bench.core.handle(at(30), Input::HostUp { host: host("c"), facts: facts() });
     bench.report_on("c", 20, &[], Some(1.0));
     let went = moves(&mut bench, &[30]);
     assert!(matches!(&went[..], [Command { action: Action::Migrate(to), .. }] if to.to == host("c")), "{went:?}");
