@@ -18,6 +18,7 @@ pub mod frame;
 pub mod hello;
 pub mod id;
 pub mod migration;
+pub mod mode;
 pub mod outcome;
 pub mod report;
 pub mod setting;
@@ -45,6 +46,7 @@ pub use id::{AgentEpoch, CommandId, HostId, InvalidHostId, Sequence, VmId};
 pub use migration::{
     Copied, Immovable, LocalStorage, Migration, MigrationFacts, MigrationProgress, Moved, Whereabouts,
 };
+pub use mode::{InvalidMode, Mode};
 pub use outcome::{LocalCause, Origin, Outcome, OutcomeResult, RefusedCommand};
 pub use report::{
     Allocation, CpuWindow, DROP_REASONS_MAX, DemandSource, Dropped, GuestMemory, HostWindow, INTERFACES_MAX,

@@ -59,6 +59,7 @@ impl Turn {
             | Restored::History { .. }
             | Restored::Lesson(_)
             | Restored::Hold { .. }
+            | Restored::Mode { .. }
             | Restored::Drain { .. }
             | Restored::Capacity(_)
             | Restored::Proposal(_)

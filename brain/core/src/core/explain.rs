@@ -15,7 +15,7 @@ use crate::io::Hold;
 use crate::plan::mib;
 use crate::plan::size::{Bounds, live_cores};
 use crate::policy::Mode;
-use crate::view::{Explanation, WaitView};
+use crate::view::{Explanation, ModeView, WaitView};
 
 /// How far the long run is told ahead.
 const DAY: Duration = Duration::from_hours(23);
@@ -44,6 +44,7 @@ impl Core {
         lines.extend(self.shadow_in_words(id));
         lines.extend(self.dirties(vm));
         lines.extend(self.disks_of_its_own(vm, host_id));
+        lines.extend(stays(id, host));
         lines.extend(self.restraints(id, vm, host));
         Some(Explanation {
             vm: view,
@@ -199,16 +200,14 @@ impl Core {
     /// What keeps Gnomon from acting, one line each.
     fn restraints(&self, id: VmId, vm: &Vm, host: &Host) -> Vec<String> {
         let mut lines = Vec::new();
-        match self.policy.mode {
-            Mode::Observe => lines.push("The policy's mode is observe: no plan is made.".to_owned()),
-            Mode::Recommend => {
-                lines.push("The policy's mode is recommend: plans are shown, not carried out.".to_owned());
-            }
-            Mode::Approve => {
-                lines.push("The policy's mode is approve: what is planned waits for an operator.".to_owned());
-            }
-            Mode::Auto => {}
-        }
+        let ModeView { mode, by } = self.told_mode_of(id);
+        let what_follows = match mode {
+            Mode::Observe => Some("no plan is made"),
+            Mode::Recommend => Some("plans are shown, not carried out"),
+            Mode::Approve => Some("what is planned waits for an operator"),
+            Mode::Auto => None,
+        };
+        lines.extend(what_follows.map(|what| format!("Its mode is {mode}, by the word of {by}: {what}.")));
         match self.holds.on_vm(id, vm.host.as_ref()) {
             Some(Hold::Paused) => lines.push("An operator paused it: no command is sent.".to_owned()),
             Some(Hold::Released) => {
@@ -224,6 +223,7 @@ impl Core {
                 "By the maintenance windows of the policy, plans neither shrink nor move VMs {until}; they still grow."
             ));
         }
+        lines.extend(self.budget_in_words(vm));
         lines.extend(self.doubt(vm));
         lines.extend(vm.host.as_ref().and_then(|host| self.surplus_in_words(id, vm, host)));
         lines.extend(self.proposals_in_words(id));
@@ -259,6 +259,12 @@ impl Core {
         }
         lines
     }
+}
+
+/// Why it does not leave a host that is emptied or too full, where no VM does.
+fn stays(id: VmId, host: &Host) -> Option<String> {
+    let told = host.stuck.as_ref()?.vms.iter().find(|stays| stays.vm == id)?;
+    Some(format!("Its host is emptied, or will be too full, and none of its VMs goes; of this one: {}.", told.why))
 }
 
 /// What the long history tells.

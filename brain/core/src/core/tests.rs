@@ -3,6 +3,7 @@
 mod approve;
 mod balance;
 mod bench;
+mod budget;
 mod capacity;
 mod copies;
 mod culprits;
@@ -13,6 +14,8 @@ mod invariants;
 mod local;
 mod long_run;
 mod memory;
+mod modes;
+mod relief;
 mod sent;
 mod set;
 mod shadow_sizes;
