@@ -13,6 +13,8 @@
 //! held is in the run-queue wait that the scheduler probe measures.
 
 mod counters;
+mod faults;
+mod faults;
 mod layout;
 mod pressure;
 mod weight;
