@@ -14,7 +14,6 @@
 
 mod counters;
 mod faults;
-mod faults;
 mod layout;
 mod pressure;
 mod weight;
