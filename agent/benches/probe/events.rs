@@ -59,7 +59,7 @@ impl Job {
     /// `None` where it cannot be had, which is said.
     fn start(self) -> Result<Option<Running>> {
         let running = |argument: &str| -> Result<Option<Running>> {
-            Ok(Some(Running { workload: Workload::start(&[argument.as_ref()])?, tight: None }))
+            Ok(Some(Running { workload: Workload::start(&[argument.as_ref()])?, _tight: None }))
         };
         match self {
             Self::Queues => running("--echoes"),
@@ -117,10 +117,10 @@ impl Job {
     }
 }
 
-/// A workload, and what it runs in: removed after it.
+/// A workload, and what it runs in. They are dropped in this order: a group is removed when nobody is in it any more.
 struct Running {
     workload: Workload,
-    tight: Option<(TightGroup, tempfile::NamedTempFile)>,
+    _tight: Option<(TightGroup, tempfile::NamedTempFile)>,
 }
 
 impl Running {
@@ -133,24 +133,20 @@ impl Running {
         file.as_file().set_len(FILE_BYTES)?;
         let arguments: [&OsStr; 3] = ["--reclaim".as_ref(), file.path().as_os_str(), "--group".as_ref()];
         let workload = Workload::start(&[&arguments[..], &[group.0.as_os_str()]].concat())?;
-        Ok(Some(Self { workload, tight: Some((group, file)) }))
+        Ok(Some(Self { workload, _tight: Some((group, file)) }))
     }
 }
 
-impl Drop for Running {
+/// A control group that may have [`LIMIT_BYTES`]; removed with this.
+struct TightGroup(PathBuf);
+
+impl Drop for TightGroup {
     fn drop(&mut self) {
-        if let Some((group, _)) = &self.tight {
-            // A group is removed when nobody is in it any more.
-            self.workload.end();
-            if let Err(error) = fs::remove_dir(&group.0) {
-                println!("{} is left: {error}", group.0.display());
-            }
+        if let Err(error) = fs::remove_dir(&self.0) {
+            println!("{} is left: {error}", self.0.display());
         }
     }
 }
-
-/// A control group that may have [`LIMIT_BYTES`].
-struct TightGroup(PathBuf);
 
 impl TightGroup {
     /// Of version 2 if memory is there, else of version 1; `None` where it is in neither.
@@ -167,8 +163,9 @@ impl TightGroup {
         }
         let group = hierarchy.join(format!("gnomon-bench-{}", std::process::id()));
         fs::create_dir(&group).with_context(|| group.display().to_string())?;
-        fs::write(group.join(limit), LIMIT_BYTES.to_string())?;
-        Ok(Some(Self(group)))
+        let group = Self(group);
+        fs::write(group.0.join(limit), LIMIT_BYTES.to_string())?;
+        Ok(Some(group))
     }
 }
 

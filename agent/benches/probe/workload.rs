@@ -34,13 +34,6 @@ impl Workload {
         Ok(workload)
     }
 
-    /// Ends it.
-    pub(super) fn end(&mut self) {
-        // Our own child, which never ends by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -67,7 +60,9 @@ impl Workload {
 
 impl Drop for Workload {
     fn drop(&mut self) {
-        self.end();
+        // Our own child; it never ends by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
