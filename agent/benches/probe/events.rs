@@ -41,8 +41,8 @@ const ECHO: [u8; 8] = [8, 0, 0xf7, 0xff, 0, 0, 0, 0];
 /// What the control group of the workload that reclaims may have, and the file that it reads: of holes, so that no disk is in it.
 const LIMIT_BYTES: u64 = 32 << 20;
 const FILE_BYTES: u64 = 512 << 20;
-/// What is read in an operation: about one reclaim.
-const CHUNK_BYTES: usize = 2 << 20;
+/// What is read in an operation: little, so that there are enough of them on a slow machine as well.
+const CHUNK_BYTES: usize = 128 << 10;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
