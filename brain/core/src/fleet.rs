@@ -16,7 +16,7 @@ use crate::plan::contention::Contention;
 use crate::plan::reaction::Reaction;
 use crate::policy::Policy;
 
-pub(crate) use vm::{Flight, Taught, Vm};
+pub(crate) use vm::{Flight, Taught, Vm, believed_allocation, believed_cpu};
 
 /// Vanished VMs whose history is kept, in case they come back: a migration that takes its time, a redefined domain.
 const VANISHED_VMS_MAX: usize = 1000;

@@ -1,7 +1,8 @@
 //! Seeds by the hundred: whatever is drawn, no rule is broken; and each rule is there for a reason.
 
 use gnomon_core::plan::guard::Guard;
-use gnomon_sim::chaos::check;
+use gnomon_sim::Lapse;
+use gnomon_sim::chaos::{check, check_agents};
 
 /// Seeds of an ordinary run; `cargo xtask bench sim` takes twenty times as many.
 const SEEDS: u64 = 500;
@@ -48,6 +49,15 @@ fn what_the_planner_lacks_the_linter_catches() {
             .sum();
         println!("without {guard:?} in the planner, the linter dropped {dropped} plans");
         assert!(dropped > 0, "the linter never saw what {guard:?} is for");
+    }
+}
+
+#[test]
+fn every_rule_that_agents_neglect_is_missed() {
+    for lapse in Lapse::ALL {
+        let missed = (0..SEEDS).find_map(|seed| check_agents(seed, lapse).broken.map(|broken| (seed, broken.rule)));
+        let (seed, rule) = missed.unwrap_or_else(|| panic!("nobody misses {lapse:?}"));
+        println!("where agents neglect {lapse:?}, seed {seed} breaks: {rule}");
     }
 }
 

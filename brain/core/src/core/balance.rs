@@ -305,7 +305,8 @@ impl Core {
         let stays = stays || self.storage_stays(vm, host).is_some();
         let backs_off = vm.travel.backoff.until(now).is_some();
         let is_denied = self.is_move_denied(now, id);
-        vm.state == VmState::Running && vm.flight.is_none() && !rests && !held && !stays && !backs_off && !is_denied
+        let is_free = vm.flight.is_none() || !guards.plans(Guard::InFlight);
+        vm.state == VmState::Running && is_free && !rests && !held && !stays && !backs_off && !is_denied
     }
 
     fn tell_stuck(&mut self, host: &HostId, load: &Load, room: &Room, is_drained: bool, beyond: Option<&str>) {
@@ -339,6 +340,11 @@ impl Core {
     /// Where a VM is on its way to, by a command of Gnomon's.
     pub(super) fn destination_of(&self, vm: VmId) -> Option<&HostId> {
         self.moves.under_way.get(&vm).map(|way| &way.to)
+    }
+
+    /// The VMs that Gnomon has sent to a host and that are on their way.
+    pub(super) fn sent_to(&self, host: &HostId) -> impl Iterator<Item = &VmId> {
+        self.moves.under_way.iter().filter(move |(_, way)| way.to == *host).map(|(vm, _)| vm)
     }
 
     /// Notes a move that is about to be commanded.

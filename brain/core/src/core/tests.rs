@@ -8,6 +8,7 @@ mod copies;
 mod culprits;
 mod dirty_rates;
 mod exits;
+mod feedback;
 mod invariants;
 mod local;
 mod long_run;
