@@ -228,11 +228,15 @@ impl Agent {
             Ok(()) => self.apply(command, waited_ms),
         };
         let outcome = Outcome { id: command.id, vm: command.vm, at: now, origin: Origin::Command, result };
-        // What is stale is not remembered in place of what made it so.
-        if !matches!(outcome.result, OutcomeResult::Refused(RefusedCommand::StaleFence { .. })) {
-            self.answered.insert(command.vm, outcome.clone());
-        }
+        self.remember(&outcome);
         outcome
+    }
+
+    /// Remembers an answer, but what is stale not in place of what made it so.
+    fn remember(&mut self, outcome: &Outcome) {
+        if !matches!(outcome.result, OutcomeResult::Refused(RefusedCommand::StaleFence { .. })) {
+            self.answered.insert(outcome.vm, outcome.clone());
+        }
     }
 
     fn dirty_rate(&self, command: &Command, waited_ms: u64) -> OutcomeResult {
@@ -286,7 +290,7 @@ impl Agent {
 
     /// Keeps an answer.
     pub(crate) fn answer(&mut self, outcome: Outcome) {
-        self.answered.insert(outcome.vm, outcome.clone());
+        self.remember(&outcome);
         self.outcomes.push(outcome);
     }
 

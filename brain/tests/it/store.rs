@@ -195,7 +195,7 @@ async fn moves_that_were_answered_lately_are_told_to_a_new_core(database: Databa
 
 async fn what_is_expected_comes_back_before_the_reports_until_it_is_over(database: Database) {
     let expected = |number: u64, state: ExpectationState| {
-        let of = json!({"expected": "promise", "before_cores": 0.5});
+        let of = json!({"kind": "promise", "before_cores": 0.5});
         let sent = json!({"command": {"term": 1, "number": number}, "vm": vm(1), "of": of, "from": null, "lasts_ms": 60_000,
             "state": "sent", "cost": null});
         Expectation { state, ..serde_json::from_value(sent).unwrap() }

@@ -44,7 +44,7 @@ impl Aftermath {
 
 /// What an action is taken for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "expected")]
+#[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Expected {
     /// Demand for CPU outgrows the quota at a time that is foreseen.
     Surge {

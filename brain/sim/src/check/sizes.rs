@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{HostId, Means, MemoryWindow, Setting, VmId};
-use gnomon_core::PlannedAction;
+use gnomon_core::{PlannedAction, Reason};
 
 use super::{Checker, Scene, ensure};
 use crate::agent::Agent;
@@ -38,7 +38,7 @@ impl Checker {
         target: Setting,
     ) -> Result<(), (&'static str, String)> {
         let (Some(agent), Some(vm)) = (scene.agents.get(host), vm) else { return Ok(()) };
-        let shrinks = planned.reason.is_slack();
+        let shrinks = matches!(planned.reason, Reason::Slack { .. } | Reason::MemorySlack { .. });
         match target {
             Setting::CpuQuota { cores: Some(cores) } => {
                 let floor = scene.policy.cpu.floor_cores.max(agent.facts.cpu_bounds.floor_cores);
