@@ -1,9 +1,12 @@
 //! What Gnomon says that a VM wants of memory is true: against guests whose working set the lab sets, growing and shrinking.
 
+#[path = "memory/pressed.rs"]
+mod pressed;
+
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use gnomon_common::wire::{DemandSource, MemoryDemand, MemoryWindow};
 use gnomon_e2e::{observing, redefine, skipped};
 use serde_json::Value;
@@ -51,18 +54,30 @@ fn what_a_guest_wants_follows_the_working_set_that_it_was_given() -> Result<()> 
         let (_, tail) = rest.split_once("</memballoon>").context("an empty balloon")?;
         Ok(format!("{head}<memballoon model='none'/>{tail}"))
     })?;
-    lab.boot(&[told.clone(), silent.clone()])?;
-    let starts = [lab.truth(told.name())?.started_at, lab.truth(silent.name())?.started_at];
+    let pressed = pressed::define(&lab)?;
+    lab.boot(&[told.clone(), silent.clone(), pressed.clone()])?;
+    let start = |guest: &Guest| lab.truth(guest.name()).map(|truth| truth.started_at);
+    let (starts, pressed_start) = ([start(&told)?, start(&silent)?], start(&pressed)?);
     let stack = Stack::start(lab, observing(), &AgentSettings::default())?;
+    thread::scope(|scope| {
+        let end = pressed_start + Duration::from_secs(STEPS.iter().map(|(duration_s, _)| duration_s).sum());
+        let pressed = scope.spawn(|| pressed::check(&stack, &pressed, pressed_start, end));
+        let steps = check_steps(&stack, &told, &silent, starts);
+        let pressed = pressed.join().map_err(|_| anyhow!("the thread that presses a guest panicked"))?;
+        steps.and(pressed)
+    })
+}
 
+/// Holds what is told in each step against its working set.
+fn check_steps(stack: &Stack, told: &Guest, silent: &Guest, starts: [SystemTime; 2]) -> Result<()> {
     let mut own = 0;
     let mut end_s = 0;
     for (duration_s, working_set) in STEPS {
         end_s += duration_s;
         let [told_end, silent_end] = starts.map(|start| start + Duration::from_secs(end_s));
-        let dirty = dirty_mib_per_s(&stack, &told, told_end)?;
-        let of_guest = last_demand(&stack, &told, told_end.min(silent_end))?;
-        let window = window(&stack, &silent)?;
+        let dirty = dirty_mib_per_s(stack, told, told_end)?;
+        let of_guest = last_demand(stack, told, told_end.min(silent_end))?;
+        let window = window(stack, silent)?;
         let of_host = window.demand.context("no demand of the silent guest")?;
         let [low, high] = [of_guest.low_bytes, of_guest.high_bytes].map(|bytes| bytes / MIB);
         println!(

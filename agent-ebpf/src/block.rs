@@ -5,8 +5,9 @@
 //! its thread pool or of its io_uring), since the driver may get it from a worker of the kernel and completes it in an interrupt. A
 //! request whose maker is no VM's may still carry a VM's control group: write-back under cgroup version 2, and the file behind a loop device.
 //!
-//! Devices without requests (device mapper, zram) are seen at the devices below them, if those have requests. A bio merged into a request counts
-//! as the request's maker's. Commands that bypass the block layer's reads and writes (SCSI generic) are not seen.
+//! Devices without requests (device mapper, md, the head of NVMe multipath) are seen at the devices below them. Those in memory (zram, brd, pmem) have
+//! none below them and are not: a program at `block_bio_queue` would run for each bio of every disk to tell of a few whose I/O is a copy. A bio merged
+//! into a request counts as the request's maker's. Commands that bypass the block layer's reads and writes (SCSI generic) are not seen.
 // For the host this compiles to an empty program, so that the workspace's checks reach these sources.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 

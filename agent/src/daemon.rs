@@ -26,8 +26,8 @@ use crate::pacer::Pacers;
 use crate::probe::{self, BlockProbe, DropProbe, ExitProbe, MemoryProbe, QueueProbe};
 use crate::reading::{BlockReading, ExitReading, ReclaimReading};
 use crate::sample::{
-    self, DropStandby, HostReport, LiveLoads, MigrationBook, QueueStandby, SampleMetrics, SamplerConfig, SamplerHandle,
-    Sources, StoodDownVms, VmReadings,
+    self, DeviceReadings, DeviceStandby, DropReading, HostReport, LiveLoads, MigrationBook, QueueReading,
+    SampleMetrics, SamplerConfig, SamplerHandle, Sources, StoodDownVms, VmReadings,
 };
 use crate::self_test::{self, Trial, Uncounted};
 use crate::telemetry::{self, SelfTestMetrics};
@@ -362,23 +362,23 @@ fn tried<P>(
 }
 
 /// The drop probe, where it works.
-fn drops(self_tests: &SelfTestMetrics) -> Option<DropStandby> {
+fn drops(self_tests: &SelfTestMetrics) -> Option<DeviceReadings<DropReading>> {
     let probe = tried("drops", "why packets are dropped is", self_tests, || {
         let mut probe = DropProbe::load()?;
         let trial = self_test::drops(&mut probe)?;
         Ok((probe, trial))
     });
-    probe.map(DropStandby::new)
+    Some(Box::new(DeviceStandby::of(probe?)))
 }
 
 /// The queue probe, where it works.
-fn queues(self_tests: &SelfTestMetrics) -> Option<QueueStandby> {
+fn queues(self_tests: &SelfTestMetrics) -> Option<DeviceReadings<QueueReading>> {
     let probe = tried("queues", "how long packets wait for VMs is", self_tests, || {
         let mut probe = QueueProbe::load()?;
         let trial = self_test::queues(&mut probe)?;
         Ok((probe, trial))
     });
-    probe.map(QueueStandby::new)
+    Some(Box::new(DeviceStandby::of(probe?)))
 }
 
 /// The block probe, where it works.

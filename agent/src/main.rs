@@ -109,7 +109,7 @@ enum Command {
     /// --for, or at Ctrl-C; even if it is killed, the file is good up to then.
     ///
     /// In the file: counters, sizes, states and instants of VMs and host (CPU, memory, disks, network), UUIDs of VMs, process ids, names of
-    /// host disks (sda), versions. Nothing of what is within a guest, and no path. Names of VMs, of their network devices and of commands on
+    /// host disks (sda) and targets of VMs' (vda), versions. Nothing of what is within a guest, and no path. Names of VMs, of their network devices and of commands on
     /// the host become labels (vm1, net1, task1).
     Record {
         /// A new file

@@ -9,6 +9,7 @@ mod auth;
 mod capacity;
 mod fleet;
 mod metrics;
+mod modes;
 mod moves;
 mod openapi;
 mod operate;
@@ -22,6 +23,7 @@ pub use affairs::LIMIT_DEFAULT;
 pub use auth::{Tokens, TokensError};
 pub use fleet::ArchivedStep;
 pub use metrics::ApiMetrics;
+pub use modes::ModeBody;
 pub use moves::{AbortAnswer, MigrateAnswer, MigrateBody};
 pub use operate::{OperateBody, Operated, ScopeBody, TouchedVm};
 pub use problem::Problem;
@@ -120,6 +122,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/pause", post(operate::pause))
         .route("/resume", post(operate::resume))
         .route("/release", post(operate::release))
+        .route("/mode", get(modes::list).post(modes::set))
         .route_layer(middleware::from_fn_with_state(state.clone(), auth::require_token));
     Router::new()
         .nest("/api/v1", guarded)

@@ -4,6 +4,7 @@ mod capacity;
 mod client;
 mod commands;
 mod failure;
+mod modes;
 mod moves;
 mod plot;
 mod proposals;
@@ -20,6 +21,7 @@ use crate::api::{LIMIT_DEFAULT, ScopeBody};
 use capacity::CapacityCommand;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use modes::ModeArguments;
 use moves::{AbortArguments, DrainArguments, MigrateArguments};
 use proposals::ProposalsCommand;
 use set::SetArguments;
@@ -87,12 +89,14 @@ pub enum Command {
     /// What the provider is asked for where hosts are too full and no move helps
     #[command(subcommand)]
     Capacity(CapacityCommand),
-    /// What Gnomon would do and asks about, where policy's mode is `approve`
+    /// What Gnomon would do and asks about, where the mode is `approve`
     #[command(subcommand)]
     Proposals(ProposalsCommand),
     /// Small copies of production VMs on other hosts, which try the predicted load first
     #[command(subcommand)]
     Shadow(ShadowCommand),
+    /// What is done with plans, for the fleet, a host or a VM: the most cautious of those that apply counts
+    Mode(ModeArguments),
     /// Plan nothing until resumed; observing and forecasting go on
     Pause(ScopeArguments),
     /// Take VMs up again after a pause, a release, a limit set by hand, or one that someone else changed
@@ -183,6 +187,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Capacity(command) => capacity::run(&client, json, &command),
         Command::Proposals(command) => proposals::run(&client, json, &command),
         Command::Shadow(command) => shadow::run(&client, json, &command),
+        Command::Mode(arguments) => modes::mode(&client, json, arguments),
         Command::Pause(ScopeArguments { vm, host, .. }) => commands::operate(&client, json, "pause", scope(vm, host)),
         Command::Resume(ScopeArguments { vm, host, .. }) => commands::operate(&client, json, "resume", scope(vm, host)),
         Command::Release(ReleaseArguments { vm, host, dry_run, yes, .. }) => {

@@ -18,6 +18,7 @@ pub mod frame;
 pub mod hello;
 pub mod id;
 pub mod migration;
+pub mod mode;
 pub mod outcome;
 pub mod report;
 pub mod setting;
@@ -30,7 +31,7 @@ pub use copies::{
     RECEIVING_URI_BYTES_MAX, Receiving, received_prefix,
 };
 pub use culprit::{COMMAND_BYTES_MAX, CULPRIT_CORES_MIN, CULPRITS_MAX, CulpritShare, Culprits, Who};
-pub use disk::{DISKS_MAX, DiskFlow, DiskRest, DiskShare, DiskWindow, LatencyHistogram, ProcessIo};
+pub use disk::{DISKS_MAX, DiskFlow, DiskRest, DiskShare, DiskWindow, GuestDisk, LatencyHistogram, ProcessIo};
 pub use enrol::{
     CaPin, ENROL_ALPN, ENROL_BYTES_MAX, EnrolRefusal, EnrolReply, EnrolRequest, InvalidToken, InvalidTokenId, Token,
     TokenId, TokenSecret, renewal_due,
@@ -45,6 +46,7 @@ pub use id::{AgentEpoch, CommandId, HostId, InvalidHostId, Sequence, VmId};
 pub use migration::{
     Copied, Immovable, LocalStorage, Migration, MigrationFacts, MigrationProgress, Moved, Whereabouts,
 };
+pub use mode::{InvalidMode, Mode};
 pub use outcome::{LocalCause, Origin, Outcome, OutcomeResult, RefusedCommand};
 pub use report::{
     Allocation, CpuWindow, DROP_REASONS_MAX, DemandSource, Dropped, GuestMemory, HostWindow, INTERFACES_MAX,

@@ -6,12 +6,12 @@ use gnomon_common::wire::frame::{self, PREFIX_BYTES};
 use gnomon_common::wire::{
     Action, AgentEpoch, AgentMessage, Allocation, Base, Blueprint, Boot, BrainMessage, CaPin, Command, CommandId,
     Copied, CpuBounds, CpuSource, CpuWindow, DiskBlueprint, DiskCopy, DiskShare, DiskWindow, EnrolReply, EnrolRequest,
-    ExitReason, ExitShare, Fence, GuestMemory, Hello, HostFacts, HostId, HostWindow, Imaged, Imaging, Immovable,
-    KeptCopies, LocalCause, LocalStorage, Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, Migration,
-    MigrationFacts, MigrationProgress, Moved, Origin, Outcome, OutcomeResult, ProcessIo, Profile, ProfileStep,
-    Receiving, ReclaimStalls, RefusalCode, RefusedCommand, Report, ReportAck, Sequence, Setting, ShadowDone,
-    ShadowFacts, ShadowOrder, ShadowSize, ShadowSpec, Token, TokenId, TokenSecret, Unshadowable, VERSIONS, VmId,
-    VmState, VmTerms, VmWindow, Welcome, Whereabouts,
+    ExitReason, ExitShare, Fence, GuestDisk, GuestMemory, Hello, HostFacts, HostId, HostWindow, Imaged, Imaging,
+    Immovable, KeptCopies, LocalCause, LocalStorage, Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow,
+    Migration, MigrationFacts, MigrationProgress, Moved, Origin, Outcome, OutcomeResult, ProcessIo, Profile,
+    ProfileStep, Receiving, ReclaimStalls, RefusalCode, RefusedCommand, Report, ReportAck, Sequence, Setting,
+    ShadowDone, ShadowFacts, ShadowOrder, ShadowSize, ShadowSpec, Token, TokenId, TokenSecret, Unshadowable, VERSIONS,
+    VmId, VmState, VmTerms, VmWindow, Welcome, Whereabouts,
 };
 use serde::Serialize;
 use std::path::Path;
@@ -259,6 +259,7 @@ fn report(vms: u8) -> Report {
             queue_depth: 1.5,
             process: Some(ProcessIo { read_bytes_per_s: 4096.0, write_bytes_per_s: 0.0 }),
             disks: vec![DiskShare { name: "sda".into(), device_ms: Some(2.5), ..DiskShare::default() }],
+            guest: vec![GuestDisk { target: "vda".into(), write_bytes_per_s: 4096.0, ..GuestDisk::default() }],
             ..DiskWindow::default()
         }),
         allocation: Allocation { quota_cores: Some(0.5), vcpus: 2, vcpus_max: 4, memory_bytes: 2 << 30 },

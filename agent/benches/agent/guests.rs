@@ -71,12 +71,39 @@ impl Turn {
     }
 }
 
-/// Measures and prints, number by number. Nothing where no lab can be made.
-pub(super) fn measure(numbers: &[usize], rounds: usize, turn: Duration) -> Result<Vec<Figures>> {
-    let Some(most) = numbers.last() else { return Ok(Vec::new()) };
+/// The agent after a while.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Aged {
+    guests: usize,
+    minutes: u64,
+    /// CPU, in cores.
+    own_cores: f64,
+    /// The most that was resident, in bytes.
+    resident_bytes: u64,
+}
+
+impl Aged {
+    fn line(&self) -> String {
+        let (own, resident) = (millicores(self.own_cores), mib(self.resident_bytes));
+        let (most, met) = (mib(RESIDENT_BYTES_MAX), verdict(self.resident_bytes <= RESIDENT_BYTES_MAX));
+        let Self { guests, minutes, .. } = self;
+        format!(
+            "Of an agent of {minutes} minutes, on {guests}: {own} of its own, {resident} MiB resident: aim of {most} MiB {met}\n"
+        )
+    }
+}
+
+/// Measures and prints, number by number, and then the agent alone for so many minutes. Nothing where no lab can be made.
+pub(super) fn measure(
+    numbers: &[usize],
+    rounds: usize,
+    turn: Duration,
+    minutes: u64,
+) -> Result<(Vec<Figures>, Option<Aged>)> {
+    let Some(most) = numbers.last() else { return Ok((Vec::new(), None)) };
     if let Err(lack) = lab::check_machine() {
         println!("Real guests are not measured: {lack:#}.");
-        return Ok(Vec::new());
+        return Ok((Vec::new(), None));
     }
     let peers = Peers::fetch();
     let lab = Lab::up(Options::new("benchagent", 1))?;
@@ -100,7 +127,17 @@ pub(super) fn measure(numbers: &[usize], rounds: usize, turn: Duration) -> Resul
         print!("\n{}", figures.table());
         all.push(figures);
     }
-    Ok(all)
+    let mut aged = None;
+    if minutes > 0
+        && let Some(agent) = Monitor::start(Kind::Agent, &peers, &mut stack)?
+    {
+        let used = watch::process(agent.pid()?, Duration::from_secs(60 * minutes), || agent.each_second())?;
+        agent.stop()?;
+        let now = Aged { guests: *most, minutes, own_cores: used.cores, resident_bytes: used.resident_bytes };
+        print!("{}", now.line());
+        aged = Some(now);
+    }
+    Ok((all, aged))
 }
 
 /// The libvirtd of the lab's only host.

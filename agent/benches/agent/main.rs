@@ -43,6 +43,9 @@ struct Options {
     /// How long a turn is measured, in seconds, besides the time that a monitor is given to settle.
     #[arg(long, default_value_t = 5)]
     seconds: u64,
+    /// How long the agent alone then runs on the most guests, in minutes; 0 leaves it out.
+    #[arg(long, default_value_t = 5)]
+    minutes: u64,
     /// Also write the results to this file.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -64,6 +67,8 @@ struct Summary {
     rounds: usize,
     seconds: u64,
     guests: Vec<guests::Figures>,
+    /// None where it was left out, or there is no lab.
+    aged: Option<guests::Aged>,
     registered: Vec<registered::Figures>,
 }
 
@@ -80,7 +85,7 @@ fn main() -> Result<()> {
     let turn = Duration::from_secs(options.seconds);
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     println!("Kernel {kernel}, medians of {} rounds of {turn:?}; CPU in thousandths of a core", options.rounds);
-    let guests = guests::measure(&options.guests, options.rounds, turn)?;
+    let (guests, aged) = guests::measure(&options.guests, options.rounds, turn, options.minutes)?;
     let mut registered = Vec::new();
     for (index, &groups) in options.groups.iter().enumerate() {
         let figures = registered::measure(groups, options.rounds, turn)?;
@@ -90,7 +95,7 @@ fn main() -> Result<()> {
         print!("{}", figures.row());
         registered.push(figures);
     }
-    let summary = Summary { kernel, rounds: options.rounds, seconds: options.seconds, guests, registered };
+    let summary = Summary { kernel, rounds: options.rounds, seconds: options.seconds, guests, aged, registered };
     if let Some(path) = options.json {
         fs::write(&path, serde_json::to_vec_pretty(&summary)?).with_context(|| path.display().to_string())?;
     }

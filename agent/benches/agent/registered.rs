@@ -11,7 +11,7 @@ use gnomon_agent::probe::{
     self, BlockProbe, DropProbe, ExitProbe, MemoryProbe, QueueProbe, Scheduler, SchedulerOptions,
 };
 use gnomon_agent::reading::ExitReading;
-use gnomon_agent::sample::{self, DropStandby, QueueStandby, SampleMetrics, SamplerConfig, Sources, VmReadings};
+use gnomon_agent::sample::{self, DeviceStandby, SampleMetrics, SamplerConfig, Sources, VmReadings};
 use gnomon_common::wire::{VmId, VmState};
 use prometheus_client::registry::Registry;
 use rustix::process::{Signal, set_parent_process_death_signal};
@@ -85,6 +85,7 @@ pub(super) fn sample() -> Result<()> {
             memory: MemoryFacts::default(),
             interfaces: Vec::new(),
             disks_unseen: false,
+            guest_disks: None,
             terms: None,
             keepsake: None,
             shadow_of: None,
@@ -97,8 +98,8 @@ pub(super) fn sample() -> Result<()> {
     let sources = Sources {
         cpu: Box::new(Scheduler::load(SchedulerOptions::default())?),
         disks: Some(Box::new(Standby::of(BlockProbe::load()?))),
-        drops: Some(DropStandby::new(DropProbe::load()?)),
-        queues: Some(QueueStandby::new(QueueProbe::load()?)),
+        drops: Some(Box::new(DeviceStandby::of(DropProbe::load()?))),
+        queues: Some(Box::new(DeviceStandby::of(QueueProbe::load()?))),
         reclaim: Some(Box::new(Standby::of(MemoryProbe::load()?))),
         exits: ExitProbe::load().ok().map(|probe| Box::new(Standby::of(probe)) as VmReadings<ExitReading>),
         // Nothing is to be given up while it is measured.

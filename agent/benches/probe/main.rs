@@ -76,7 +76,7 @@ struct Options {
     /// Be the workload that reads this file.
     #[arg(long, hide = true)]
     read: Option<PathBuf>,
-    /// Be a process of so many threads that sleep.
+    /// Be a process of so many threads that sleep, once it has written a block.
     #[arg(long, hide = true)]
     sleepers: Option<usize>,
     /// What cargo passes.
@@ -96,8 +96,7 @@ struct Summary {
     drops: packets::Summary,
     /// None where no guest can be started, or none was wanted.
     guest: Option<guest::Summary>,
-    drain_ms: f64,
-    drain_ms_max: f64,
+    drain: drain::Summary,
 }
 
 fn main() -> Result<()> {
@@ -135,10 +134,9 @@ fn main() -> Result<()> {
     let requests = requests::measure(options.rounds)?;
     let queues = packets::measure(packets::Job::Queues, options.rounds)?;
     let drops = packets::measure(packets::Job::Drops, options.rounds)?;
-    let [drain_ms, drain_ms_max] = drain::drain_ms()?;
+    let drain = drain::measure()?;
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-    let summary =
-        Summary { kernel, rounds: options.rounds, switches, requests, queues, drops, guest, drain_ms, drain_ms_max };
+    let summary = Summary { kernel, rounds: options.rounds, switches, requests, queues, drops, guest, drain };
     println!("Kernel {}, medians of {} rounds", summary.kernel, summary.rounds);
     print!("{}", summary.switches.table());
     if let Some(requests) = &summary.requests {
@@ -148,7 +146,7 @@ fn main() -> Result<()> {
     if let Some(guest) = &summary.guest {
         print!("\n{}", guest.line());
     }
-    print!("{}", drain::line(drain_ms, drain_ms_max));
+    print!("{}", summary.drain.line());
     if let Some(path) = options.json {
         fs::write(&path, serde_json::to_vec_pretty(&summary)?).with_context(|| path.display().to_string())?;
     }

@@ -69,11 +69,11 @@ impl Job {
         }))
     }
 
-    /// Whether a program runs once for each packet. The kernel keeps 15 characters of a name: `tracepoint_net_` is one of them.
+    /// Whether a program runs once for each packet. bpftrace names its programs after their tracepoints.
     fn is_counted_by(self, program: &str) -> bool {
         match self {
-            Self::Queues => program == "packet_queued" || program == "tracepoint_net_",
-            Self::Drops => program == "packet_dropped" || program == "tracepoint_skb_",
+            Self::Queues => program == "packet_queued" || program == "net_dev_queue",
+            Self::Drops => program == "packet_dropped" || program == "kfree_skb",
         }
     }
 }

@@ -21,8 +21,10 @@ const RUNQLAT: &str = "/usr/sbin/runqlat";
 const COUNT: &str = "tracepoint:sched:sched_switch { @[tid] = count(); }";
 /// A thread of no VM may cost this much of an empty program.
 const NO_VM_RATIO_MAX: f64 = 1.25;
-/// A VM's thread may cost this much of `runqlat`.
+/// A switch of a VM's thread may cost this much of `runqlat`'s.
 const VM_RATIO_MAX: f64 = 0.4;
+/// By how much a round trip of a VM's threads may be slower, of what `runqlat` slows it down.
+const SLOWDOWN_RATIO_MAX: f64 = 0.5;
 
 /// What is attached while the workload runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +118,8 @@ pub(super) struct Summary {
     vm_to_runqlat: [Option<f64>; 2],
     vm_to_runqlat_per_process: [Option<f64>; 2],
     vm_to_bpftrace_count: [Option<f64>; 2],
+    /// Of what a round trip takes longer.
+    slowdown_vm_to_runqlat: Option<f64>,
 }
 
 /// What the rounds yielded for one candidate.
@@ -175,15 +179,17 @@ fn summarise(samples: &[Samples]) -> Summary {
             slowdown_cpu_us_per_op: median(&samples.slowdown_us).unwrap_or(f64::NAN),
         })
         .collect();
-    let cost = |candidate: Candidate| {
-        let row = rows.iter().find(|row| row.candidate == candidate.title());
-        row.map_or([None; 2], |row| [row.switch_ns, row.wakeup_ns])
-    };
+    let row = |candidate: Candidate| rows.iter().find(|row| row.candidate == candidate.title());
+    let cost = |candidate: Candidate| row(candidate).map_or([None; 2], |row| [row.switch_ns, row.wakeup_ns]);
     let ratio = |ours: Candidate, theirs: Candidate| {
         let (ours, theirs) = (cost(ours), cost(theirs));
         [0, 1].map(|event| Some(ours[event]? / theirs[event]?))
     };
+    let slowdowns = row(Candidate::Vm).zip(row(Candidate::Runqlat));
+    let slowdown_vm_to_runqlat =
+        slowdowns.map(|(ours, theirs)| ours.slowdown_cpu_us_per_op / theirs.slowdown_cpu_us_per_op);
     Summary {
+        slowdown_vm_to_runqlat,
         no_vm_to_empty: ratio(Candidate::NoVm, Candidate::Empty),
         vm_to_runqlat: ratio(Candidate::Vm, Candidate::Runqlat),
         vm_to_runqlat_per_process: ratio(Candidate::Vm, Candidate::RunqlatPerProcess),
@@ -211,14 +217,20 @@ impl Summary {
             ("VM / bpftrace's count", self.vm_to_bpftrace_count, None),
         ];
         for (name, ratio, aim) in ratios {
-            let verdict = match (ratio, aim) {
-                ([None, None], _) => "not measured".to_owned(),
-                (_, None) => String::new(),
-                (_, Some(aim)) if ratio.iter().flatten().all(|&ratio| ratio <= aim) => format!("aim of {aim} met"),
-                (_, Some(aim)) => format!("aim of {aim} missed"),
-            };
-            text += &line([name, &number(ratio[0], 2), &number(ratio[1], 2), &verdict, ""]);
+            let on_switches = aim.map(|aim| verdict(ratio[0], aim)).unwrap_or_default();
+            text += &line([name, &number(ratio[0], 2), &number(ratio[1], 2), &on_switches, ""]);
         }
+        let slowdown = verdict(self.slowdown_vm_to_runqlat, SLOWDOWN_RATIO_MAX);
+        text += &line(["slowdown, VM / runqlat", "", "", &slowdown, &number(self.slowdown_vm_to_runqlat, 2)]);
         text
+    }
+}
+
+/// An aim for a ratio, in words.
+fn verdict(ratio: Option<f64>, aim: f64) -> String {
+    match ratio {
+        None => "not measured".to_owned(),
+        Some(ratio) if ratio <= aim => format!("aim {aim} met"),
+        Some(_) => format!("aim {aim} missed"),
     }
 }

@@ -106,6 +106,7 @@ mod tests {
             memory: MemoryFacts::default(),
             interfaces: Vec::new(),
             disks_unseen: false,
+            guest_disks: None,
             terms: None,
             keepsake: None,
             shadow_of: None,

@@ -12,6 +12,7 @@
 //! incomplete: the VMs go on running, and so does their measurement.
 
 mod answering;
+pub mod guest_disks;
 pub mod memory;
 mod metrics;
 mod surveyor;
@@ -23,6 +24,7 @@ use super::cgroup::DomainCgroup;
 use super::network::VmDevice;
 use super::process::{Proc, QemuProcess};
 use gnomon_common::wire::{VmId, VmState, VmTerms};
+use guest_disks::GuestDisksReading;
 use memory::MemoryFacts;
 use memory::surveyor::{MemoryBook, MemorySurveyor};
 use serde::{Deserialize, Serialize};
@@ -125,6 +127,8 @@ pub struct VmFacts {
     pub interfaces: Vec<VmDevice>,
     /// Whether it has disks and the host's block layer sees none of them, by its definition, once that was read.
     pub disks_unseen: bool,
+    /// What its guest has done on those of its disks that lie behind the host's page cache, once QEMU was asked.
+    pub guest_disks: Option<GuestDisksReading>,
     /// What its owner and its definition allow, once that was read. No part of a recording: it holds names, and nothing that is measured
     /// depends on it.
     #[serde(skip)]

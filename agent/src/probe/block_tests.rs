@@ -2,7 +2,8 @@
 //! the directory of temporary files.
 
 use super::{BlockProbe, ProbeError, StatsEnabled};
-use crate::reading::{BlockReading, DiskCounters};
+use crate::host::process::Proc;
+use crate::reading::{BlockReading, DiskCounters, DiskId};
 use gnomon_common::abi::block::{Direction, DiskAccount};
 use gnomon_common::wire::VmId;
 use std::fs::{self, File, OpenOptions};
@@ -210,6 +211,52 @@ fn has_io(path: &Path) -> bool {
 impl Drop for Group {
     fn drop(&mut self) {
         fs::remove_dir(&self.0).unwrap();
+    }
+}
+
+/// As pmem, and RAM disks: a bio is completed where it is submitted, and no request is ever made. What the kernel charges the process with tells it.
+#[test]
+fn a_device_in_memory_has_no_requests_to_see_and_its_bytes_are_charged_to_the_process() {
+    let Some((mut probe, device)) = load().zip(CompressedMemory::make()) else { return };
+    let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(device.path()).unwrap();
+    let own = std::process::id();
+    probe.track(vm(1), &[own], &[]).unwrap();
+    let charged = || Proc::default().io(own, 0).unwrap();
+    let before = charged();
+    write(&file);
+    read(&file);
+    let after = charged();
+    // A page of the program itself may have been read meanwhile.
+    let charged = [after.read_bytes - before.read_bytes, after.write_bytes - before.write_bytes];
+    assert!(charged.iter().all(|bytes| (BYTES..BYTES + BYTES / 16).contains(bytes)), "{charged:?}");
+    let device = file.metadata().unwrap().rdev();
+    let device = DiskId { major: libc::major(device), minor: libc::minor(device) };
+    assert_eq!(probe.drain().unwrap().vms[&vm(1)].get(&device), None);
+}
+
+/// A zram device; removed with this.
+struct CompressedMemory(u32);
+
+impl CompressedMemory {
+    const CONTROL: &str = "/sys/class/zram-control";
+
+    fn make() -> Option<Self> {
+        // Reading makes one.
+        let number = fs::read_to_string(format!("{}/hot_add", Self::CONTROL));
+        let number = number.inspect_err(|error| println!("skipped: no zram: {error}")).ok()?;
+        let device = Self(number.trim().parse().unwrap());
+        fs::write(format!("/sys/block/zram{}/disksize", device.0), BYTES.to_string()).unwrap();
+        Some(device)
+    }
+
+    fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/dev/zram{}", self.0))
+    }
+}
+
+impl Drop for CompressedMemory {
+    fn drop(&mut self) {
+        fs::write(format!("{}/hot_remove", Self::CONTROL), self.0.to_string()).unwrap();
     }
 }
 

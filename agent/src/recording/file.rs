@@ -1,7 +1,7 @@
 //! A recording's bytes. Pure, and no bytes make it panic.
 //!
 //! ```text
-//! a line of text: gnomon-agent recording, format 4, by VERSION
+//! a line of text: gnomon-agent recording, format 5, by VERSION
 //! frames, one for the start and one for each tick:
 //! offset  bytes  little-endian
 //!      0      4  length of the payload
@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use std::io::{Read, Write};
 
 /// The format that is written and read. It is raised with every change of what is kept of a tick.
-const FORMAT: u32 = 4;
+const FORMAT: u32 = 5;
 
 const TITLE: &str = "gnomon-agent recording, format ";
 /// Longest first line that is looked at.

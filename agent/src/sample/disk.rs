@@ -72,7 +72,7 @@ impl DiskSeries {
     }
 
     /// Ends the window and begins the next; `None` where nothing was measured.
-    /// What its process was charged with is another reading, and left out here.
+    /// What its process was charged with and what its guest did are other readings, and left out here.
     pub(super) fn take_window(&mut self, name: impl Fn(DiskId) -> String) -> Option<DiskWindow> {
         let ended = Self { last: self.last.take(), ..std::mem::take(self) };
         self.last = ended.last;
@@ -107,6 +107,7 @@ impl DiskSeries {
             latency: latency(&all),
             process: None,
             disks: used.iter().map(share).collect(),
+            guest: Vec::new(),
         })
     }
 }
@@ -148,6 +149,8 @@ impl RestSeries {
         Some(DiskRest {
             read_bytes_per_s: window.read.bytes_per_s.mean,
             write_bytes_per_s: window.write.bytes_per_s.mean,
+            read_operations_per_s: window.read.operations_per_s,
+            write_operations_per_s: window.write.operations_per_s,
             requests_missed_per_s: missed as f64 / seen_s,
         })
     }
@@ -300,7 +303,12 @@ mod tests {
         };
         rest.observe(&reading(1, 0, 7), &BOUNDS).unwrap();
         rest.observe(&reading(2, 10, 9), &BOUNDS).unwrap();
-        let expected = DiskRest { read_bytes_per_s: 0.0, write_bytes_per_s: 40_960.0, requests_missed_per_s: 2.0 };
+        let expected = DiskRest {
+            write_bytes_per_s: 40_960.0,
+            write_operations_per_s: 10.0,
+            requests_missed_per_s: 2.0,
+            ..DiskRest::default()
+        };
         assert_eq!(rest.take_window(), Some(expected));
         assert_eq!(rest.take_window(), None);
     }

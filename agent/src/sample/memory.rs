@@ -9,7 +9,7 @@ use crate::host::inventory::VmFacts;
 use crate::host::inventory::memory::GuestReading;
 use crate::host::process::Footprint;
 use crate::reading::ReclaimCounters;
-use demand::{GuestRates, HostSigns};
+use demand::{Displaced, GuestRates, GuestSigns, HostSigns};
 use gnomon_common::wire::{GuestMemory, MemoryWindow, ReclaimStalls};
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +37,7 @@ pub(super) struct MemorySeries {
     host: Option<HostMemoryReading>,
     guest: Option<GuestReading>,
     rates: Option<GuestRates>,
+    displaced: Displaced,
 }
 
 impl MemorySeries {
@@ -59,7 +60,11 @@ impl MemorySeries {
         let pressure = before.and_then(|before| pressure(&before, &reading));
         let reclaim = before.and_then(|before| reclaim(&before, &reading));
         let demand = match in_use {
-            Some(in_use) => demand::of_guest(in_use.bytes, &rates.unwrap_or_default()),
+            Some(in_use) => {
+                let room_bytes = guest.map_or(0, |guest| guest.could_give_up_bytes());
+                let signs = GuestSigns { rates: rates.unwrap_or_default(), displaced: self.displaced, room_bytes };
+                demand::of_guest(in_use.bytes, facts.memory_bytes, &signs)
+            }
             None => {
                 let signs = HostSigns {
                     major_faults_per_s: host_major_faults_per_s,
@@ -85,8 +90,19 @@ impl MemorySeries {
     /// Rates are those between the last two answers: a window without a new one goes on with them.
     fn observe_guest(&mut self, now: GuestReading) {
         let before = self.guest.replace(now);
-        if let Some(before) = before.filter(|before| before.updated_unix_s != now.updated_unix_s) {
-            self.rates = rates(&before, &now);
+        if before.is_some_and(|before| before.updated_unix_s == now.updated_unix_s) {
+            return;
+        }
+        self.rates = before.and_then(|before| rates(&before, &now));
+        let room = now.could_give_up_bytes();
+        let in_use = now.total_bytes.saturating_sub(room);
+        match before.filter(|_| self.rates.is_some()) {
+            Some(before) => {
+                let (written, read) =
+                    (now.swap_out_bytes - before.swap_out_bytes, now.swap_in_bytes - before.swap_in_bytes);
+                self.displaced.observe(written, read, in_use, room);
+            }
+            None => self.displaced = Displaced::begin(now.swap_out_bytes, now.swap_in_bytes, in_use),
         }
     }
 }
@@ -174,6 +190,7 @@ mod tests {
             memory: MemoryFacts { balloon: Balloon::Movable { bytes: 128 * MIB }, guest, in_use },
             interfaces: Vec::new(),
             disks_unseen: false,
+            guest_disks: None,
             terms: None,
             keepsake: None,
             shadow_of: None,

@@ -1,14 +1,14 @@
 //! What the sampler tells about itself and about the VMs it measures.
 
+mod disks;
 mod labels;
 
 pub(super) use labels::VmLabel;
 
 use super::interval::{Rejection, WaitSample};
 use crate::reading::Culprit;
-use gnomon_common::wire::{
-    DiskWindow, Dropped, ExitReason, ExitShare, InterfaceWindow, MemoryWindow, QueueWindow, Traffic,
-};
+use disks::DiskMetrics;
+use gnomon_common::wire::{Dropped, ExitReason, ExitShare, InterfaceWindow, MemoryWindow, QueueWindow, Traffic};
 use labels::{DirectionLabel, DropLabel, ExitLabel, ReasonLabel, WaitLabel};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -55,10 +55,7 @@ pub struct SampleMetrics {
     memory_stalled: Family<VmLabel, GaugeF64>,
     pub(super) reclaim_failures: Counter,
     pub(super) disk_failures: Counter,
-    disk_read: Family<VmLabel, GaugeF64>,
-    disk_write: Family<VmLabel, GaugeF64>,
-    disk_operations: Family<VmLabel, GaugeF64>,
-    disk_queue: Family<VmLabel, GaugeF64>,
+    pub(super) disks: DiskMetrics,
     network_bytes: Family<DirectionLabel, GaugeF64>,
     network_packets: Family<DirectionLabel, GaugeF64>,
     network_dropped: Family<DirectionLabel, GaugeF64>,
@@ -116,10 +113,7 @@ impl Default for SampleMetrics {
             exits: Family::default(),
             away: Family::default(),
             disk_failures: Counter::default(),
-            disk_read: Family::default(),
-            disk_write: Family::default(),
-            disk_operations: Family::default(),
-            disk_queue: Family::default(),
+            disks: DiskMetrics::default(),
         }
     }
 }
@@ -281,30 +275,7 @@ impl SampleMetrics {
             "Times the exits probe could not track a VM or be drained",
             self.exit_failures.clone(),
         );
-        for (name, help, family) in [
-            (
-                "gnomon_agent_vm_disk_read_bytes_per_second",
-                "Read from the host's disks in the last window",
-                &self.disk_read,
-            ),
-            (
-                "gnomon_agent_vm_disk_write_bytes_per_second",
-                "Written to the host's disks in the last window",
-                &self.disk_write,
-            ),
-            (
-                "gnomon_agent_vm_disk_operations_per_second",
-                "Reads and writes in the last window",
-                &self.disk_operations,
-            ),
-            (
-                "gnomon_agent_vm_disk_queue_depth",
-                "Mean number of requests under way in the last window",
-                &self.disk_queue,
-            ),
-        ] {
-            r.register(name, help, family.clone());
-        }
+        self.disks.register(r);
         for reason in Rejection::ALL {
             drop(self.absurd.get_or_create(&ReasonLabel { reason: reason.name() }));
         }
@@ -409,14 +380,6 @@ impl SampleMetrics {
         }
     }
 
-    pub(super) fn vm_disk(&self, vm: &VmLabel, disk: Option<&DiskWindow>) {
-        let operations = |disk: &DiskWindow| disk.read.operations_per_s + disk.write.operations_per_s;
-        show(&self.disk_read, vm, disk.map(|disk| disk.read.bytes_per_s.mean));
-        show(&self.disk_write, vm, disk.map(|disk| disk.write.bytes_per_s.mean));
-        show(&self.disk_operations, vm, disk.map(operations));
-        show(&self.disk_queue, vm, disk.map(|disk| disk.queue_depth));
-    }
-
     /// Reasons that did not occur are zero where others are told.
     pub(super) fn vm_exits(&self, vm: &VmLabel, shares: Option<&[ExitShare]>) {
         for reason in ExitReason::ALL {
@@ -430,7 +393,7 @@ impl SampleMetrics {
     /// The VM is not measured now: its last values must not stand as if they were current.
     pub(super) fn vm_idle(&self, vm: &VmLabel) {
         self.vm_network(vm, &[]);
-        self.vm_disk(vm, None);
+        self.disks.vm(vm, None);
         self.vm_exits(vm, None);
         self.vm_stalls(vm, None);
         for family in [&self.demand_low, &self.demand_high, &self.usage, &self.throttled, &self.quota] {

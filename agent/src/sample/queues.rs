@@ -1,8 +1,6 @@
 //! Readings of the queue probe -> how long packets for VMs waited at their devices in a window.
 
-use super::by_device::{Counted, DeviceSeries};
-use super::source::SourceError;
-use crate::cost::Costed;
+use super::by_device::{Counted, DeviceProbe, DeviceSeries};
 use crate::probe::{ProbeError, ProgramCost, QueueProbe, Queues};
 use gnomon_common::abi::queues::TapQueue;
 use gnomon_common::wire::{LatencyHistogram, QueueWindow};
@@ -11,53 +9,29 @@ use std::collections::BTreeMap;
 
 /// What a window's end reads of queues.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct QueueReading {
+pub struct QueueReading {
     /// The devices that are watched from now on, by name with their numbers.
-    pub(crate) devices: BTreeMap<String, u32>,
+    pub devices: BTreeMap<String, u32>,
     /// What was counted on those watched until now.
-    pub(crate) counted: Queues,
+    pub counted: Queues,
 }
 
-/// The queue probe, or its place while it is given up.
-pub struct QueueStandby(Option<QueueProbe>);
+impl DeviceProbe for QueueProbe {
+    const NAME: &'static str = "queues";
+    type Reading = QueueReading;
 
-impl QueueStandby {
-    /// Nothing is watched yet.
-    pub fn new(probe: QueueProbe) -> Self {
-        Self(Some(probe))
+    fn load() -> Result<Self, ProbeError> {
+        Self::load()
     }
 
-    /// Reads what was counted, and watches these devices in the next window; `None` while the probe is given up.
-    pub(super) fn read(&mut self, devices: BTreeMap<String, u32>) -> Result<Option<QueueReading>, SourceError> {
-        let Some(probe) = &mut self.0 else { return Ok(None) };
-        let counted = probe.drain()?;
-        probe.watch(&devices.values().copied().collect())?;
-        Ok(Some(QueueReading { devices, counted }))
-    }
-}
-
-impl Costed for QueueStandby {
-    fn name(&self) -> &'static str {
-        "queues"
+    fn read(&mut self, devices: BTreeMap<String, u32>) -> Result<QueueReading, ProbeError> {
+        let counted = self.drain()?;
+        self.watch(&devices.values().copied().collect())?;
+        Ok(QueueReading { devices, counted })
     }
 
-    fn programs(&self) -> Result<Vec<ProgramCost>, ProbeError> {
-        self.0.as_ref().map_or(Ok(Vec::new()), QueueProbe::cost)
-    }
-
-    fn can_shed(&self) -> bool {
-        self.0.is_some()
-    }
-
-    fn shed(&mut self) -> Result<(), SourceError> {
-        self.0 = None;
-        Ok(())
-    }
-
-    fn restore(&mut self) -> Result<(), SourceError> {
-        // From its next window on: what is watched is told to it at each window's end.
-        self.0 = Some(QueueProbe::load()?);
-        Ok(())
+    fn cost(&self) -> Result<Vec<ProgramCost>, ProbeError> {
+        Self::cost(self)
     }
 }
 

@@ -5,8 +5,8 @@ mod reader;
 use super::grid::Now;
 use super::series::HostSeries;
 use super::{
-    DropStandby, HostReport, LiveLoads, MigrationBook, QueueStandby, SampleMetrics, SchedSource, StoodDownVms,
-    VmReadings,
+    DeviceReadings, DropReading, HostReport, LiveLoads, MigrationBook, QueueReading, SampleMetrics, SchedSource,
+    StoodDownVms, VmReadings,
 };
 use crate::cost::CostControl;
 use crate::host::inventory::Inventory;
@@ -78,9 +78,9 @@ pub struct Sources {
     /// Of disks, where something tells.
     pub disks: Option<VmReadings<BlockReading>>,
     /// Of what is dropped on network devices, where something tells.
-    pub drops: Option<DropStandby>,
+    pub drops: Option<DeviceReadings<DropReading>>,
     /// Of how long packets wait there, where something tells.
-    pub queues: Option<QueueStandby>,
+    pub queues: Option<DeviceReadings<QueueReading>>,
     /// How VMs are held up for want of memory, where something tells.
     pub reclaim: Option<VmReadings<ReclaimReading>>,
     /// Why vCPUs leave their guests, where something tells.

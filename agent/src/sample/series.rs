@@ -6,6 +6,7 @@ use super::disk::{DiskSeries, ProcessIoSeries, RestSeries};
 use super::drops::DropSeries;
 use super::exits::ExitSeries;
 use super::grid::{Grid, Now};
+use super::guest_disks::GuestDiskSeries;
 use super::interval::{self, Bounds, Rejection};
 use super::live::{LiveLoads, Moment, Moments};
 use super::memory::MemorySeries;
@@ -55,6 +56,7 @@ struct Vm {
     network: NetworkSeries,
     disk: DiskSeries,
     process_io: ProcessIoSeries,
+    guest_disks: GuestDiskSeries,
     exits: ExitSeries,
 }
 
@@ -231,13 +233,15 @@ impl HostSeries {
     fn close_window(&mut self, inventory: &Inventory, end: WindowEnd, now: Now) -> HostReport {
         self.observe_host(end.host);
         let window_s = self.grid.window_s();
+        let disk_rest = self.disk_rest.take_window();
+        self.metrics.disks.rest(disk_rest.as_ref());
         let mut report = HostReport {
             start: self.grid.window_start(),
             window_ms: self.grid.window_ms(),
             host_window: HostWindow {
                 cpu_cores: std::mem::take(&mut self.host_cores).finish(),
                 memory_available_bytes: self.memory_available_bytes,
-                disk_rest: self.disk_rest.take_window(),
+                disk_rest,
                 probes_shed: end.probes_shed.clone(),
             },
             vms: Vec::with_capacity(inventory.vms.len()),
@@ -263,8 +267,8 @@ impl HostSeries {
                 interfaces
             });
             let disk = vm.as_mut().and_then(|vm| {
-                let disk = vm.close_disks(facts, &end);
-                self.metrics.vm_disk(&vm.label, disk.as_ref());
+                let disk = vm.close_disks(facts, &end, now.monotonic_ns);
+                self.metrics.disks.vm(&vm.label, disk.as_ref());
                 disk
             });
             let exits = vm.as_mut().and_then(|vm| {
@@ -329,6 +333,7 @@ impl Vm {
             network: NetworkSeries::default(),
             disk: DiskSeries::default(),
             process_io: ProcessIoSeries::default(),
+            guest_disks: GuestDiskSeries::default(),
             exits: ExitSeries::default(),
         }
     }

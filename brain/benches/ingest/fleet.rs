@@ -10,9 +10,9 @@ use std::time::Duration;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     AgentEpoch, Allocation, CpuBounds, CpuSource, CpuWindow, CulpritShare, Culprits, DiskFlow, DiskRest, DiskShare,
-    DiskWindow, ExitReason, ExitShare, GuestMemory, Hello, HostFacts, HostId, HostWindow, InterfaceWindow, KeptCopies,
-    Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, ProcessIo, QueueWindow, ReclaimStalls, Report,
-    Sequence, Traffic, VERSIONS, VmId, VmState, VmTerms, VmWindow, WaitHistogram, Who,
+    DiskWindow, ExitReason, ExitShare, GuestDisk, GuestMemory, Hello, HostFacts, HostId, HostWindow, InterfaceWindow,
+    KeptCopies, Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, ProcessIo, QueueWindow,
+    ReclaimStalls, Report, Sequence, Traffic, VERSIONS, VmId, VmState, VmTerms, VmWindow, WaitHistogram, Who,
 };
 use uuid::Uuid;
 
@@ -208,6 +208,7 @@ impl Vm {
                 queue_depth: 0.1,
                 process: Some(ProcessIo { read_bytes_per_s: 0.0, write_bytes_per_s: 2e6 }),
                 disks: vec![DiskShare { name: "nvme0n1".into(), write_bytes_per_s: 2e6, ..DiskShare::default() }],
+                guest: vec![GuestDisk { target: "vda".into(), write_bytes_per_s: 2e6, ..GuestDisk::default() }],
                 ..DiskWindow::default()
             }),
             allocation: Allocation {

@@ -1,6 +1,7 @@
 //! The one state machine: inputs in, outputs out.
 
 mod balance;
+mod budget;
 mod capacity;
 mod command;
 mod explain;
@@ -9,6 +10,7 @@ mod fit;
 mod hold;
 mod incidents;
 mod local;
+mod modes;
 mod operator;
 mod pattern;
 mod planning;
@@ -34,7 +36,8 @@ use crate::calendar::Calendar;
 use crate::fleet::{Fleet, Host};
 use crate::io::{Audit, Input, Notice, Output, Record};
 use crate::pattern::Pattern;
-use crate::policy::{Mode, Policy};
+use crate::plan::budget::Tally;
+use crate::policy::Policy;
 use crate::windows::Windows;
 use hold::Holds;
 use incidents::Incidents;
@@ -57,6 +60,8 @@ pub struct Core {
     now: Timestamp,
     fleet: Fleet,
     holds: Holds,
+    modes: modes::Modes,
+    resizes: Tally,
     /// When commands in flight are given up.
     deadlines: BTreeSet<(Timestamp, VmId)>,
     fits: BTreeMap<VmId, fit::Pending>,
@@ -89,6 +94,8 @@ impl Core {
             now: Timestamp::default(),
             fleet: Fleet::default(),
             holds: Holds::default(),
+            modes: modes::Modes::default(),
+            resizes: Tally::default(),
             deadlines: BTreeSet::new(),
             fits: BTreeMap::new(),
             looks: BTreeMap::new(),
@@ -142,7 +149,7 @@ impl Core {
     /// When [`Core::handle_timeout`] wants to be called next.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         let deadline = self.deadlines.first().map(|&(deadline, _)| deadline);
-        let waiting = self.capacity.due(&self.policy.capacity).into_iter().chain(self.proposals.due(&self.policy));
+        let waiting = self.capacity.due(&self.policy.capacity).into_iter().chain(self.proposals_due());
         deadline.into_iter().chain(waiting).chain(self.shadows.due()).min()
     }
 
@@ -212,9 +219,6 @@ impl Core {
                     vm.forget_history(&self.policy);
                 }
             }
-        }
-        if self.policy.mode != Mode::Recommend {
-            self.fleet.vms.values_mut().for_each(|vm| (vm.recommended, vm.recommended_bytes) = (None, None));
         }
     }
 

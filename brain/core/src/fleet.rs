@@ -15,6 +15,7 @@ use crate::plan::balance::Prospect;
 use crate::plan::contention::Contention;
 use crate::plan::reaction::Reaction;
 use crate::policy::Policy;
+use crate::view::StuckView;
 
 pub(crate) use vm::{Flight, Taught, Vm, believed_allocation, believed_cpu};
 
@@ -39,6 +40,8 @@ pub(crate) struct Host {
     pub(crate) ghosts: BTreeSet<VmId>,
     /// What its VMs will take together, as of its latest report.
     pub(crate) prospect: Option<Prospect>,
+    /// Why none of its VMs went when one had to, as found last.
+    pub(crate) stuck: Option<StuckView>,
     /// What its resizes have taken lately.
     pub(crate) reaction: Reaction,
     /// How much VMs wait for its CPUs.
@@ -64,6 +67,7 @@ impl Host {
             arriving: BTreeSet::new(),
             ghosts: BTreeSet::new(),
             prospect: None,
+            stuck: None,
             reaction: Reaction::default(),
             contention: Contention::default(),
         }

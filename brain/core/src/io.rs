@@ -7,7 +7,7 @@ use crate::job::{FitJob, FitResult};
 use crate::pattern::Corrections;
 use crate::plan::Plan;
 use crate::plan::expectation::Expectation;
-use crate::policy::Policy;
+use crate::policy::{Mode, Policy};
 use crate::proposal::{Proposal, ProposalKey};
 use crate::shadow::Shadow;
 use crate::shadow::trial::Proposed;
@@ -80,6 +80,13 @@ pub enum OperatorRequest {
     Release {
         /// Where.
         scope: Scope,
+    },
+    /// Do no more than this with plans within the scope, whatever wider scopes and policy say; `auto` leaves that to them.
+    SetMode {
+        /// Where.
+        scope: Scope,
+        /// What.
+        mode: Mode,
     },
     /// Bring one means of a VM to this state now, in any mode, and leave that means alone until the VM is resumed or released. See
     /// [`Core::may_set`](crate::Core::may_set) for when it is possible.
@@ -242,6 +249,13 @@ pub enum Record {
         /// `None` when everything is allowed again.
         hold: Option<Hold>,
     },
+    /// An operator's word on what is done with plans within a scope changed.
+    Mode {
+        /// Where.
+        scope: Scope,
+        /// What; `None` when that is left to wider scopes and policy.
+        mode: Option<Mode>,
+    },
     /// An operator holds a means of a VM, or does no longer.
     Setting {
         /// Which VM.
@@ -399,7 +413,7 @@ pub struct Notice {
 }
 
 /// What a restarted brain tells a new core, in this order, before any input: hosts, VMs' histories (a VM's blocks together, in the order
-/// of their keys), lessons, expectations, VMs' past reports (oldest first), scopes, hosts that are emptied, operators' settings, requests for
+/// of their keys), lessons, expectations, VMs' past reports (oldest first), scopes and their modes, hosts that are emptied, operators' settings, requests for
 /// capacity and proposals (the closed ones in the order of their closing), shadows, unanswered commands.
 #[derive(Clone, Debug)]
 pub enum Restored {
@@ -430,6 +444,13 @@ pub enum Restored {
         /// What.
         hold: Hold,
     },
+    /// What operators let be done with plans within a scope.
+    Mode {
+        /// Where.
+        scope: Scope,
+        /// What.
+        mode: Mode,
+    },
     /// A host that was being emptied, and since when.
     Drain {
         /// Which host.
@@ -450,8 +471,8 @@ pub enum Restored {
     Proposal(Box<Proposal>),
     /// A shadow: one that is not retired, or of a production that is to have none, in the order of their changes.
     Shadow(Box<Shadow>),
-    /// A move that was answered or given up not long ago, oldest first: where its VM could not go is not tried again at once, and where it went to
-    /// it is by Gnomon.
+    /// A move or a resize that was answered or given up not long ago, oldest first: where a VM could not go is not tried again at once, where it went to
+    /// it is by Gnomon, and resizes of the last hour count against their budget.
     Tried(Box<CommandRecord>),
     /// A command without an outcome: it stays in flight (the driver resends it when its host connects) until answered or expired.
     Command(CommandRecord),

@@ -29,6 +29,7 @@
 
 pub(crate) mod backoff;
 pub(crate) mod balance;
+pub(crate) mod budget;
 pub mod contention;
 pub(crate) mod dwell;
 pub mod expectation;
@@ -188,7 +189,10 @@ pub enum Reason {
         bytes: u64,
         /// What the host has for VMs, its reserve left out, in bytes.
         room_bytes: u64,
-        /// What is expected of the move.
+        /// What they are going to give back of it, in bytes: that is not enough.
+        #[serde(default)]
+        gives_back_bytes: u64,
+        /// What is expected of the move beside that.
         expected: Relief,
         /// What has to travel, where that was measured.
         #[serde(default)]
@@ -319,13 +323,12 @@ impl fmt::Display for Reason {
                 )?;
                 travels(f, haul.as_ref())
             }
-            Self::HostMemoryFull { bytes, room_bytes, expected, haul } => {
-                write!(
-                    f,
-                    "its host's VMs have {} together, more than its {} for them; {expected}",
-                    mib(*bytes),
-                    mib(*room_bytes)
-                )?;
+            Self::HostMemoryFull { bytes, room_bytes, gives_back_bytes, expected, haul } => {
+                write!(f, "its host's VMs have {} together, more than its {} for them", mib(*bytes), mib(*room_bytes))?;
+                if *gives_back_bytes > 0 {
+                    write!(f, ", and the {} that they are going to give back are not enough", mib(*gives_back_bytes))?;
+                }
+                write!(f, "; {expected}")?;
                 travels(f, haul.as_ref())
             }
             Self::Drained { haul } => {

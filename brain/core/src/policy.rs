@@ -3,6 +3,7 @@
 mod validate;
 
 use gnomon_common::wire::Action;
+pub use gnomon_common::wire::Mode;
 use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -25,6 +26,9 @@ pub const SHRINK_STEP_LIMIT: f64 = 0.05;
 /// Most moves in an hour: so many are remembered.
 pub const MOVES_LIMIT: usize = 1000;
 
+/// Most resizes in an hour that a budget can allow: some thousands a second are no bound any more.
+pub const RESIZES_LIMIT: usize = 10_000_000;
+
 /// Most requests for capacity that are open at once: all of them are looked at whenever the time is.
 pub const CAPACITY_OPEN_LIMIT: usize = 100;
 
@@ -44,7 +48,7 @@ pub const PROPOSALS_LIMIT: usize = 10_000;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
-    /// What to do with plans.
+    /// What to do with plans, at most: operators and owners can say less of the fleet, a host or a VM.
     pub mode: Mode,
     /// How demand is forecast.
     pub forecast: ForecastPolicy,
@@ -52,6 +56,8 @@ pub struct Policy {
     pub cpu: CpuPolicy,
     /// How a VM's memory is sized.
     pub memory: MemoryPolicy,
+    /// How often VMs are resized.
+    pub resize: ResizePolicy,
     /// When and how VMs are moved to other hosts.
     pub migrate: MigratePolicy,
     /// When and how more capacity is asked for.
@@ -64,33 +70,6 @@ pub struct Policy {
     pub anomaly: AnomalyPolicy,
     /// Which VMs have shadows, how large these are and what they do.
     pub shadow: ShadowPolicy,
-}
-
-/// What Gnomon does with a plan.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Mode {
-    /// Measure and forecast; make no plan.
-    #[default]
-    Observe,
-    /// Make and show plans; send nothing.
-    Recommend,
-    /// Make plans and carry out what an operator approves of them.
-    Approve,
-    /// Make plans and carry them out.
-    Auto,
-}
-
-impl Mode {
-    /// Its name in settings and JSON.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Observe => "observe",
-            Self::Recommend => "recommend",
-            Self::Approve => "approve",
-            Self::Auto => "auto",
-        }
-    }
 }
 
 /// How demand is forecast.
@@ -172,6 +151,23 @@ pub struct MemoryPolicy {
     pub shrink_interval_ms: u64,
     /// Changes smaller than this share of the present size are not worth a resize.
     pub hysteresis: f64,
+}
+
+/// How often VMs are resized by plans that nobody approved, growth and shrinking by every means together. A quarter of either budget is kept for
+/// growth. What operators ask for or approve is never held back, and counts only where they approved it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ResizePolicy {
+    /// Resizes of one VM in an hour.
+    pub vm_per_hour_max: usize,
+    /// Resizes in the whole fleet in an hour.
+    pub fleet_per_hour_max: usize,
+}
+
+impl Default for ResizePolicy {
+    fn default() -> Self {
+        Self { vm_per_hour_max: 300, fleet_per_hour_max: 100_000 }
+    }
 }
 
 /// When and how VMs are moved to other hosts.

@@ -2,15 +2,66 @@
 
 use crate::anomaly::Incident;
 use crate::archive::Kpi;
-use crate::io::Hold;
+use crate::io::{Hold, Scope};
 use crate::plan::PlannedAction;
 use crate::plan::contention::Witness;
+use crate::policy::Mode;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     Allocation, CommandId, CpuWindow, DiskWindow, ExitShare, HostFacts, HostId, HostWindow, InterfaceWindow, Losses,
     MemoryWindow, MigrationProgress, OutcomeResult, Setting, ShadowWindow, VmId, VmState,
 };
 use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// What is done with plans: of all that are said the most cautious.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct ModeView {
+    /// What.
+    pub mode: Mode,
+    /// By whose word; of several that say the same by the widest one's.
+    pub by: ModeSource,
+}
+
+/// Who says what is done with plans. `Display` tells a person.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum ModeSource {
+    /// `policy.mode`.
+    #[default]
+    Policy,
+    /// An operator, of the whole fleet.
+    Fleet,
+    /// An operator, of the host.
+    Host,
+    /// An operator, of the VM.
+    Vm,
+    /// The VM's owner, in its metadata.
+    Owner,
+}
+
+impl fmt::Display for ModeSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Policy => "policy.mode",
+            Self::Fleet => "an operator about the fleet",
+            Self::Host => "an operator about its host",
+            Self::Vm => "an operator about it",
+            Self::Owner => "its owner",
+        })
+    }
+}
+
+/// What operators let be done with plans within a scope.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScopedMode {
+    /// Where.
+    pub scope: Scope,
+    /// What.
+    pub mode: Mode,
+}
 
 /// A host as the brain knows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,6 +82,9 @@ pub struct HostView {
     pub allocated_cores: f64,
     /// An operator's hold on the host.
     pub hold: Option<Hold>,
+    /// What is done with plans for VMs on it, at most.
+    #[serde(default)]
+    pub mode: ModeView,
     /// What its agent lost.
     pub losses: Losses,
     /// What its VMs will want together; `None` until it reports.
@@ -39,9 +93,44 @@ pub struct HostView {
     /// Since when it is being emptied; `None` when it is not.
     #[serde(default)]
     pub draining_since: Option<Timestamp>,
+    /// Why none of its VMs goes although it is emptied, or will be too full; `None` where that is not so.
+    #[serde(default)]
+    pub stuck: Option<StuckView>,
     /// How much VMs wait for its CPUs; `None` where none has told lately.
     #[serde(default)]
     pub contention: Option<ContentionView>,
+}
+
+/// Why none of a host's VMs goes. `Display` tells a person.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StuckView {
+    /// When it was found.
+    pub at: Timestamp,
+    /// One by one, up to twenty.
+    pub vms: Vec<StaysView>,
+    /// So many more do not go either.
+    pub others: usize,
+}
+
+/// Why a VM does not leave its host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StaysView {
+    /// Which.
+    pub vm: VmId,
+    /// Its name.
+    pub name: String,
+    /// Why.
+    pub why: String,
+}
+
+impl fmt::Display for StuckView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, StaysView { name, why, .. }) in self.vms.iter().enumerate() {
+            let separator = if place > 0 { "; " } else { "" };
+            write!(f, "{separator}{name}: {why}")?;
+        }
+        if self.others > 0 { write!(f, "; and {} more", self.others) } else { Ok(()) }
+    }
 }
 
 /// How much VMs wait for a host's CPUs although their quotas let them run.
@@ -64,6 +153,9 @@ pub struct HostOutlook {
     pub memory_bytes: u64,
     /// What the host has for them, its reserve left out, in bytes.
     pub room_bytes: u64,
+    /// What they are going to give back of it before any of them is moved, in bytes.
+    #[serde(default)]
+    pub gives_back_bytes: u64,
     /// Reports in a row in which that was more than there is room for.
     pub full_rounds: u32,
     /// It is more than there is room for only by forecasts with less skill than policy asks for: nothing is done about it.
@@ -108,6 +200,9 @@ pub struct VmView {
     pub season_ms: Option<u64>,
     /// An operator's hold on it, of any scope.
     pub hold: Option<Hold>,
+    /// What is done with plans for it.
+    #[serde(default)]
+    pub mode: ModeView,
     /// What operators set by hand: those means are left alone until it is resumed or released.
     pub held: Vec<Setting>,
     /// Its host's agent keeps its hands off it, because someone else changed its limits.

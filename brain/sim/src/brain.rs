@@ -6,7 +6,7 @@ use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Command, CommandId, HostFacts, HostId, Means, Report, Setting, VmId};
 use gnomon_core::archive::{BlockKey, Change, SealedBlock};
 use gnomon_core::{
-    CommandRecord, Core, Expectation, Hold, Lesson, Policy, Proposal, ProposalKey, Record, Restored, Scope, Shadow,
+    CommandRecord, Core, Expectation, Hold, Lesson, Mode, Policy, Proposal, ProposalKey, Record, Restored, Scope, Shadow,
 };
 
 /// Reports kept for a restart. The real store keeps them for a time; this many are hours of a small world.
@@ -19,6 +19,7 @@ pub(crate) struct Store {
     history: BTreeMap<(VmId, BlockKey), Box<[u8]>>,
     reports: Vec<Report>,
     holds: BTreeMap<Scope, Hold>,
+    modes: BTreeMap<Scope, Mode>,
     settings: BTreeMap<(VmId, Means), Setting>,
     lessons: BTreeMap<String, Lesson>,
     draining: BTreeMap<HostId, Timestamp>,
@@ -50,6 +51,9 @@ impl Store {
         }
         for (scope, &hold) in &self.holds {
             core.restore(Restored::Hold { scope: scope.clone(), hold });
+        }
+        for (scope, &mode) in &self.modes {
+            core.restore(Restored::Mode { scope: scope.clone(), mode });
         }
         for (host, &since) in &self.draining {
             core.restore(Restored::Drain { host: host.clone(), since });
@@ -93,6 +97,12 @@ impl Store {
             }
             Record::Scope { scope, hold: None } => {
                 self.holds.remove(&scope);
+            }
+            Record::Mode { scope, mode: Some(mode) } => {
+                self.modes.insert(scope, mode);
+            }
+            Record::Mode { scope, mode: None } => {
+                self.modes.remove(&scope);
             }
             Record::Setting { vm, means, setting: Some(setting) } => {
                 self.settings.insert((vm, means), setting);

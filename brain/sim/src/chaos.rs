@@ -3,8 +3,8 @@
 use gnomon_common::wire::{HostId, VmId, VmTerms};
 use gnomon_core::plan::guard::Guard;
 use gnomon_core::policy::{
-    AnomalyPolicy, ApprovePolicy, CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy, ShadowPolicy,
-    WindowsPolicy,
+    AnomalyPolicy, ApprovePolicy, CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy, ResizePolicy,
+    ShadowPolicy, WindowsPolicy,
 };
 use gnomon_core::{Mode, OperatorRequest, Policy, Scope};
 use rand::{RngExt as _, SeedableRng as _};
@@ -71,6 +71,7 @@ pub fn scenario(seed: u64) -> Scenario {
     // Drawn apart: what came before it stays as it was.
     restrain(&mut ChaCha8Rng::seed_from_u64(!seed), &mut policy, &mut events);
     zone(&mut ChaCha8Rng::seed_from_u64(seed.rotate_left(16)), &mut policy, &mut hosts, &mut vms);
+    narrow(&mut ChaCha8Rng::seed_from_u64(seed.rotate_left(48)), &mut policy, &hosts, &mut vms, &mut events);
     let ids: Vec<VmId> = (0..vms.len()).map(vm_id).collect();
     shadow(&mut ChaCha8Rng::seed_from_u64(seed.rotate_left(32)), &mut policy, &mut hosts, &mut events, &ids);
     let (link_ms, actuation_ms) = (rng.random_range(1..300), rng.random_range(10..2000));
@@ -173,6 +174,36 @@ fn zone(rng: &mut ChaCha8Rng, policy: &mut Policy, hosts: &mut [HostSpec], vms: 
     }
 }
 
+/// Some operators and owners let less be done with some hosts and VMs, and some fleets have small budgets.
+fn narrow(rng: &mut ChaCha8Rng, policy: &mut Policy, hosts: &[HostSpec], vms: &mut [VmSpec], events: &mut Vec<Timed>) {
+    if rng.random_bool(0.15) {
+        policy.resize =
+            ResizePolicy { vm_per_hour_max: rng.random_range(2..12), fleet_per_hour_max: rng.random_range(10..120) };
+    }
+    if !rng.random_bool(0.2) {
+        return;
+    }
+    const MODES: [Mode; 4] = [Mode::Observe, Mode::Recommend, Mode::Approve, Mode::Auto];
+    for vm in vms.iter_mut().filter(|vm| vm.terms.mode.is_none()) {
+        vm.terms.mode = rng.random_bool(0.2).then(|| MODES[rng.random_range(0..4)]);
+    }
+    for _ in 0..rng.random_range(1..8) {
+        let host = HostId::new(hosts[rng.random_range(0..hosts.len())].name.clone());
+        let scope = match rng.random_range(0..5) {
+            0 => Scope::Fleet,
+            1 | 2 => Scope::Host(host.unwrap_or_else(|error| panic!("chaos: {error}"))),
+            _ => Scope::Vm(vm_id(rng.random_range(0..vms.len()))),
+        };
+        let request = OperatorRequest::SetMode { scope, mode: MODES[rng.random_range(0..4)] };
+        events.push(Timed { at_s: rng.random_range(60..DURATION_S - 100), event: Event::Operator { request } });
+    }
+    let decisions = (0..8).map(|_| Timed {
+        at_s: rng.random_range(60..DURATION_S - 100),
+        event: Event::Decide { approves: rng.random_bool(0.8) },
+    });
+    events.extend(decisions.collect::<Vec<_>>());
+}
+
 /// Some fleets have shadows, which operators make, change and retire.
 fn shadow(rng: &mut ChaCha8Rng, policy: &mut Policy, hosts: &mut [HostSpec], events: &mut Vec<Timed>, vms: &[VmId]) {
     if !rng.random_bool(0.4) {
@@ -230,6 +261,7 @@ fn policy(rng: &mut ChaCha8Rng) -> Policy {
             timeout_ms: 120_000,
             ..MigratePolicy::default()
         },
+        resize: ResizePolicy::default(),
         capacity: CapacityPolicy::default(),
         approve: ApprovePolicy { timeout_ms: 300_000, cool_down_ms: 120_000, ..ApprovePolicy::default() },
         windows: WindowsPolicy::default(),
@@ -299,7 +331,7 @@ fn vm(rng: &mut ChaCha8Rng, number: usize, hosts: &[HostSpec]) -> VmSpec {
 fn terms(rng: &mut ChaCha8Rng) -> VmTerms {
     let group = |rng: &mut ChaCha8Rng| ["red", "blue"][rng.random_range(0..2)].to_owned();
     VmTerms {
-        observe_only: rng.random_bool(0.08),
+        mode: rng.random_bool(0.08).then_some(Mode::Observe),
         stays: rng.random_bool(0.08),
         apart: rng.random_bool(0.25).then(|| group(rng)),
         apart_zones: None,

@@ -60,6 +60,10 @@ pub(crate) struct Checker {
     ids: BTreeSet<CommandId>,
     fences: BTreeMap<VmId, Fence>,
     held: BTreeSet<Scope>,
+    /// What operators let be done with plans.
+    modes: BTreeMap<Scope, Mode>,
+    /// Resizes that nobody asked for, of each VM.
+    resizes: Vec<(Timestamp, VmId)>,
     draining: BTreeSet<HostId>,
     /// Mean demand of each VM, as its hosts told last, in cores.
     told_cores: BTreeMap<VmId, f64>,
@@ -161,6 +165,9 @@ impl Checker {
             OperatorRequest::Resume { scope } => {
                 self.held.remove(scope);
             }
+            OperatorRequest::SetMode { scope, mode } => {
+                self.modes.insert(scope.clone(), *mode);
+            }
             OperatorRequest::Drain { host } => {
                 self.draining.insert(host.clone());
             }
@@ -237,6 +244,17 @@ impl Checker {
         if planned.reason == Reason::Operator {
             return Ok(());
         }
+        // Looking at a VM is not doing anything to it.
+        let is_look = matches!(command.action, Action::Describe | Action::DirtyRate { .. });
+        if !is_look {
+            self.judge_modes(scene, host, command, &planned)?;
+        }
+        if let (Action::Set(_), None) = (&command.action, &planned.approved_by) {
+            self.judge_budget(scene, command.vm)?;
+        }
+        if matches!(command.action, Action::Set(_)) {
+            self.resizes.push((scene.now, command.vm));
+        }
         if scene.policy.mode_for(&command.action) == Mode::Approve {
             let word = self.approved.iter().position(|(vm, action)| *vm == command.vm && *action == command.action);
             ensure(word.is_some(), "nothing is done that nobody approved", || planned.summary())?;
@@ -260,8 +278,6 @@ impl Checker {
             ensure(is_open, "nothing is shrunk or moved at the wrong time", || format!("{windows:?}"))?;
         }
         let vm = scene.agents.get(host).and_then(|agent| agent.vms.iter().find(|vm| vm.id == command.vm));
-        // Looking at a VM is not doing anything to it.
-        let is_look = matches!(command.action, Action::Describe | Action::DirtyRate { .. });
         if let Some(vm) = vm.filter(|_| !is_look) {
             ensure(!vm.terms.hands_off(), "an owner's word is kept", || format!("{:?}", vm.terms))?;
         }
@@ -271,6 +287,39 @@ impl Checker {
             Action::Release | Action::AbortMigration => Err(("a planner neither releases nor aborts", String::new())),
             Action::Describe | Action::Image(_) | Action::DirtyRate { .. } | Action::Shadow(_) => Ok(()),
         }
+    }
+
+    /// Of all that is said of the fleet, the hosts concerned and the VM the most cautious counts.
+    fn judge_modes(
+        &self,
+        scene: &Scene<'_>,
+        host: &HostId,
+        command: &Command,
+        planned: &PlannedAction,
+    ) -> Result<(), (&'static str, String)> {
+        let to = match &command.action {
+            Action::Migrate(migration) => Some(&migration.to),
+            _ => None,
+        };
+        let hosts = [Some(host), to].into_iter().flatten().map(|host| Scope::Host(host.clone()));
+        let scopes = hosts.chain([Scope::Fleet, Scope::Vm(command.vm)]);
+        let by_operators = scopes.filter_map(|scope| self.modes.get(&scope).copied()).min().unwrap_or(Mode::Auto);
+        let vm = scene.agents.get(host).and_then(|agent| agent.vms.iter().find(|vm| vm.id == command.vm));
+        // Its owner's word on a VM is none on its shadow.
+        let is_for_shadow = matches!(command.action, Action::Image(_));
+        let by_owner = vm.filter(|_| !is_for_shadow).and_then(|vm| vm.terms.mode).unwrap_or(Mode::Auto);
+        let mode = by_operators.min(by_owner);
+        let is_kept = mode == Mode::Auto || (mode == Mode::Approve && planned.approved_by.is_some());
+        ensure(is_kept, "no more is done than the narrowest mode allows", || format!("{mode}"))
+    }
+
+    /// So many resizes are made in an hour.
+    fn judge_budget(&self, scene: &Scene<'_>, vm: VmId) -> Result<(), (&'static str, String)> {
+        let of_hour = || self.resizes.iter().filter(|(at, _)| scene.now.since(*at) < HOUR);
+        let (fleet, own) = (of_hour().count(), of_hour().filter(|(_, of)| *of == vm).count());
+        let policy = &scene.policy.resize;
+        let is_kept = fleet < policy.fleet_per_hour_max && own < policy.vm_per_hour_max;
+        ensure(is_kept, "so many resizes are made in an hour", || format!("{own} of it, {fleet} in all"))
     }
 
     /// What is true of shadows at any time: where the brain knew, none is made beside its production, none runs twice, and no host has more
@@ -286,6 +335,10 @@ impl Checker {
         let scopes = [Scope::Fleet, Scope::Host(host.clone()), Scope::Vm(command.vm)];
         let held = scopes.iter().find(|scope| self.held.contains(*scope));
         ensure(held.is_none(), "nothing is done to what is held", || format!("{held:?}"))?;
+        let is_cautious = [Scope::Fleet, Scope::Host(host.clone())]
+            .iter()
+            .any(|scope| self.modes.get(scope).is_some_and(|mode| *mode != Mode::Auto));
+        ensure(!is_cautious, "no more is done than the narrowest mode allows", || order.to_string())?;
         let is_production = scene.agents.values().flat_map(|agent| &agent.vms).any(|vm| vm.id == command.vm);
         ensure(!is_production, "no production is taken for a shadow", || command.vm.to_string())?;
         let made = scene.agents.get(host).and_then(|agent| agent.shadows.get(&command.vm));

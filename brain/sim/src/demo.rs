@@ -2,8 +2,8 @@
 
 use gnomon_common::wire::VmTerms;
 use gnomon_core::policy::{
-    AnomalyPolicy, ApprovePolicy, CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy, ShadowPolicy,
-    WindowsPolicy,
+    AnomalyPolicy, ApprovePolicy, CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy, ResizePolicy,
+    ShadowPolicy, WindowsPolicy,
 };
 use gnomon_core::{Mode, Policy};
 use rand::{RngExt as _, SeedableRng as _};
@@ -93,6 +93,8 @@ pub fn demo_policy() -> Policy {
         memory: MemoryPolicy::default(),
         migrate: MigratePolicy { lead_ms: 8000, ..MigratePolicy::default() },
         capacity: CapacityPolicy::default(),
+        // Its hours are minutes.
+        resize: ResizePolicy { vm_per_hour_max: 10_000, ..ResizePolicy::default() },
         approve: ApprovePolicy::default(),
         windows: WindowsPolicy::default(),
         anomaly: AnomalyPolicy::default(),

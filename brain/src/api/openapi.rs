@@ -1,10 +1,10 @@
 //! The API described for programs.
 
 use super::{
-    ArchivedStep, FidelityBody, MigrateAnswer, MigrateBody, OperateBody, Operated, Problem, ScopeBody, SetAnswer,
-    SetBody, ShadowAnswer, Status, TouchedVm,
+    ArchivedStep, FidelityBody, MigrateAnswer, MigrateBody, ModeBody, OperateBody, Operated, Problem, ScopeBody,
+    SetAnswer, SetBody, ShadowAnswer, Status, TouchedVm,
 };
-use super::{affairs, capacity, fleet, metrics, moves, operate, proposals, set, shadows, status};
+use super::{affairs, capacity, fleet, metrics, modes, moves, operate, proposals, set, shadows, status};
 use crate::drive::HistoryPoint;
 use axum::Json;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
@@ -20,10 +20,10 @@ use utoipa::{Modify, OpenApi};
         affairs::audit, affairs::commands, capacity::list, capacity::approve, capacity::deny,
         proposals::list, proposals::approve, proposals::deny,
         shadows::list, shadows::show, shadows::make, shadows::fidelity, shadows::retire, shadows::trial,
-        operate::pause, operate::resume, operate::release, set::set, moves::migrate, moves::abort, moves::drain, moves::undrain,
+        operate::pause, operate::resume, operate::release, modes::list, modes::set, set::set, moves::migrate, moves::abort, moves::drain, moves::undrain,
     ),
     components(schemas(
-        Status, HistoryPoint, ArchivedStep, OperateBody, ScopeBody, Operated, TouchedVm, SetBody, SetAnswer, MigrateBody,
+        Status, HistoryPoint, ArchivedStep, OperateBody, ScopeBody, Operated, TouchedVm, ModeBody, SetBody, SetAnswer, MigrateBody,
         MigrateAnswer, Problem, FidelityBody, ShadowAnswer,
     )),
     modifiers(&Token),
@@ -48,19 +48,19 @@ mod tests {
     use super::*;
     use gnomon_common::time::Timestamp;
     use gnomon_common::wire::{
-        Allocation, CommandId, CpuWindow, DiskShare, DiskWindow, Dropped, ExitReason, ExitShare, GuestMemory, HostId,
-        InterfaceWindow, MemoryDemand, MemoryWindow, MigrationProgress, PacerWindow, ProcessIo, QueueWindow,
-        ReclaimStalls, Setting, ShadowWindow, VmId, VmState, WaitHistogram,
+        Allocation, CommandId, CpuWindow, DiskShare, DiskWindow, Dropped, ExitReason, ExitShare, GuestDisk,
+        GuestMemory, HostId, InterfaceWindow, MemoryDemand, MemoryWindow, MigrationProgress, PacerWindow, ProcessIo,
+        QueueWindow, ReclaimStalls, Setting, ShadowWindow, VmId, VmState, WaitHistogram,
     };
-    use gnomon_core::Hold;
-    use gnomon_core::view::{CulpritView, VmView, WaitView};
+    use gnomon_core::view::{CulpritView, ModeSource, ModeView, VmView, WaitView};
+    use gnomon_core::{Hold, Mode};
     use serde_json::Value;
 
     #[test]
     fn every_path_is_described_and_needs_a_token_but_for_health_and_metrics() {
         let document = serde_json::to_value(Document::openapi()).unwrap();
         let paths = document["paths"].as_object().unwrap();
-        assert_eq!(paths.len(), 29);
+        assert_eq!(paths.len(), 30);
         for (path, item) in paths {
             let operation = item.get("get").or_else(|| item.get("post")).unwrap();
             assert_eq!(operation.get("security").is_some(), path.starts_with("/api/"), "{path}");
@@ -102,6 +102,7 @@ mod tests {
             disk: Some(DiskWindow {
                 process: Some(ProcessIo::default()),
                 disks: vec![DiskShare { device_ms: Some(1.0), ..DiskShare::default() }],
+                guest: vec![GuestDisk::default()],
                 ..DiskWindow::default()
             }),
             exits: Some(vec![ExitShare { reason: ExitReason::PageFault, exits_per_s: 1.0, away_vcpus: 0.1 }]),
@@ -109,6 +110,7 @@ mod tests {
             last_window: Some(Timestamp::from_unix_ms(1)),
             season_ms: Some(1),
             hold: Some(Hold::Paused),
+            mode: ModeView { mode: Mode::Approve, by: ModeSource::Owner },
             held: vec![
                 Setting::Memory { bytes: 1 },
                 Setting::DiskLimit { bytes_per_s: Some(1), operations_per_s: None },
@@ -196,6 +198,7 @@ mod tests {
             ("/interfaces/0/device", Value::from(7)),
             ("/waited/culprits/0/cores", Value::from("much")),
             ("/exits/0/reason", Value::from("boredom")),
+            ("/mode/by", Value::from("nobody")),
         ];
         for (path, value) in wrong {
             let mut view = view.clone();

@@ -16,8 +16,7 @@ pub struct Status {
     pub leader: String,
     /// Its lease term.
     pub term: u64,
-    /// What it does with plans: `observe`, `recommend`, `approve` or `auto`.
-    #[schema(value_type = String)]
+    /// What it does with plans at most, wherever: what policy says, or less by an operator's word about the fleet.
     pub mode: Mode,
     /// When the process started, in milliseconds since the epoch.
     pub started_ms: u64,
@@ -45,7 +44,7 @@ pub struct Status {
 pub(super) async fn status(State(state): State<ApiState>) -> Result<Json<Status>, Problem> {
     let term = state.drive()?.term();
     let (mode, hosts, vms, proposals_open) = state
-        .ask(|desk| (desk.core.policy().mode, desk.core.hosts(), desk.core.vms(), desk.core.proposals_open()))
+        .ask(|desk| (desk.core.mode_of_fleet().mode, desk.core.hosts(), desk.core.vms(), desk.core.proposals_open()))
         .await?;
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),

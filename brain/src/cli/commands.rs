@@ -2,7 +2,7 @@
 
 use super::client::{Client, segment, typed};
 use super::table::{at, bytes, cores, duration, limit, table};
-use super::{Failure, plot};
+use super::{Failure, modes, plot};
 use crate::api::{OperateBody, Operated, ScopeBody, Status};
 use gnomon_common::wire::{DemandSource, MemoryDemand, OutcomeResult, ShadowDone};
 use gnomon_core::archive::Kpi;
@@ -18,8 +18,7 @@ pub(super) fn status(client: &Client, json: bool) -> Result<(), Failure> {
         return print_json(&value);
     }
     let status: Status = typed(value)?;
-    let mode = serde_json::to_value(status.mode).map_err(|error| Failure::Refused(error.to_string()))?;
-    println!("gnomon-brain {}, term {}, mode {}", status.version, status.term, mode.as_str().unwrap_or("?"));
+    println!("gnomon-brain {}, term {}, mode {}", status.version, status.term, status.mode);
     println!("leader    {}", status.leader);
     println!("hosts     {} of {} connected", status.hosts_connected, status.hosts);
     println!(
@@ -53,10 +52,11 @@ pub(super) fn hosts(client: &Client, json: bool) -> Result<(), Failure> {
         "CAPACITY",
         "MEM FREE",
         "CPU FROM",
+        "MODE",
         "HOLD",
         "LOST",
     ];
-    let mut table = table(&columns, &[2, 3, 4, 5, 6, 7, 8, 11]);
+    let mut table = table(&columns, &[2, 3, 4, 5, 6, 7, 8, 12]);
     for host in &hosts {
         let agent = match (host.connected, host.facts.dry_run) {
             (true, false) => "connected",
@@ -76,6 +76,7 @@ pub(super) fn hosts(client: &Client, json: bool) -> Result<(), Failure> {
             cores(Some(host.facts.capacity_cores)),
             host.window.as_ref().map_or_else(|| "-".into(), |window| bytes(window.memory_available_bytes)),
             host.facts.cpu_source.to_string(),
+            modes::in_words(host.mode),
             host_hold(host),
             lost.to_string(),
         ]);
@@ -85,6 +86,13 @@ pub(super) fn hosts(client: &Client, json: bool) -> Result<(), Failure> {
         let shed = host.window.as_ref().map(|window| window.probes_shed.join(", ")).filter(|shed| !shed.is_empty());
         if let Some(shed) = shed {
             println!("{}: given up to keep the agent within its budget, and not measured now: {shed}", host.host);
+        }
+        for stays in host.stuck.iter().flat_map(|stuck| &stuck.vms) {
+            println!("{}: {} does not go: {}", host.host, stays.name, stays.why);
+        }
+        let others = host.stuck.as_ref().map_or(0, |stuck| stuck.others);
+        if others > 0 {
+            println!("{}: {others} more do not go either", host.host);
         }
     }
     Ok(())
@@ -96,7 +104,7 @@ pub(super) fn vms(client: &Client, json: bool) -> Result<(), Failure> {
         return print_json(&value);
     }
     let vms: Vec<VmView> = typed(value)?;
-    let columns = ["VM", "HOST", "STATE", "WANTS", "MAY USE", "MEM WANTS", "MEM", "SEASON", "HOLD", "COMMAND"];
+    let columns = ["VM", "HOST", "STATE", "WANTS", "MAY USE", "MEM WANTS", "MEM", "SEASON", "MODE", "HOLD", "COMMAND"];
     let mut table = table(&columns, &[3, 4, 5, 6, 7]);
     for vm in &vms {
         let wants = vm
@@ -111,6 +119,7 @@ pub(super) fn vms(client: &Client, json: bool) -> Result<(), Failure> {
             vm.memory.and_then(|memory| memory.demand).map_or_else(|| "-".to_owned(), memory_demand),
             memory(vm.memory.and_then(|memory| memory.balloon_bytes)),
             vm.season_ms.map_or_else(|| "-".into(), duration),
+            modes::in_words(vm.mode),
             holds(vm),
             vm.in_flight.map_or_else(|| "-".into(), |id| id.to_string()),
         ]);

@@ -60,6 +60,7 @@ impl Turn {
             | Restored::Lesson(_)
             | Restored::Expectation(_)
             | Restored::Hold { .. }
+            | Restored::Mode { .. }
             | Restored::Drain { .. }
             | Restored::Capacity(_)
             | Restored::Proposal(_)

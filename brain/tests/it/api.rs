@@ -6,7 +6,7 @@ use gnomon_brain::clock::now;
 use gnomon_common::wire::{Action, OutcomeResult, Setting};
 use serde_json::json;
 
-const PATHS: [&str; 14] = [
+const PATHS: [&str; 15] = [
     "/api/v1/status",
     "/api/v1/hosts",
     "/api/v1/hosts/a",
@@ -21,6 +21,7 @@ const PATHS: [&str; 14] = [
     "/api/v1/commands",
     "/api/v1/capacity",
     "/api/v1/proposals",
+    "/api/v1/mode",
 ];
 
 fn quota(cores: Option<f64>) -> Setting {
@@ -45,6 +46,7 @@ async fn nothing_under_the_api_is_told_without_a_token() {
         "/api/v1/pause",
         "/api/v1/resume",
         "/api/v1/release",
+        "/api/v1/mode",
         "/api/v1/capacity/1-1/approve",
         "/api/v1/proposals/1-1/approve",
     ] {
@@ -55,7 +57,7 @@ async fn nothing_under_the_api_is_told_without_a_token() {
     for path in ["/healthz", "/metrics", "/api/v1/openapi.json"] {
         assert_eq!(brain.status(path, None).await, 200, "{path}");
     }
-    assert_eq!(brain.metric("gnomon_brain_api_tokens_refused_total").await, 28.0);
+    assert_eq!(brain.metric("gnomon_brain_api_tokens_refused_total").await, 30.0);
     brain.stop().await;
 }
 

@@ -16,6 +16,7 @@ mod forgetful;
 mod history;
 mod ingest;
 mod lost;
+mod modes;
 mod moves;
 mod process;
 mod proposals;

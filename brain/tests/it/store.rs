@@ -11,7 +11,7 @@ use gnomon_brain::store::{
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     Action, AgentEpoch, Command, CommandId, Fence, Migration, Origin, Outcome, OutcomeResult, Report, Sequence,
-    Whereabouts, frame,
+    Setting, Whereabouts, frame,
 };
 use gnomon_core::{Audit, CommandRecord, Ending, Expectation, ExpectationState, Record, Restored};
 use serde_json::json;
@@ -48,8 +48,8 @@ on_every_database!(
     a_commit_gets_its_turn_while_much_is_pruned,
     nobody_leads_beside_a_leader_and_one_that_was_deposed_writes_nothing,
     a_lease_is_renewed_while_a_batch_takes_long,
-    moves_that_were_answered_lately_are_told_to_a_new_core,
     what_is_expected_comes_back_before_the_reports_until_it_is_over,
+    moves_and_resizes_that_were_answered_lately_are_told_to_a_new_core,
     a_take_over_displaces_who_leads_and_is_kept_for_one_place_for_a_while,
     new_terms_for_agents_sake_are_counted_from_the_last_take_over_on,
 );
@@ -142,7 +142,7 @@ async fn a_lease_is_renewed_while_a_batch_takes_long(database: Database) {
     assert_eq!(second.lead(&b, 0).await.unwrap(), Lead::Theirs { leader: "a".into() });
 }
 
-async fn moves_that_were_answered_lately_are_told_to_a_new_core(database: Database) {
+async fn moves_and_resizes_that_were_answered_lately_are_told_to_a_new_core(database: Database) {
     let store = database.open().await;
     let migration = Migration {
         to: host("b"),
@@ -172,6 +172,8 @@ async fn moves_that_were_answered_lately_are_told_to_a_new_core(database: Databa
     };
     let (moves, measures) = (Action::Migrate(migration), Action::DirtyRate { period_s: 1 });
     let rate = OutcomeResult::DirtyRate { bytes_per_s: 1 };
+    let resizes = Action::Set(Setting::CpuQuota { cores: Some(1.0) });
+    let applied = OutcomeResult::Applied { before: Vec::new(), after: Vec::new(), took_us: 1 };
     let records = [
         record(1, &moves, 48, Some(&answered)),
         record(2, &moves, 2, Some(&answered)),
@@ -179,6 +181,8 @@ async fn moves_that_were_answered_lately_are_told_to_a_new_core(database: Databa
         record(4, &measures, 1, Some(&rate)),
         record(5, &moves, 1, Some(&answered)),
         record(6, &moves, 1, Some(&parked)),
+        record(7, &resizes, 1, Some(&applied)),
+        record(8, &resizes, 0, Some(&applied)),
     ];
     let entries = records.iter().map(|record| Entry::Record(Box::new(Record::Command(record.clone()))));
     store.commit(&entries.collect::<Vec<_>>()).await.unwrap();
@@ -190,7 +194,7 @@ async fn moves_that_were_answered_lately_are_told_to_a_new_core(database: Databa
     };
     store.restore(now(), &mut sink).await.unwrap();
     assert_eq!(under_way, [6], "what stands still between two hosts is under way");
-    assert_eq!(tried, [2, 3, 5]);
+    assert_eq!(tried, [2, 3, 5, 8]);
 }
 
 async fn what_is_expected_comes_back_before_the_reports_until_it_is_over(database: Database) {

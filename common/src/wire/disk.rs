@@ -7,13 +7,14 @@ use serde::{Deserialize, Serialize};
 use std::string::String;
 use std::vec::Vec;
 
-/// Disks told one by one of a VM, those with most bytes first.
+/// Disks told one by one of a VM in each layer: of the host's those with most bytes, of its own those that its definition has first.
 pub const DISKS_MAX: usize = 8;
 
 /// A VM's disks in a window.
 ///
 /// Counted at the host's block devices: below the page cache and QEMU's own, so what a cache answered is not in it, and what was read ahead or
 /// written twice (a copy-on-write image's tables, a journal) is. Where one device lies on another (a file on a loop device), each counts.
+/// [`Self::guest`] is the layer above the page cache.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct DiskWindow {
@@ -30,6 +31,9 @@ pub struct DiskWindow {
     pub process: Option<ProcessIo>,
     /// Disk by disk, those with most bytes first, at most [`DISKS_MAX`]; only disks that were used.
     pub disks: Vec<DiskShare>,
+    /// What the guest does on those of its own disks that lie behind the host's page cache, in the order of its definition, at most [`DISKS_MAX`];
+    /// empty where it has none (`cache=none`: the layers are one) or QEMU has not been asked twice yet.
+    pub guest: Vec<GuestDisk>,
 }
 
 impl DiskWindow {
@@ -48,6 +52,11 @@ impl DiskWindow {
                 .chain(share.device_ms)
                 .all(is_quantity)
         };
+        let guest = |disk: &GuestDisk| {
+            [disk.read_bytes_per_s, disk.write_bytes_per_s, disk.read_operations_per_s, disk.write_operations_per_s]
+                .into_iter()
+                .all(is_quantity)
+        };
         let process = |io: &ProcessIo| is_quantity(io.read_bytes_per_s) && is_quantity(io.write_bytes_per_s);
         flow(&self.read)
             && flow(&self.write)
@@ -55,6 +64,8 @@ impl DiskWindow {
             && self.process.as_ref().is_none_or(process)
             && self.disks.len() <= DISKS_MAX
             && self.disks.iter().all(share)
+            && self.guest.len() <= DISKS_MAX
+            && self.guest.iter().all(guest)
     }
 }
 
@@ -90,6 +101,24 @@ pub struct DiskShare {
     pub latency: LatencyHistogram,
 }
 
+/// What a guest does on one of its disks, by QEMU's own count of the guest's requests: what the host's page cache answers and puts off is in it.
+///
+/// QEMU is asked every ten seconds: rates are means over the time between its last two answers, whichever windows that was.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct GuestDisk {
+    /// Its target in the VM's definition (`vda`).
+    pub target: String,
+    /// Bytes read per second.
+    pub read_bytes_per_s: f64,
+    /// Bytes written per second.
+    pub write_bytes_per_s: f64,
+    /// Reads per second, as the guest asked for them.
+    pub read_operations_per_s: f64,
+    /// Writes per second, as the guest asked for them.
+    pub write_operations_per_s: f64,
+}
+
 /// Bytes per second that a process is charged with (`read_bytes` and `write_bytes` of `/proc/PID/io`): reads when they go to a device, writes
 /// when they go to a device or make a page of the cache dirty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -108,6 +137,10 @@ pub struct DiskRest {
     pub read_bytes_per_s: f64,
     /// Bytes written per second.
     pub write_bytes_per_s: f64,
+    /// Reads per second.
+    pub read_operations_per_s: f64,
+    /// Writes per second.
+    pub write_operations_per_s: f64,
     /// Requests per second of which it is not known whose they were or how long they took: the probe had no room, or came too late.
     pub requests_missed_per_s: f64,
 }
@@ -163,6 +196,11 @@ mod tests {
             !DiskWindow { disks: std::vec![DiskShare::default(); DISKS_MAX + 1], ..DiskWindow::default() }.is_sane()
         );
         assert!(!DiskWindow { queue_depth: -1.0, ..DiskWindow::default() }.is_sane());
+        let of_guest = |read_operations_per_s, disks| {
+            let disk = GuestDisk { read_operations_per_s, ..GuestDisk::default() };
+            DiskWindow { guest: std::vec![disk; disks], ..DiskWindow::default() }.is_sane()
+        };
+        assert!(of_guest(1.0, DISKS_MAX) && !of_guest(-1.0, 1) && !of_guest(1.0, DISKS_MAX + 1));
     }
 
     proptest! {

@@ -1,5 +1,6 @@
 //! What may be done to a VM by the word of its owner, in the metadata of its libvirt domain, and by its definition.
 
+use super::Mode;
 use serde::{Deserialize, Serialize};
 use std::string::String;
 
@@ -12,8 +13,9 @@ pub const TERM_BYTES_MAX: usize = 64;
 /// `<gnomon:policy xmlns:gnomon="urn:gnomon:policy:1" mode="observe" migrate="no" apart="db"/>`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmTerms {
-    /// `mode="observe"`: it is measured and forecast, and nothing is done to it.
-    pub observe_only: bool,
+    /// `mode="observe"`, `"recommend"`, `"approve"`, `"auto"`: no more is done with plans for it than this, whatever policy and operators say. With
+    /// `observe` nothing is done to it at all. `None` leaves that to them.
+    pub mode: Option<Mode>,
     /// `migrate="no"`: it stays on its host.
     pub stays: bool,
     /// `apart="GROUP"`: no two VMs of this group on one host.
@@ -29,7 +31,7 @@ pub struct VmTerms {
     /// What in its definition binds it to its host (a device passed through, CPUs or memory pinned), for a person; `None` where nothing
     /// does.
     pub bound: Option<String>,
-    /// What in its metadata is not understood, for a person. Then it is treated as [`VmTerms::observe_only`]: its owner wanted something.
+    /// What in its metadata is not understood, for a person. Then its mode is `observe`: its owner wanted something.
     pub misunderstood: Option<String>,
 }
 
@@ -46,15 +48,20 @@ pub struct InvalidTerm {
 }
 
 impl VmTerms {
+    /// What may be done at most with plans for the VM.
+    pub fn mode_max(&self) -> Mode {
+        if self.misunderstood.is_some() { Mode::Observe } else { self.mode.unwrap_or(Mode::Auto) }
+    }
+
     /// Whether nothing may be done to the VM.
     pub fn hands_off(&self) -> bool {
-        self.observe_only || self.misunderstood.is_some()
+        self.mode_max() == Mode::Observe
     }
 
     /// Why the VM must stay on its host, for a person; `None` where it may be moved.
     pub fn stays_because(&self) -> Option<&str> {
         match (&self.misunderstood, &self.bound) {
-            _ if self.observe_only => Some("its owner keeps Gnomon's hands off it"),
+            _ if self.mode == Some(Mode::Observe) => Some("its owner keeps Gnomon's hands off it"),
             (Some(misunderstood), _) => Some(misunderstood),
             _ if self.stays => Some("its owner wants it to stay"),
             (None, bound) => bound.as_deref(),
@@ -68,11 +75,7 @@ impl VmTerms {
     pub fn take(&mut self, attribute: &str, value: &str) -> Result<(), InvalidTerm> {
         let invalid = |expected| InvalidTerm { attribute: attribute.into(), value: value.into(), expected };
         match attribute {
-            "mode" => match value {
-                "auto" => self.observe_only = false,
-                "observe" => self.observe_only = true,
-                _ => return Err(invalid("auto, observe")),
-            },
+            "mode" => self.mode = Some(value.parse().map_err(|_| invalid(Mode::NAMES))?),
             "migrate" => match value {
                 "yes" => self.stays = false,
                 "no" => self.stays = true,
@@ -119,6 +122,20 @@ mod tests {
         terms.misunderstood = Some("mode=observer".into());
         assert!(terms.hands_off());
         assert_eq!(terms.stays_because(), Some("mode=observer"));
+    }
+
+    #[test]
+    fn a_mode_is_one_of_four_words_and_only_the_most_cautious_keeps_hands_off() {
+        let mut terms = VmTerms::default();
+        assert_eq!(terms.mode_max(), Mode::Auto);
+        for mode in [Mode::Observe, Mode::Recommend, Mode::Approve, Mode::Auto] {
+            terms.take("mode", mode.name()).unwrap();
+            assert_eq!((terms.mode_max(), terms.hands_off()), (mode, mode == Mode::Observe));
+        }
+        let error = terms.take("mode", "sometimes").unwrap_err();
+        assert_eq!(error.to_string(), "mode=\"sometimes\" is not one of: observe, recommend, approve, auto");
+        terms.misunderstood = Some("mode=sometimes".into());
+        assert!(terms.hands_off());
     }
 
     #[test]

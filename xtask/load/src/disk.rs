@@ -1,40 +1,55 @@
 //! A disk under a known load.
 
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::thread;
 use std::time::{Duration, Instant};
 
 const DISK: &str = "/dev/vda";
-/// `O_DIRECT` of x86-64: past the guest's page cache, so that what is written is what the disk gets.
+/// `O_DIRECT` of x86-64: past the guest's page cache, so that what is asked for is what the disk gets.
 const O_DIRECT: i32 = 0x4000;
-/// Bytes of one write, as a database's.
+/// Bytes of one read or write, as a database's.
 const BLOCK_BYTES: usize = 16 << 10;
-/// Written round and round in the first MiB.
-const BLOCKS: u64 = (1 << 20) / BLOCK_BYTES as u64;
+/// Gone through round and round: the first MiB in writing, the second in reading.
+const AREA_BYTES: u64 = 1 << 20;
+const BLOCKS: u64 = AREA_BYTES / BLOCK_BYTES as u64;
 
 /// A buffer as direct I/O wants it.
 #[repr(align(4096))]
 struct Block([u8; BLOCK_BYTES]);
 
-/// Writes at `bytes_per_s` for ever. Each block has its time from `start` on; one that is late is made up for, so the mean is kept.
+/// Writes at `bytes_per_s` for ever.
 pub(crate) fn write(bytes_per_s: u64, start: Instant) {
-    let disk = match OpenOptions::new().write(true).custom_flags(O_DIRECT).open(DISK) {
-        Ok(disk) => disk,
-        Err(error) => return println!("gnomon-load failed: {DISK}: {error}"),
-    };
-    if let Err(error) = write_to(&disk, bytes_per_s.max(1), start) {
-        println!("gnomon-load failed: writing to {DISK}: {error}");
-    }
+    let block = Block([0x5a; BLOCK_BYTES]);
+    let transfer = |disk: &File, offset| disk.write_all_at(&block.0, offset);
+    repeat("writing to", OpenOptions::new().write(true), bytes_per_s, start, transfer);
 }
 
-fn write_to(disk: &File, bytes_per_s: u64, start: Instant) -> std::io::Result<()> {
-    let block = Block([0x5a; BLOCK_BYTES]);
-    let pace_s = BLOCK_BYTES as f64 / bytes_per_s as f64;
-    for number in 0u64.. {
-        let due = start + Duration::from_secs_f64(number as f64 * pace_s);
-        thread::sleep(due.saturating_duration_since(Instant::now()));
-        disk.write_all_at(&block.0, number % BLOCKS * BLOCK_BYTES as u64)?;
+/// Reads at `bytes_per_s` for ever.
+pub(crate) fn read(bytes_per_s: u64, start: Instant) {
+    let mut block = Block([0; BLOCK_BYTES]);
+    let transfer = |disk: &File, offset| disk.read_exact_at(&mut block.0, AREA_BYTES + offset);
+    repeat("reading from", OpenOptions::new().read(true), bytes_per_s, start, transfer);
+}
+
+/// Each block has its time from `start` on; one that is late is made up for, so the mean is kept.
+fn repeat(
+    what: &str,
+    options: &mut OpenOptions,
+    bytes_per_s: u64,
+    start: Instant,
+    mut transfer: impl FnMut(&File, u64) -> io::Result<()>,
+) {
+    let pace_s = BLOCK_BYTES as f64 / bytes_per_s.max(1) as f64;
+    let paced = |disk: File| {
+        (0u64..).try_for_each(|number| {
+            let due = start + Duration::from_secs_f64(number as f64 * pace_s);
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            transfer(&disk, number % BLOCKS * BLOCK_BYTES as u64)
+        })
+    };
+    if let Err(error) = options.custom_flags(O_DIRECT).open(DISK).and_then(paced) {
+        println!("gnomon-load failed: {what} {DISK}: {error}");
     }
-    Ok(())
 }

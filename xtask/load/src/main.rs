@@ -2,8 +2,8 @@
 //! kernel command line, brings hot-plugged CPUs online and prints once a second, on the console, what it wanted and
 //! what the guest's kernel saw.
 //!
-//! Where `gnomon.disk=BYTES_PER_S` stands there too, it also writes to the first virtio disk, at that rate and past the guest's cache. `gnomon.memory=STEPS` is a working
-//! set: it holds and touches so many MiB, by steps of SECONDS@MIB.
+//! Where `gnomon.disk=BYTES_PER_S` stands there too, it also writes to the first virtio disk, at that rate and past the guest's cache, and likewise it
+//! reads where `gnomon.disk_read=BYTES_PER_S` does. `gnomon.memory=STEPS` is a working set: it holds and touches so many MiB, by steps of SECONDS@MIB.
 //!
 //! The load is open-loop: each slice of 100 ms starts at its own time and is busy for `level` of it in wall time. Time
 //! that the host takes away is lost, not made up later, as it is with requests of users who do not wait.
@@ -36,11 +36,13 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let writes = match word_of_command_line("gnomon.disk=").map(|word| word.parse()) {
-        Some(Ok(bytes_per_s)) => Some(bytes_per_s),
-        None => None,
-        Some(Err(error)) => {
-            println!("gnomon-load failed: gnomon.disk is not a number of bytes per second: {error}");
+    let rate = |key| word_of_command_line(key).map(|word| word.parse::<u64>()).transpose();
+    let (writes, reads) = match (rate("gnomon.disk="), rate("gnomon.disk_read=")) {
+        (Ok(writes), Ok(reads)) => (writes, reads),
+        (Err(error), _) | (_, Err(error)) => {
+            println!(
+                "gnomon-load failed: gnomon.disk or gnomon.disk_read is not a number of bytes per second: {error}"
+            );
             return ExitCode::FAILURE;
         }
     };
@@ -55,6 +57,9 @@ fn main() -> ExitCode {
     let start = Instant::now();
     if let Some(bytes_per_s) = writes {
         thread::spawn(move || disk::write(bytes_per_s, start));
+    }
+    if let Some(bytes_per_s) = reads {
+        thread::spawn(move || disk::read(bytes_per_s, start));
     }
     if let Some(sizes) = sizes {
         thread::spawn(move || memory::hold(&sizes, start));

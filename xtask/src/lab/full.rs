@@ -28,7 +28,7 @@ use super::state::{self, MACHINES, Process, State};
 use super::{Progress, debian, directory, group_name, lock, sweep};
 use machine::Settings;
 
-pub use machine::{Guest, Machine};
+pub use machine::{Guest, Machine, MemoryEvents};
 
 /// A segment is a pair of connected sockets.
 const MACHINES_MAX: usize = 2;

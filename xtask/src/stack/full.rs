@@ -19,7 +19,7 @@ use super::{Api, POLL, START_DEADLINE, end, spawn, tail};
 use crate::env::bin_dir;
 use crate::lab::full::{FullLab, Machine};
 
-pub use check::{Findings, Moved, check, check_and_print, check_migration};
+pub use check::{Carried, Findings, Moved, Squeezed, check, check_and_print, check_migration};
 
 /// The machine outside, as QEMU's user network calls it.
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);

@@ -17,7 +17,7 @@ use crate::config::{Away, Reconcile};
 use crate::sample::{LiveLoad, LiveLoads, StoodDownVms};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, AgentEpoch, Command, CommandId, LocalCause, Means, Origin, Outcome, OutcomeResult, Setting, VmId,
+    Action, AgentEpoch, Command, CommandId, LocalCause, Means, Mode, Origin, Outcome, OutcomeResult, Setting, VmId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -216,8 +216,8 @@ impl Executor {
         };
         let mut acted = false;
         for record in held.into_iter().filter(|record| !under_way.contains(&record.vm)) {
-            // Its owner has opted it out since: what it has it keeps until it is released.
-            if self.vms.terms(record.vm).is_none_or(|terms| terms.hands_off()) {
+            // Its owner lets nothing be carried out since: what it has it keeps until it is released.
+            if self.vms.terms(record.vm).is_none_or(|terms| terms.mode_max() < Mode::Approve) {
                 continue;
             }
             match self.tend_to(tending, record, &mut round) {

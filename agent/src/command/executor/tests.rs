@@ -16,7 +16,7 @@ use crate::actuate::migrate::{CopyRecord, News, Order};
 use crate::actuate::shadow::{ShadowNews, Task};
 use crate::command::clock::BootInstant;
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{CommandId, Fence, Means, VmId, VmTerms};
+use gnomon_common::wire::{CommandId, Fence, Means, Mode, VmId, VmTerms};
 use prometheus_client::registry::Registry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -33,7 +33,8 @@ impl Used {
     }
 }
 
-fn now_ns() -> u64 {
+/// Of `CLOCK_MONOTONIC`.
+pub(super) fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

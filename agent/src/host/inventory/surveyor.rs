@@ -181,6 +181,7 @@ impl Surveyor {
                 memory: MemoryFacts::default(),
                 interfaces: Vec::new(),
                 disks_unseen: false,
+                guest_disks: None,
                 terms: None,
                 keepsake: None,
                 shadow_of: None,

@@ -15,6 +15,7 @@ fn facts(id: u128) -> VmFacts {
         memory: MemoryFacts::default(),
         interfaces: Vec::new(),
         disks_unseen: false,
+        guest_disks: None,
         terms: None,
         keepsake: None,
         shadow_of: None,

@@ -14,6 +14,9 @@ const LIMITED_KINDS: [&str; 4] = ["network", "bridge", "direct", "ethernet"];
 /// sees nothing of them.
 const UNSEEN_KINDS: [&str; 4] = ["network", "nvme", "vhostuser", "vhostvdpa"];
 
+/// Cache modes with which QEMU opens a disk past the host's page cache (`O_DIRECT`). Without a mode it goes through it.
+const MODES_PAST_CACHE: [&str; 2] = ["none", "directsync"];
+
 /// The devices that limits and statistics are about, as of one look at the definition in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Devices {
@@ -23,6 +26,8 @@ pub struct Devices {
     pub disks: Vec<CString>,
     /// Whether it has such disks, and all of them are of kinds that the host's block layer does not see.
     pub disks_unseen: bool,
+    /// The targets of those that the host's page cache lies before.
+    pub disks_cached: Vec<String>,
     /// Its network interfaces.
     pub interfaces: Vec<Interface>,
     /// What its owner and the definition allow.
@@ -79,8 +84,14 @@ impl Devices {
                     found.balloon = Some(BalloonDevice { stats_period_s: period.unwrap_or(0) });
                 }
                 "disk" if matches!(device.attribute("device"), None | Some("disk" | "lun")) => {
-                    found.disks.extend(target());
-                    seen |= !device.attribute("type").is_some_and(|kind| UNSEEN_KINDS.contains(&kind));
+                    let is_seen = !device.attribute("type").is_some_and(|kind| UNSEEN_KINDS.contains(&kind));
+                    let cache = children(device, "driver").next().and_then(|driver| driver.attribute("cache"));
+                    let is_cached = is_seen && !cache.is_some_and(|mode| MODES_PAST_CACHE.contains(&mode));
+                    let target = target();
+                    let cached = target.clone().filter(|_| is_cached).and_then(|target| target.into_string().ok());
+                    found.disks_cached.extend(cached);
+                    found.disks.extend(target);
+                    seen |= is_seen;
                 }
                 "interface" => {
                     let kind = device.attribute("type").unwrap_or_default().to_owned();
@@ -146,6 +157,21 @@ mod tests {
         };
         assert!(unseen(&["network"]) && unseen(&["nvme", "network"]));
         assert!(!unseen(&["network", "file"]) && !unseen(&["block"]) && !unseen(&["volume"]) && !unseen(&[]));
+    }
+
+    #[test]
+    fn a_disk_is_cached_unless_its_mode_is_past_the_cache_or_the_host_does_not_see_it() {
+        let cached = |kind: &str, driver: &str| {
+            let disk = format!("<disk type='{kind}'>{driver}<target dev='vda'/></disk>");
+            !Devices::parse(&format!("<domain><devices>{disk}</devices></domain>")).disks_cached.is_empty()
+        };
+        let mode = |mode: &str| format!("<driver name='qemu' cache='{mode}'/>");
+        for through in ["writeback", "writethrough", "unsafe", "default"] {
+            assert!(cached("file", &mode(through)) && !cached("network", &mode(through)), "{through}");
+        }
+        assert!(cached("file", "<driver name='qemu' type='raw'/>") && cached("block", ""));
+        assert!(!cached("file", &mode("none")) && !cached("block", &mode("directsync")));
+        assert_eq!(Devices::parse(LIVE).disks_cached, ["vda", "sdb"], "media that are removed are not asked for");
     }
 
     #[test]

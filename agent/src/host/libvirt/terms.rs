@@ -117,6 +117,7 @@ fn bound_device(devices: Node<'_, '_>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gnomon_common::wire::Mode;
     use proptest::prelude::*;
 
     fn owned(element: &str) -> VmTerms {
@@ -134,7 +135,9 @@ mod tests {
         let terms = owned(
             "<g:policy xmlns:g='urn:gnomon:policy:1' mode='observe' migrate='no' apart='db' apart_zones='site' together='web'/>",
         );
-        assert!(terms.observe_only && terms.stays && terms.misunderstood.is_none() && terms.bound.is_none());
+        assert!(
+            terms.mode == Some(Mode::Observe) && terms.stays && terms.misunderstood.is_none() && terms.bound.is_none()
+        );
         let groups = [&terms.apart, &terms.apart_zones, &terms.together].map(Option::as_deref);
         assert_eq!(groups, [Some("db"), Some("site"), Some("web")]);
         assert_eq!(owned(""), VmTerms::default());

@@ -11,6 +11,12 @@ pub(in crate::sample) struct DirectionLabel {
     pub(in crate::sample) direction: &'static str,
 }
 
+/// Which direction of the host's own.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(in crate::sample) struct HostDirectionLabel {
+    pub(in crate::sample) direction: &'static str,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(in crate::sample) struct ReasonLabel {
     pub(in crate::sample) reason: &'static str,

@@ -174,7 +174,7 @@ impl Reader {
             exits: self.drain_exits(),
             drops: self.read_drops(&devices),
             queues: self.read_queues(&taps(inventory, &devices)),
-            probes_shed: self.sources.cost.shed().map(str::to_owned).collect(),
+            probes_shed: self.probes_shed(),
         }
     }
 
@@ -188,10 +188,11 @@ impl Reader {
         Some(io)
     }
 
-    /// What was dropped on the devices of VMs that run.
+    /// What was dropped on the devices of VMs that run; nothing is in it while the probe is shed.
     fn read_drops(&mut self, devices: &BTreeMap<String, u32>) -> Option<DropReading> {
         let read = self.sources.drops.as_mut()?.read(devices.clone());
-        read.map_err(|error| self.network_failed(&error, "why packets were dropped is")).ok()
+        let read = read.map_err(|error| self.network_failed(&error, "why packets were dropped is")).ok()?;
+        Some(read.unwrap_or_default())
     }
 
     /// How long packets waited at taps.

@@ -4,6 +4,7 @@ mod devices;
 mod refused;
 mod replayed;
 mod script;
+mod shedding;
 
 use super::*;
 use crate::cost::Budget;
@@ -55,12 +56,7 @@ impl Bench {
         write(dir.path(), "proc/7/stat", "7 (qemu) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 99 0 0");
         write(dir.path(), &format!("cg/{DOMAIN}/cpu.max"), "150000 100000\n");
         let script = Script::default();
-        let (publish, inventory) = watch::channel(Arc::new(Inventory {
-            vms: Vec::new(),
-            complete: true,
-            taken: Instant::now(),
-            hypervisor: String::new(),
-        }));
+        let (publish, inventory) = watch::channel(Arc::new(without_vms()));
         let (out, reports) = mpsc::channel(2);
         let (proc, tape) = (Proc::at(dir.path().join("proc")), tape(dir.path()));
         let config = SamplerConfig { proc, tape, ..SamplerConfig::default() };
@@ -69,8 +65,8 @@ impl Bench {
         let sources = Sources {
             cpu: Box::new(script.clone()),
             disks: Some(Box::new(script.clone())),
-            drops: None,
-            queues: None,
+            drops: Some(Box::new(script.clone())),
+            queues: Some(Box::new(script.clone())),
             reclaim: Some(Box::new(script.clone())),
             exits: Some(Box::new(script.clone())),
             cost: CostControl::register(Budget::default(), 1_000, &mut registry),
@@ -97,6 +93,7 @@ impl Bench {
             memory: MemoryFacts { balloon: Balloon::Movable { bytes: 1 << 29 }, ..MemoryFacts::default() },
             interfaces: Vec::new(),
             disks_unseen: false,
+            guest_disks: None,
             terms: None,
             keepsake: None,
             shadow_of: None,
@@ -146,6 +143,10 @@ impl Bench {
         prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
         text.lines().find_map(|l| l.strip_prefix(line)?.trim().parse().ok())
     }
+}
+
+fn without_vms() -> Inventory {
+    Inventory { vms: Vec::new(), complete: true, taken: Instant::now(), hypervisor: String::new() }
 }
 
 fn tap(name: &str) -> VmDevice {

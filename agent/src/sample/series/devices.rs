@@ -58,6 +58,7 @@ impl HostSeries {
                 None => vm.disk.interrupt(),
             }
         }
+        self.metrics.disks.missed(reading.requests_missed);
         if let Err(reason) = self.disk_rest.observe(reading, &self.bounds) {
             reject(&mut self.losses, &self.metrics, reason);
         }
@@ -66,12 +67,13 @@ impl HostSeries {
 
 impl Vm {
     /// Ends the window of its disks; `None` where nothing was measured, or nothing could have been seen.
-    pub(super) fn close_disks(&mut self, facts: &VmFacts, end: &WindowEnd) -> Option<DiskWindow> {
+    pub(super) fn close_disks(&mut self, facts: &VmFacts, end: &WindowEnd, now_ns: u64) -> Option<DiskWindow> {
         let name = |disk| end.disk_names.get(&disk).cloned().unwrap_or_else(|| disk.to_string());
         let mut window = self.disk.take_window(name).filter(|_| !facts.disks_unseen)?;
         if let Some(process) = &facts.process {
             window.process = self.process_io.close(end.process_io.get(&facts.id).copied(), process.start_ticks);
         }
+        window.guest = self.guest_disks.close(facts, now_ns);
         Some(window)
     }
 }

@@ -7,6 +7,8 @@ mod by_hand;
 mod dirty_rates;
 mod lint;
 mod outcomes;
+mod relief;
+mod stays;
 mod storage;
 mod target;
 
@@ -19,13 +21,12 @@ use gnomon_common::wire::{Action, CommandId, HostId, Migration, VmId, VmState};
 use super::Core;
 use crate::fleet::{Host, Vm};
 use crate::io::{CommandRecord, Lesson, Record};
-use crate::plan::balance::{Candidate, Claim, Load, Prospect, Room, order};
+use crate::plan::balance::{Claim, Load, Prospect, Room};
 use crate::plan::guard::{Guard, Guards};
 use crate::plan::haul::{Haul, MovePace};
-use crate::plan::{PlannedAction, Reason, Relief};
-use crate::policy::Mode;
 
 use dirty_rates::Measurements;
+use relief::Strain;
 
 pub use by_hand::MoveRefusal;
 pub(in crate::core) use target::Search;
@@ -39,9 +40,6 @@ const FRESH_GRACE: Duration = Duration::from_secs(5);
 pub(super) fn fresh_until(end: Timestamp, length: Duration) -> Timestamp {
     end + length * WINDOWS_FRESH + FRESH_GRACE
 }
-
-/// Candidates tried for one host at one report: the others are not cheaper, and there is a next report.
-const CANDIDATES_MAX: usize = 64;
 
 /// So long at most the first report of a host that has just connected is waited for before anything is moved.
 const SETTLING: Duration = Duration::from_mins(1);
@@ -109,62 +107,47 @@ impl Core {
         let (is_full, is_doubted) = (!room.holds(&proven), room.holds(&proven) && !room.holds(&load));
         let full_rounds = if is_full { before.map_or(0, |before| before.full_rounds).saturating_add(1) } else { 0 };
         let is_drained = self.moves.draining.contains_key(host);
-        let is_told = (is_full || is_drained) && before.is_some_and(|before| before.is_told);
-        let stuck_since = before.and_then(|before| before.stuck_since).filter(|_| is_full && !is_drained);
-        let fits_another_zone = stuck_since.is_some() && before.is_some_and(|before| before.fits_another_zone);
-        let fresh_until = fresh_until(now, length);
+        let shrinks_since = before.and_then(|before| before.shrinks_since).filter(|_| is_full);
+        let gives_back = if is_full && !is_drained && !room.holds_memory(&load) {
+            self.gives_back(now, shrinks_since.unwrap_or(now), host, length)
+        } else {
+            BTreeMap::new()
+        };
+        let gives_back_bytes: u64 = gives_back.values().sum();
+        let strain = Strain {
+            load: load.less_memory(gives_back_bytes),
+            proven: proven.less_memory(gives_back_bytes),
+            room,
+            gives_back,
+        };
+        let stays_full = !room.holds(&strain.proven);
+        let is_told = (stays_full || is_drained) && before.is_some_and(|before| before.is_told);
+        let stuck_since = before.and_then(|before| before.stuck_since).filter(|_| stays_full && !is_drained);
+        let prospect = Prospect {
+            load,
+            fresh_until: fresh_until(now, length),
+            full_rounds,
+            is_doubted,
+            gives_back_bytes,
+            shrinks_since: shrinks_since.or(Some(now).filter(|_| gives_back_bytes > 0)),
+            is_told,
+            stuck_since,
+            fits_another_zone: stuck_since.is_some() && before.is_some_and(|before| before.fits_another_zone),
+        };
         if let Some(entry) = self.fleet.hosts.get_mut(host) {
-            entry.prospect =
-                Some(Prospect { load, fresh_until, full_rounds, is_doubted, is_told, stuck_since, fits_another_zone });
+            entry.prospect = Some(prospect);
+            if !stays_full && !is_drained {
+                entry.stuck = None;
+            }
         }
-        // Shadows make room first.
-        if !(full_rounds > 0 && self.shadows_make_room(now, host, &proven, &room)) {
-            self.relieve(now, host, [&load, &proven], &room, full_rounds);
+        // What is not needed is taken back first, then shadows make room, and a VM is moved for what is left.
+        if !(full_rounds > 0 && self.shadows_make_room(now, host, &strain.proven, &room)) {
+            self.relieve(now, host, &strain, full_rounds);
         }
         if !is_full && !is_drained {
             self.weigh_ahead(now, host, end, length);
         }
         self.review_capacity(now, host);
-    }
-
-    /// Plans a move from a host that is emptied, or has been too full for long enough.
-    fn relieve(&mut self, now: Timestamp, host: &HostId, loads: [&Load; 2], room: &Room, full_rounds: u32) {
-        let [load, _] = loads;
-        let is_drained = self.moves.draining.contains_key(host);
-        let mode = self.acting(self.policy.migrate_mode());
-        if mode == Mode::Approve && self.confirm_move(now, host) {
-            return;
-        }
-        if mode == Mode::Observe || !(is_drained || full_rounds > 0) {
-            return;
-        }
-        // By the time that something may be done, what it takes is known.
-        let is_weighed = self.weigh(now, host, load, room, is_drained, Duration::ZERO);
-        let rounds = if self.moves.guards.plans(Guard::Rounds) { self.policy.migrate.rounds } else { 1 };
-        let is_due = is_drained || (full_rounds >= rounds && !self.is_closed(now));
-        if !is_due || !is_weighed || self.has_to_wait(now, host) {
-            return;
-        }
-        let search = self.search(is_drained);
-        match self.find_move(now, host, loads, room, search) {
-            Some(action) => {
-                if let Some(prospect) = self.fleet.hosts.get_mut(host).and_then(|entry| entry.prospect.as_mut()) {
-                    prospect.stuck_since = None;
-                }
-                match mode {
-                    Mode::Auto => self.send(now, vec![action]),
-                    Mode::Approve => self.propose(now, vec![action]),
-                    _ => self.recommend(now, vec![action]),
-                }
-            }
-            None => {
-                let beyond = if search.crosses { None } else { self.zone_with_room(now, host, loads, room, search) };
-                self.tell_stuck(host, load, room, is_drained, beyond.as_deref());
-                if !is_drained {
-                    self.note_stuck(now, host, beyond.is_some());
-                }
-            }
-        }
     }
 
     /// What a host's VMs will take together: those that are there, those that arrive, and one more. With `skill_min`, a forecast with less
@@ -236,107 +219,6 @@ impl Core {
             || (guards.plans(Guard::Budget) && self.moves.begun_within(now, HOUR) >= policy.per_hour_max)
     }
 
-    /// The move that helps a host most.
-    fn find_move(
-        &self,
-        now: Timestamp,
-        host: &HostId,
-        [load, proven]: [&Load; 2],
-        room: &Room,
-        search: Search,
-    ) -> Option<PlannedAction> {
-        let source = self.fleet.hosts.get(host)?;
-        source.facts.migration.as_ref()?;
-        let candidates = self.candidates(now, host, load, room, search.is_drained, Duration::ZERO).into_iter();
-        candidates.take(CANDIDATES_MAX).find_map(|candidate| {
-            let (to_after, to, facts) = self.find_target(now, host, &candidate, room.share(load), search)?;
-            let from_after = room.share(&load.minus(candidate.claim));
-            let expected = Relief { from_before: room.share(load), from_after, to_after };
-            let is_known = |haul: &Haul| haul.dirty_bytes_per_s.is_some() || haul.storage_bytes > 0;
-            let haul = Some(candidate.haul).filter(is_known);
-            let reason = if search.is_drained {
-                Reason::Drained { haul }
-            } else if room.holds_cpu(proven) {
-                let (bytes, room_bytes) = (load.memory_bytes, room.memory_bytes as u64);
-                Reason::HostMemoryFull { bytes, room_bytes, expected, haul }
-            } else {
-                Reason::HostFull { demand_cores: proven.high_cores(), room_cores: room.cores, expected, haul }
-            };
-            let migration = self.migration(to.clone(), facts.migration.as_ref()?.uri.clone(), &candidate.haul);
-            let (vm, host) = (candidate.vm, host.clone());
-            Some(PlannedAction {
-                host,
-                vm,
-                action: Action::Migrate(migration),
-                before: None,
-                reason,
-                along: None,
-                approved_by: None,
-            })
-        })
-    }
-
-    /// Those of a host that may leave it, in the order in which they are to be tried; `beyond` as `load` was looked for.
-    fn candidates(
-        &self,
-        now: Timestamp,
-        host: &HostId,
-        load: &Load,
-        room: &Room,
-        is_drained: bool,
-        beyond: Duration,
-    ) -> Vec<Candidate<VmId>> {
-        let there = self.fleet.hosts.get(host).into_iter().flat_map(|host| &host.vms);
-        let free = there.filter(|id| self.may_leave(now, host, **id, is_drained));
-        let candidates = free.filter_map(|&id| {
-            let vm = self.fleet.vms.get(&id)?;
-            let claim = self.claim_within(vm, vm.window_end, None, beyond);
-            Some(Candidate { vm: id, claim, haul: self.haul(vm) })
-        });
-        order(candidates.collect(), load, room)
-    }
-
-    pub(super) fn may_leave(&self, now: Timestamp, host: &HostId, id: VmId, is_drained: bool) -> bool {
-        let Some(vm) = self.fleet.vms.get(&id) else { return false };
-        let guards = self.moves.guards;
-        let rests = guards.plans(Guard::CoolDown) && self.rests(now, id, vm, is_drained);
-        let held = guards.plans(Guard::Hold) && (vm.stood_down || self.holds.on_vm(id, Some(host)).is_some());
-        let stays = (guards.plans(Guard::Terms) && vm.terms.stays_because().is_some()) || vm.travel.is_rooted(now);
-        let stays = stays || self.storage_stays(vm, host).is_some();
-        let backs_off = vm.travel.backoff.until(now).is_some();
-        let is_denied = self.is_move_denied(now, id);
-        let is_free = vm.flight.is_none() || !guards.plans(Guard::InFlight);
-        vm.state == VmState::Running && is_free && !rests && !held && !stays && !backs_off && !is_denied
-    }
-
-    fn tell_stuck(&mut self, host: &HostId, load: &Load, room: &Room, is_drained: bool, beyond: Option<&str>) {
-        let Some(entry) = self.fleet.hosts.get_mut(host) else { return };
-        let waits = entry.vms.iter().any(|vm| self.fleet.vms.get(vm).is_some_and(|vm| vm.flight.is_some()));
-        let is_empty = entry.vms.is_empty();
-        let Some(prospect) = &mut entry.prospect else { return };
-        if waits || is_empty || std::mem::replace(&mut prospect.is_told, true) {
-            return;
-        }
-        let beyond = beyond.map_or_else(String::new, |zone| {
-            format!("; {zone} would have room, and policy.migrate.across_zones keeps VMs in their zone")
-        });
-        let text = if is_drained {
-            format!(
-                "host {host} is to be emptied, but none of its VMs may go, or there is no room for them elsewhere{beyond}"
-            )
-        } else {
-            format!(
-                "host {host}: {:.2} cores and {} MiB will be wanted, of {:.2} and {:.0} MiB that it has for VMs, and none of them may go, \
-                 or there is no room for them elsewhere{beyond}",
-                load.high_cores(),
-                load.memory_bytes >> 20,
-                room.cores,
-                room.memory_bytes / f64::from(1 << 20)
-            )
-        };
-        self.notice("no_room", text);
-    }
-
     /// Where a VM is on its way to, by a command of Gnomon's.
     pub(super) fn destination_of(&self, vm: VmId) -> Option<&HostId> {
         self.moves.under_way.get(&vm).map(|way| &way.to)
@@ -382,14 +264,6 @@ impl Core {
         self.moves.begun = begun.into();
     }
 
-    /// Whether a VM was moved, or recommended to be, not long ago.
-    fn rests(&self, now: Timestamp, id: VmId, vm: &Vm, is_drained: bool) -> bool {
-        let cool_down = Duration::from_millis(self.policy.migrate.cool_down_ms);
-        let lately = |at: Timestamp| now.since(at) < cool_down;
-        let moved = || self.moves.begun.iter().any(|&(at, of)| of == id && lately(at));
-        vm.travel.recommended.is_some_and(lately) || (!is_drained && moved())
-    }
-
     /// A VM is on another host than before: says whether Gnomon moved it, and stands down for a while if it was somebody else.
     pub(super) fn note_move(&mut self, now: Timestamp, id: VmId, to: &HostId) {
         let Some(vm) = self.fleet.vms.get(&id) else { return };
@@ -430,19 +304,6 @@ impl Core {
         if let Some(place) = self.moves.begun.iter().rposition(|(_, of)| *of == vm) {
             self.moves.begun.remove(place);
             self.keep_moves(now);
-        }
-    }
-
-    /// A move as policy has it.
-    fn migration(&self, to: HostId, uri: String, haul: &Haul) -> Migration {
-        let policy = &self.policy.migrate;
-        Migration {
-            to,
-            uri,
-            timeout_ms: haul.timeout_ms(policy),
-            bandwidth_bytes_per_s: policy.bandwidth_bytes_per_s,
-            auto_converge: policy.auto_converge,
-            copy_storage: policy.copy_storage,
         }
     }
 

@@ -164,7 +164,7 @@ impl Core {
         let full_for = Duration::from_millis(self.policy.capacity.full_for_ms);
         let is_due =
             entry.prospect.and_then(|prospect| prospect.stuck_since).is_some_and(|at| now.since(at) >= full_for);
-        if !is_due || self.policy.migrate_mode() != Mode::Auto || self.holds.on_host(host).is_some() {
+        if !is_due || self.move_mode_of_host(host) != Mode::Auto || self.holds.on_host(host).is_some() {
             return;
         }
         let zone = entry.facts.zone.clone();

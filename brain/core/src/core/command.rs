@@ -70,6 +70,7 @@ impl Core {
         }
         let detail = format!("{id} {}: {}", action.summary(), command.reason);
         vm.remember(RecentAction { at: now, id: Some(id), action, result: None, remark: None });
+        self.count_resize(&record);
         self.persist(Record::Command(record));
         self.audit(now, ACTOR, "command", format!("vm {}", command.vm), detail);
         self.outputs.push_back(Output::Command { host, command });
@@ -115,7 +116,7 @@ impl Core {
     /// may, and what an operator set unless the VM was released since.
     pub fn may_send_again(&self, record: &CommandRecord) -> bool {
         let (vm, hold) = (record.command.vm, self.holds.on_vm(record.command.vm, Some(&record.host)));
-        let is_allowed = match self.policy.mode_for(&record.command.action) {
+        let is_allowed = match self.mode_for(vm, &record.command.action) {
             Mode::Observe | Mode::Recommend => false,
             Mode::Approve => record.approved_by.is_some(),
             Mode::Auto => true,
@@ -351,10 +352,12 @@ impl Core {
         for vm in self.fleet.vms.values_mut() {
             vm.pace.backoff.clock_set_back(now);
             vm.travel.clock_set_back(now);
+            vm.resizes.clock_set_back(now);
             vm.incident_at = vm.incident_at.map(|at| at.min(now));
             vm.balloon_pace.backoff.clock_set_back(now);
         }
         self.moves.clock_set_back(now);
+        self.resizes.clock_set_back(now);
         self.capacity.clock_set_back(now);
         self.shadows.clock_set_back(now);
         self.proposals.clock_set_back(now, &self.policy.approve);
@@ -364,6 +367,7 @@ impl Core {
             if let Some(prospect) = &mut host.prospect {
                 prospect.fresh_until = prospect.fresh_until.min(now);
                 prospect.stuck_since = prospect.stuck_since.map(|at| at.min(now));
+                prospect.shrinks_since = prospect.shrinks_since.map(|at| at.min(now));
             }
         }
         self.fits.clear();

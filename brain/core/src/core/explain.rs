@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use gnomon_common::wire::{
-    ExitReason, ExitShare, HostId, InterfaceWindow, LatencyHistogram, Means, QueueWindow, VmId, VmState,
+    ExitReason, ExitShare, GuestDisk, HostId, InterfaceWindow, LatencyHistogram, Means, QueueWindow, VmId, VmState,
 };
 
 use super::planning::{balloon_sizing, sizing};
@@ -15,7 +15,7 @@ use crate::io::Hold;
 use crate::plan::mib;
 use crate::plan::size::{Bounds, live_cores};
 use crate::policy::Mode;
-use crate::view::{Explanation, WaitView};
+use crate::view::{Explanation, ModeView, WaitView};
 
 /// How far the long run is told ahead.
 const DAY: Duration = Duration::from_hours(23);
@@ -44,6 +44,7 @@ impl Core {
         lines.extend(self.shadow_in_words(id));
         lines.extend(self.dirties(vm));
         lines.extend(self.disks_of_its_own(vm, host_id));
+        lines.extend(stays(id, host));
         lines.extend(self.restraints(id, vm, host));
         Some(Explanation {
             vm: view,
@@ -200,16 +201,14 @@ impl Core {
     /// What keeps Gnomon from acting, one line each.
     fn restraints(&self, id: VmId, vm: &Vm, host: &Host) -> Vec<String> {
         let mut lines = Vec::new();
-        match self.policy.mode {
-            Mode::Observe => lines.push("The policy's mode is observe: no plan is made.".to_owned()),
-            Mode::Recommend => {
-                lines.push("The policy's mode is recommend: plans are shown, not carried out.".to_owned());
-            }
-            Mode::Approve => {
-                lines.push("The policy's mode is approve: what is planned waits for an operator.".to_owned());
-            }
-            Mode::Auto => {}
-        }
+        let ModeView { mode, by } = self.told_mode_of(id);
+        let what_follows = match mode {
+            Mode::Observe => Some("no plan is made"),
+            Mode::Recommend => Some("plans are shown, not carried out"),
+            Mode::Approve => Some("what is planned waits for an operator"),
+            Mode::Auto => None,
+        };
+        lines.extend(what_follows.map(|what| format!("Its mode is {mode}, by the word of {by}: {what}.")));
         match self.holds.on_vm(id, vm.host.as_ref()) {
             Some(Hold::Paused) => lines.push("An operator paused it: no command is sent.".to_owned()),
             Some(Hold::Released) => {
@@ -225,6 +224,7 @@ impl Core {
                 "By the maintenance windows of the policy, plans neither shrink nor move VMs {until}; they still grow."
             ));
         }
+        lines.extend(self.budget_in_words(vm));
         lines.extend(self.doubt(vm));
         lines.extend(vm.host.as_ref().and_then(|host| self.surplus_in_words(id, vm, host)));
         lines.extend(self.proposals_in_words(id));
@@ -260,6 +260,12 @@ impl Core {
         }
         lines
     }
+}
+
+/// Why it does not leave a host that is emptied or too full, where no VM does.
+fn stays(id: VmId, host: &Host) -> Option<String> {
+    let told = host.stuck.as_ref()?.vms.iter().find(|stays| stays.vm == id)?;
+    Some(format!("Its host is emptied, or will be too full, and none of its VMs goes; of this one: {}.", told.why))
 }
 
 /// What the long history tells.
@@ -310,12 +316,29 @@ fn disk(vm: &Vm) -> Option<String> {
     let latency =
         disk.latency.quantile_ms(0.99).map_or_else(String::new, |ms| format!(", 99 % of them within {ms:.2} ms"));
     Some(format!(
-        "On disks it reads {:.2} and writes {:.2} MiB/s in {:.1} requests/s{latency}, with {:.2} under way in the mean.",
+        "On disks it reads {:.2} and writes {:.2} MiB/s in {:.1} requests/s{latency}, with {:.2} under way in the mean.{}",
         reads.bytes_per_s.mean / MIB,
         writes.bytes_per_s.mean / MIB,
         reads.operations_per_s + writes.operations_per_s,
-        disk.queue_depth
+        disk.queue_depth,
+        above_page_cache(&disk.guest)
     ))
+}
+
+/// What its guest does on disks behind the host's page cache; empty where it has none.
+fn above_page_cache(disks: &[GuestDisk]) -> String {
+    if disks.is_empty() {
+        return String::new();
+    }
+    let sum = |value: fn(&GuestDisk) -> f64| disks.iter().map(value).sum::<f64>();
+    let targets: Vec<&str> = disks.iter().map(|disk| disk.target.as_str()).collect();
+    format!(
+        " Its guest reads {:.2} and writes {:.2} MiB/s in {:.1} requests/s on {}, with the host's page cache between.",
+        sum(|disk| disk.read_bytes_per_s) / MIB,
+        sum(|disk| disk.write_bytes_per_s) / MIB,
+        sum(|disk| disk.read_operations_per_s + disk.write_operations_per_s),
+        targets.join(", ")
+    )
 }
 
 /// What went through its interfaces; nothing where it has none that is measured.

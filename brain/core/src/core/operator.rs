@@ -17,6 +17,7 @@ impl Core {
             OperatorRequest::Pause { scope } => self.hold(now, actor, "pause", scope, Hold::Paused),
             OperatorRequest::Release { scope } => self.hold(now, actor, "release", scope, Hold::Released),
             OperatorRequest::Resume { scope } => self.resume(now, actor, &scope),
+            OperatorRequest::SetMode { scope, mode } => self.set_mode(now, actor, scope, mode),
             OperatorRequest::Set { vm, setting } => self.set(now, actor, vm, setting),
             OperatorRequest::Migrate { vm, to } => self.migrate(now, actor, vm, &to),
             OperatorRequest::AbortMigration { vm } => self.abort_migration(now, actor, vm),

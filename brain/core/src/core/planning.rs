@@ -1,6 +1,6 @@
 //! From a report to a plan.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
@@ -36,13 +36,22 @@ impl Core {
         let vms: BTreeSet<VmId> =
             report.vms.iter().filter(|window| is_evidence(window)).map(|window| window.vm).collect();
         let mut spare_bytes = if self.policy.memory.manage { self.spare_for(&report.host) } else { 0 };
-        let mut judge = |vm| self.judge(now, &report.host, vm, end, length, &mut spare_bytes);
-        let actions = vms.into_iter().filter_map(&mut judge).collect();
-        match self.acting(self.policy.mode) {
-            Mode::Observe => {}
-            Mode::Recommend => self.recommend(now, actions),
-            Mode::Approve => self.propose(now, actions),
-            Mode::Auto => self.send(now, actions),
+        self.review_budgets(now, vms.iter().copied());
+        let mut by_mode: BTreeMap<Mode, Vec<PlannedAction>> = BTreeMap::new();
+        for vm in vms {
+            let action = self.judge(now, &report.host, vm, end, length, &mut spare_bytes);
+            by_mode.entry(self.acting(self.mode_of(vm))).or_default().extend(action);
+        }
+        for (mode, actions) in by_mode {
+            match mode {
+                Mode::Observe => {}
+                Mode::Recommend => self.recommend(now, actions),
+                Mode::Approve => self.propose(now, actions),
+                Mode::Auto => {
+                    let affordable = self.afford(now, actions);
+                    self.send(now, affordable);
+                }
+            }
         }
     }
 
@@ -77,6 +86,10 @@ impl Core {
         length: Duration,
         spare_bytes: &mut u64,
     ) -> Option<PlannedAction> {
+        let mode = self.acting(self.mode_of(id));
+        if let Some(vm) = self.fleet.vms.get_mut(&id).filter(|_| mode != Mode::Recommend) {
+            (vm.recommended, vm.recommended_bytes) = (None, None);
+        }
         // Both are judged at every report: each has a dwell time to keep.
         let wishes =
             [self.judge_cpu(now, host, id, end, length), self.judge_memory(now, host, id, length, *spare_bytes)];
@@ -84,13 +97,13 @@ impl Core {
         if vm.flight.is_some() && self.moves.guards.plans(Guard::InFlight) {
             return None;
         }
-        let is_held = self.holds.on_vm(id, Some(host)).is_some() || vm.stood_down || vm.terms.hands_off();
+        let is_held = self.is_held(id, vm, host);
         let is_closed = self.is_closed(now);
         let is_free = |wish: &Wish| {
-            !(is_held || is_closed && wish.reason.keeps_to_windows() || self.holds.on_means(id, wish.target.means()))
+            !(is_closed && wish.reason.keeps_to_windows() || self.is_size_held(id, vm, host, wish.target.means()))
         };
         let mut free: Vec<Wish> = wishes.into_iter().flatten().filter(is_free).collect();
-        if self.acting(self.policy.mode) == Mode::Approve {
+        if mode == Mode::Approve {
             self.confirm_sizes(now, host, id, &free, is_held);
             free.retain(|wish| !self.is_proposed(now, id, wish));
         }
@@ -109,6 +122,16 @@ impl Core {
             along: None,
             approved_by: None,
         })
+    }
+
+    /// Whether an operator, its host's agent or its owner keeps Gnomon's hands off a VM.
+    fn is_held(&self, id: VmId, vm: &Vm, host: &HostId) -> bool {
+        self.holds.on_vm(id, Some(host)).is_some() || vm.stood_down || vm.terms.hands_off()
+    }
+
+    /// The same of what it has by one means.
+    pub(super) fn is_size_held(&self, id: VmId, vm: &Vm, host: &HostId, means: Means) -> bool {
+        self.is_held(id, vm, host) || self.holds.on_means(id, means)
     }
 
     fn judge_cpu(&mut self, now: Timestamp, host: &HostId, id: VmId, end: Timestamp, length: Duration) -> Option<Wish> {
@@ -274,9 +297,8 @@ impl Core {
                 ordinary_cores: vm.cpu.map_or(0.0, |cpu| live_cores(&cpu, &vm.allocation)) * self.policy.cpu.headroom,
                 is_doubted: guards.lints(Guard::Skill) && vm.is_doubted(self.policy.forecast.skill_min),
                 outside_windows: guards.lints(Guard::Windows) && !self.windows.are_open(&self.calendar, plan.at),
-                needs_approval: leaves
-                    && guards.lints(Guard::Approval)
-                    && self.policy.mode_for(&action.action) == Mode::Approve,
+                mode: leaves.then(|| self.linted_mode_for(action.vm, &action.action)),
+                asks: guards.lints(Guard::Approval),
             })
         })
     }

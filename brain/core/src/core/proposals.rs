@@ -14,7 +14,7 @@ use super::{ACTOR, Core};
 use crate::io::Record;
 use crate::plan::guard::Guard;
 use crate::plan::{PlannedAction, Reason};
-use crate::policy::{ApprovePolicy, Mode, Policy};
+use crate::policy::{ApprovePolicy, Mode};
 use crate::proposal::{Proposal, ProposalKey, ProposalRefusal, ProposalState};
 
 /// Decided proposals that are remembered, for people.
@@ -51,15 +51,6 @@ pub(super) struct Proposals {
 }
 
 impl Proposals {
-    /// When the core has to look at proposals next.
-    pub(super) fn due(&self, policy: &Policy) -> Option<Timestamp> {
-        let due = |proposal: &Proposal| match policy.mode_for(&proposal.action.action) {
-            Mode::Approve => proposal.expires,
-            _ => proposal.since,
-        };
-        self.open.values().map(due).min()
-    }
-
     /// Bounds what a clock that was set back can do: nothing counts as younger than now.
     pub(super) fn clock_set_back(&mut self, now: Timestamp, policy: &ApprovePolicy) {
         for proposal in self.open.values_mut() {
@@ -110,6 +101,15 @@ impl Core {
     pub fn proposal(&self, key: ProposalKey) -> Option<&Proposal> {
         let proposals = &self.proposals;
         proposals.open.get(&key).or_else(|| proposals.closed.iter().find(|closed| closed.key == key))
+    }
+
+    /// When the core has to look at proposals next.
+    pub(super) fn proposals_due(&self) -> Option<Timestamp> {
+        let due = |proposal: &Proposal| match self.mode_for(proposal.action.vm, &proposal.action.action) {
+            Mode::Approve => proposal.expires,
+            _ => proposal.since,
+        };
+        self.proposals.open.values().map(due).min()
     }
 
     /// How many proposals wait for an operator.
@@ -173,7 +173,7 @@ impl Core {
 
     /// Judges an approved action by the present.
     fn still_holds(&self, now: Timestamp, action: &PlannedAction) -> Result<(), String> {
-        let mode = self.policy.mode_for(&action.action);
+        let mode = self.mode_for(action.vm, &action.action);
         if mode != Mode::Approve {
             return Err(format!("the mode is {} now", mode.name()));
         }
@@ -223,8 +223,7 @@ impl Core {
 
     /// Whether an operator denied to move a VM not long ago.
     pub(super) fn is_move_denied(&self, now: Timestamp, vm: VmId) -> bool {
-        self.policy.migrate_mode() == Mode::Approve
-            && self.proposals.is_denied(now, (vm, None), false, &self.policy.approve)
+        self.move_mode_of(vm) == Mode::Approve && self.proposals.is_denied(now, (vm, None), false, &self.policy.approve)
     }
 
     fn is_near(&self, one: Setting, other: Setting) -> bool {
@@ -338,9 +337,8 @@ impl Core {
 
     /// Does what is due by the time alone: what nobody decided expires, and what another mode made pointless is withdrawn.
     pub(super) fn tend_proposals(&mut self, now: Timestamp) {
-        let policy = &self.policy;
         let due = self.proposals.open.values().filter_map(|proposal| {
-            let mode = policy.mode_for(&proposal.action.action);
+            let mode = self.mode_for(proposal.action.vm, &proposal.action.action);
             (mode != Mode::Approve || proposal.expires <= now).then_some((proposal.key, mode))
         });
         for (key, mode) in due.collect::<Vec<_>>() {

@@ -34,12 +34,19 @@ impl Core {
                 self.observe(&report, None);
             }
             Restored::Hold { scope, hold } => self.holds.set(scope, hold),
+            Restored::Mode { scope, mode } => self.modes.set(scope, mode),
             Restored::Setting { vm, setting } => self.holds.hold_means(vm, setting),
             Restored::Capacity(request) => self.restore_capacity(*request),
             Restored::Proposal(proposal) => self.restore_proposal(*proposal),
             Restored::Shadow(shadow) => self.restore_shadow(*shadow),
-            Restored::Tried(record) => self.restore_tried(&record),
-            Restored::Command(record) => self.resume_flight(record),
+            Restored::Tried(record) => {
+                self.count_resize(&record);
+                self.restore_tried(&record);
+            }
+            Restored::Command(record) => {
+                self.count_resize(&record);
+                self.resume_flight(record);
+            }
         }
     }
 }

@@ -202,9 +202,9 @@ impl Shadows {
 }
 
 impl Core {
-    /// Whether shadows are made, moved and paced now.
+    /// Whether shadows are made, moved and paced now, as far as the fleet is concerned.
     pub(super) fn makes_shadows(&self) -> bool {
-        self.policy.mode == Mode::Auto && self.policy.shadow.mode == Mode::Auto
+        self.mode_of_fleet().mode == Mode::Auto && self.policy.shadow.mode == Mode::Auto
     }
 
     /// How often a shadow is told what to do.

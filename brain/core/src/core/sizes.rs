@@ -147,16 +147,16 @@ impl Core {
                 }
             }
         }
-        // Where nothing is carried out, what was too small is nobody's lesson.
-        if self.policy.mode != Mode::Auto {
-            return;
-        }
         for window in windows {
+            // Where nothing is carried out, what was too small is nobody's lesson.
+            if self.mode_of(window.vm) != Mode::Auto {
+                continue;
+            }
             let vm = self.fleet.vms.get(&window.vm).filter(|vm| vm.promised_cores.is_some() && !vm.stood_down);
             let Some((vm, cpu)) = vm.and_then(|vm| Some((vm, vm.cpu?))) else { continue };
-            sizes.watched += length;
+            self.sizes.watched += length;
             if live_cores(&cpu, &vm.allocation) > vm.allocation.cpu_limit_cores() + QUOTA_STEP_CORES / 2.0 {
-                sizes.violated += length;
+                self.sizes.violated += length;
             }
         }
     }

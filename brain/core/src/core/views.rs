@@ -158,9 +158,11 @@ impl Core {
             vms: host.vms.len(),
             allocated_cores: limits.sum(),
             hold: self.holds.on_host(id),
+            mode: self.told_mode_of_host(id),
             losses: host.losses,
             outlook: host.prospect.map(|prospect| self.outlook_view(host, &prospect)),
             draining_since: self.moves.draining.get(id).copied(),
+            stuck: host.stuck.clone(),
             contention: host
                 .contention
                 .share(self.now, &self.shadows.calibration)
@@ -175,6 +177,7 @@ impl Core {
             room_cores: room.cores,
             memory_bytes: prospect.load.memory_bytes,
             room_bytes: room.memory_bytes as u64,
+            gives_back_bytes: prospect.gives_back_bytes,
             full_rounds: prospect.full_rounds,
             is_doubted: prospect.is_doubted,
         }
@@ -197,6 +200,7 @@ impl Core {
             last_window: vm.last_window,
             season_ms: season_ms(vm),
             hold: self.holds.on_vm(id, Some(host)),
+            mode: self.told_mode_of(id),
             held: self.holds.settings_of(id).collect(),
             stood_down: vm.stood_down,
             in_flight: vm.flight.as_ref().map(|flight| flight.record.command.id),

@@ -18,6 +18,7 @@ use crate::io::CommandRecord;
 use crate::pattern::Pattern;
 use crate::plan::backoff::Backoff;
 use crate::plan::balance::Travel;
+use crate::plan::budget::Tally;
 use crate::plan::memory::{BalloonPace, BalloonVerdict};
 use crate::plan::pace::{Pace, Verdict};
 use crate::plan::size::live_cores;
@@ -129,6 +130,8 @@ pub(crate) struct Vm {
     /// Last targets that were recommended without being sent: cores, bytes.
     pub(crate) recommended: Option<f64>,
     pub(crate) recommended_bytes: Option<u64>,
+    /// How often the planner resized it lately.
+    pub(crate) resizes: Tally,
     pub(crate) flight: Option<Flight>,
     /// The last command that stayed unanswered: its answer may still come.
     pub(crate) given_up: Option<CommandRecord>,
@@ -177,6 +180,7 @@ impl Vm {
             balloon_verdict: None,
             recommended: None,
             recommended_bytes: None,
+            resizes: Tally::default(),
             flight: None,
             given_up: None,
             abort: None,

@@ -71,6 +71,11 @@ impl Load {
         }
     }
 
+    /// Once so much memory is given back.
+    pub(crate) fn less_memory(self, bytes: u64) -> Self {
+        Self { memory_bytes: self.memory_bytes.saturating_sub(bytes), ..self }
+    }
+
     /// What they will hardly exceed together, in cores.
     pub(crate) fn high_cores(&self) -> f64 {
         self.median_cores + P95_DEVIATIONS * self.variance.sqrt()
@@ -123,6 +128,10 @@ pub(crate) struct Prospect {
     pub(crate) full_rounds: u32,
     /// It is too full only by forecasts with less skill than policy asks for: nothing is done about it.
     pub(crate) is_doubted: bool,
+    /// Memory that its VMs are going to give back, in bytes: that comes before any of them is moved.
+    pub(crate) gives_back_bytes: u64,
+    /// Since when that was waited for, while it is too full.
+    pub(crate) shrinks_since: Option<Timestamp>,
     /// It was said that nothing can be done about it.
     pub(crate) is_told: bool,
     /// Since when it is too full, VMs of it may leave, and no host has room for one.

@@ -87,6 +87,18 @@ impl<T: Copy + PartialOrd> Dwell<T> {
         self.maxima.front().filter(|_| dwelt && rested).map(|&(_, evidence)| evidence)
     }
 
+    /// From when on a whole dwell time will have needed no more than the evidence that comes with it, if demand stays as it is and that is not after
+    /// `by`; never before `now`, nor before the interval is over.
+    pub(crate) fn foreseen(&self, now: Timestamp, by: Timestamp, rhythm: Rhythm) -> Option<(Timestamp, Evidence<T>)> {
+        let has_left = |at: Timestamp| by.since(at) > rhythm.dwell;
+        let first =
+            self.maxima.iter().take_while(|(at, _)| has_left(*at)).count().min(self.maxima.len().checked_sub(1)?);
+        let larger = first.checked_sub(1).map(|index| self.maxima[index].0 + rhythm.dwell);
+        let rested = self.shrunk.map(|shrunk| shrunk + rhythm.interval);
+        let from = [Some(self.since? + rhythm.dwell), larger, rested].into_iter().flatten().fold(now, Timestamp::max);
+        (from <= by).then(|| (from, self.maxima[first].1))
+    }
+
     /// A shrink was sent: the next one waits.
     pub(crate) fn shrinks(&mut self, now: Timestamp) {
         self.shrunk = Some(now);
@@ -102,6 +114,28 @@ mod tests {
 
     fn at(second: u64) -> Timestamp {
         Timestamp::from_unix_ms(1_000_000 + second * 1000)
+    }
+
+    #[test]
+    fn what_will_be_shrinkable_is_foreseen_for_when_the_larger_demand_has_left_the_dwell_time() {
+        let rhythm = Rhythm::of_ms(60_000, 30_000);
+        let mut dwell = Dwell::default();
+        let witness = |dwell: &mut Dwell<u64>, second, size| {
+            dwell.witness(at(second), WINDOW, Evidence { enough: size, demand: size }, rhythm);
+        };
+        assert_eq!(dwell.foreseen(at(0), at(600), rhythm), None);
+        [(0, 90), (10, 90), (20, 40), (30, 40)]
+            .into_iter()
+            .for_each(|(second, size)| witness(&mut dwell, second, size));
+        let foreseen =
+            |dwell: &Dwell<u64>, by| dwell.foreseen(at(30), at(by), rhythm).map(|(from, it)| (from, it.enough));
+        assert_eq!(foreseen(&dwell, 59), None, "no whole dwell time is over by then");
+        assert_eq!(foreseen(&dwell, 69), Some((at(60), 90)));
+        assert_eq!(foreseen(&dwell, 71), Some((at(70), 40)));
+        dwell.shrinks(at(30));
+        assert_eq!(foreseen(&dwell, 600), Some((at(70), 40)));
+        dwell.shrinks(at(50));
+        assert_eq!(foreseen(&dwell, 600), Some((at(80), 40)), "after the interval");
     }
 
     proptest! {

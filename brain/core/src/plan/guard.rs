@@ -13,8 +13,10 @@ pub enum Guard {
     Inflow,
     /// So many on their way at once in the whole fleet.
     AtOnce,
-    /// So many in an hour.
+    /// So many moves in an hour.
     Budget,
+    /// So many resizes in an hour, of one VM and in the whole fleet.
+    Resizes,
     /// A VM that was moved stays for a while.
     CoolDown,
     /// A host is full in several reports in a row before anything is done about it.
@@ -57,19 +59,22 @@ pub enum Guard {
     Spare,
     /// In mode `approve`, nothing leaves that no operator approved.
     Approval,
+    /// No more is done with a plan than the most cautious mode allows that an operator or an owner gave to the fleet, a host or a VM.
+    Modes,
     /// No shadow is made or started beside its production, or where that is going; and no production goes to where its shadow stays.
     ShadowApart,
 }
 
 impl Guard {
     /// All of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 30] = [
         Self::Terms,
         Self::Hold,
         Self::Draining,
         Self::Inflow,
         Self::AtOnce,
         Self::Budget,
+        Self::Resizes,
         Self::CoolDown,
         Self::Rounds,
         Self::Gain,
@@ -91,6 +96,7 @@ impl Guard {
         Self::Step,
         Self::Spare,
         Self::Approval,
+        Self::Modes,
         Self::ShadowApart,
     ];
 
@@ -98,7 +104,14 @@ impl Guard {
     pub fn is_linted(self) -> bool {
         !matches!(
             self,
-            Self::Budget | Self::CoolDown | Self::Rounds | Self::Gain | Self::Stranger | Self::Dwell | Self::Distance
+            Self::Budget
+                | Self::Resizes
+                | Self::CoolDown
+                | Self::Rounds
+                | Self::Gain
+                | Self::Stranger
+                | Self::Dwell
+                | Self::Distance
         )
     }
 }

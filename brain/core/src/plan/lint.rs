@@ -8,6 +8,7 @@ use thiserror::Error;
 use super::memory::{BALLOON_STEP_BYTES, BalloonSizing};
 use super::size::{Bounds, QUOTA_STEP_CORES, Surplus};
 use super::{Plan, PlannedAction, Reason};
+use crate::policy::Mode;
 
 /// What the linter is told about a VM, apart from the planner.
 #[derive(Clone, Debug)]
@@ -31,8 +32,10 @@ pub(crate) struct VmFacts {
     pub(crate) is_doubted: bool,
     /// It is no time to shrink or move VMs.
     pub(crate) outside_windows: bool,
-    /// It is to leave, and the mode asks for an operator's word.
-    pub(crate) needs_approval: bool,
+    /// What may be done with a plan for it, where it is to leave.
+    pub(crate) mode: Option<Mode>,
+    /// Mode `approve` asks for an operator's word.
+    pub(crate) asks: bool,
 }
 
 /// A rule that a plan breaks. Such a plan is dropped whole: whatever made it cannot be trusted.
@@ -56,6 +59,8 @@ pub(crate) enum Violation {
     Windows(VmId),
     #[error("what would be changed of VM {0} waits for an operator's approval")]
     Unapproved(VmId),
+    #[error("VM {vm} would be changed in mode {mode}")]
+    Mode { vm: VmId, mode: Mode },
     #[error("VM {0} would be changed by a means that nothing is planned by")]
     Means(VmId),
     #[error("{cores} cores for VM {vm} are outside its bounds, or not a multiple of {QUOTA_STEP_CORES}")]
@@ -120,8 +125,11 @@ pub(crate) fn check(
         if facts.outside_windows && action.reason.keeps_to_windows() {
             return Err(Violation::Windows(vm));
         }
-        if facts.needs_approval && action.approved_by.is_none() {
-            return Err(Violation::Unapproved(vm));
+        match facts.mode {
+            None | Some(Mode::Auto) => {}
+            Some(Mode::Approve) if action.approved_by.is_some() || !facts.asks => {}
+            Some(Mode::Approve) => return Err(Violation::Unapproved(vm)),
+            Some(mode @ (Mode::Recommend | Mode::Observe)) => return Err(Violation::Mode { vm, mode }),
         }
         match action.action {
             Action::Set(Setting::CpuQuota { cores: Some(cores) }) => quota(vm, cores, action.reason, &facts)?,
@@ -262,7 +270,11 @@ mod tests {
                 ordinary_cores: 0.5,
                 is_doubted: asked.vm == vm(5),
                 outside_windows: asked.vm == vm(6),
-                needs_approval: asked.vm == vm(7),
+                mode: [(vm(7), Mode::Approve), (vm(10), Mode::Recommend)]
+                    .into_iter()
+                    .find(|(of, _)| asked.vm == *of)
+                    .map(|(_, mode)| mode),
+                asks: true,
             })
         })
     }
@@ -291,6 +303,8 @@ mod tests {
         assert_eq!(verdict(vec![action(7, 0.8, grow)]), Err(Violation::Unapproved(vm(7))));
         let approved = PlannedAction { approved_by: Some("alice".to_owned()), ..action(7, 0.8, grow) };
         assert_eq!(verdict(vec![approved]), Ok(()));
+        let recommended = verdict(vec![action(10, 0.8, grow)]);
+        assert_eq!(recommended, Err(Violation::Mode { vm: vm(10), mode: Mode::Recommend }));
         let means = verdict(vec![set(1, Setting::CpuWeight { weight: 7 }, grow)]);
         assert_eq!(means, Err(Violation::Means(vm(1))));
     }
@@ -351,7 +365,8 @@ mod tests {
                 ordinary_cores: 0.0,
                 is_doubted: false,
                 outside_windows: false,
-                needs_approval: false,
+                mode: Some(Mode::Auto),
+                asks: true,
             })
         });
         assert!(matches!(refused, Err(Violation::Step { .. })), "{refused:?}");

@@ -31,6 +31,9 @@ const MAJOR_FAULTS_STARVED_PER_S: f64 = 20.0;
 /// How much more a guest that starves is given each time, as a share of what it has.
 const STARVED_GROWTH: f64 = 0.25;
 
+/// Steps of a shrink that are looked ahead at most: of a twentieth each, so many leave a hundredth.
+const STEPS_FORESEEN_MAX: usize = 90;
+
 /// Why a VM's memory has no size to plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub(crate) enum Unsizable {
@@ -118,6 +121,13 @@ impl BalloonSizing {
         self.balloon - (self.balloon as f64 * self.step_max) as u64
     }
 
+    /// What one step towards a smaller size leaves; `None` where that is not worth a resize.
+    fn step(&self, enough: u64, hysteresis: f64) -> Option<u64> {
+        let worthwhile = (enough as f64) < self.balloon as f64 * (1.0 - hysteresis);
+        let target = enough.max(round_up(self.step_floor()));
+        (worthwhile && target < self.balloon).then_some(target)
+    }
+
     fn pressing(&self, headroom: f64) -> u64 {
         let starved = if self.starved { (self.balloon as f64 * (1.0 + STARVED_GROWTH)) as u64 } else { 0 };
         self.enough(headroom).max(round_up(starved).min(self.ceiling))
@@ -181,9 +191,30 @@ impl BalloonPace {
         rhythm: Rhythm,
     ) -> Option<(u64, Reason)> {
         let most = self.dwell.shrinkable(now, rhythm)?;
-        let worthwhile = (most.enough as f64) < sizing.balloon as f64 * (1.0 - policy.hysteresis);
-        let target = most.enough.max(round_up(sizing.step_floor()));
-        (worthwhile && target < sizing.balloon).then_some((target, Reason::MemorySlack { demand_bytes: most.demand }))
+        let target = sizing.step(most.enough, policy.hysteresis)?;
+        Some((target, Reason::MemorySlack { demand_bytes: most.demand }))
+    }
+
+    /// What its guest will have by then, in bytes, if its demand stays as it is: so many steps are taken as dwell time, intervals and the windows
+    /// of reports let.
+    pub(crate) fn foreseen_bytes(
+        &self,
+        now: Timestamp,
+        by: Timestamp,
+        window: Duration,
+        sizing: &BalloonSizing,
+        policy: &MemoryPolicy,
+    ) -> u64 {
+        let rhythm = Rhythm::of_ms(policy.shrink_dwell_ms, policy.shrink_interval_ms);
+        let mut at = self.dwell.foreseen(now, by, rhythm);
+        let mut foreseen = *sizing;
+        for _ in 0..STEPS_FORESEEN_MAX {
+            let Some((from, evidence)) = at.filter(|(from, _)| *from <= by) else { break };
+            let Some(bytes) = foreseen.step(evidence.enough, policy.hysteresis) else { break };
+            foreseen.balloon = bytes;
+            at = Some((from + rhythm.interval.max(window), evidence));
+        }
+        foreseen.balloon
     }
 }
 
@@ -297,6 +328,29 @@ mod tests {
         };
         assert_eq!([judged(1000, 500), judged(1000, 120), judged(1000, 0)], [Some(1200), Some(1120), None]);
         assert_eq!(judged(600, 0), Some(950));
+    }
+
+    #[test]
+    fn what_shrinking_will_have_left_by_a_time_is_foreseen_step_by_step() {
+        let mut pace = BalloonPace::default();
+        for second in (0..=60).step_by(10) {
+            judge(&mut pace, second, &window(1000, 600));
+        }
+        let foreseen = |pace: &BalloonPace, by| {
+            pace.foreseen_bytes(at(60), at(by), WINDOW, &sizing(&window(1000, 600)), &policy()) / MIB
+        };
+        // The steps that are taken one by one above.
+        assert_eq!([60, 89, 90, 150, 210, 900].map(|by| foreseen(&pace, by)), [950, 950, 903, 816, 738, 738]);
+        pace.dwell.shrinks(at(60));
+        assert_eq!([60, 89, 90].map(|by| foreseen(&pace, by)), [1000, 1000, 950]);
+        let mut starved = window(1000, 600);
+        starved.guest = Some(GuestMemory { swap_in_bytes_per_s: 5e6, ..GuestMemory::default() });
+        judge(&mut pace, 70, &starved);
+        assert_eq!(
+            foreseen(&pace, 120),
+            1000,
+            "a guest that starved vouches for nothing until that has left the dwell time"
+        );
     }
 
     #[test]

@@ -2,13 +2,14 @@
 
 use super::{
     CAPACITY_OPEN_LIMIT, HORIZON_STEPS_LIMIT, MOVES_LIMIT, Mode, PROPOSALS_LIMIT, Policy, PolicyError, QUANTILES,
-    SEASON_STEPS_LIMIT, SHADOWS_LIMIT, SHRINK_STEP_LIMIT, ShadowPolicy, WAIT_LIMIT_MS,
+    RESIZES_LIMIT, SEASON_STEPS_LIMIT, SHADOWS_LIMIT, SHRINK_STEP_LIMIT, ShadowPolicy, WAIT_LIMIT_MS,
 };
 
 impl Policy {
     /// Whether every value makes sense, alone and together. The core refuses a policy that does not pass.
     pub fn validate(&self) -> Result<(), PolicyError> {
-        let Self { mode: _, forecast, cpu, memory, migrate, capacity, approve, windows, anomaly, shadow } = self;
+        let Self { mode: _, forecast, cpu, memory, resize, migrate, capacity, approve, windows, anomaly, shadow } =
+            self;
         let check =
             |good: bool, setting, problem: String| if good { Ok(()) } else { Err(PolicyError { setting, problem }) };
         check(
@@ -100,6 +101,13 @@ impl Policy {
             "memory.hysteresis",
             format!("{} is not a share within 0..=0.5", memory.hysteresis),
         )?;
+        for (setting, per_hour_max) in [
+            ("resize.vm_per_hour_max", resize.vm_per_hour_max),
+            ("resize.fleet_per_hour_max", resize.fleet_per_hour_max),
+        ] {
+            let problem = format!("{per_hour_max} is not within 1..={RESIZES_LIMIT}: use mode to resize nothing");
+            check((1..=RESIZES_LIMIT).contains(&per_hour_max), setting, problem)?;
+        }
         let share = |of: f64| (0.0..=0.9).contains(&of);
         check(
             share(migrate.reserve_share),
@@ -268,6 +276,8 @@ mod tests {
         assert_eq!(refused(|p| p.memory.shrink_step_max = 0.06), "memory.shrink_step_max");
         assert_eq!(refused(|p| p.memory.shrink_step_max = 0.0), "memory.shrink_step_max");
         assert_eq!(refused(|p| p.memory.hysteresis = 0.6), "memory.hysteresis");
+        assert_eq!(refused(|p| p.resize.vm_per_hour_max = 0), "resize.vm_per_hour_max");
+        assert_eq!(refused(|p| p.resize.fleet_per_hour_max = usize::MAX), "resize.fleet_per_hour_max");
         assert_eq!(refused(|p| p.forecast.skill_min = Some(1.0)), "forecast.skill_min");
         assert_eq!(refused(|p| p.forecast.skill_min = Some(f64::NAN)), "forecast.skill_min");
         assert_eq!(refused(|p| p.anomaly.surplus_share = 2.1), "anomaly.surplus_share");

@@ -1,7 +1,7 @@
 //! Gauges of what VMs do on their hosts' disks: of each VM, and of each disk that it used.
 
 use super::{Gauges, Vm, VmGauges, VmQuantile, family, quantiles};
-use gnomon_common::wire::{DiskFlow, DiskShare, DiskWindow};
+use gnomon_common::wire::{DiskFlow, DiskShare, DiskWindow, GuestDisk};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::registry::Registry;
 
@@ -9,7 +9,7 @@ use prometheus_client::registry::Registry;
 struct VmDisk {
     #[prometheus(flatten)]
     vm: Vm,
-    /// As on its host, in `/sys/block`.
+    /// As on its host, in `/sys/block`; of the guest's own, its target.
     disk: String,
 }
 
@@ -33,6 +33,10 @@ pub(super) struct DiskGauges {
     device_queue_depth: Gauges<VmDisk>,
     device_latency: Gauges<DiskQuantile>,
     device_latency_mean: Gauges<VmDisk>,
+    guest_read_bytes: Gauges<VmDisk>,
+    guest_written_bytes: Gauges<VmDisk>,
+    guest_reads: Gauges<VmDisk>,
+    guest_writes: Gauges<VmDisk>,
 }
 
 impl DiskGauges {
@@ -93,6 +97,26 @@ impl DiskGauges {
                 "gnomon_vm_disk_device_latency_mean_seconds",
                 "Mean time of the VM's requests at one disk in the latest window; absent without requests",
             ),
+            guest_read_bytes: family(
+                registry,
+                "gnomon_vm_disk_guest_read_bytes_per_second",
+                "Read by the guest from one of its disks behind the host's page cache, by QEMU's last two counts",
+            ),
+            guest_written_bytes: family(
+                registry,
+                "gnomon_vm_disk_guest_written_bytes_per_second",
+                "Written by the guest to one of its disks behind the host's page cache, by QEMU's last two counts",
+            ),
+            guest_reads: family(
+                registry,
+                "gnomon_vm_disk_guest_reads_per_second",
+                "Reads by the guest of one of its disks behind the host's page cache, by QEMU's last two counts",
+            ),
+            guest_writes: family(
+                registry,
+                "gnomon_vm_disk_guest_writes_per_second",
+                "Writes by the guest to one of its disks behind the host's page cache, by QEMU's last two counts",
+            ),
         }
     }
 
@@ -111,6 +135,17 @@ impl DiskGauges {
         for share in &window.disks {
             self.show_disk(vm, share);
         }
+        for disk in &window.guest {
+            self.show_guest(vm, disk);
+        }
+    }
+
+    fn show_guest(&self, vm: &Vm, disk: &GuestDisk) {
+        let labels = VmDisk { vm: vm.clone(), disk: disk.target.clone() };
+        self.guest_read_bytes.get_or_create(&labels).set(disk.read_bytes_per_s);
+        self.guest_written_bytes.get_or_create(&labels).set(disk.write_bytes_per_s);
+        self.guest_reads.get_or_create(&labels).set(disk.read_operations_per_s);
+        self.guest_writes.get_or_create(&labels).set(disk.write_operations_per_s);
     }
 
     fn show_disk(&self, vm: &Vm, share: &DiskShare) {
@@ -157,6 +192,13 @@ mod tests {
             latency,
             process: None,
             disks: vec![share("sda", Some(2.5), latency), share("8:16", None, LatencyHistogram::default())],
+            guest: vec![GuestDisk {
+                target: "vda".to_owned(),
+                read_bytes_per_s: 65_536.0,
+                write_bytes_per_s: 16_384.0,
+                read_operations_per_s: 8.0,
+                write_operations_per_s: 4.0,
+            }],
         };
         let vm = |name: &str| Vm { vm: "1".to_owned(), name: name.to_owned(), host: "a".to_owned() };
         let mut registry = Registry::default();
@@ -194,5 +236,9 @@ mod tests {
         };
         assert_eq!(["0.5", "0.99"].map(|level| of_one(level, "sda")), [0.002_048, 1.048_576].map(|ms| Some(ms / 1e3)));
         assert_eq!(of_one("0.5", "8:16"), None);
+        let of_guest = |metric: &str, vm: &str| value(&format!("guest_{metric}_per_second"), vm, ",disk=\"vda\"");
+        let metrics = ["read_bytes", "written_bytes", "reads", "writes"];
+        assert_eq!(metrics.map(|metric| of_guest(metric, "busy")), [65_536.0, 16_384.0, 8.0, 4.0].map(Some), "{text}");
+        assert_eq!(metrics.map(|metric| of_guest(metric, "idle")), [None; 4], "no page cache before its disks");
     }
 }

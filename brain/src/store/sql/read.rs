@@ -16,6 +16,9 @@ use std::time::Duration;
 /// Moves are told to a new core that were issued so lately: a day is the longest that one takes, an hour what follows from it.
 const MOVES_LATE: Duration = Duration::from_hours(25);
 
+/// Resizes are: those that their budget counts.
+const RESIZES_LATE: Duration = Duration::from_hours(1);
+
 pub(super) async fn acknowledged(db: &AnyPool, host: &HostId, epoch: AgentEpoch) -> Result<Sequence, StoreError> {
     let highest: Option<i64> = query_scalar("SELECT MAX(sequence) FROM report WHERE host = $1 AND epoch = $2")
         .bind(host.as_str())
@@ -71,6 +74,11 @@ pub(super) async fn restore(
             sink(Restored::Hold { scope, hold });
         }
     }
+    for row in query("SELECT scope, mode FROM mode ORDER BY scope").fetch_all(db).await? {
+        if let (Some(scope), Some(mode)) = (json(&row, 0)?, json(&row, 1)?) {
+            sink(Restored::Mode { scope, mode });
+        }
+    }
     for row in query("SELECT host, since_ms FROM drain ORDER BY host").fetch_all(db).await? {
         if let Some(host) = host_id(&row, 0)? {
             let since = Timestamp::from_unix_ms(row.try_get::<i64, _>(1)?.unsigned_abs());
@@ -94,10 +102,16 @@ pub(super) async fn restore(
     for row in query(shadows).fetch_all(db).await? {
         json(&row, 0)?.into_iter().for_each(|shadow| sink(Restored::Shadow(Box::new(shadow))));
     }
-    let moves = "SELECT command FROM command WHERE settled = 1 AND issued_ms >= $1 AND command LIKE '%\"migrate\":{%' ORDER BY issued_ms, term, number";
-    for row in query(moves).bind(ms(clock::now() - MOVES_LATE)).fetch_all(db).await? {
-        let record = json::<CommandRecord>(&row, 0)?;
-        record.into_iter().for_each(|record| sink(Restored::Tried(Box::new(record))));
+    {
+        // Streamed: an hour of a large fleet has many resizes.
+        let tried = "SELECT command FROM command WHERE settled = 1 AND (issued_ms >= $1 AND command LIKE '%\"migrate\":{%' \
+                     OR issued_ms >= $2 AND command LIKE '%\"set\":{%') ORDER BY issued_ms, term, number";
+        let late = query(tried).bind(ms(clock::now() - MOVES_LATE)).bind(ms(clock::now() - RESIZES_LATE));
+        let mut late = pin!(late.fetch(db));
+        while let Some(row) = late.try_next().await? {
+            let record = json::<CommandRecord>(&row, 0)?;
+            record.into_iter().for_each(|record| sink(Restored::Tried(Box::new(record))));
+        }
     }
     let mut answered = Vec::new();
     let unsettled = query(

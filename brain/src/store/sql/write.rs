@@ -86,6 +86,14 @@ pub(super) async fn record(db: &mut AnyConnection, record: &Record) -> Result<()
         Record::Scope { scope, hold: None } => {
             sqlx::query("DELETE FROM hold WHERE scope = $1").bind(serde_json::to_string(scope)?)
         }
+        Record::Mode { scope, mode: Some(mode) } => sqlx::query(
+            "INSERT INTO mode (scope, mode) VALUES ($1, $2) ON CONFLICT (scope) DO UPDATE SET mode = excluded.mode",
+        )
+        .bind(serde_json::to_string(scope)?)
+        .bind(serde_json::to_string(mode)?),
+        Record::Mode { scope, mode: None } => {
+            sqlx::query("DELETE FROM mode WHERE scope = $1").bind(serde_json::to_string(scope)?)
+        }
         Record::Setting { vm, means, setting: Some(setting) } => sqlx::query(
             "INSERT INTO setting (vm, means, setting) VALUES ($1, $2, $3) \
              ON CONFLICT (vm, means) DO UPDATE SET setting = excluded.setting",

@@ -269,6 +269,15 @@ pub struct KvmCounts {
     pub halted_s: f64,
 }
 
+/// What a guest's control group has counted of its memory.
+#[derive(Debug, Clone, Copy)]
+pub struct MemoryEvents {
+    /// How often it was above its limit when memory was charged to it, and something was reclaimed for that.
+    pub above_limit: u64,
+    /// Faults that needed I/O.
+    pub major_faults: u64,
+}
+
 /// A guest that runs on a host of a full lab.
 #[derive(Debug, Clone)]
 pub struct Guest<'a> {
@@ -330,6 +339,23 @@ impl<'a> Guest<'a> {
         let total_us: f64 =
             total.and_then(|(_, us)| us.trim().parse().ok()).with_context(|| format!("no total in {text}"))?;
         Ok(total_us / 1e6)
+    }
+
+    /// What its cgroup has counted of its memory.
+    pub fn memory_events(&self) -> Result<MemoryEvents> {
+        let text = self.host.run(&format!("cd {}; cat memory.events memory.stat", self.cgroup()))?;
+        let count = |key: &str| -> Result<u64> {
+            let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+            value.and_then(|text| text.parse().ok()).with_context(|| format!("no {key} in {text}"))
+        };
+        Ok(MemoryEvents { above_limit: count("high")?, major_faults: count("pgmajfault")? })
+    }
+
+    /// Has its cgroup reclaim what it holds above this share of the present (`memory.high`); without one there is no limit.
+    pub fn limit_memory(&self, share: Option<f64>) -> Result<()> {
+        let percent =
+            share.map_or("max".to_owned(), |share| format!("$(($(cat memory.current) / 100 * {:.0}))", share * 100.0));
+        self.host.run(&format!("cd {}; echo {percent} > memory.high", self.cgroup())).map(|_| ())
     }
 
     /// What KVM itself has counted since the guest's start; it must be the only one on its host.

@@ -14,6 +14,11 @@ for word in $(cat /proc/cmdline); do
     gnomon.address=*)
         ip link set eth0 up && ip address add "${word#*=}" dev eth0 || echo "lab-init failed: no address"
         ;;
+    # gnomon.swap=vda: the guest swaps to that disk.
+    gnomon.swap=*)
+        disk=/dev/${word#*=}
+        mkswap "$disk" > /dev/null && swapon "$disk" || echo "lab-init failed: no swap"
+        ;;
     # gnomon.reach=ADDRESS:PORT,... is what the guest tries to reach, again and again, over its first network interface.
     gnomon.reach=*)
         ip route add default dev eth0

@@ -3,6 +3,9 @@
 //! Its kernel is Debian's, 6.1 on Debian 12: cgroup version 2 alone, guests under KVM. Each step compares what Gnomon says with
 //! what that kernel itself says.
 
+mod network;
+mod squeeze;
+
 use std::fmt;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,9 +14,12 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::FullStack;
+use super::{FullStack, WINDOW_MS};
 use crate::lab::full::{FullLab, Guest, Machine, Options};
 use crate::lab::{GuestOptions, Progress};
+
+pub use network::Carried;
+pub use squeeze::Squeezed;
 
 /// The guest, and what its program wants of one emulated core.
 const GUEST: &str = "g1";
@@ -58,6 +64,10 @@ pub struct Findings {
     pub exits: Exits,
     /// What it wrote through the host's cache, and how long it waited for memory.
     pub written: Written,
+    /// What went over its network interface.
+    pub carried: Carried,
+    /// How short of memory it was made.
+    pub squeezed: Squeezed,
     /// What the brain commanded and cpu.max then said, in cores.
     pub quota_cores: f64,
     /// What a release brought back, in cores.
@@ -93,6 +103,7 @@ impl fmt::Display for Findings {
             self.written.pressure,
             self.written.kernel_pressure
         )?;
+        writeln!(f, "{}\n{}", self.carried, self.squeezed)?;
         write!(
             f,
             "quota: {QUOTA_CORES} cores became {:.3} in cpu.max by a command of the brain, and {:.3} by a release",
@@ -157,7 +168,7 @@ pub fn check_and_print(name: &str, progress: Progress) -> Result<()> {
 /// Boots a KVM guest on the lab's first host, starts a brain and an agent, and checks that the agent measures and obeys. Takes
 /// the lab down.
 pub fn check(lab: FullLab) -> Result<Findings> {
-    boot_writing(&lab.machines()[0])?;
+    boot_for_checks(&lab.machines()[0])?;
     let stack = FullStack::start(lab)?;
     let host = &stack.lab.machines()[0];
     let guest = Guest::of(GUEST, host);
@@ -170,8 +181,11 @@ fn boot(host: &Machine) -> Result<()> {
     host.boot(&options()?).map(|_| ())
 }
 
-/// As [`boot`], with a disk whose writes go through the host's cache: it is a thread of the kernel's that brings them to the device.
-fn boot_writing(host: &Machine) -> Result<()> {
+/// As [`boot`], with a disk whose writes go through the host's cache (it is a thread of the kernel's that brings them to the device), an interface whose
+/// packets are carried by another, and a working set, on a host that can swap.
+fn boot_for_checks(host: &Machine) -> Result<()> {
+    network::prepare(host)?;
+    squeeze::prepare(host)?;
     host.run(&format!(
         "head -c 8M /dev/zero > {DISK}; sync
         # The kernel charges a file's write-back to the group that wrote to it first since it has known the file.
@@ -182,11 +196,15 @@ fn boot_writing(host: &Machine) -> Result<()> {
         "<disk type='file' device='disk'><driver name='qemu' type='raw' cache='writeback'/>\
          <source file='{DISK}'/><target dev='vda' bus='virtio'/></disk></devices>"
     );
+    let words = format!("gnomon.disk={WRITTEN_BYTES_PER_S} gnomon.memory=1@{} gnomon.load=", squeeze::WORKING_SET_MIB);
     let changed = |xml: String| {
-        let xml = xml.replace("</devices>", &disk);
-        xml.replace("gnomon.load=", &format!("gnomon.disk={WRITTEN_BYTES_PER_S} gnomon.load="))
+        let xml = network::with_worker(&xml.replace("</devices>", &disk));
+        xml.replace("gnomon.load=", &words)
     };
-    host.boot_changed(&options()?, changed).map(|_| ())
+    let mut options = options()?;
+    options.memory_mib = options.memory_mib_max;
+    options.bridge = Some(network::BRIDGE.to_owned());
+    host.boot_changed(&options, changed).map(|_| ())
 }
 
 fn options() -> Result<GuestOptions> {
@@ -208,10 +226,12 @@ fn checked(stack: &FullStack, host: &Machine, guest: &Guest<'_>) -> Result<Findi
     let (ebpf_cores, demand_high_cores, cgroup_cores) = compare(stack, guest)?;
     let exits = compare_exits(stack, guest)?;
     let written = compare_written(stack, guest)?;
+    let carried = network::compare(stack, host)?;
     let quota_cores = await_resize(stack, guest)?;
     stack.api().post("/api/v1/release", &json!({ "scope": { "vm": GUEST } }))?;
     let released = || Ok(guest.quota_cores()?.filter(|cores| (cores - QUOTA_CORES).abs() < 0.002));
     let released_cores = wait_for("the release to bring cpu.max back", REPORT_PATIENCE, released)?;
+    let squeezed = squeeze::squeeze(stack, guest)?;
     Ok(Findings {
         kernel,
         controllers,
@@ -221,6 +241,8 @@ fn checked(stack: &FullStack, host: &Machine, guest: &Guest<'_>) -> Result<Findi
         demand_high_cores,
         exits,
         written,
+        carried,
+        squeezed,
         quota_cores,
         released_cores,
     })
@@ -287,18 +309,12 @@ fn compare(stack: &FullStack, guest: &Guest<'_>) -> Result<(f64, f64, f64)> {
 /// What the kernel's thread brings to the disk is the VM's, by its control group; and the pressure on memory is that of its group.
 fn compare_written(stack: &FullStack, guest: &Guest<'_>) -> Result<Written> {
     let before_s = guest.memory_stalled_s()?;
-    let (views, elapsed_s) = latest_windows(stack)?;
+    let (views, elapsed_s) = latest_windows(stack, COMPARED)?;
     let kernel_pressure = (guest.memory_stalled_s()? - before_s) / elapsed_s;
-    let mean = |path: &str| {
-        let values = views.iter().filter_map(|view| view.pointer(path).and_then(Value::as_f64));
-        let values: Vec<f64> = values.collect();
-        ensure!(values.len() == views.len(), "{path} is told in {} of {} windows", values.len(), views.len());
-        Ok(values.iter().sum::<f64>() / values.len() as f64)
-    };
     let written = Written {
-        ebpf_bytes_per_s: mean("/disk/write/bytes_per_s/mean")?,
-        process_bytes_per_s: mean("/disk/process/write_bytes_per_s")?,
-        pressure: mean("/memory/pressure")?,
+        ebpf_bytes_per_s: mean(&views, "/disk/write/bytes_per_s/mean")?,
+        process_bytes_per_s: mean(&views, "/disk/process/write_bytes_per_s")?,
+        pressure: mean(&views, "/memory/pressure")?,
         kernel_pressure,
     };
     let wanted = WRITTEN_BYTES_PER_S as f64;
@@ -310,11 +326,18 @@ fn compare_written(stack: &FullStack, guest: &Guest<'_>) -> Result<Written> {
     Ok(written)
 }
 
+/// The mean of what windows tell at `path`, each of them.
+fn mean(views: &[Value], path: &str) -> Result<f64> {
+    let values: Vec<f64> = views.iter().filter_map(|view| view.pointer(path)?.as_f64()).collect();
+    ensure!(values.len() == views.len(), "{path} is told in {} of {} windows", values.len(), views.len());
+    Ok(values.iter().sum::<f64>() / values.len() as f64)
+}
+
 /// Views of the guest with the latest windows, each once, over a while, and how long that was.
-fn latest_windows(stack: &FullStack) -> Result<(Vec<Value>, f64)> {
+fn latest_windows(stack: &FullStack, span: Duration) -> Result<(Vec<Value>, f64)> {
     let began = Instant::now();
     let (mut views, mut last) = (Vec::new(), Value::Null);
-    while began.elapsed() < COMPARED {
+    while began.elapsed() < span {
         thread::sleep(POLL / 2);
         let view = stack.api().get(&format!("/api/v1/vms/{GUEST}"))?;
         let this = view["last_window"].clone();
@@ -324,7 +347,9 @@ fn latest_windows(stack: &FullStack) -> Result<(Vec<Value>, f64)> {
         last = this;
     }
     let elapsed_s = began.elapsed().as_secs_f64();
-    ensure!(views.len() >= 5, "only {} windows in {elapsed_s:.0} s", views.len());
+    // The window that is there when one begins to look is not counted, and one may be late.
+    let least = (span.as_millis() / u128::from(WINDOW_MS)).saturating_sub(2).clamp(1, 5) as usize;
+    ensure!(views.len() >= least, "only {} windows in {elapsed_s:.0} s", views.len());
     Ok((views, elapsed_s))
 }
 
@@ -335,7 +360,7 @@ fn compare_exits(stack: &FullStack, guest: &Guest<'_>) -> Result<Exits> {
         Ok(view["exits"].as_array().is_some_and(|shares| !shares.is_empty()).then_some(()))
     })?;
     let before = guest.kvm_counts()?;
-    let (views, elapsed_s) = latest_windows(stack)?;
+    let (views, elapsed_s) = latest_windows(stack, COMPARED)?;
     let after = guest.kvm_counts()?;
     let mean = |field: &str, wanted: &dyn Fn(&Value) -> bool| {
         let shares = views.iter().filter_map(|view| view["exits"].as_array()).flatten();

@@ -107,6 +107,16 @@ fn a_starving_vm_grows_once_the_brain_is_away_and_not_before() {
 }
 
 #[test]
+fn a_starving_vm_stays_as_it_is_where_its_owner_lets_nothing_be_carried_out() {
+    for (mode, limited_to) in [(Mode::Recommend, 0.5), (Mode::Approve, 0.75)] {
+        let (_folder, mut executor, world) = left_alone(0.5, AWAY);
+        world.lock().unwrap().terms.mode = Some(mode);
+        pass(&mut executor, &world, 5, 1.0);
+        assert_eq!(limit(&world), Some(limited_to), "{mode}");
+    }
+}
+
+#[test]
 fn a_starving_vm_grows_also_while_its_disks_are_copied() {
     let (_folder, mut executor, world) = left_alone(0.5, AWAY);
     let imaging = Imaging { shadow: vm(9), bandwidth_bytes_per_s: None, timeout_ms: 7_200_000, send_to: None };

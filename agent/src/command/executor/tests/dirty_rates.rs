@@ -33,7 +33,7 @@ fn what_is_no_period_an_owners_word_and_a_full_house_are_answered_at_once() {
     send(&mut executor, &world, &ask(4, 61));
     send(&mut executor, &world, &ask(5, 60));
     send(&mut executor, &world, &command(6, 5, Action::DirtyRate { period_s: 1 }));
-    world.lock().unwrap().terms.observe_only = true;
+    world.lock().unwrap().terms.mode = Some(Mode::Observe);
     send(&mut executor, &world, &ask(7, 1));
     let nonsense = OutcomeResult::Refused(RefusedCommand::Nonsense);
     let full = OutcomeResult::Failed { error: "its memory is not measured: too many".to_owned(), retryable: true };

@@ -182,7 +182,7 @@ fn what_is_not_to_be_moved_is_not() {
     let mut executor = executor(&path, &world, false);
     send(&mut executor, &world, &command(3, 1, Action::Migrate(migration("h1"))));
     assert_eq!(results(&executor)[2], (3, OutcomeResult::Immovable(Immovable::SameHost)));
-    world.lock().unwrap().terms.observe_only = true;
+    world.lock().unwrap().terms.mode = Some(Mode::Observe);
     send(&mut executor, &world, &migrate(4));
     send(&mut executor, &world, &set(5, 1.0));
     assert_eq!(results(&executor)[3..], [4, 5].map(|number| (number, refused(RefusedCommand::OptedOut))));

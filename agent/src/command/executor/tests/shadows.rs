@@ -135,7 +135,7 @@ fn a_vm_is_described_without_a_trace_unless_its_owner_wants_no_shadow_of_it() {
     let described = OutcomeResult::Described(Box::new(blueprint()));
     ends(&mut executor, &world, &describe(1), described.clone());
     assert_eq!(results(&executor), [(1, described)]);
-    world.lock().unwrap().terms.observe_only = true;
+    world.lock().unwrap().terms.mode = Some(Mode::Observe);
     send(&mut executor, &world, &describe(2));
     assert_eq!(world.lock().unwrap().tasks.len(), 2, "nothing is done to it");
     world.lock().unwrap().terms.shadow = Some(false);
@@ -243,7 +243,7 @@ fn disks_are_copied_only_where_host_and_owner_allow_it() {
     let terms = [
         VmTerms { copy_disks: Some(false), ..allowed.clone() },
         VmTerms { shadow: Some(false), ..allowed.clone() },
-        VmTerms { observe_only: true, ..allowed.clone() },
+        VmTerms { mode: Some(Mode::Observe), ..allowed.clone() },
     ];
     for (number, terms) in (3..).zip(terms) {
         world.lock().unwrap().terms = terms;

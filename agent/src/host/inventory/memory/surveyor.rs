@@ -1,15 +1,17 @@
-//! The thread that asks for memory statistics and for each VM's definition, on a libvirt connection of its own.
+//! The thread that asks QEMUs for statistics, of memory and of disks behind the host's page cache, and libvirt for each VM's definition, on a
+//! libvirt connection of its own.
 //!
 //! Statistics go through QEMU's monitor, and a QEMU that hangs holds the call up for as long as it likes. That costs the other VMs
 //! their statistics, which go stale by their own time, and nothing else: neither the inventory nor sampling waits for this thread.
 
-use super::super::answering::{Answering, Daemon, Showing, Used};
+use super::super::answering::{Answering, Daemon, Showing, Used, now_ns};
+use super::super::guest_disks::{ASKED_EVERY_S, GuestDisksReading};
 use super::super::{Inventory, InventoryConfig, InventoryMetrics, VmFacts};
 use super::{Balloon, MemoryFacts, MemoryWatch};
 use crate::host::libvirt::{BalloonDevice, Hypervisor, HypervisorError, Interface, Reconnecting};
 use crate::host::network::VmDevice;
 use crate::host::process::Proc;
-use gnomon_common::wire::{VmId, VmState, VmTerms};
+use gnomon_common::wire::{DISKS_MAX, VmId, VmState, VmTerms};
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +28,9 @@ const NEXT_LOOK_MIN: Duration = Duration::from_secs(super::NEXT_LOOK_MIN_S);
 /// within about a minute.
 const DEFINITION_MAX_AGE: Duration = Duration::from_secs(60);
 
+/// How often it is seen what guests do on disks behind the host's page cache.
+const GUEST_DISKS_ASKED_EVERY: Duration = Duration::from_secs(ASKED_EVERY_S);
+
 /// The period given to a balloon whose owner has given it none, in seconds: one wake-up of the guest each.
 const STATS_PERIOD_S: u32 = 5;
 
@@ -39,6 +44,7 @@ struct Known {
     memory: MemoryFacts,
     interfaces: Vec<VmDevice>,
     disks_unseen: bool,
+    guest_disks: Option<GuestDisksReading>,
     terms: Option<VmTerms>,
     keepsake: Option<String>,
     shadow_of: Option<VmId>,
@@ -53,6 +59,7 @@ impl MemoryBook {
             let active = facts.balloon_bytes.is_some();
             let known = book.get(&facts.id).filter(|_| active).cloned().unwrap_or_default();
             (facts.memory, facts.interfaces, facts.disks_unseen) = (known.memory, known.interfaces, known.disks_unseen);
+            facts.guest_disks = known.guest_disks;
             (facts.terms, facts.keepsake, facts.shadow_of) = (known.terms, known.keepsake, known.shadow_of);
         }
     }
@@ -73,13 +80,18 @@ struct Watched {
     device: Option<Option<BalloonDevice>>,
     interfaces: Vec<VmDevice>,
     disks_unseen: bool,
+    /// Targets of the disks that QEMU is asked about.
+    disks_cached: Vec<String>,
+    guest_disks: Option<GuestDisksReading>,
     terms: Option<VmTerms>,
     keepsake: Option<String>,
     shadow_of: Option<VmId>,
     /// When the definition was read.
     defined: Option<Instant>,
-    /// When to look again; at once if not yet known.
+    /// When to look at its memory again; at once if not yet known.
     due: Option<Instant>,
+    /// When to look at its disks again, if there are any to look at; likewise.
+    disks_due: Option<Instant>,
     watch: MemoryWatch,
     /// What it costs its QEMU to be asked for statistics.
     answering: Answering,
@@ -194,7 +206,7 @@ impl MemorySurveyor {
                 Err(HypervisorError::NoSuchDomain(_) | HypervisorError::Unsupported(_)) => {}
                 Err(error) => {
                     self.metrics.memory_failures.inc();
-                    tracing::debug!(vm = %facts.id, %error, "no memory statistics");
+                    tracing::debug!(vm = %facts.id, %error, "no statistics of the VM, or not all");
                 }
             }
         }
@@ -214,6 +226,7 @@ impl MemorySurveyor {
             memory: watched.watch.facts,
             interfaces: watched.interfaces.clone(),
             disks_unseen: watched.disks_unseen,
+            guest_disks: watched.guest_disks.clone(),
             terms: watched.terms.clone(),
             keepsake: watched.keepsake.clone(),
             shadow_of: watched.shadow_of,
@@ -234,6 +247,11 @@ fn life(facts: &VmFacts) -> Option<(u32, u64)> {
     facts.process.as_ref().map(|process| (process.pid, process.start_ticks))
 }
 
+/// Whether something is due; what has no time yet is.
+fn is_past(due: Option<Instant>, now: Instant) -> bool {
+    due.is_none_or(|due| now >= due)
+}
+
 impl Watched {
     fn of_life(life: Option<(u32, u64)>, proc: &Proc) -> Self {
         Self { life, monitor: life.and_then(|(pid, _)| proc.monitor_tid(pid)), ..Self::default() }
@@ -241,9 +259,14 @@ impl Watched {
 
     /// Whether there is something to ask of this life of a VM at `now`.
     fn is_due(&self, life: Option<(u32, u64)>, now: Instant) -> bool {
-        self.life != life || self.due.is_none_or(|due| now >= due)
+        self.life != life || is_past(self.due, now) || self.are_disks_due(now)
     }
 
+    fn are_disks_due(&self, now: Instant) -> bool {
+        !self.disks_cached.is_empty() && is_past(self.disks_due, now)
+    }
+
+    /// Asks what is due.
     fn look(
         &mut self,
         hypervisor: &Hypervisor,
@@ -251,6 +274,51 @@ impl Watched {
         set_period: bool,
         proc: &Proc,
     ) -> Result<Balloon, HypervisorError> {
+        let now = Instant::now();
+        if is_past(self.due, now) {
+            self.look_at_memory(hypervisor, vm, set_period, proc)?;
+        }
+        if self.are_disks_due(now) {
+            self.disks_due = Some(now + GUEST_DISKS_ASKED_EVERY);
+            self.guest_disks = Some(self.look_at_disks(hypervisor, vm, proc)?);
+        }
+        Ok(self.watch.facts.balloon)
+    }
+
+    fn look_at_disks(
+        &mut self,
+        hypervisor: &Hypervisor,
+        vm: VmId,
+        proc: &Proc,
+    ) -> Result<GuestDisksReading, HypervisorError> {
+        let targets = self.disks_cached.clone();
+        let disks = self.asked(proc, || {
+            let counters = |target: String| hypervisor.guest_disk(vm, &target).map(|counters| (target, counters));
+            targets.into_iter().map(counters).collect::<Result<Vec<_>, HypervisorError>>()
+        })?;
+        let start_ticks = self.life.map_or(0, |(_, start_ticks)| start_ticks);
+        Ok(GuestDisksReading { start_ticks, taken_ns: now_ns(), disks })
+    }
+
+    /// Asks its QEMU something, and books what that costs it.
+    fn asked<T>(&mut self, proc: &Proc, question: impl FnOnce() -> T) -> T {
+        let (life, monitor) = (self.life, self.monitor);
+        let used = || Used::by_monitor(proc, life?.0, monitor);
+        let before = used();
+        let answer = question();
+        if let (Some(before), Some(after)) = (before, used()) {
+            self.answering.answered(before, after);
+        }
+        answer
+    }
+
+    fn look_at_memory(
+        &mut self,
+        hypervisor: &Hypervisor,
+        vm: VmId,
+        set_period: bool,
+        proc: &Proc,
+    ) -> Result<(), HypervisorError> {
         let began = Instant::now();
         // Also where this fails: a VM that does not answer is not asked more often for it.
         self.due = Some(began + NEXT_LOOK_MIN);
@@ -260,22 +328,14 @@ impl Watched {
         };
         let now_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let (stats, period_s) = match device {
-            Some(device) => {
-                let used = || Used::by_monitor(proc, self.life?.0, self.monitor);
-                let before = used();
-                let stats = hypervisor.memory_stats(vm)?;
-                if let (Some(before), Some(after)) = (before, used()) {
-                    self.answering.answered(before, after);
-                }
-                (stats, device.stats_period_s)
-            }
+            Some(device) => (self.asked(proc, || hypervisor.memory_stats(vm))?, device.stats_period_s),
             // Without the device there is nothing to ask.
             None => Default::default(),
         };
-        let facts = self.watch.observe(&stats, period_s, now_unix_s);
+        self.watch.observe(&stats, period_s, now_unix_s);
         let next_look = Duration::from_secs(self.watch.next_look_s(period_s, now_unix_s));
         self.due = Some(began + next_look);
-        Ok(facts.balloon)
+        Ok(())
     }
 
     /// What the VM's definition says, its balloon's device above all.
@@ -287,7 +347,11 @@ impl Watched {
     ) -> Result<Option<BalloonDevice>, HypervisorError> {
         let devices = hypervisor.devices(vm)?;
         self.interfaces = devices.interfaces.iter().filter_map(Interface::on_host).collect();
-        self.disks_unseen = devices.disks_unseen;
+        (self.disks_unseen, self.disks_cached) = (devices.disks_unseen, devices.disks_cached);
+        self.disks_cached.truncate(DISKS_MAX);
+        if self.disks_cached.is_empty() {
+            self.guest_disks = None;
+        }
         (self.terms, self.keepsake) = (Some(devices.terms), devices.keepsake);
         self.shadow_of = devices.shadow_of;
         let mut device = devices.balloon;

@@ -6,7 +6,7 @@ use crate::recording::{FileError, Frames, Replay};
 use crate::sample::{HostSeries, Start, Tick};
 use gnomon_common::abi::sched::Command;
 use gnomon_common::wire::frame::{decode_wide, encode_wide};
-use gnomon_common::wire::{EXIT_REASONS, Who};
+use gnomon_common::wire::{Dropped, EXIT_REASONS, Who};
 use proptest::prelude::*;
 
 const TAR: Command = Command([u64::from_le_bytes(*b"tar\0\0\0\0\0"), 0]);
@@ -14,7 +14,7 @@ const TAR: Command = Command([u64::from_le_bytes(*b"tar\0\0\0\0\0"), 0]);
 fn device(bench: &Bench, second: u64) {
     let count = second * 5_000;
     let table = format!(
-        "Inter-| Receive | Transmit\n face |bytes\n eth0: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n vnet7: {count} {second} 0 0 0 0 0 0 {count} 9 0 {second} 0 0 0 0\n"
+        "Inter-| Receive | Transmit\n face |bytes\n eth0: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n lo: {second} {second} 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n vnet7: {count} {second} 0 0 0 0 0 0 {count} 9 0 {second} 0 0 0 0\n"
     );
     write(bench.dir.path(), "proc/net/dev", &table);
     write(bench.dir.path(), "proc/7/io", &format!("read_bytes: {count}\nwrite_bytes: {count}\n"));
@@ -28,7 +28,8 @@ fn recorded(names: bool) -> (Vec<HostReport>, Vec<u8>) {
         Some(Tape::create(&path, names).unwrap())
     });
     let other = VmId(uuid::Uuid::from_u128(2));
-    let facts = |bench: &Bench, state| VmFacts { interfaces: vec![tap("vnet7")], ..bench.facts(state) };
+    // Drops and queues are told of a device that every host has.
+    let facts = |bench: &Bench, state| VmFacts { interfaces: vec![tap("vnet7"), tap("lo")], ..bench.facts(state) };
     let mut reports = Vec::new();
     for second in 1..=60_u64 {
         match second {
@@ -52,6 +53,7 @@ fn recorded(names: bool) -> (Vec<HostReport>, Vec<u8>) {
             state.turn = u32::from(second > 40);
             state.shed = (25..=30).contains(&second);
             state.broken = second == 45;
+            state.packets = second * 40;
             let done = Direction { operations: second * 10, bytes: second << 20, ..Direction::default() };
             if let Some(disks) = state.disks.get_mut(&web()) {
                 disks.insert(DiskId { major: 0, minor: 99 }, DiskAccount { write: done, ..DiskAccount::default() });
@@ -89,6 +91,16 @@ fn a_replay_tells_what_the_sampler_told() {
     let vm = |index: usize| &live[index].vms[0];
     assert_eq!((live.len(), live[2].vms.len(), live[1].inventory_complete), (6, 2, true));
     assert!(!vm(0).interfaces.is_empty() && vm(0).cpu.unwrap().throttled.mean > 0.0);
+    let lo = |index: usize| vm(index).interfaces.iter().find(|interface| interface.device == "lo").unwrap();
+    let dropped = vec![Dropped { reason: "full_ring".to_owned(), packets_per_s: 10.0 }];
+    assert_eq!(
+        (lo(0).drops.as_ref(), lo(1).drops.as_ref()),
+        (None, Some(&dropped)),
+        "the first has nothing to compare with"
+    );
+    let queue = lo(1).queue.unwrap();
+    assert_eq!((queue.wait_ms, queue.waits.0[11]), (Some(2.0), 300));
+    assert_eq!((lo(2).drops.as_ref(), lo(2).queue), (None, None), "the probes were shed");
     assert!(vm(0).culprits.as_ref().unwrap().named.iter().any(|share| share.who == Who::Task("tar".into())));
     assert!(
         vm(1).exits.is_some()
@@ -105,9 +117,14 @@ fn without_names_there_are_none_in_the_file_and_the_windows_are_the_same_but_for
     assert_eq!(again[2].vms.iter().map(|vm| vm.name.as_str()).collect::<Vec<_>>(), ["vm1", "vm2"]);
     for vm in again.iter_mut().flat_map(|report| &mut report.vms) {
         vm.name = if vm.name == "vm1" { "web" } else { "shop" }.to_owned();
-        vm.interfaces.iter_mut().for_each(|interface| {
-            assert_eq!(std::mem::replace(&mut interface.device, "vnet7".to_owned()), "net1");
-        });
+        for interface in &mut vm.interfaces {
+            // By the order in which the VM has them.
+            let names = [("net1", "vnet7"), ("net2", "lo")];
+            let (_, name) = names.into_iter().find(|(label, _)| *label == interface.device).unwrap();
+            interface.device = name.to_owned();
+        }
+        // Told by name, which is another now.
+        vm.interfaces.sort_by(|one, other| one.device.cmp(&other.device));
         for share in vm.culprits.iter_mut().flat_map(|culprits| &mut culprits.named) {
             if share.who == Who::Task("task1".to_owned()) {
                 share.who = Who::Task("tar".to_owned());

@@ -5,7 +5,8 @@ use crate::cost::Costed;
 use crate::reading::{
     BlockReading, DiskCounters, ExitReading, ReclaimReading, SchedCounters, SchedReading, WaitCauses,
 };
-use crate::sample::{SchedSource, SourceError, VmSource};
+use crate::sample::{DeviceSource, DropReading, QueueReading, SchedSource, SourceError, VmSource};
+use gnomon_common::abi::queues::TapQueue;
 use gnomon_common::wire::VmId;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -22,6 +23,8 @@ pub(super) struct ScriptState {
     pub(super) disks: BTreeMap<VmId, DiskCounters>,
     pub(super) reclaim: ReclaimReading,
     pub(super) exits: ExitReading,
+    /// That came to each device so far.
+    pub(super) packets: u64,
     pub(super) calls: Vec<String>,
     pub(super) broken: bool,
     /// Which of the sources takes no VM.
@@ -138,5 +141,32 @@ impl VmSource<ReclaimReading> for Script {
     fn drain(&mut self) -> Result<Option<ReclaimReading>, SourceError> {
         let state = self.0.lock().unwrap();
         if state.broken { Err("broken".into()) } else { Ok((!state.shed).then(|| state.reclaim.clone())) }
+    }
+}
+
+/// On every device that is watched one packet in four was dropped, and the others waited.
+impl DeviceSource<DropReading> for Script {
+    fn read(&mut self, devices: BTreeMap<String, u32>) -> Result<Option<DropReading>, SourceError> {
+        let state = self.0.lock().unwrap();
+        if state.broken {
+            return Err("broken".into());
+        }
+        let counted = devices.values().map(|&ifindex| (ifindex, [(2, state.packets / 4)].into())).collect();
+        let reasons = [(2, "full_ring".to_owned())].into();
+        Ok((!state.shed).then_some(DropReading { devices, counted, reasons, missed: Some(7) }))
+    }
+}
+
+impl DeviceSource<QueueReading> for Script {
+    fn read(&mut self, devices: BTreeMap<String, u32>) -> Result<Option<QueueReading>, SourceError> {
+        let state = self.0.lock().unwrap();
+        if state.broken {
+            return Err("broken".into());
+        }
+        let waited = state.packets - state.packets / 4;
+        let mut queue = TapQueue { waited_ns: waited * 2_000_000, ..TapQueue::default() };
+        queue.waits_log2[11] = waited;
+        let counted = devices.values().map(|&ifindex| (ifindex, queue)).collect();
+        Ok((!state.shed).then_some(QueueReading { devices, counted }))
     }
 }

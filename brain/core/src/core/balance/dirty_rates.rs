@@ -7,10 +7,11 @@ use std::time::Duration;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Action, CommandId, HostId, Outcome, OutcomeResult, VmId};
 
+use super::relief::Strain;
 use crate::core::Core;
 use crate::core::command::deadline;
 use crate::io::{CommandRecord, Record};
-use crate::plan::balance::{Load, Room};
+use crate::plan::balance::Room;
 use crate::plan::{PlannedAction, Reason};
 use crate::policy::Mode;
 
@@ -51,13 +52,12 @@ impl Measurements {
 impl Core {
     /// Asks for what is not known of the first of those that may leave a host. Returns whether a move need not wait: something was known of
     /// them before the latest were asked for, or these have been waited for long enough.
-    /// `beyond` as `load` was looked for.
+    /// `beyond` as its load was looked for.
     pub(super) fn weigh(
         &mut self,
         now: Timestamp,
         host: &HostId,
-        load: &Load,
-        room: &Room,
+        strain: &Strain,
         is_drained: bool,
         beyond: Duration,
     ) -> bool {
@@ -65,10 +65,11 @@ impl Core {
         let Some(entry) = self.fleet.hosts.get(host) else { return true };
         // Where nobody has room for one of them it does not matter which it is. Nothing is sent where plans are only shown, or wait for an operator.
         let is_stuck = entry.prospect.is_some_and(|prospect| prospect.stuck_since.is_some());
-        if is_stuck || self.policy.migrate_mode() != Mode::Auto || !entry.connected || entry.facts.migration.is_none() {
+        if is_stuck || self.move_mode_of_host(host) != Mode::Auto || !entry.connected || entry.facts.migration.is_none()
+        {
             return true;
         }
-        let candidates = self.candidates(now, host, load, room, is_drained, beyond);
+        let candidates = self.candidates(now, host, strain, is_drained, beyond);
         let first: Vec<VmId> = candidates.iter().take(CANDIDATES_MAX).map(|it| it.vm).collect();
         for &vm in &first {
             let under_way = self.moves.measurements.of_host(host).count();
@@ -97,7 +98,7 @@ impl Core {
     /// The same of a host that is not too full yet, but will be so soon that a move that is due then would have to wait for the answers. `end`
     /// and `length` are those of its window.
     pub(super) fn weigh_ahead(&mut self, now: Timestamp, host: &HostId, end: Timestamp, length: Duration) {
-        if self.acting(self.policy.migrate_mode()) != Mode::Auto || self.is_closed(now) {
+        if self.acting(self.move_mode_of_host(host)) != Mode::Auto || self.is_closed(now) {
             return;
         }
         let Some(entry) = self.fleet.hosts.get(host) else { return };
@@ -109,13 +110,14 @@ impl Core {
         }
         // Where nobody has room for one of them there is no need to know; and what is known already is not worth looking for a place.
         let (share, search) = (room.share(&load), self.search(false));
-        let candidates = self.candidates(now, host, &load, &room, false, beyond);
+        let strain = Strain::of(load, room);
+        let candidates = self.candidates(now, host, &strain, false, beyond);
         let has_place = candidates.iter().take(CANDIDATES_MAX).any(|candidate| {
             self.is_unweighed(now, host, candidate.vm)
-                && self.find_target(now, host, candidate, share, search).is_some()
+                && self.find_target(now, host, candidate.vm, share, search).is_some()
         });
         if has_place {
-            self.weigh(now, host, &load, &room, false, beyond);
+            self.weigh(now, host, &strain, false, beyond);
         }
     }
 
@@ -124,14 +126,16 @@ impl Core {
         let Some(entry) = self.fleet.hosts.get(host) else { return };
         let Some(prospect) = entry.prospect else { return };
         let room = Room::of(&entry.facts, &self.policy.migrate);
-        self.weigh(now, host, &prospect.load, &room, true, Duration::ZERO);
+        self.weigh(now, host, &Strain::of(prospect.load, room), true, Duration::ZERO);
     }
 
-    /// Whether how fast it writes is not known, and may be asked for: not where an operator or the owner keeps Gnomon's hands off.
+    /// Whether how fast it writes is not known, and may be asked for: not where an operator or the owner keeps Gnomon's hands off, or lets plans only be
+    /// shown or asked about.
     fn is_unweighed(&self, now: Timestamp, host: &HostId, id: VmId) -> bool {
         let Some(vm) = self.fleet.vms.get(&id) else { return false };
         let is_asked = self.moves.measurements.of_host(host).any(|record| record.command.vm == id);
-        let is_free = self.holds.on_vm(id, Some(host)).is_none() && !vm.terms.hands_off();
+        let is_held = self.holds.on_vm(id, Some(host)).is_some() || vm.terms.hands_off();
+        let is_free = !is_held && self.move_mode_of(id) == Mode::Auto;
         is_free && !is_asked && vm.travel.dirty_rate(now).is_none()
     }
 

@@ -52,6 +52,9 @@ impl Core {
         if is_closed || host.facts.dry_run || host.facts.migration.as_ref().is_none_or(|to| to.uri != migration.uri) {
             return Err(target());
         }
+        if action.reason != Reason::Operator && self.is_more_cautious(to, id) {
+            return Err(target());
+        }
         if guards.lints(Guard::Terms)
             && let Some(why) = vm.terms.stays_because()
         {

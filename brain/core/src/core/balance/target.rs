@@ -1,11 +1,16 @@
 //! Where a VM goes: which hosts may have it, and which of them is the best.
 
+use std::collections::BTreeMap;
+use std::fmt;
+
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Action, HostFacts, HostId, VmId};
+use thiserror::Error;
 
+use super::relief::Strain;
 use crate::core::Core;
 use crate::fleet::{Host, Vm};
-use crate::plan::balance::{Candidate, Load, Room};
+use crate::plan::balance::{Claim, Room};
 use crate::plan::guard::Guard;
 
 /// Which hosts are looked at.
@@ -17,6 +22,78 @@ pub(in crate::core) struct Search {
     pub(in crate::core) crosses: bool,
     /// Hosts as well to which another VM is on its way: there is time.
     pub(in crate::core) waits: bool,
+}
+
+/// Why a host cannot have a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Error)]
+pub(in crate::core) enum Closed {
+    #[error("takes no part in migrations, or runs dry")]
+    NotConfigured,
+    #[error("is away, or told nothing lately")]
+    Silent,
+    #[error("is being emptied")]
+    Draining,
+    #[error("is held by an operator")]
+    Held,
+    #[error("has a more cautious mode")]
+    Mode,
+    #[error("is in another zone")]
+    Zone,
+    #[error("has too little CPU")]
+    Cpu,
+    #[error("has too little memory")]
+    Memory,
+    #[error("cannot give its shadows what is coming")]
+    Starved,
+    #[error("could not take it in within the last hour")]
+    Avoided,
+    #[error("would be hardly less full (policy.migrate.gain_min)")]
+    Gain,
+    #[error("has another VM coming")]
+    Crowded,
+    #[error("has one in its zone that it belongs apart from")]
+    ZoneApart,
+    #[error("has one that it belongs apart from")]
+    Apart,
+    #[error("would part it from one that it belongs with")]
+    Together,
+    #[error("has its shadow, which stays")]
+    Shadow,
+}
+
+/// How many hosts cannot have a VM, by the reason. `Display` tells a person.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Error)]
+pub(in crate::core) struct NoTarget(BTreeMap<Closed, usize>);
+
+impl fmt::Display for NoTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("there is no other host");
+        }
+        f.write_str("no other host can have it")?;
+        let mut separator = ": ";
+        for (why, hosts) in &self.0 {
+            write!(f, "{separator}{hosts} {why}")?;
+            separator = ", ";
+        }
+        Ok(())
+    }
+}
+
+/// A VM that looks for a host.
+struct Traveller<'a> {
+    id: VmId,
+    vm: &'a Vm,
+    from: &'a HostId,
+    /// What it takes where it arrives.
+    claim: Claim,
+    /// How full its host is with it.
+    share_before: f64,
+    /// The zone of its host.
+    home: Option<&'a str>,
+    /// Hosts that its shadow keeps it from.
+    taken: Vec<&'a HostId>,
+    search: Search,
 }
 
 impl Core {
@@ -32,48 +109,17 @@ impl Core {
         &self,
         now: Timestamp,
         from: &HostId,
-        candidate: &Candidate<VmId>,
+        id: VmId,
         share_before: f64,
-        Search { is_drained, crosses, waits }: Search,
+        search: Search,
     ) -> Option<(f64, &HostId, &HostFacts)> {
-        let guards = self.moves.guards;
-        let vm = self.fleet.vms.get(&candidate.vm)?;
-        let possible = self.fleet.hosts.iter().filter_map(|(id, host)| {
-            let prospect = host.prospect?;
-            let room = Room::of(&host.facts, &self.policy.migrate);
-            let after = prospect.load.plus(self.landing(vm, vm.window_end));
-            let is_open = id != from && host.facts.migration.is_some() && !host.facts.dry_run;
-            let is_fresh = !guards.plans(Guard::Fresh) || (host.connected && now <= prospect.fresh_until);
-            let is_drained_too = guards.plans(Guard::Draining) && self.moves.draining.contains_key(id);
-            let is_held = guards.plans(Guard::Hold) && self.holds.on_host(id).is_some();
-            let has_cpu = !guards.plans(Guard::Cpu) || room.holds_cpu(&after);
-            let has_memory = !guards.plans(Guard::Memory) || room.holds_memory(&after);
-            // A host that cannot give its shadows what is coming has no room for a production; an operator who empties one decides.
-            let is_vetoed = !is_drained && self.is_host_starved(now, id);
-            let is_good = !is_vetoed && is_open && is_fresh && !is_drained_too && !is_held && has_cpu && has_memory;
-            (is_good && !vm.travel.avoids(id, now)).then(|| (room.share(&after), id, host))
-        });
-        let crowded = |id: &HostId| !waits && guards.plans(Guard::Inflow) && self.is_on_its_way_to(id);
-        let worthwhile = |share: f64| {
-            is_drained || !guards.plans(Guard::Gain) || share_before - share >= self.policy.migrate.gain_min
-        };
-        let of_groups = |id: &HostId| {
-            (!guards.plans(Guard::Apart) || !self.meets(candidate.vm, vm, id))
-                && (!guards.plans(Guard::Together) || !self.parts(candidate.vm, vm, from, id, is_drained))
-        };
-        let home = self.fleet.hosts.get(from).and_then(|host| host.facts.zone.as_deref());
-        let of_zone = |host: &Host| {
-            let zone = host.facts.zone.as_deref();
-            let meets = || guards.plans(Guard::Zone) && self.meets_in_zone(candidate.vm, vm, zone);
-            zone == home || (crosses && !meets())
-        };
-        let taken = if guards.plans(Guard::ShadowApart) { self.kept_by_shadow(now, candidate.vm) } else { Vec::new() };
+        let traveller = self.traveller(now, from, id, share_before, search)?;
+        let others = self.fleet.hosts.iter().filter(|(id, _)| *id != from);
+        let possible = others.filter_map(|(id, host)| Some((self.takes(now, &traveller, id, host).ok()?, id, host)));
         possible
-            .filter(|(share, id, host)| worthwhile(*share) && of_zone(host) && !crowded(id) && of_groups(id))
-            .filter(|(_, id, _)| !taken.contains(id))
             .min_by(|one, other| {
-                let cost = |(share, id, host): &(f64, &HostId, &Host)| {
-                    share + self.contention_of(now, host) + self.copying_costs(candidate.vm, vm, id)
+                let cost = |(share, host_id, host): &(f64, &HostId, &Host)| {
+                    share + self.contention_of(now, host) + self.copying_costs(id, traveller.vm, host_id)
                 };
                 let [one_costs, other_costs] = [one, other].map(cost);
                 one_costs.total_cmp(&other_costs).then(one.1.cmp(other.1))
@@ -81,19 +127,86 @@ impl Core {
             .map(|(share, id, host)| (share, id, &host.facts))
     }
 
+    /// Why no other host can have a VM.
+    pub(super) fn no_target(
+        &self,
+        now: Timestamp,
+        from: &HostId,
+        id: VmId,
+        share_before: f64,
+        search: Search,
+    ) -> NoTarget {
+        let mut closed = BTreeMap::new();
+        let Some(traveller) = self.traveller(now, from, id, share_before, search) else { return NoTarget(closed) };
+        for (id, host) in self.fleet.hosts.iter().filter(|(id, _)| *id != from) {
+            if let Err(why) = self.takes(now, &traveller, id, host) {
+                *closed.entry(why).or_insert(0) += 1;
+            }
+        }
+        NoTarget(closed)
+    }
+
+    fn traveller<'a>(
+        &'a self,
+        now: Timestamp,
+        from: &'a HostId,
+        id: VmId,
+        share_before: f64,
+        search: Search,
+    ) -> Option<Traveller<'a>> {
+        let vm = self.fleet.vms.get(&id)?;
+        let is_kept = self.moves.guards.plans(Guard::ShadowApart);
+        let taken = if is_kept { self.kept_by_shadow(now, id) } else { Vec::new() };
+        let home = self.fleet.hosts.get(from).and_then(|host| host.facts.zone.as_deref());
+        let claim = self.landing(vm, vm.window_end);
+        Some(Traveller { id, vm, from, claim, share_before, home, taken, search })
+    }
+
+    /// Whether a host can have a VM, and how full it would be then.
+    fn takes(&self, now: Timestamp, of: &Traveller<'_>, id: &HostId, host: &Host) -> Result<f64, Closed> {
+        let guards = self.moves.guards;
+        let Traveller { vm, search: Search { is_drained, crosses, waits }, .. } = *of;
+        let check = |is_good: bool, why| if is_good { Ok(()) } else { Err(why) };
+        check(host.facts.migration.is_some() && !host.facts.dry_run, Closed::NotConfigured)?;
+        let prospect = host.prospect.ok_or(Closed::Silent)?;
+        let is_fresh = host.connected && now <= prospect.fresh_until;
+        check(is_fresh || !guards.plans(Guard::Fresh), Closed::Silent)?;
+        check(!guards.plans(Guard::Draining) || !self.moves.draining.contains_key(id), Closed::Draining)?;
+        check(!guards.plans(Guard::Hold) || self.holds.on_host(id).is_none(), Closed::Held)?;
+        check(self.mode_of_host(id) >= self.mode_of(of.id), Closed::Mode)?;
+        let zone = host.facts.zone.as_deref();
+        check(zone == of.home || crosses, Closed::Zone)?;
+        let (room, after) = (Room::of(&host.facts, &self.policy.migrate), prospect.load.plus(of.claim));
+        check(!guards.plans(Guard::Cpu) || room.holds_cpu(&after), Closed::Cpu)?;
+        check(!guards.plans(Guard::Memory) || room.holds_memory(&after), Closed::Memory)?;
+        // A host that cannot give its shadows what is coming has no room for a production; an operator who empties one decides.
+        check(is_drained || !self.is_host_starved(now, id), Closed::Starved)?;
+        check(!vm.travel.avoids(id, now), Closed::Avoided)?;
+        let share = room.share(&after);
+        let gains = of.share_before - share >= self.policy.migrate.gain_min;
+        check(is_drained || !guards.plans(Guard::Gain) || gains, Closed::Gain)?;
+        check(waits || !guards.plans(Guard::Inflow) || !self.is_on_its_way_to(id), Closed::Crowded)?;
+        let meets_in_zone = || guards.plans(Guard::Zone) && self.meets_in_zone(of.id, vm, zone);
+        check(zone == of.home || !meets_in_zone(), Closed::ZoneApart)?;
+        check(!guards.plans(Guard::Apart) || !self.meets(of.id, vm, id), Closed::Apart)?;
+        let parts = || self.parts(of.id, vm, of.from, id, is_drained);
+        check(!guards.plans(Guard::Together) || !parts(), Closed::Together)?;
+        check(!of.taken.contains(&id), Closed::Shadow)?;
+        Ok(share)
+    }
+
     /// A zone, in words, that would have had room for a VM of a host for which its own has none.
     pub(super) fn zone_with_room(
         &self,
         now: Timestamp,
         host: &HostId,
-        loads: [&Load; 2],
-        room: &Room,
+        strain: &Strain,
         search: Search,
     ) -> Option<String> {
         let zone = &self.fleet.hosts.get(host)?.facts.zone;
         // Most fleets have one.
         self.fleet.hosts.values().find(|other| other.facts.zone != *zone)?;
-        let action = self.find_move(now, host, loads, room, Search { crosses: true, ..search })?;
+        let action = self.find_move(now, host, strain, Search { crosses: true, ..search })?;
         let Action::Migrate(migration) = &action.action else { return None };
         Some(zone_in_words(self.fleet.hosts.get(&migration.to)?))
     }

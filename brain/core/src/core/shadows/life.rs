@@ -77,9 +77,10 @@ impl Core {
         self.moves.draining.contains_key(host).then_some(ShadowCause::Drained)
     }
 
-    /// Whether an operator keeps Gnomon's hands off a shadow, its production or its host.
+    /// Whether an operator keeps Gnomon's hands off a shadow, its production or its host, or lets nothing be carried out there unasked.
     pub(super) fn is_shadow_held(&self, of: VmId, id: VmId, host: &HostId) -> bool {
-        self.holds.on_vm(of, Some(host)).is_some() || self.holds.on_vm(id, Some(host)).is_some()
+        let is_held = self.holds.on_vm(of, Some(host)).is_some() || self.holds.on_vm(id, Some(host)).is_some();
+        is_held || !self.tends_shadows_of(of, host)
     }
 
     /// A shadow that has to leave a full host makes room before any production moves. Says whether their going is enough.

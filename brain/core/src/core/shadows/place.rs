@@ -8,6 +8,7 @@ use super::Core;
 use crate::fleet::{Host, Vm};
 use crate::plan::balance::{Claim, Room};
 use crate::plan::guard::Guard;
+use crate::policy::Mode;
 use crate::shadow::Shadow;
 use crate::shadow::size::size;
 
@@ -127,6 +128,10 @@ impl Core {
         }
         if self.holds.on_host(id).is_some() {
             return Err("it is held by an operator".to_owned());
+        }
+        let mode = self.told_mode_of_host(id).mode;
+        if mode != Mode::Auto {
+            return Err(format!("its mode is {mode}"));
         }
         if self.is_host_starved(now, id) {
             return Err("a shadow did not get there what is coming".to_owned());

@@ -7,7 +7,7 @@ use gnomon_common::wire::{Action, HostId, VmId};
 use super::{Kept, LEAVES_WITHIN};
 use crate::core::Core;
 use crate::core::balance::Search;
-use crate::plan::balance::{Candidate, Load, Room};
+use crate::plan::balance::{Load, Room};
 use crate::plan::{Along, PlannedAction, Reason};
 use crate::policy::Mode;
 use crate::shadow::{ShadowCause, ShadowState};
@@ -73,20 +73,17 @@ impl Core {
     /// Where a production would be sent if its host let it go now, which is emptied or too full: the best measured host is for it, and its
     /// shadow leaves it to it.
     pub(super) fn would_go_to(&self, now: Timestamp, production: VmId) -> Option<&HostId> {
-        let vm = self.fleet.vms.get(&production)?;
-        let from = vm.host.as_ref()?;
+        let from = self.fleet.vms.get(&production)?.host.as_ref()?;
         let source = self.fleet.hosts.get(from).filter(|source| source.facts.migration.is_some())?;
         let (prospect, is_drained) = (source.prospect?, self.is_draining(from));
-        let acts = matches!(self.policy.migrate_mode(), Mode::Approve | Mode::Auto);
+        let acts = matches!(self.move_mode_of(production), Mode::Approve | Mode::Auto);
         let has_to_go = is_drained || prospect.full_rounds > 0;
         if !(acts && has_to_go && self.may_leave(now, from, production, is_drained)) {
             return None;
         }
-        let (claim, haul) = (self.claim(vm, vm.window_end, None), self.haul(vm));
-        let candidate = Candidate { vm: production, claim, haul };
         let share = Room::of(&source.facts, &self.policy.migrate).share(&prospect.load);
         let search = Search { waits: true, ..self.search(is_drained) };
-        self.find_target(now, from, &candidate, share, search).map(|(_, to, _)| to)
+        self.find_target(now, from, production, share, search).map(|(_, to, _)| to)
     }
 
     /// The shadow that a production would find on a host: of one that is to leave along with the move it is not said.

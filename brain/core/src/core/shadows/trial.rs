@@ -27,11 +27,11 @@ impl Core {
         let (ShadowState::Pacing, Some(size)) = (*state, size) else {
             return Err(ShadowRefusal::NotPacing { vm, state: *state });
         };
-        if host.as_ref().is_some_and(|host| self.is_shadow_held(*of, *id, host)) {
-            return Err(ShadowRefusal::Held(vm));
-        }
         if !self.makes_shadows() {
             return Err(ShadowRefusal::Off);
+        }
+        if host.as_ref().is_some_and(|host| self.is_shadow_held(*of, *id, host)) {
+            return Err(ShadowRefusal::Held(vm));
         }
         let has_pacer = self.fleet.vms.get(id).and_then(|vm| vm.shadow).is_some_and(|shadow| shadow.pacer.is_some());
         if !has_pacer {

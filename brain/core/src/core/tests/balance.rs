@@ -300,7 +300,7 @@ fn a_pause_holds_at_once_and_an_owners_word_always() {
         let mut report = report_of("a", second, &FULL, Some(1.0));
         let terms = [
             VmTerms { stays: true, ..VmTerms::default() },
-            VmTerms { observe_only: true, ..VmTerms::default() },
+            VmTerms { mode: Some(Mode::Observe), ..VmTerms::default() },
             VmTerms { bound: Some("a GPU".to_owned()), ..VmTerms::default() },
             VmTerms { misunderstood: Some("mode=x".to_owned()), ..VmTerms::default() },
         ];
@@ -315,9 +315,9 @@ fn a_pause_holds_at_once_and_an_owners_word_always() {
 #[test]
 fn an_owner_who_wants_it_observed_is_obeyed_in_sizes_too() {
     let mut bench = Bench::new(policy(Mode::Auto));
-    for (second, observe_only, commands) in [(0, true, 0), (10, false, 1)] {
+    for (second, mode, commands) in [(0, Some(Mode::Observe), 0), (10, None, 1)] {
         let mut report = report_of("a", second, &[(1, 0.5, 0.9)], Some(0.5));
-        report.vms[0].terms.observe_only = observe_only;
+        report.vms[0].terms.mode = mode;
         bench.core.handle(at(second + 10), Input::Report(Box::new(report)));
         assert_eq!(bench.commands().len(), commands);
     }

@@ -14,7 +14,7 @@ use crate::Core;
 use crate::io::{Input, OperatorRequest, Output, Record};
 use crate::policy::{
     AnomalyPolicy, ApprovePolicy, CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy, Mode, Policy,
-    ShadowPolicy, WindowsPolicy,
+    ResizePolicy, ShadowPolicy, WindowsPolicy,
 };
 
 /// Windows of ten seconds, steps of ten seconds.
@@ -35,6 +35,7 @@ pub(super) fn policy(mode: Mode) -> Policy {
             shrink_interval_ms: 10_000,
             ..MemoryPolicy::default()
         },
+        resize: ResizePolicy::default(),
         migrate: MigratePolicy { lead_ms: 60_000, ..MigratePolicy::default() },
         capacity: CapacityPolicy::default(),
         approve: ApprovePolicy::default(),

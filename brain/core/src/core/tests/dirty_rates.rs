@@ -163,7 +163,7 @@ fn nobody_is_asked_about_what_is_paused_or_would_not_be_moved() {
     bench.operate(1, OperatorRequest::Pause { scope: Scope::Vm(vm(2)) });
     assert_eq!(asked(&windows(&mut bench, 0, &[])), [vm(1), vm(3), vm(4)]);
     let mut bench = Bench::new(moving(2));
-    let observed = VmTerms { observe_only: true, ..VmTerms::default() };
+    let observed = VmTerms { mode: Some(Mode::Observe), ..VmTerms::default() };
     assert_eq!(asked(&windows(&mut bench, 0, &[observed])), [vm(2), vm(3), vm(4)]);
     // A calm host's VMs are nobody's business.
     let mut bench = Bench::new(moving(2));
