@@ -80,8 +80,7 @@ pub fn scenario(seed: u64) -> Scenario {
         failing_share: rng.random_range(0.0..0.3),
         ..MoveSpec::default()
     };
-    let wrecked = &mut ChaCha8Rng::seed_from_u64(seed.rotate_left(48));
-    let late_share = wreck(wrecked, &hosts, &mut moves, &mut policy, &mut events);
+    let late_share = wreck(&mut ChaCha8Rng::seed_from_u64(seed.rotate_left(8)), &hosts, &mut moves, &mut policy, &mut events);
     Scenario {
         name: format!("chaos {seed}"),
         seed,

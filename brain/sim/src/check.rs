@@ -18,7 +18,7 @@ use gnomon_core::{Core, Mode, OperatorRequest, Plan, PlannedAction, Policy, Reas
 use crate::agent::Agent;
 use crate::vm::SimVm;
 use places::places;
-use sizes::{Resizes, ToldMemory};
+use sizes::{Swing, ToldMemory};
 
 const HOUR: Duration = Duration::from_hours(1);
 
@@ -89,7 +89,7 @@ pub(crate) struct Checker {
     /// VMs that stand still between two hosts, as far as the brain can know.
     parked: BTreeSet<VmId>,
     told_memory: ToldMemory,
-    resizes: BTreeMap<(VmId, Means), Resizes>,
+    swings: BTreeMap<(VmId, Means), Swing>,
 }
 
 impl Checker {

@@ -461,21 +461,6 @@ impl World {
         }
     }
 
-    fn move_vm(&mut self, now: Timestamp, name: &str, host: &str) {
-        self.note(now, &format!("{name} moves to {host}"));
-        let to = host_id(host);
-        if !self.agents.get(&to).is_some_and(|agent| agent.alive) {
-            return;
-        }
-        let taken = self.agents.values_mut().filter(|agent| agent.alive).find_map(|agent| {
-            let place = agent.vms.iter().position(|vm| vm.name == name && vm.leaving.is_none())?;
-            Some(agent.vms.remove(place))
-        });
-        if let Some(vm) = taken {
-            self.settle(&to, vm);
-        }
-    }
-
     fn start_brain(&mut self, now: Timestamp) {
         self.life += 1;
         let mut core = self.store.start(&self.scenario.policy, self.scenario.seed);

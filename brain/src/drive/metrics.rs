@@ -125,7 +125,7 @@ impl DriveMetrics {
         );
         registry.register(
             "gnomon_brain_verdicts",
-            "Actions by what they were taken for (surge, promise, memory, relief) and what came of that: served, unserved, absent",
+            "Actions by what they were taken for (surge, promise, anomaly, memory, relief) and what came of that: served, unserved, absent",
             metrics.verdicts.clone(),
         );
         registry.register_with_unit(

@@ -71,6 +71,7 @@ impl Core {
                 far.map_or(near, |far| near.max(far.step)) * SURGE_STEPS
             }
             Expected::Promise { .. } => PROMISE_DWELL,
+            Expected::Anomaly { until, .. } => until.since(now),
             Expected::Memory { .. } => Duration::from_millis(self.policy.memory.shrink_dwell_ms),
             Expected::Relief { .. } => Duration::from_millis(self.policy.migrate.lead_ms),
         };

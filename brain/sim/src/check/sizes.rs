@@ -17,9 +17,9 @@ const MIB: u64 = 1 << 20;
 /// Growths that are remembered of one VM and means.
 const GROWTHS_MAX: usize = 64;
 
-/// What is remembered of the sizes of one VM and means, in cores or bytes.
+/// How the sizes of one VM and means went up and down, in cores or bytes.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Resizes {
+pub(super) struct Swing {
     grown: Vec<(Timestamp, f64)>,
     shrunk: Option<Timestamp>,
 }
@@ -98,16 +98,16 @@ impl Checker {
         (dwell_ms, interval_ms): (u64, u64),
     ) -> Result<(), (&'static str, String)> {
         let (dwell, interval) = (Duration::from_millis(dwell_ms), Duration::from_millis(interval_ms));
-        let resizes = self.resizes.entry(of).or_default();
-        resizes.grown.retain(|(at, _)| now.since(*at) < dwell);
+        let swing = self.swings.entry(of).or_default();
+        swing.grown.retain(|(at, _)| now.since(*at) < dwell);
         if !shrinks {
-            resizes.grown.truncate(GROWTHS_MAX - 1);
-            resizes.grown.push((now, size));
+            swing.grown.truncate(GROWTHS_MAX - 1);
+            swing.grown.push((now, size));
             return Ok(());
         }
-        let taken = resizes.grown.iter().find(|(_, grown)| size < grown - 1e-9);
+        let taken = swing.grown.iter().find(|(_, grown)| size < grown - 1e-9);
         ensure(taken.is_none(), "what was just grown is not taken back", || format!("{size} after {taken:?}"))?;
-        let shrunk = resizes.shrunk.replace(now);
+        let shrunk = swing.shrunk.replace(now);
         let rested = shrunk.is_none_or(|at| now.since(at) >= interval);
         ensure(rested, "shrinks keep their distance", || format!("the last one was at {shrunk:?}"))
     }

@@ -97,6 +97,22 @@ impl World {
         }
     }
 
+    /// Somebody moves a VM, unless one of the two hosts is dead or it is on its way already.
+    pub(super) fn move_vm(&mut self, now: Timestamp, name: &str, host: &str) {
+        self.note(now, &format!("{name} moves to {host}"));
+        let to = host_id(host);
+        if !self.agents.get(&to).is_some_and(|agent| agent.alive) {
+            return;
+        }
+        let taken = self.agents.values_mut().filter(|agent| agent.alive).find_map(|agent| {
+            let place = agent.vms.iter().position(|vm| vm.name == name && vm.leaving.is_none())?;
+            Some(agent.vms.remove(place))
+        });
+        if let Some(vm) = taken {
+            self.settle(&to, vm);
+        }
+    }
+
     /// Somebody runs a VM on a host, in place of whatever was left of it there.
     pub(super) fn settle(&mut self, host: &HostId, vm: SimVm) {
         self.with_agent(host, |agent| {
