@@ -136,9 +136,10 @@ impl World {
             .hosts
             .iter()
             .zip(0..)
-            .map(|(spec, number)| Agent { lapse, ..Agent::new(spec, &scenario, number, START) })
+            .map(|(spec, number)| Agent::new(spec, &scenario, number, START))
             .map(|agent| (agent.host.clone(), agent))
             .collect();
+        agents.values_mut().for_each(|agent| agent.lapse = lapse);
         for (index, spec) in scenario.vms.iter().enumerate() {
             let vm = SimVm::new(spec, vm_id(index), Guest::new(spec, scenario.seed, index as u64));
             let home = agents.get_mut(&host_id(&spec.host));

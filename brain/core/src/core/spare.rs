@@ -13,12 +13,12 @@ impl Core {
     pub(super) fn spare_bytes(&self, host: &HostId) -> u64 {
         let Some(entry) = self.fleet.hosts.get(host) else { return 0 };
         let known = |id: &VmId| self.fleet.vms.get(id);
-        let there: u64 = entry.vms.iter().filter_map(known).map(bears_bytes).sum();
+        let there = entry.vms.iter().filter_map(known).map(bears_bytes);
         let coming: BTreeSet<&VmId> = entry.arriving.iter().chain(self.sent_to(host)).collect();
         let coming = coming.into_iter().filter(|id| !entry.vms.contains(id)).filter_map(known);
         let coming = coming.map(|vm| vm.allocation.memory_bytes);
-        let coming: u64 = coming.sum();
-        entry.facts.memory_bytes.saturating_sub(there.saturating_add(coming))
+        // What guests tell of themselves may be anything.
+        entry.facts.memory_bytes.saturating_sub(there.chain(coming).fold(0, u64::saturating_add))
     }
 }
 

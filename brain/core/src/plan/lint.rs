@@ -136,7 +136,8 @@ pub(crate) fn check(
             Action::Set(Setting::Memory { bytes }) => {
                 memory(vm, bytes, action.reason, &facts)?;
                 let granted_bytes = granted_bytes.entry(&action.host).or_default();
-                *granted_bytes += bytes.saturating_sub(facts.balloon.map_or(0, |sizing| sizing.balloon));
+                let grows_by = bytes.saturating_sub(facts.balloon.map_or(0, |sizing| sizing.balloon));
+                *granted_bytes = granted_bytes.saturating_add(grows_by);
                 if *granted_bytes > facts.spare_bytes && !action.reason.is_slack() {
                     return Err(Violation::Spare(vm));
                 }
@@ -359,6 +360,7 @@ mod tests {
                     step_max: 0.05,
                     starved: false,
                 }),
+                spare_bytes: 0,
                 command_in_flight: false,
                 hands_off: false,
                 surplus: None,

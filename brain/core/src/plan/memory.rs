@@ -234,7 +234,14 @@ mod tests {
     }
 
     fn policy() -> MemoryPolicy {
-        MemoryPolicy { manage: true, headroom: 1.2, floor_bytes: 256 * MIB, ..MemoryPolicy::default() }
+        MemoryPolicy {
+            manage: true,
+            headroom: 1.2,
+            floor_bytes: 256 * MIB,
+            shrink_dwell_ms: 60_000,
+            shrink_interval_ms: 30_000,
+            ..MemoryPolicy::default()
+        }
     }
 
     fn window(balloon_mib: u64, demand_mib: u64) -> MemoryWindow {
@@ -286,7 +293,7 @@ mod tests {
         assert_eq!(judge(&mut pace, 70, &window(1250, 300)).map(|(mib, _)| mib), Some(1188));
         // Nor is it taken back at once where it was quiet for long before.
         let mut pace = BalloonPace::default();
-        (0..200).step_by(10).for_each(|second| drop(judge(&mut pace, second, &window(1000, 900))));
+        assert!((0..200).step_by(10).all(|second| judge(&mut pace, second, &window(1000, 800)).is_none()));
         assert_eq!(judge(&mut pace, 200, &starved).map(|(mib, _)| mib), Some(1250));
         for second in (210..270).step_by(10) {
             assert_eq!(judge(&mut pace, second, &window(1250, 300)), None, "at {second}");

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use gnomon_common::wire::{Action, Command, CommandId, Moved, OutcomeResult, RefusedCommand, Report, Setting};
 
-use super::bench::{Bench, applied, at, facts, host, policy, report_of, report_with_memory, vm};
+use super::bench::{Bench, applied, facts, host, policy, report_of, report_with_memory, vm};
 use crate::Core;
 use crate::io::{CommandRecord, Input, Output, Record, Restored};
 use crate::plan::expectation::{Ending, Expectation, ExpectationState};
@@ -124,7 +124,7 @@ fn more_memory_gets_its_verdict_though_the_answer_comes_after_a_restart() {
         let mut kept = Kept::new(policy(Mode::Auto));
         let grown = kept.report(report_with_memory(0, 0.3, 0.27, 512, 600)).pop().unwrap();
         kept.restart();
-        let memory = |mib| vec![Setting::Memory { bytes: mib << 20 }];
+        let memory = |mib: u64| vec![Setting::Memory { bytes: mib << 20 }];
         let result = OutcomeResult::Applied { before: memory(512), after: memory(720), took_us: 1_500_000 };
         kept.outcome(11, grown.id, result);
         for second in (10..100).step_by(10) {
