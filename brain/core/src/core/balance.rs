@@ -182,7 +182,8 @@ impl Core {
             VmState::ShutOff | VmState::Crashed | VmState::Arriving => return Claim::default(),
             _ => vm.has_bytes(),
         };
-        if vm.state != VmState::Running {
+        // One that stands still between two hosts may run here again at any moment.
+        if vm.state != VmState::Running && !vm.is_parked {
             return Claim { memory_bytes, ..Claim::default() };
         }
         if vm.shadow.is_some() {
