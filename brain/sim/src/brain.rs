@@ -6,7 +6,8 @@ use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Command, CommandId, HostFacts, HostId, Means, Report, Setting, VmId};
 use gnomon_core::archive::{BlockKey, Change, SealedBlock};
 use gnomon_core::{
-    CommandRecord, Core, Expectation, Hold, Lesson, Mode, Policy, Proposal, ProposalKey, Record, Restored, Scope, Shadow,
+    CommandRecord, Core, Expectation, Hold, Lesson, Mode, Policy, Proposal, ProposalKey, Record, Restored, Scope,
+    Shadow,
 };
 
 /// Reports kept for a restart. The real store keeps them for a time; this many are hours of a small world.

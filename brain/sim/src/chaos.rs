@@ -80,7 +80,8 @@ pub fn scenario(seed: u64) -> Scenario {
         failing_share: rng.random_range(0.0..0.3),
         ..MoveSpec::default()
     };
-    let late_share = wreck(&mut ChaCha8Rng::seed_from_u64(seed.rotate_left(8)), &hosts, &mut moves, &mut policy, &mut events);
+    let late_share =
+        wreck(&mut ChaCha8Rng::seed_from_u64(seed.rotate_left(8)), &hosts, &mut moves, &mut policy, &mut events);
     Scenario {
         name: format!("chaos {seed}"),
         seed,

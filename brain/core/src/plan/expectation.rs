@@ -374,7 +374,10 @@ impl fmt::Display for Expectation {
                 write!(f, ": at most {most:.2} cores were wanted, {before_cores:.2} were allowed before")
             }
             Expected::Anomaly { ordinary_cores, .. } => {
-                write!(f, ": at most {most:.2} cores were wanted, {ordinary_cores:.2} were there without what was on top")
+                write!(
+                    f,
+                    ": at most {most:.2} cores were wanted, {ordinary_cores:.2} were there without what was on top"
+                )
             }
             Expected::Memory { before_bytes, .. } => {
                 write!(f, ": at most {} were wanted, it had {} before", mib(most as u64), mib(*before_bytes))

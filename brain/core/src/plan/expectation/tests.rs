@@ -65,11 +65,7 @@ fn a_surge_is_judged_by_what_was_wanted_while_it_was_expected() {
     assert_eq!(aftermath(&[(110, 0.8, 0.9), (120, 0.7, 0.9)]), Some(Aftermath::Served));
     assert_eq!(aftermath(&[(110, 0.95, 0.9), (120, 0.7, 0.9)]), Some(Aftermath::Unserved));
     assert_eq!(aftermath(&[(110, 0.2, 0.9), (130, 0.25, 0.9)]), Some(Aftermath::Absent));
-    assert_eq!(
-        aftermath(&[(110, 0.28, 0.9)]),
-        Some(Aftermath::Served),
-        "with a headroom, 0.3 was too small for it"
-    );
+    assert_eq!(aftermath(&[(110, 0.28, 0.9)]), Some(Aftermath::Served), "with a headroom, 0.3 was too small for it");
     assert_eq!(aftermath(&[(100, 0.8, 0.9), (131, 0.8, 0.9)]), None, "before it and after it is not in it");
     assert_eq!(aftermath(&[]), None);
 }
@@ -166,11 +162,8 @@ fn a_move_is_judged_by_both_hosts_and_tells_what_it_cost() {
         auto_converge: false,
         copy_storage: false,
     };
-    let sent = PlannedAction {
-        action: Action::Migrate(migration),
-        before: None,
-        ..action(reason, quota(1.0), quota(1.0))
-    };
+    let sent =
+        PlannedAction { action: Action::Migrate(migration), before: None, ..action(reason, quota(1.0), quota(1.0)) };
     let claim = |cores| Claim { median_cores: cores, high_cores: cores, memory_bytes: 0 };
     let room = Room { cores: 3.6, memory_bytes: 1e9 };
     let judged = |vm: f64, source: f64, target: f64| {
