@@ -200,12 +200,16 @@ async fn moves_and_resizes_that_were_answered_lately_are_told_to_a_new_core(data
 async fn what_is_expected_comes_back_before_the_reports_until_it_is_over(database: Database) {
     let expected = |number: u64, state: ExpectationState| {
         let of = json!({"kind": "promise", "before_cores": 0.5});
-        let sent = json!({"command": {"term": 1, "number": number}, "vm": vm(1), "of": of, "from": null, "lasts_ms": 60_000,
+        let command = CommandId { term: 1, number };
+        let sent = json!({"command": command, "vm": vm(1), "of": of, "from": null, "lasts_ms": 60_000,
             "state": "sent", "cost": null});
-        Expectation { state, ..serde_json::from_value(sent).unwrap() }
+        let mut expectation: Expectation = serde_json::from_value(sent).unwrap();
+        expectation.state = state;
+        expectation
     };
+    let ago = |hours: u64| now() - Duration::from_secs(hours * 3600);
     let entry_of = |expectation: &Expectation| {
-        Entry::Record(Box::new(Record::Expectation { expectation: Box::new(expectation.clone()), at: now() }))
+        Entry::Record(Box::new(Record::Expectation { expectation: Box::new(expectation.clone()), at: ago(2) }))
     };
     let store = database.open().await;
     let (sent, awaited) = (expected(1, ExpectationState::Sent), expected(1, ExpectationState::Awaited));
@@ -228,8 +232,7 @@ async fn what_is_expected_comes_back_before_the_reports_until_it_is_over(databas
     };
     store.restore(Timestamp::default(), &mut sink).await.unwrap();
     assert_eq!((expectations, reports), (vec![awaited, late], 1));
-    let later = now() + Duration::from_secs(1);
-    assert_eq!(store.prune(Timestamp::default(), later, Timestamp::default()).await.unwrap(), 3);
+    assert_eq!(store.prune(Timestamp::default(), ago(1), Timestamp::default()).await.unwrap(), 3);
 }
 
 /// The audit line of an operator's take-over.
