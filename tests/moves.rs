@@ -1,5 +1,8 @@
 //! The brain moves guests between real hosts: before a surge that it foresees, and off a host that is to be emptied.
 
+#[path = "moves/stays.rs"]
+mod stays;
+
 use std::fs;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};

@@ -29,7 +29,7 @@ pub struct Args {
 /// The benchmarks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Name {
-    /// Cost of the probes per context switch, wake-up, disk request and to a guest, beside runqlat, bpftrace and biolatency
+    /// Cost of the probes per switch, wake-up, request, packet, reclaim and to a guest, beside runqlat, bpftrace and biolatency
     Probe,
     /// CPU and memory of the agent, and what it causes in libvirtd and QEMU, beside two exporters on the same guests
     Agent,

@@ -3,7 +3,7 @@
 use super::WARM_UP;
 use super::programs::{self, Cost};
 use anyhow::{Result, ensure};
-use gnomon_agent::probe::{Baseline, BlockProbe, DropProbe, ProgramCost, QueueProbe, Scheduler};
+use gnomon_agent::probe::{Baseline, BlockProbe, DropProbe, MemoryProbe, ProgramCost, QueueProbe, Scheduler};
 use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -22,6 +22,7 @@ pub(super) enum Attached {
     Block(Box<BlockProbe>),
     Queues(Box<QueueProbe>),
     Drops(Box<DropProbe>),
+    Memory(Box<MemoryProbe>),
     Peer(Peer),
 }
 
@@ -35,6 +36,7 @@ impl Attached {
             Self::Block(block) => own(block.cost()?),
             Self::Queues(queues) => own(queues.cost()?),
             Self::Drops(drops) => own(drops.cost()?),
+            Self::Memory(memory) => own(memory.cost()?),
             Self::Peer(peer) => programs::of_process(peer.0.id())?,
         })
     }

@@ -1,8 +1,9 @@
 //! What the probes cost, beside an empty program and beside what others offer for the same job.
 //!
 //! *Switches*: two threads on one CPU pass a byte to and fro ([`switches`]); peers are libbpf-tools' `runqlat` and bpftrace's `@[tid] = count()`.
-//! *Requests*: a process reads from a disk past the page cache ([`requests`]); the peer is libbpf-tools' `biolatency`. *Packets*: a process
-//! sends some to itself and some to nobody ([`packets`]); the peers are bpftrace programs that do the same. *Guest*: a real guest computes with the scheduler
+//! *Requests*: a process reads from a disk past the page cache ([`requests`]); the peer is libbpf-tools' `biolatency`. *Packets* and
+//! *reclaims*: a process sends some to itself and some to nobody, and reads more than it may have in memory ([`events`]); the peers are bpftrace programs
+//! that do the same. *Guest*: a real guest computes with the scheduler
 //! probe and without it ([`guest`]). *Drain*: one of as many VMs as a large host has ([`drain`]).
 //!
 //! All candidates take turns, `--rounds` times over, and medians are compared, so that a drift of the machine falls on all alike. In-kernel
@@ -14,8 +15,8 @@
 
 mod attached;
 mod drain;
+mod events;
 mod guest;
-mod packets;
 #[path = "../common/process.rs"]
 mod process;
 #[path = "../common/programs.rs"]
@@ -73,6 +74,12 @@ struct Options {
     /// Be the workload of packets that are dropped.
     #[arg(long, hide = true)]
     datagrams_to_nobody: bool,
+    /// Be the workload that reads this file in a control group.
+    #[arg(long, hide = true, requires = "group")]
+    reclaim: Option<PathBuf>,
+    /// That control group's directory.
+    #[arg(long, hide = true)]
+    group: Option<PathBuf>,
     /// Be the workload that reads this file.
     #[arg(long, hide = true)]
     read: Option<PathBuf>,
@@ -92,8 +99,10 @@ struct Summary {
     switches: switches::Summary,
     /// None where there is no disk.
     requests: Option<requests::Summary>,
-    queues: packets::Summary,
-    drops: packets::Summary,
+    queues: Option<events::Summary>,
+    drops: Option<events::Summary>,
+    /// None where there are no control groups for memory.
+    reclaims: Option<events::Summary>,
     /// None where no guest can be started, or none was wanted.
     guest: Option<guest::Summary>,
     drain: drain::Summary,
@@ -113,10 +122,13 @@ fn main() -> Result<()> {
         return workload::pong(last);
     }
     if options.echoes {
-        return packets::echoes(last);
+        return events::echoes(last);
     }
     if options.datagrams_to_nobody {
-        return packets::datagrams_to_nobody(last);
+        return events::datagrams_to_nobody(last);
+    }
+    if let Some((file, group)) = options.reclaim.zip(options.group) {
+        return events::reclaim(last, &file, &group);
     }
     if let Some(file) = options.read {
         return requests::read(&file, last);
@@ -132,17 +144,20 @@ fn main() -> Result<()> {
     workload::pin(cpus[0])?;
     let switches = switches::measure(options.rounds)?;
     let requests = requests::measure(options.rounds)?;
-    let queues = packets::measure(packets::Job::Queues, options.rounds)?;
-    let drops = packets::measure(packets::Job::Drops, options.rounds)?;
+    let queues = events::measure(events::Job::Queues, options.rounds)?;
+    let drops = events::measure(events::Job::Drops, options.rounds)?;
+    let reclaims = events::measure(events::Job::Reclaims, options.rounds)?;
     let drain = drain::measure()?;
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-    let summary = Summary { kernel, rounds: options.rounds, switches, requests, queues, drops, guest, drain };
+    let summary = Summary { kernel, rounds: options.rounds, switches, requests, queues, drops, reclaims, guest, drain };
     println!("Kernel {}, medians of {} rounds", summary.kernel, summary.rounds);
     print!("{}", summary.switches.table());
     if let Some(requests) = &summary.requests {
         print!("\n{}", requests.table());
     }
-    print!("\n{}\n{}", summary.queues.table(), summary.drops.table());
+    for events in [&summary.queues, &summary.drops, &summary.reclaims].into_iter().flatten() {
+        print!("\n{}", events.table());
+    }
     if let Some(guest) = &summary.guest {
         print!("\n{}", guest.line());
     }

@@ -34,6 +34,13 @@ impl Workload {
         Ok(workload)
     }
 
+    /// Ends it.
+    pub(super) fn end(&mut self) {
+        // Our own child, which never ends by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -60,9 +67,7 @@ impl Workload {
 
 impl Drop for Workload {
     fn drop(&mut self) {
-        // Our own child; it never ends by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.end();
     }
 }
 

@@ -13,6 +13,7 @@
 //! held is in the run-queue wait that the scheduler probe measures.
 
 mod counters;
+mod faults;
 mod layout;
 mod pressure;
 mod weight;

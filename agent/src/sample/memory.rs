@@ -22,7 +22,7 @@ pub(crate) struct HostMemoryReading {
     pub(crate) footprint: Footprint,
     /// Page faults of the process that needed no I/O.
     pub(crate) minor_faults: u64,
-    /// Page faults of the process that needed I/O.
+    /// Page faults that needed I/O, of the control group where that counts them, else of the process.
     pub(crate) major_faults: u64,
     /// Time stalled on memory (PSI), in microseconds; `None` where it is not told.
     pub(crate) stalled_us: Option<u64>,

@@ -181,7 +181,8 @@ pub struct MemoryWindow {
     pub demand: Option<MemoryDemand>,
     /// Page faults of the QEMU process that needed no I/O, per second: it touched memory that it did not have yet, or not any more.
     pub host_minor_faults_per_s: f64,
-    /// Page faults of the QEMU process that needed I/O, per second: the host took memory from the VM.
+    /// Page faults that needed I/O, per second: the host took memory from the VM. Of its control group where that counts them (cgroup v2), else of the
+    /// QEMU process, without those that KVM's workers take for it.
     pub host_major_faults_per_s: f64,
     /// Share of the window in which some thread of the VM waited for memory, 0..=1 (`memory.pressure`, PSI); `None` without cgroup v2.
     pub pressure: Option<f64>,

@@ -34,6 +34,7 @@ impl Reader {
 fn read(proc: &Proc, facts: &VmFacts, reclaim: Option<ReclaimCounters>, taken_ns: u64) -> Option<HostMemoryReading> {
     let process = facts.process.as_ref()?;
     let footprint = proc.footprint(process.pid).ok()?;
+    let faults_of_group = facts.cgroup.as_ref().map_or(Ok(None), |cgroup| cgroup.major_faults()).ok()?;
     let stalled_us = facts.cgroup.as_ref().and_then(|cgroup| cgroup.memory_stalled_us().ok()?);
     // Read after the memory: if the pid belongs to another process by now, this tells.
     let stat = proc.stat(process.pid).ok().filter(|stat| stat.start_ticks == process.start_ticks)?;
@@ -41,7 +42,7 @@ fn read(proc: &Proc, facts: &VmFacts, reclaim: Option<ReclaimCounters>, taken_ns
         taken_ns,
         footprint,
         minor_faults: stat.minor_faults,
-        major_faults: stat.major_faults,
+        major_faults: faults_of_group.unwrap_or(stat.major_faults),
         stalled_us,
         reclaim,
     })
