@@ -252,7 +252,7 @@ impl Agent {
             return self.judge_order(command, waited_ms);
         }
         let vm = self.vms.iter().find(|vm| vm.id == command.vm).ok_or(RefusedCommand::UnknownVm)?;
-        if vm.leaving.is_some() && self.lapse != Some(Lapse::OnItsWay) {
+        if vm.leaving.is_some() {
             return Err(RefusedCommand::Migrating);
         }
         self.judge_fence(command)?;

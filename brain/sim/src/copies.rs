@@ -10,8 +10,6 @@ use crate::vm::SimVm;
 pub enum Lapse {
     /// Nothing is obeyed that is older than what was obeyed before.
     Fence,
-    /// A VM that is on its way is not sent on another one.
-    OnItsWay,
     /// No VM is sent to a host that has a copy of it already.
     AlreadyThere,
     /// A VM of which it cannot be told whether the other host runs it stands still.
@@ -20,7 +18,7 @@ pub enum Lapse {
 
 impl Lapse {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Fence, Self::OnItsWay, Self::AlreadyThere, Self::StandsStill];
+    pub const ALL: [Self; 3] = [Self::Fence, Self::AlreadyThere, Self::StandsStill];
 }
 
 impl Agent {
