@@ -20,6 +20,7 @@ mod restore;
 mod set;
 mod shadows;
 mod sizes;
+mod spare;
 mod surplus;
 #[cfg(test)]
 mod tests;
@@ -74,6 +75,7 @@ pub struct Core {
     capacity: capacity::Capacity,
     proposals: proposals::Proposals,
     surpluses: surplus::Surpluses,
+    feedback: feedback::Feedback,
     shadows: shadows::Shadows,
     /// What the store gave back of VMs that were not seen yet.
     stored: BTreeMap<VmId, Pattern>,
@@ -106,6 +108,7 @@ impl Core {
             capacity: capacity::Capacity::default(),
             proposals: proposals::Proposals::default(),
             surpluses: surplus::Surpluses::default(),
+            feedback: feedback::Feedback::default(),
             shadows: shadows::Shadows::default(),
             stored: BTreeMap::new(),
             outputs: VecDeque::new(),

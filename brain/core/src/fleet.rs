@@ -17,7 +17,7 @@ use crate::plan::reaction::Reaction;
 use crate::policy::Policy;
 use crate::view::StuckView;
 
-pub(crate) use vm::{Flight, Taught, Vm};
+pub(crate) use vm::{Flight, Taught, Vm, believed_allocation, believed_cpu};
 
 /// Vanished VMs whose history is kept, in case they come back: a migration that takes its time, a redefined domain.
 const VANISHED_VMS_MAX: usize = 1000;

@@ -6,6 +6,7 @@ use crate::capacity::{CapacityAnswer, CapacityKey, CapacityRequest};
 use crate::job::{FitJob, FitResult};
 use crate::pattern::Corrections;
 use crate::plan::Plan;
+use crate::plan::expectation::Expectation;
 use crate::policy::{Mode, Policy};
 use crate::proposal::{Proposal, ProposalKey};
 use crate::shadow::Shadow;
@@ -298,6 +299,13 @@ pub enum Record {
     Proposal(Box<Proposal>),
     /// A shadow is wanted, or has come further; it takes the place of the one with the same identity.
     Shadow(Box<Shadow>),
+    /// Something is expected of a command, or has come further; it takes the place of what was expected of the same command.
+    Expectation {
+        /// What.
+        expectation: Box<Expectation>,
+        /// Since when that is so.
+        at: Timestamp,
+    },
 }
 
 /// What Gnomon learnt from how well it did.
@@ -405,7 +413,7 @@ pub struct Notice {
 }
 
 /// What a restarted brain tells a new core, in this order, before any input: hosts, VMs' histories (a VM's blocks together, in the order
-/// of their keys), lessons, VMs' past reports (oldest first), scopes and their modes, hosts that are emptied, operators' settings, requests for
+/// of their keys), lessons, expectations, VMs' past reports (oldest first), scopes and their modes, hosts that are emptied, operators' settings, requests for
 /// capacity and proposals (the closed ones in the order of their closing), shadows, unanswered commands.
 #[derive(Clone, Debug)]
 pub enum Restored {
@@ -425,6 +433,8 @@ pub enum Restored {
     },
     /// What was learnt.
     Lesson(Lesson),
+    /// What is expected of a command and is not over, oldest first.
+    Expectation(Box<Expectation>),
     /// A stored report: fills history, makes no plan.
     Report(Box<Report>),
     /// An operator's hold that was in force.

@@ -33,6 +33,7 @@ pub use capacity::{CapacityAnswer, CapacityKey, CapacityRefusal, CapacityRequest
 pub use io::{Audit, CommandRecord, Hold, Input, Lesson, Notice, OperatorRequest, Output, Record, Restored, Scope};
 pub use job::{FitJob, FitResult};
 pub use pattern::Corrections;
+pub use plan::expectation::{Aftermath, Cost, Ending, Expectation, ExpectationState, Expected};
 pub use plan::haul::MovePace;
 pub use plan::{Plan, PlannedAction, Reason};
 pub use policy::{Mode, Policy, PolicyError};

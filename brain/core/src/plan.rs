@@ -20,8 +20,8 @@
 //! **Moves** are the last means: a host that is emptied, or that will be too full, sends one VM at a time elsewhere: see [`balance`], and
 //! [`guard`] for the rules that keep that safe.
 //!
-//! [`surge`] looks back: whether a surge that was foreseen came, and was served. One that stayed away takes nothing back at once: the VM
-//! shrinks as after any other, slowly and never below what it wants.
+//! [`expectation`] looks back: whether what an action was taken for came, and was served. What stayed away takes nothing back at once: the VM
+//! shrinks as after any growth, slowly and never below what it wants.
 //!
 //! What an operator has set by hand, and what an agent stands down for, is left alone.
 //!
@@ -32,6 +32,7 @@ pub(crate) mod balance;
 pub(crate) mod budget;
 pub mod contention;
 pub(crate) mod dwell;
+pub mod expectation;
 pub mod guard;
 pub mod haul;
 pub(crate) mod lint;
@@ -39,7 +40,6 @@ pub(crate) mod memory;
 pub(crate) mod pace;
 pub(crate) mod reaction;
 pub(crate) mod size;
-pub mod surge;
 
 use std::fmt;
 

@@ -360,7 +360,7 @@ pub struct RecentAction {
     pub action: PlannedAction,
     /// What became of it.
     pub result: Option<OutcomeResult>,
-    /// What the agent says of its own act; of a growth for a foreseen surge, what came of that.
+    /// What the agent says of its own act; of what was done for more than the moment, what came of that.
     pub remark: Option<String>,
 }
 

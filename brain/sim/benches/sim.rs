@@ -10,7 +10,8 @@ use std::time::Instant;
 
 use clap::Parser;
 use gnomon_core::plan::guard::Guard;
-use gnomon_sim::chaos::{Checked, check};
+use gnomon_sim::Lapse;
+use gnomon_sim::chaos::{Checked, check, check_agents};
 use serde_json::json;
 
 /// Lives through drawn worlds and checks every command in them.
@@ -59,7 +60,18 @@ fn main() -> ExitCode {
         }
     }
     println!("guards that nobody misses: {missing:?}");
-    let all_is_well = broken.is_empty() && missing.is_empty();
+    let mut unmissed = Vec::new();
+    for lapse in Lapse::ALL {
+        match (0..seeds).find_map(|seed| check_agents(seed, lapse).broken.map(|broken| (seed, broken.rule))) {
+            Some((seed, rule)) => {
+                println!("where agents neglect {lapse:?}: seed {seed} breaks \"{rule}\"");
+                caught.push(json!({"lapse": format!("{lapse:?}"), "seed": seed, "rule": rule}));
+            }
+            None => unmissed.push(lapse),
+        }
+    }
+    println!("rules of agents that nobody misses: {unmissed:?}");
+    let all_is_well = broken.is_empty() && missing.is_empty() && unmissed.is_empty();
     if let Some(path) = json {
         let broken: Vec<_> =
             broken.iter().map(|(seed, broken)| json!({"seed": seed, "rule": broken.rule, "how": broken.how})).collect();

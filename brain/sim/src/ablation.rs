@@ -208,6 +208,7 @@ pub fn scenario(seed: u64, arm: Arm) -> Scenario {
         actuation_ms: 100,
         fit_ms: 20,
         moves: MoveSpec::default(),
+        late_share: 0.0,
         contention: Some(Contention::LAB),
         shuffles_shadows: arm == Arm::Shuffled,
         hosts,

@@ -4,16 +4,17 @@ use std::collections::{BTreeMap, VecDeque};
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, AgentEpoch, Allocation, Command, CommandId, CpuBounds, CpuSource, CpuWindow, Fence, HostFacts, HostId,
-    HostWindow, KeptCopies, Losses, MeanMax, Means, MemoryBounds, MigrationFacts, MigrationProgress, Origin, Outcome,
-    OutcomeResult, RefusedCommand, Report, Sequence, Setting, ShadowFacts, VmId, VmState, VmTerms, VmWindow,
+    Action, AgentEpoch, Command, CommandId, CpuBounds, CpuSource, Fence, HostFacts, HostId, HostWindow, KeptCopies,
+    Losses, MeanMax, Means, MemoryBounds, MigrationFacts, Origin, Outcome, OutcomeResult, RefusedCommand, Report,
+    Sequence, Setting, ShadowFacts, VmId, VmWindow,
 };
 
 use crate::contention::Crowd;
-use crate::guest::{Guest, Want};
-use crate::memory::SimMemory;
-use crate::scenario::{HostSpec, Scenario, VmSpec};
+use crate::copies::Lapse;
+use crate::guest::Want;
+use crate::scenario::{HostSpec, Scenario};
 use crate::shadows::SimShadow;
+use crate::vm::{Sample, SimVm};
 
 /// Reports kept while the brain is away; the oldest go first. As the real agent, but smaller.
 const SPOOL_REPORTS_MAX: usize = 1000;
@@ -24,114 +25,31 @@ const SHADOW_SHARE_MAX: f64 = 0.25;
 /// Memory that a core's work writes to, by the second.
 const DIRTY_BYTES_PER_CORE_S: f64 = 20e6;
 
-/// A VM on a host.
-#[derive(Clone, Debug)]
-pub(crate) struct SimVm {
-    pub(crate) id: VmId,
-    pub(crate) name: String,
-    pub(crate) allocation: Allocation,
-    guest: Guest,
-    memory: Option<SimMemory>,
-    pub(crate) terms: VmTerms,
-    /// The command that it is on its way by.
-    pub(crate) leaving: Option<CommandId>,
-    /// The latest second.
-    pub(crate) demand_cores: f64,
-    pub(crate) ran_cores: f64,
-    /// Seconds that it waits for each second of run, because of what others use.
-    pub(crate) wait_for_run: f64,
-    /// By what factor it waits longer in this window than others do in such a crowd.
-    luck: f64,
-    samples: Vec<Sample>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Sample {
-    low: f64,
-    high: f64,
-    throttled: f64,
-}
-
-impl SimVm {
-    pub(crate) fn new(spec: &VmSpec, id: VmId, guest: Guest) -> Self {
-        let allocation = Allocation {
-            quota_cores: spec.quota_cores,
-            vcpus: spec.vcpus,
-            vcpus_max: spec.vcpus,
-            memory_bytes: spec.memory.as_ref().map_or(spec.memory_mib, |memory| memory.max_mib) << 20,
-        };
-        let memory = spec.memory.clone().map(|spec| SimMemory {
-            balloon_bytes: spec.balloon_mib << 20,
-            demand_bytes: spec.want_bytes(0.0),
-            spec,
-        });
-        let (name, samples) = (spec.name.clone(), Vec::new());
-        let (terms, leaving) = (spec.terms.clone(), None);
-        Self {
-            id,
-            name,
-            allocation,
-            guest,
-            memory,
-            terms,
-            leaving,
-            demand_cores: 0.0,
-            ran_cores: 0.0,
-            wait_for_run: 0.0,
-            luck: 1.0,
-            samples,
-        }
-    }
-
-    /// The memory that it has, in bytes.
-    pub(crate) fn has_bytes(&self) -> u64 {
-        self.memory.as_ref().map_or(self.allocation.memory_bytes, |memory| memory.balloon_bytes)
-    }
-
-    /// The state of the target's means.
-    fn in_force(&self, target: Setting) -> Setting {
-        match target {
-            Setting::CpuQuota { .. } => Setting::CpuQuota { cores: self.allocation.quota_cores },
-            Setting::Memory { bytes } => {
-                Setting::Memory { bytes: self.memory.as_ref().map_or(bytes, |memory| memory.balloon_bytes) }
-            }
-            other => other,
-        }
-    }
-
-    fn set(&mut self, target: Setting) {
-        match (target, &mut self.memory) {
-            (Setting::CpuQuota { cores }, _) => self.allocation.quota_cores = cores,
-            (Setting::Memory { bytes }, Some(memory)) => memory.balloon_bytes = bytes,
-            _ => {}
-        }
-    }
-
-    /// What its guest wanted in the latest second and what its balloon leaves to it, in bytes.
-    pub(crate) fn memory_bytes(&self) -> Option<(u64, u64)> {
-        self.memory.as_ref().map(|memory| (memory.demand_bytes, memory.balloon_bytes))
-    }
-}
-
 /// A host with its agent.
 #[derive(Clone, Debug)]
 pub(crate) struct Agent {
     pub(crate) host: HostId,
     pub(crate) facts: HostFacts,
     pub(crate) vms: Vec<SimVm>,
+    /// The host itself is up, whatever its agent is.
+    pub(crate) alive: bool,
     pub(crate) running: bool,
     pub(crate) linked: bool,
+    /// What the agent neglects.
+    pub(crate) lapse: Option<Lapse>,
     epoch: AgentEpoch,
     sequence: Sequence,
     window_start: Timestamp,
     spool: VecDeque<Report>,
     /// Outcomes that were not acknowledged: they survive a restart.
     pub(crate) outcomes: Vec<Outcome>,
-    /// VMs on their way here.
-    pub(crate) arriving: BTreeMap<VmId, String>,
+    /// Copies of VMs on their way here, and by which commands.
+    pub(crate) arriving: BTreeMap<VmId, (CommandId, SimVm)>,
+    /// What has been left here of VMs that run elsewhere: it does not run.
+    pub(crate) left: BTreeMap<VmId, SimVm>,
     pub(crate) shadows: BTreeMap<VmId, SimShadow>,
     answered: BTreeMap<VmId, Outcome>,
-    fences: BTreeMap<VmId, Fence>,
+    pub(crate) fences: BTreeMap<VmId, Fence>,
     baselines: BTreeMap<(VmId, Means), Setting>,
     losses: Losses,
     crowd: Option<Crowd>,
@@ -164,14 +82,17 @@ impl Agent {
             host,
             facts,
             vms: Vec::new(),
+            alive: true,
             running: true,
             linked: true,
+            lapse: None,
             epoch: AgentEpoch(1),
             sequence: Sequence(0),
             window_start: start,
             spool: VecDeque::new(),
             outcomes: Vec::new(),
             arriving: BTreeMap::new(),
+            left: BTreeMap::new(),
             shadows: BTreeMap::new(),
             answered: BTreeMap::new(),
             fences: BTreeMap::new(),
@@ -184,7 +105,10 @@ impl Agent {
     /// Lets the second that begins `t_s` after the start pass.
     pub(crate) fn second(&mut self, t_s: f64) {
         let wants: Vec<Want> = self.vms.iter_mut().map(|vm| vm.guest.want(t_s)).collect();
-        let within_quota = |vm: &SimVm, want: &Want| want.demand_cores.min(vm.allocation.cpu_limit_cores());
+        let alive = self.alive;
+        let within_quota = |vm: &SimVm, want: &Want| {
+            if alive && !vm.stands { want.demand_cores.min(vm.allocation.cpu_limit_cores()) } else { 0.0 }
+        };
         let asked: f64 = self.vms.iter().zip(&wants).map(|(vm, want)| within_quota(vm, want)).sum();
         let capacity = self.facts.capacity_cores;
         let paced: f64 = self.shadows.values().map(SimShadow::runs_cores).sum();
@@ -195,7 +119,7 @@ impl Agent {
         let share = (capacity / asked.max(1e-9)).min(1.0);
         for (vm, want) in self.vms.iter_mut().zip(&wants) {
             let vcpus = f64::from(vm.allocation.vcpus);
-            let limit = want.demand_cores.min(vm.allocation.cpu_limit_cores());
+            let limit = within_quota(vm, want);
             let held_back = want.demand_cores - limit;
             let (low, waited) = match crowd {
                 None => (limit * share, limit * (1.0 - share)),
@@ -241,28 +165,8 @@ impl Agent {
         }
         let window_ms = end.since(start).as_millis() as u32;
         let seconds = (f64::from(window_ms) / 1000.0).max(1.0);
-        let mut vms: Vec<VmWindow> = self
-            .vms
-            .iter_mut()
-            .map(|vm| VmWindow {
-                vm: vm.id,
-                name: vm.name.clone(),
-                state: VmState::Running,
-                cpu: cpu_window(&std::mem::take(&mut vm.samples), seconds),
-                memory: vm.memory.as_ref().map(SimMemory::window),
-                interfaces: Vec::new(),
-                disk: None,
-                allocation: vm.allocation,
-                stood_down: false,
-                terms: vm.terms.clone(),
-                storage: None,
-                migration: vm.leaving.map(|_| MigrationProgress::default()),
-                shadow: None,
-                culprits: None,
-                exits: None,
-            })
-            .collect();
-        vms.extend(self.arriving.iter().map(|(&vm, name)| arriving(vm, name)));
+        let mut vms: Vec<VmWindow> = self.vms.iter_mut().map(|vm| vm.window(seconds)).collect();
+        vms.extend(self.copy_windows());
         vms.extend(self.shadow_windows(&waits));
         vms.sort_by_key(|window| window.vm);
         self.sequence.0 += 1;
@@ -324,8 +228,15 @@ impl Agent {
             Ok(()) => self.apply(command, waited_ms),
         };
         let outcome = Outcome { id: command.id, vm: command.vm, at: now, origin: Origin::Command, result };
-        self.answered.insert(command.vm, outcome.clone());
+        self.remember(&outcome);
         outcome
+    }
+
+    /// Remembers an answer, but what is stale not in place of what made it so.
+    fn remember(&mut self, outcome: &Outcome) {
+        if !matches!(outcome.result, OutcomeResult::Refused(RefusedCommand::StaleFence { .. })) {
+            self.answered.insert(outcome.vm, outcome.clone());
+        }
     }
 
     fn dirty_rate(&self, command: &Command, waited_ms: u64) -> OutcomeResult {
@@ -336,7 +247,7 @@ impl Agent {
         OutcomeResult::DirtyRate { bytes_per_s: (ran_cores * DIRTY_BYTES_PER_CORE_S) as u64 }
     }
 
-    fn judge(&self, command: &Command, waited_ms: u64) -> Result<(), RefusedCommand> {
+    pub(crate) fn judge(&self, command: &Command, waited_ms: u64) -> Result<(), RefusedCommand> {
         if matches!(command.action, Action::Describe | Action::Shadow(_)) {
             return self.judge_order(command, waited_ms);
         }
@@ -344,9 +255,7 @@ impl Agent {
         if vm.leaving.is_some() {
             return Err(RefusedCommand::Migrating);
         }
-        if let Some(&seen) = self.fences.get(&command.vm).filter(|seen| **seen >= command.fence) {
-            return Err(RefusedCommand::StaleFence { seen });
-        }
+        self.judge_fence(command)?;
         if waited_ms > command.time_to_live_ms {
             return Err(RefusedCommand::Expired { late_ms: waited_ms - command.time_to_live_ms });
         }
@@ -359,28 +268,19 @@ impl Agent {
         }
     }
 
+    fn judge_fence(&self, command: &Command) -> Result<(), RefusedCommand> {
+        let seen = self.fences.get(&command.vm).filter(|seen| **seen >= command.fence);
+        let seen = seen.filter(|_| self.lapse != Some(Lapse::Fence));
+        seen.map_or(Ok(()), |&seen| Err(RefusedCommand::StaleFence { seen }))
+    }
+
     fn judge_order(&self, command: &Command, waited_ms: u64) -> Result<(), RefusedCommand> {
-        if let Some(&seen) = self.fences.get(&command.vm).filter(|seen| **seen >= command.fence) {
-            return Err(RefusedCommand::StaleFence { seen });
-        }
+        self.judge_fence(command)?;
         if waited_ms > command.time_to_live_ms {
             return Err(RefusedCommand::Expired { late_ms: waited_ms - command.time_to_live_ms });
         }
         let is_allowed = self.facts.shadows.is_some() || command.action == Action::Describe;
         if is_allowed { Ok(()) } else { Err(RefusedCommand::ShadowsNotAllowed) }
-    }
-
-    /// Judges a command to move a VM; a good one makes it leave.
-    pub(crate) fn let_go(&mut self, command: &Command, waited_ms: u64) -> Result<u64, OutcomeResult> {
-        self.judge(command, waited_ms).map_err(OutcomeResult::Refused)?;
-        if self.facts.dry_run {
-            return Err(OutcomeResult::DryRun);
-        }
-        self.fences.insert(command.vm, command.fence);
-        let vm = self.vms.iter_mut().find(|vm| vm.id == command.vm);
-        let vm = vm.ok_or(OutcomeResult::Refused(RefusedCommand::UnknownVm))?;
-        vm.leaving = Some(command.id);
-        Ok(vm.allocation.memory_bytes)
     }
 
     /// What it answered to a command that comes again.
@@ -390,7 +290,7 @@ impl Agent {
 
     /// Keeps an answer.
     pub(crate) fn answer(&mut self, outcome: Outcome) {
-        self.answered.insert(outcome.vm, outcome.clone());
+        self.remember(&outcome);
         self.outcomes.push(outcome);
     }
 
@@ -456,41 +356,4 @@ impl Agent {
         targets.iter().for_each(|&target| vm.set(target));
         OutcomeResult::Applied { before, after: targets, took_us: waited_ms * 1000 }
     }
-}
-
-/// What a host tells of a VM that is on its way to it.
-fn arriving(vm: VmId, name: &str) -> VmWindow {
-    VmWindow {
-        vm,
-        name: name.to_owned(),
-        state: VmState::Arriving,
-        cpu: None,
-        culprits: None,
-        memory: None,
-        interfaces: Vec::new(),
-        disk: None,
-        exits: None,
-        allocation: Allocation::default(),
-        stood_down: false,
-        terms: VmTerms::default(),
-        storage: None,
-        migration: None,
-        shadow: None,
-    }
-}
-
-fn cpu_window(samples: &[Sample], seconds: f64) -> Option<CpuWindow> {
-    let count = samples.len() as f64;
-    let mean_max = |value: fn(&Sample) -> f64| MeanMax {
-        mean: samples.iter().map(value).sum::<f64>() / count,
-        max: samples.iter().map(value).fold(0.0, f64::max),
-    };
-    (!samples.is_empty()).then(|| CpuWindow {
-        covered: (count / seconds).min(1.0),
-        demand_low: mean_max(|sample| sample.low),
-        demand_high: mean_max(|sample| sample.high),
-        usage: mean_max(|sample| sample.low),
-        throttled: mean_max(|sample| sample.throttled),
-        ..CpuWindow::default()
-    })
 }

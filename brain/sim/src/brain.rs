@@ -6,7 +6,8 @@ use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Command, CommandId, HostFacts, HostId, Means, Report, Setting, VmId};
 use gnomon_core::archive::{BlockKey, Change, SealedBlock};
 use gnomon_core::{
-    CommandRecord, Core, Hold, Lesson, Mode, Policy, Proposal, ProposalKey, Record, Restored, Scope, Shadow,
+    CommandRecord, Core, Expectation, Hold, Lesson, Mode, Policy, Proposal, ProposalKey, Record, Restored, Scope,
+    Shadow,
 };
 
 /// Reports kept for a restart. The real store keeps them for a time; this many are hours of a small world.
@@ -25,6 +26,7 @@ pub(crate) struct Store {
     draining: BTreeMap<HostId, Timestamp>,
     proposals: BTreeMap<ProposalKey, Proposal>,
     shadows: BTreeMap<VmId, Shadow>,
+    expectations: BTreeMap<CommandId, Expectation>,
     commands: BTreeMap<CommandId, CommandRecord>,
 }
 
@@ -41,6 +43,9 @@ impl Store {
         }
         for lesson in self.lessons.values() {
             core.restore(Restored::Lesson(lesson.clone()));
+        }
+        for expectation in self.expectations.values() {
+            core.restore(Restored::Expectation(Box::new(expectation.clone())));
         }
         for report in &self.reports {
             core.restore(Restored::Report(Box::new(report.clone())));
@@ -130,6 +135,12 @@ impl Store {
             }
             Record::Shadow(shadow) => {
                 self.shadows.insert(shadow.id, *shadow);
+            }
+            Record::Expectation { expectation, .. } if expectation.is_over() => {
+                self.expectations.remove(&expectation.command);
+            }
+            Record::Expectation { expectation, .. } => {
+                self.expectations.insert(expectation.command, *expectation);
             }
             Record::Vm { .. } | Record::Allocation { .. } | Record::Plan(_) | Record::Audit(_) => {}
         }

@@ -11,6 +11,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 use crate::check::Broken;
+use crate::copies::Lapse;
 use crate::scenario::{Event, HostSpec, Load, MemorySpec, MoveSpec, Scenario, Timed, VmSpec};
 use crate::world::{World, vm_id};
 
@@ -34,7 +35,15 @@ pub struct Checked {
 
 /// Lives through the world of a seed and checks every command in it. The planner of its brain may lack a guard, the linter another.
 pub fn check(seed: u64, planner_lacks: Option<Guard>, linter_lacks: Option<Guard>) -> Checked {
-    let mut world = World::checked(scenario(seed), [planner_lacks, linter_lacks]);
+    live(World::checked(scenario(seed), [planner_lacks, linter_lacks], None))
+}
+
+/// The same, where the agents neglect a rule.
+pub fn check_agents(seed: u64, lapse: Lapse) -> Checked {
+    live(World::checked(scenario(seed), [None, None], Some(lapse)))
+}
+
+fn live(mut world: World) -> Checked {
     let (mut moves, mut commands, mut dropped, mut shadows) = (0, 0, 0, 0);
     for _ in 0..DURATION_S {
         world.advance();
@@ -65,16 +74,25 @@ pub fn scenario(seed: u64) -> Scenario {
     narrow(&mut ChaCha8Rng::seed_from_u64(seed.rotate_left(48)), &mut policy, &hosts, &mut vms, &mut events);
     let ids: Vec<VmId> = (0..vms.len()).map(vm_id).collect();
     shadow(&mut ChaCha8Rng::seed_from_u64(seed.rotate_left(32)), &mut policy, &mut hosts, &mut events, &ids);
+    let (link_ms, actuation_ms) = (rng.random_range(1..300), rng.random_range(10..2000));
+    let mut moves = MoveSpec {
+        mib_per_s: rng.random_range(20..200),
+        failing_share: rng.random_range(0.0..0.3),
+        ..MoveSpec::default()
+    };
+    let late_share =
+        wreck(&mut ChaCha8Rng::seed_from_u64(seed.rotate_left(8)), &hosts, &mut moves, &mut policy, &mut events);
     Scenario {
         name: format!("chaos {seed}"),
         seed,
         duration_s: DURATION_S,
         policy,
         window_s: 10,
-        link_ms: rng.random_range(1..300),
-        actuation_ms: rng.random_range(10..2000),
+        link_ms,
+        actuation_ms,
         fit_ms: 20,
-        moves: MoveSpec { mib_per_s: rng.random_range(20..200), failing_share: rng.random_range(0.0..0.3) },
+        moves,
+        late_share,
         contention: None,
         shuffles_shadows: false,
         hosts,
@@ -105,6 +123,41 @@ fn restrain(rng: &mut ChaCha8Rng, policy: &mut Policy, events: &mut Vec<Timed>) 
             _ => policy.windows.allow = vec![window(0, from), window(from + length, 59)],
         }
     }
+}
+
+/// In some worlds hosts die, moves take long or end in doubt, agents are away while they do, commands come twice, and memory is taken back within
+/// minutes. Returns the share of commands that come twice.
+fn wreck(
+    rng: &mut ChaCha8Rng,
+    hosts: &[HostSpec],
+    moves: &mut MoveSpec,
+    policy: &mut Policy,
+    events: &mut Vec<Timed>,
+) -> f64 {
+    let name = |rng: &mut ChaCha8Rng| hosts[rng.random_range(0..hosts.len())].name.clone();
+    let at_s = |rng: &mut ChaCha8Rng| rng.random_range(60..DURATION_S - 100);
+    if rng.random_bool(0.3) {
+        for _ in 0..rng.random_range(1..3) {
+            let (host, for_s) = (name(rng), rng.random_range(10..300));
+            let restarted_on = rng.random_bool(0.5).then(|| name(rng)).filter(|to| *to != host);
+            events.push(Timed { at_s: at_s(rng), event: Event::HostDies { host, for_s, restarted_on } });
+        }
+    }
+    if rng.random_bool(0.3) {
+        moves.parked_share = rng.random_range(0.1..0.6);
+    }
+    if rng.random_bool(0.2) {
+        moves.mib_per_s = rng.random_range(3..12);
+        for _ in 0..rng.random_range(1..6) {
+            let event = Event::AgentRestart { host: name(rng), for_s: rng.random_range(60..200) };
+            events.push(Timed { at_s: at_s(rng), event });
+        }
+    }
+    if rng.random_bool(0.5) {
+        policy.memory.shrink_dwell_ms = rng.random_range(30..120) * 1000;
+        policy.memory.shrink_interval_ms = rng.random_range(10..30) * 1000;
+    }
+    if rng.random_bool(0.3) { rng.random_range(0.05..0.3) } else { 0.0 }
 }
 
 /// Some fleets stand in zones, which VMs may leave or not, and some owners want VMs in different ones.

@@ -1,18 +1,24 @@
 //! Rules that must hold whatever befalls a world, judged by the world's truth and by what the brain was told. Three are held against the brain's own
 //! word, since only it has a forecast: for how many reports a host was full, what a move is expected to gain, and how good a forecast was.
 
+mod places;
+mod sizes;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, Command, CommandId, Fence, HostId, Migration, Outcome, OutcomeResult, Report, Setting, ShadowOrder, VmId,
-    VmState,
+    Action, Command, CommandId, Fence, HostId, Means, Migration, Outcome, OutcomeResult, Report, ShadowOrder, VmId,
+    VmState, Whereabouts,
 };
 use gnomon_core::{Core, Mode, OperatorRequest, Plan, PlannedAction, Policy, Reason, Record, Scope};
 
-use crate::agent::{Agent, SimVm};
+use crate::agent::Agent;
+use crate::vm::SimVm;
+use places::places;
+use sizes::{Swing, ToldMemory};
 
 const HOUR: Duration = Duration::from_hours(1);
 
@@ -74,6 +80,16 @@ pub(crate) struct Checker {
     shadowed: BTreeSet<VmId>,
     /// What operators have approved, until it is commanded.
     approved: Vec<(VmId, Action)>,
+    /// All VMs that ever were.
+    vms: BTreeSet<VmId>,
+    /// The newest that each host has obeyed for each VM.
+    obeyed: BTreeMap<(HostId, VmId), Fence>,
+    /// Commands that change something and are not answered, and until when they are waited for.
+    unanswered: BTreeMap<VmId, (CommandId, Timestamp)>,
+    /// VMs that stand still between two hosts, as far as the brain can know.
+    parked: BTreeSet<VmId>,
+    told_memory: ToldMemory,
+    swings: BTreeMap<(VmId, Means), Swing>,
 }
 
 impl Checker {
@@ -108,15 +124,29 @@ impl Checker {
                 self.stranger_at = Some(now);
             }
             self.runs_on.insert(window.vm, (report.host.clone(), end));
+            if self.parked.remove(&window.vm) {
+                self.under_way.remove(&window.vm);
+                self.unanswered.remove(&window.vm);
+            }
         }
         for window in &report.vms {
             if let Some(cpu) = window.cpu {
                 self.told_cores.insert(window.vm, cpu.demand_low.mean.min(f64::from(window.allocation.vcpus)));
             }
+            if let Some(memory) = window.memory {
+                self.told_memory.insert(window.vm, memory);
+            }
         }
     }
 
     pub(crate) fn outcome(&mut self, outcome: &Outcome) {
+        if matches!(outcome.result, OutcomeResult::NotMoved { whereabouts: Whereabouts::Parked, .. }) {
+            self.parked.insert(outcome.vm);
+            return;
+        }
+        if self.unanswered.get(&outcome.vm).is_some_and(|(id, _)| *id == outcome.id) {
+            self.unanswered.remove(&outcome.vm);
+        }
         if self.under_way.get(&outcome.vm).is_some_and(|(id, ..)| *id == outcome.id) {
             self.under_way.remove(&outcome.vm);
             let was_begun = matches!(outcome.result, OutcomeResult::Moved(_) | OutcomeResult::NotMoved { .. });
@@ -172,9 +202,15 @@ impl Checker {
             let how = format!("{}, {command:?}", how);
             self.broken = Some(Broken { at: scene.now, rule, how });
         }
+        let answered_by =
+            |takes_ms: u64| scene.now + Duration::from_millis(command.time_to_live_ms + takes_ms) + ANSWER_GRACE;
+        if matches!(command.action, Action::Set(_) | Action::Release) {
+            self.unanswered.insert(command.vm, (command.id, answered_by(0)));
+        }
         if let Action::Migrate(migration) = &command.action {
-            let patience = Duration::from_millis(command.time_to_live_ms + migration.timeout_ms) + ANSWER_GRACE;
-            let way = (command.id, host.clone(), migration.to.clone(), scene.now + patience);
+            let until = answered_by(migration.timeout_ms);
+            self.unanswered.insert(command.vm, (command.id, until));
+            let way = (command.id, host.clone(), migration.to.clone(), until);
             self.under_way.insert(command.vm, way);
             self.begun.push((scene.now, command.vm));
             self.sent_to.insert((command.vm, migration.to.clone()));
@@ -197,10 +233,14 @@ impl Checker {
         if let Action::Shadow(order) = &command.action {
             return self.judge_order(scene, host, command, order);
         }
-        let copies = scene.agents.values().flat_map(|agent| &agent.vms).filter(|vm| vm.id == command.vm).count();
+        let copies = places(scene.agents, command.vm);
         // A host that begins to be emptied is asked at once, about what it told last: one may have ended since.
         let has_ended = copies == 0 && matches!(command.action, Action::DirtyRate { .. });
         ensure(copies == 1 || has_ended, "a VM is in one place", || format!("it is in {copies}"))?;
+        if matches!(command.action, Action::Set(_) | Action::Release | Action::Migrate(_)) {
+            let waits = self.unanswered.get(&command.vm).filter(|(_, until)| *until > scene.now);
+            ensure(waits.is_none(), "a VM gets one command at a time", || format!("{waits:?}"))?;
+        }
         if planned.reason == Reason::Operator {
             return Ok(());
         }
@@ -242,7 +282,7 @@ impl Checker {
             ensure(!vm.terms.hands_off(), "an owner's word is kept", || format!("{:?}", vm.terms))?;
         }
         match &command.action {
-            Action::Set(target) => Self::judge_size(scene, host, vm, *target),
+            Action::Set(target) => self.judge_size(scene, host, vm, &planned, *target),
             Action::Migrate(migration) => self.judge_move(scene, host, vm, &planned, migration),
             Action::Release | Action::AbortMigration => Err(("a planner neither releases nor aborts", String::new())),
             Action::Describe | Action::Image(_) | Action::DirtyRate { .. } | Action::Shadow(_) => Ok(()),
@@ -332,30 +372,6 @@ impl Checker {
     /// the brain cannot.
     fn is_known_on(&self, vm: VmId, host: &HostId) -> bool {
         self.runs_on.get(&vm).is_some_and(|(on, _)| on == host) || self.sent_to.contains(&(vm, host.clone()))
-    }
-
-    fn judge_size(
-        scene: &Scene<'_>,
-        host: &HostId,
-        vm: Option<&SimVm>,
-        target: Setting,
-    ) -> Result<(), (&'static str, String)> {
-        let (Some(agent), Some(vm)) = (scene.agents.get(host), vm) else { return Ok(()) };
-        match target {
-            Setting::CpuQuota { cores: Some(cores) } => {
-                let floor = scene.policy.cpu.floor_cores.max(agent.facts.cpu_bounds.floor_cores);
-                let ceiling = agent.facts.cpu_bounds.ceiling_cores.min(f64::from(vm.allocation.vcpus));
-                ensure((floor..=ceiling).contains(&cores), "no size is out of bounds", || {
-                    format!("{floor}..={ceiling}")
-                })
-            }
-            Setting::Memory { bytes } => {
-                let floor = scene.policy.memory.floor_bytes.min(vm.allocation.memory_bytes);
-                let within = (floor..=vm.allocation.memory_bytes).contains(&bytes);
-                ensure(within, "no size is out of bounds", || format!("not below {floor}"))
-            }
-            other => Err(("only planned means are used", other.to_string())),
-        }
     }
 
     fn judge_move(

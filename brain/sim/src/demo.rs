@@ -47,6 +47,7 @@ pub fn demo_scenario(seed: u64, duration_s: u64) -> Scenario {
         actuation_ms: 30,
         fit_ms: 20,
         moves: MoveSpec::default(),
+        late_share: 0.0,
         contention: None,
         shuffles_shadows: false,
         hosts: hosts.into_iter().map(host).collect(),

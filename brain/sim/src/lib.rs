@@ -12,6 +12,7 @@ mod brain;
 pub mod chaos;
 pub mod check;
 pub mod contention;
+mod copies;
 pub mod demo;
 mod guest;
 mod memory;
@@ -19,8 +20,10 @@ pub mod run;
 pub mod scenario;
 pub mod score;
 mod shadows;
+mod vm;
 pub mod world;
 
+pub use copies::Lapse;
 pub use demo::demo_fleet;
 pub use run::{Run, run};
 pub use scenario::{Event, HostSpec, Load, MemorySpec, MoveSpec, Scenario, Timed, VmSpec};

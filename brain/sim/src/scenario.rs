@@ -29,6 +29,9 @@ pub struct Scenario {
     /// What moves take, and how often they fail.
     #[serde(default)]
     pub moves: MoveSpec,
+    /// Share of commands that come a second time, up to a minute and a half late.
+    #[serde(default)]
+    pub late_share: f64,
     /// How VMs wait for CPUs that others use; without, nobody waits before a host's CPUs are all in use.
     #[serde(default)]
     pub contention: Option<Contention>,
@@ -116,11 +119,13 @@ pub struct MoveSpec {
     pub mib_per_s: u64,
     /// Share of moves that fail on their way.
     pub failing_share: f64,
+    /// Share of moves after whose switch it cannot be told for a while which of the two hosts runs the VM.
+    pub parked_share: f64,
 }
 
 impl Default for MoveSpec {
     fn default() -> Self {
-        Self { mib_per_s: 100, failing_share: 0.0 }
+        Self { mib_per_s: 100, failing_share: 0.0, parked_share: 0.0 }
     }
 }
 
@@ -248,6 +253,15 @@ pub enum Event {
         vm: String,
         /// Where to.
         host: String,
+    },
+    /// A host stops, with all that runs on it, and starts again.
+    HostDies {
+        /// Which.
+        host: String,
+        /// For how long it is away.
+        for_s: u64,
+        /// Where somebody starts its VMs meanwhile: then the host comes back with copies of them that do not run.
+        restarted_on: Option<String>,
     },
     /// Someone sets a VM's quota by hand.
     SetQuota {

@@ -6,7 +6,8 @@ use gnomon_common::wire::{
     VmTerms, VmWindow,
 };
 
-use crate::agent::{Agent, SimVm};
+use crate::agent::Agent;
+use crate::vm::SimVm;
 
 /// A shadow on a host. It does what it is told, at once.
 #[derive(Clone, Debug)]

@@ -1,24 +1,28 @@
 //! The world: hosts, guests, links, and the brain, second by second.
 
+mod hosts;
 mod moves;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Action, Command, HostId, Outcome, Report, ShadowOrder, VmId};
+use gnomon_common::wire::{Action, Command, HostId, Outcome, OutcomeResult, Report, ShadowOrder, VmId};
 use gnomon_core::plan::guard::Guard;
 use gnomon_core::view::{Forecast, VmView};
 use gnomon_core::{Core, FitJob, Input, OperatorRequest, Output, Proposal, Record};
-use rand::SeedableRng as _;
+use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use uuid::Uuid;
 
-use crate::agent::{Agent, SimVm};
+use crate::agent::Agent;
 use crate::brain::Store;
 use crate::check::{Broken, Checker, Scene};
+use crate::copies::Lapse;
 use crate::guest::Guest;
 use crate::scenario::{Event, Scenario};
+use crate::vm::SimVm;
+use moves::Stage;
 
 /// When a world begins: in the year 2026, far from zero so that "long ago" exists, and at no full second, so that windows straddle
 /// the steps of history as they do in life.
@@ -28,6 +32,9 @@ pub(crate) const START: Timestamp = Timestamp::from_unix_ms(1_767_225_600_700);
 const FIRST_VM: u128 = 0x676e_6f6d_6f6e_4000_8000_0000_0000_0000;
 
 const SECOND: Duration = Duration::from_secs(1);
+
+/// What comes a second time is less than so late.
+const LATE_S_MAX: u64 = 90;
 
 /// What is on its way, or will happen.
 #[derive(Clone, Debug)]
@@ -44,8 +51,15 @@ enum Message {
     /// A command that was received at this time is done.
     Done(HostId, Command, Timestamp),
     Outcome(HostId, Outcome),
-    /// A VM's move is over.
-    Arrives(HostId, Command, Timestamp),
+    /// A VM's move, commanded of this host and received at this time, comes to its next stage.
+    Moves(Stage, HostId, Command, Timestamp),
+    /// A host that died is up again.
+    HostUp(HostId),
+    /// Somebody starts the VMs of a host that died on another one.
+    Restarts {
+        from: HostId,
+        to: HostId,
+    },
     Fit(Box<FitJob>, u64),
 }
 
@@ -108,15 +122,15 @@ pub struct VmSnapshot {
 impl World {
     /// A world at its start. Panics on a scenario that contradicts itself (a VM on no host, a name that is no host id).
     pub fn new(scenario: Scenario) -> Self {
-        Self::with(scenario, [None, None], false)
+        Self::with(scenario, [None, None], None, false)
     }
 
-    /// The same, checked at every step; its planner and its linter lack a guard.
-    pub(crate) fn checked(scenario: Scenario, lacks: [Option<Guard>; 2]) -> Self {
-        Self::with(scenario, lacks, true)
+    /// The same, checked at every step; its planner and its linter lack a guard, and its agents neglect a rule.
+    pub(crate) fn checked(scenario: Scenario, lacks: [Option<Guard>; 2], lapse: Option<Lapse>) -> Self {
+        Self::with(scenario, lacks, lapse, true)
     }
 
-    fn with(scenario: Scenario, lacks: [Option<Guard>; 2], checked: bool) -> Self {
+    fn with(scenario: Scenario, lacks: [Option<Guard>; 2], lapse: Option<Lapse>, checked: bool) -> Self {
         let scenario_seed = scenario.seed;
         let mut agents: BTreeMap<HostId, Agent> = scenario
             .hosts
@@ -125,6 +139,7 @@ impl World {
             .map(|(spec, number)| Agent::new(spec, &scenario, number, START))
             .map(|agent| (agent.host.clone(), agent))
             .collect();
+        agents.values_mut().for_each(|agent| agent.lapse = lapse);
         for (index, spec) in scenario.vms.iter().enumerate() {
             let vm = SimVm::new(spec, vm_id(index), Guest::new(spec, scenario.seed, index as u64));
             let home = agents.get_mut(&host_id(&spec.host));
@@ -217,6 +232,9 @@ impl World {
             self.post(arrives, Message::Report(report));
         }
         self.time_out(end);
+        if let Some(checker) = &mut self.checker {
+            checker.look(end, &self.agents);
+        }
     }
 
     /// How everything is now.
@@ -312,7 +330,13 @@ impl World {
 
     fn send(&mut self, now: Timestamp, host: HostId, command: Command) {
         if self.agents.get(&host).is_some_and(|agent| agent.running && agent.linked) {
-            self.post(now + Duration::from_millis(self.scenario.link_ms), Message::Command(host, command));
+            let arrives = now + Duration::from_millis(self.scenario.link_ms);
+            let late_share = self.scenario.late_share;
+            if late_share > 0.0 && self.rng.random_bool(late_share.min(1.0)) {
+                let late = Duration::from_secs(self.rng.random_range(1..LATE_S_MAX));
+                self.post(arrives + late, Message::Command(host.clone(), command.clone()));
+            }
+            self.post(arrives, Message::Command(host, command));
         }
     }
 
@@ -321,7 +345,7 @@ impl World {
             Message::Happens(event) => self.happen(now, event),
             Message::LinkUp { host, spool_lost } => {
                 self.with_agent(&host, |agent| {
-                    agent.linked = true;
+                    agent.linked = agent.alive;
                     if spool_lost {
                         agent.lose_spool();
                     }
@@ -329,9 +353,15 @@ impl World {
                 self.connect(now, &host);
             }
             Message::AgentUp(host) => {
-                self.with_agent(&host, |agent| agent.restart(now));
+                self.with_agent(&host, |agent| {
+                    if agent.alive {
+                        agent.restart(now);
+                    }
+                });
                 self.connect(now, &host);
             }
+            Message::HostUp(host) => self.host_up(now, &host),
+            Message::Restarts { from, to } => self.restart_elsewhere(now, &from, &to),
             Message::BrainUp => self.start_brain(now),
             Message::Report(report) => {
                 // A brain that is dead acknowledges nothing: the agent keeps the report. Here it is simply late.
@@ -350,11 +380,11 @@ impl World {
                 Action::Migrate(migration) => self.depart(now, &host, &command, migration, received),
                 _ => self.done(now, &host, &command, received),
             },
-            Message::Arrives(host, command, received) => self.arrive(now, &host, &command, received),
+            Message::Moves(stage, host, command, received) => self.go_on(now, stage, &host, &command, received),
             Message::Outcome(host, outcome) => {
                 if self.core.is_some() {
                     self.check(now, |checker, _| checker.outcome(&outcome));
-                    self.with_agent(&host, |agent| agent.outcomes.retain(|waiting| waiting.id != outcome.id));
+                    self.with_agent(&host, |agent| agent.outcomes.retain(|waiting| *waiting != outcome));
                     self.feed(now, Input::Outcome { host, outcome });
                 }
             }
@@ -366,7 +396,12 @@ impl World {
     fn done(&mut self, now: Timestamp, host: &HostId, command: &Command, received: Timestamp) {
         let Some(agent) = self.agents.get_mut(host).filter(|agent| agent.running) else { return };
         let waited_ms = now.since(received).as_millis() as u64;
+        let is_repeated = agent.answered(command).is_some();
         let outcome = agent.obey(now, command, waited_ms);
+        if let (OutcomeResult::Applied { .. }, false, Some(checker)) = (&outcome.result, is_repeated, &mut self.checker)
+        {
+            checker.obeyed(now, host, command);
+        }
         agent.outcomes.push(outcome.clone());
         if agent.linked {
             self.post(now + Duration::from_millis(self.scenario.link_ms), Message::Outcome(host.clone(), outcome));
@@ -416,22 +451,14 @@ impl World {
                 }
             }
             Event::Move { vm, host } => self.move_vm(now, &vm, &host),
+            Event::HostDies { host, for_s, restarted_on } => {
+                self.host_dies(now, &host_id(&host), for_s, restarted_on.as_deref());
+            }
             Event::SetQuota { vm, cores } => {
                 self.note(now, &format!("someone sets the quota of {vm} to {cores:?} cores by hand"));
                 let vms = self.agents.values_mut().flat_map(|agent| &mut agent.vms);
                 vms.filter(|other| other.name == vm).for_each(|vm| vm.allocation.quota_cores = cores);
             }
-        }
-    }
-
-    fn move_vm(&mut self, now: Timestamp, name: &str, host: &str) {
-        self.note(now, &format!("{name} moves to {host}"));
-        let taken = self.agents.values_mut().find_map(|agent| {
-            let place = agent.vms.iter().position(|vm| vm.name == name && vm.leaving.is_none())?;
-            Some(agent.vms.remove(place))
-        });
-        if let Some(vm) = taken {
-            self.with_agent(&host_id(host), |agent| agent.vms.push(vm));
         }
     }
 

@@ -1,7 +1,8 @@
 //! Seeds by the hundred: whatever is drawn, no rule is broken; and each rule is there for a reason.
 
 use gnomon_core::plan::guard::Guard;
-use gnomon_sim::chaos::check;
+use gnomon_sim::Lapse;
+use gnomon_sim::chaos::{check, check_agents};
 
 /// Seeds of an ordinary run; `cargo xtask bench sim` takes twenty times as many.
 const SEEDS: u64 = 500;
@@ -37,8 +38,29 @@ fn every_guard_that_is_taken_away_is_missed() {
 }
 
 #[test]
-fn what_the_planner_lacks_the_linter_catches() {
-    for guard in Guard::ALL.into_iter().filter(|guard| guard.is_linted()) {
+fn what_the_planner_lacks_of_moves_and_plans_the_linter_catches() {
+    is_caught_by_the_linter(|guard| !SIZES.contains(&guard));
+}
+
+#[test]
+fn what_the_planner_lacks_of_sizes_the_linter_catches() {
+    is_caught_by_the_linter(|guard| SIZES.contains(&guard));
+}
+
+/// Guards of sizes.
+const SIZES: [Guard; 8] = [
+    Guard::InFlight,
+    Guard::Floor,
+    Guard::Ceiling,
+    Guard::Dwell,
+    Guard::Distance,
+    Guard::Reserve,
+    Guard::Step,
+    Guard::Spare,
+];
+
+fn is_caught_by_the_linter(is_meant: fn(Guard) -> bool) {
+    for guard in Guard::ALL.into_iter().filter(|guard| guard.is_linted() && is_meant(*guard)) {
         let dropped: usize = (0..60)
             .map(|seed| {
                 let checked = check(seed, Some(guard), None);
@@ -48,6 +70,15 @@ fn what_the_planner_lacks_the_linter_catches() {
             .sum();
         println!("without {guard:?} in the planner, the linter dropped {dropped} plans");
         assert!(dropped > 0, "the linter never saw what {guard:?} is for");
+    }
+}
+
+#[test]
+fn every_rule_that_agents_neglect_is_missed() {
+    for lapse in Lapse::ALL {
+        let missed = (0..SEEDS).find_map(|seed| check_agents(seed, lapse).broken.map(|broken| (seed, broken.rule)));
+        let (seed, rule) = missed.unwrap_or_else(|| panic!("nobody misses {lapse:?}"));
+        println!("where agents neglect {lapse:?}, seed {seed} breaks: {rule}");
     }
 }
 

@@ -2,8 +2,7 @@
 
 use gnomon_common::wire::{Action, Origin, Outcome, OutcomeResult, Setting, ShadowOrder, Whereabouts};
 use gnomon_core::plan::local_cause;
-use gnomon_core::plan::surge::Aftermath;
-use gnomon_core::{CapacityState, CommandRecord, ShadowState};
+use gnomon_core::{CapacityState, CommandRecord, Expectation, ShadowState};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -40,7 +39,8 @@ struct LocalAct {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Outcomes {
+struct Verdict {
+    expected: &'static str,
     outcome: &'static str,
 }
 
@@ -61,7 +61,7 @@ pub struct DriveMetrics {
     not_sent: Family<NotSent, Counter>,
     settled: Family<Settled, Counter>,
     local_acts: Family<LocalAct, Counter>,
-    surges: Family<Outcomes, Counter>,
+    verdicts: Family<Verdict, Counter>,
     actuation: Histogram,
     moves: Histogram,
     capacity: Family<State, Gauge>,
@@ -82,7 +82,7 @@ impl DriveMetrics {
             not_sent: Family::default(),
             settled: Family::default(),
             local_acts: Family::default(),
-            surges: Family::default(),
+            verdicts: Family::default(),
             actuation: Histogram::new(exponential_buckets(0.000_5, 2.0, 16)),
             moves: Histogram::new(exponential_buckets(0.5, 2.0, 13)),
             capacity: Family::default(),
@@ -124,9 +124,9 @@ impl DriveMetrics {
             metrics.local_acts.clone(),
         );
         registry.register(
-            "gnomon_brain_surges",
-            "Foreseen surges that VMs were grown for, by what came of them: served, unserved, absent",
-            metrics.surges.clone(),
+            "gnomon_brain_verdicts",
+            "Actions by what they were taken for (surge, promise, anomaly, memory, relief) and what came of that: served, unserved, absent",
+            metrics.verdicts.clone(),
         );
         registry.register_with_unit(
             "gnomon_brain_actuation",
@@ -196,11 +196,11 @@ impl DriveMetrics {
         self.settled.get_or_create(&Settled { action: action_name(&record.command.action), outcome }).inc();
     }
 
-    /// Counts what came of a surge, by the verb of its audit entry.
-    pub(super) fn looked_back(&self, verb: &str) {
-        if let Some(aftermath) = Aftermath::ALL.into_iter().find(|aftermath| aftermath.name() == verb) {
-            let outcome = aftermath.name().trim_start_matches("surge_");
-            self.surges.get_or_create(&Outcomes { outcome }).inc();
+    /// Counts what came of what an action was taken for, once that is known.
+    pub(super) fn looked_back(&self, expectation: &Expectation) {
+        if let Some((aftermath, _)) = expectation.verdict() {
+            let verdict = Verdict { expected: expectation.of.name(), outcome: aftermath.name() };
+            self.verdicts.get_or_create(&verdict).inc();
         }
     }
 

@@ -58,6 +58,7 @@ impl Turn {
             Restored::Host { .. }
             | Restored::History { .. }
             | Restored::Lesson(_)
+            | Restored::Expectation(_)
             | Restored::Hold { .. }
             | Restored::Mode { .. }
             | Restored::Drain { .. }
@@ -201,7 +202,7 @@ impl Turn {
             }
             Record::Command(record) => drop(self.unanswered.insert(record.command.id, record.clone())),
             Record::LocalAct { outcome, .. } => self.metrics.acted(outcome),
-            Record::Audit(audit) => self.metrics.looked_back(&audit.verb),
+            Record::Expectation { expectation, .. } => self.metrics.looked_back(expectation),
             Record::Capacity(_) => self.metrics.asked(self.desk.core.capacity_states()),
             Record::Shadow(_) => self.metrics.shadowed(self.desk.core.shadow_states()),
             Record::Proposal(_) => self.metrics.proposed(self.desk.core.proposals_open()),

@@ -13,7 +13,7 @@ use gnomon_common::wire::{
     Action, AgentEpoch, Command, CommandId, Fence, Migration, Origin, Outcome, OutcomeResult, Report, Sequence,
     Setting, Whereabouts, frame,
 };
-use gnomon_core::{Audit, CommandRecord, Record, Restored};
+use gnomon_core::{Audit, CommandRecord, Ending, Expectation, ExpectationState, Record, Restored};
 use serde_json::json;
 use sqlx::Connection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
@@ -48,6 +48,7 @@ on_every_database!(
     a_commit_gets_its_turn_while_much_is_pruned,
     nobody_leads_beside_a_leader_and_one_that_was_deposed_writes_nothing,
     a_lease_is_renewed_while_a_batch_takes_long,
+    what_is_expected_comes_back_before_the_reports_until_it_is_over,
     moves_and_resizes_that_were_answered_lately_are_told_to_a_new_core,
     a_take_over_displaces_who_leads_and_is_kept_for_one_place_for_a_while,
     new_terms_for_agents_sake_are_counted_from_the_last_take_over_on,
@@ -194,6 +195,44 @@ async fn moves_and_resizes_that_were_answered_lately_are_told_to_a_new_core(data
     store.restore(now(), &mut sink).await.unwrap();
     assert_eq!(under_way, [6], "what stands still between two hosts is under way");
     assert_eq!(tried, [2, 3, 5, 8]);
+}
+
+async fn what_is_expected_comes_back_before_the_reports_until_it_is_over(database: Database) {
+    let expected = |number: u64, state: ExpectationState| {
+        let of = json!({"kind": "promise", "before_cores": 0.5});
+        let command = CommandId { term: 1, number };
+        let sent = json!({"command": command, "vm": vm(1), "of": of, "from": null, "lasts_ms": 60_000,
+            "state": "sent", "cost": null});
+        let mut expectation: Expectation = serde_json::from_value(sent).unwrap();
+        expectation.state = state;
+        expectation
+    };
+    let ago = |hours: u64| now() - Duration::from_secs(hours * 3600);
+    let entry_of = |expectation: &Expectation| {
+        Entry::Record(Box::new(Record::Expectation { expectation: Box::new(expectation.clone()), at: ago(2) }))
+    };
+    let store = database.open().await;
+    let (sent, awaited) = (expected(1, ExpectationState::Sent), expected(1, ExpectationState::Awaited));
+    let over = expected(2, ExpectationState::Over(Ending::NotDone));
+    let (late, gone) = (expected(3, ExpectationState::Sent), expected(2, ExpectationState::Sent));
+    let entries =
+        [entry_of(&late), entry_of(&sent), entry_of(&gone), entry(1, now()), entry_of(&awaited), entry_of(&over)];
+    store.commit(&entries).await.unwrap();
+    drop(store);
+
+    let store = database.open().await;
+    let (mut expectations, mut reports) = (Vec::new(), 0);
+    let mut sink = |restored| match restored {
+        Restored::Expectation(expectation) => {
+            assert_eq!(reports, 0, "what was seen of it the reports tell");
+            expectations.push(*expectation);
+        }
+        Restored::Report(_) => reports += 1,
+        _ => {}
+    };
+    store.restore(Timestamp::default(), &mut sink).await.unwrap();
+    assert_eq!((expectations, reports), (vec![awaited, late], 1));
+    assert_eq!(store.prune(Timestamp::default(), ago(1), Timestamp::default()).await.unwrap(), 3);
 }
 
 /// The audit line of an operator's take-over.

@@ -182,7 +182,8 @@ impl Core {
             VmState::ShutOff | VmState::Crashed | VmState::Arriving => return Claim::default(),
             _ => vm.has_bytes(),
         };
-        if vm.state != VmState::Running {
+        // One that stands still between two hosts may run here again at any moment.
+        if vm.state != VmState::Running && !vm.is_parked {
             return Claim { memory_bytes, ..Claim::default() };
         }
         if vm.shadow.is_some() {
@@ -222,6 +223,11 @@ impl Core {
     /// Where a VM is on its way to, by a command of Gnomon's.
     pub(super) fn destination_of(&self, vm: VmId) -> Option<&HostId> {
         self.moves.under_way.get(&vm).map(|way| &way.to)
+    }
+
+    /// The VMs that Gnomon has sent to a host and that are on their way.
+    pub(super) fn sent_to(&self, host: &HostId) -> impl Iterator<Item = &VmId> {
+        self.moves.under_way.iter().filter(move |(_, way)| way.to == *host).map(|(vm, _)| vm)
     }
 
     /// Notes a move that is about to be commanded.

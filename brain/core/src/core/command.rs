@@ -47,6 +47,7 @@ impl Core {
             by_operator: action.reason == Reason::Operator,
             approved_by: action.approved_by.clone(),
         };
+        self.expect(now, id, &action);
         let deadline = deadline(&record);
         if let Some(vm) = self.fleet.vms.get_mut(&action.vm) {
             if action.action == Action::AbortMigration {
@@ -202,6 +203,7 @@ impl Core {
     /// Draws the consequences of an answer.
     fn settle(&mut self, now: Timestamp, host: &HostId, outcome: &Outcome, record: &CommandRecord) {
         let (id, vm_id, action) = (outcome.id, outcome.vm, &record.command.action);
+        self.await_expected(now, outcome);
         let Some(vm) = self.fleet.vms.get_mut(&vm_id) else { return };
         vm.note_result(id, &outcome.result);
         let detail = match &outcome.result {
@@ -210,7 +212,6 @@ impl Core {
                 let released = self.holds.on_vm(vm_id, vm.host.as_ref()) == Some(Hold::Released);
                 vm.restored |= *action == Action::Release && released;
                 self.take_read_back(vm_id, after, outcome.at, now);
-                self.await_surge(vm_id, id);
                 if let (Action::Set(Setting::CpuQuota { .. }), Some(host)) = (action, self.fleet.hosts.get_mut(host)) {
                     host.reaction.learn(now.since(record.issued));
                 }
@@ -298,6 +299,7 @@ impl Core {
             let record = CommandRecord { unanswered: true, ..flight.record };
             vm.given_up = Some(record.clone());
             self.set_down(vm_id, record.command.id);
+            self.expect_no_more(now, vm_id, record.command.id);
             self.end_abort(vm_id);
             self.back_off(now, &record);
             let text = format!("host {}, VM {vm_id}: no answer to command {}", record.host, record.command.id);

@@ -187,13 +187,14 @@ impl Core {
         let starved = if sizing.starved { " It starves: what it wants cannot be seen." } else { "" };
         Some(format!(
             "Its guest has {} of memory and wants {}.{starved} With a headroom of {headroom}, a reserve of {} and within {} to {}, \
-             {} are wanted.",
+             {} are wanted. Its host has {} to spare for balloons that grow.",
             mib(sizing.balloon),
             mib(sizing.demand),
             mib(sizing.reserve),
             mib(sizing.floor),
             mib(sizing.ceiling),
             mib(sizing.enough(headroom)),
+            mib(vm.host.as_ref().map_or(0, |host| self.spare_bytes(host))),
         ))
     }
 

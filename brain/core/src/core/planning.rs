@@ -9,6 +9,7 @@ use gnomon_common::wire::{Action, Fence, HostId, Means, Report, Setting, VmId, V
 use super::Core;
 use crate::fleet::{Host, Vm};
 use crate::io::Record;
+use crate::plan::dwell::Rhythm;
 use crate::plan::guard::Guard;
 use crate::plan::lint::{self, VmFacts};
 use crate::plan::memory::{BalloonSizing, Unsizable};
@@ -34,10 +35,11 @@ impl Core {
         // Sorted, whatever the report's order; an agent that names a VM twice gets one action.
         let vms: BTreeSet<VmId> =
             report.vms.iter().filter(|window| is_evidence(window)).map(|window| window.vm).collect();
+        let mut spare_bytes = if self.policy.memory.manage { self.spare_for(&report.host) } else { 0 };
         self.review_budgets(now, vms.iter().copied());
         let mut by_mode: BTreeMap<Mode, Vec<PlannedAction>> = BTreeMap::new();
         for vm in vms {
-            let action = self.judge(now, &report.host, vm, end, length);
+            let action = self.judge(now, &report.host, vm, end, length, &mut spare_bytes);
             by_mode.entry(self.acting(self.mode_of(vm))).or_default().extend(action);
         }
         for (mode, actions) in by_mode {
@@ -51,6 +53,11 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// What the balloons of a host may grow by, as far as the planner keeps to that.
+    fn spare_for(&self, host: &HostId) -> u64 {
+        if self.moves.guards.plans(Guard::Spare) { self.spare_bytes(host) } else { u64::MAX }
     }
 
     /// What is done in a mode. Without its guard, nothing waits for an operator.
@@ -77,15 +84,17 @@ impl Core {
         id: VmId,
         end: Timestamp,
         length: Duration,
+        spare_bytes: &mut u64,
     ) -> Option<PlannedAction> {
         let mode = self.acting(self.mode_of(id));
         if let Some(vm) = self.fleet.vms.get_mut(&id).filter(|_| mode != Mode::Recommend) {
             (vm.recommended, vm.recommended_bytes) = (None, None);
         }
         // Both are judged at every report: each has a dwell time to keep.
-        let wishes = [self.judge_cpu(now, host, id, end, length), self.judge_memory(now, host, id, length)];
+        let wishes =
+            [self.judge_cpu(now, host, id, end, length), self.judge_memory(now, host, id, length, *spare_bytes)];
         let vm = self.fleet.vms.get(&id)?;
-        if vm.flight.is_some() {
+        if vm.flight.is_some() && self.moves.guards.plans(Guard::InFlight) {
             return None;
         }
         let is_held = self.is_held(id, vm, host);
@@ -101,6 +110,9 @@ impl Core {
         // Of equals the first.
         let Wish { target, reason } = free.into_iter().min_by_key(|wish| wish.reason.is_slack())?;
         let before = self.fleet.vms.get(&id)?.in_force(target);
+        if let (Setting::Memory { bytes }, Some(Setting::Memory { bytes: before })) = (target, before) {
+            *spare_bytes = spare_bytes.saturating_sub(bytes.saturating_sub(before));
+        }
         Some(PlannedAction {
             host: host.clone(),
             vm: id,
@@ -123,7 +135,7 @@ impl Core {
     }
 
     fn judge_cpu(&mut self, now: Timestamp, host: &HostId, id: VmId, end: Timestamp, length: Duration) -> Option<Wish> {
-        let skill_min = self.skill_min();
+        let (skill_min, guards) = (self.skill_min(), self.moves.guards);
         let facts = self.fleet.hosts.get(host)?;
         let vm = self.fleet.vms.get_mut(&id).filter(|vm| vm.host.as_ref() == Some(host))?;
         let Some(mut sizing) = sizing(vm, facts, &self.policy, skill_min, end) else {
@@ -131,9 +143,13 @@ impl Core {
             self.surpluses.end(id);
             return None;
         };
+        sizing.bounds = sizing.bounds.kept_by(|guard| guards.plans(guard));
         self.set_aside(now, id, host, &mut sizing);
         let vm = self.fleet.vms.get_mut(&id)?;
-        let verdict = vm.pace.judge(now, length, &sizing, &self.policy.cpu);
+        let policy = &self.policy.cpu;
+        let rhythm =
+            Rhythm::of_ms(policy.shrink_dwell_ms, policy.shrink_interval_ms).kept_by(|guard| guards.plans(guard));
+        let verdict = vm.pace.judge(now, length, &sizing, policy, rhythm);
         vm.verdict = Some(verdict);
         let Some((cores, reason)) = verdict.resize else {
             vm.recommended = None;
@@ -145,14 +161,26 @@ impl Core {
         (!already_recommended).then_some(Wish { target: Setting::CpuQuota { cores: Some(cores) }, reason })
     }
 
-    fn judge_memory(&mut self, now: Timestamp, host: &HostId, id: VmId, length: Duration) -> Option<Wish> {
+    fn judge_memory(
+        &mut self,
+        now: Timestamp,
+        host: &HostId,
+        id: VmId,
+        length: Duration,
+        spare_bytes: u64,
+    ) -> Option<Wish> {
+        let guards = self.moves.guards;
         let facts = self.fleet.hosts.get(host)?;
         let vm = self.fleet.vms.get_mut(&id).filter(|vm| vm.host.as_ref() == Some(host))?;
         let Some(Ok(sizing)) = balloon_sizing(vm, facts, &self.policy) else {
             vm.balloon_verdict = None;
             return None;
         };
-        let verdict = vm.balloon_pace.judge(now, length, &sizing, &self.policy.memory);
+        let sizing = sizing.kept_by(|guard| guards.plans(guard)).within(spare_bytes);
+        let policy = &self.policy.memory;
+        let rhythm =
+            Rhythm::of_ms(policy.shrink_dwell_ms, policy.shrink_interval_ms).kept_by(|guard| guards.plans(guard));
+        let verdict = vm.balloon_pace.judge(now, length, &sizing, policy, rhythm);
         vm.balloon_verdict = Some(verdict);
         let Some((bytes, reason)) = verdict.resize else {
             vm.recommended_bytes = None;
@@ -251,11 +279,18 @@ impl Core {
             let is_held = set_by_hand || vm.stood_down || self.holds.on_vm(action.vm, vm.host.as_ref()).is_some();
             Some(VmFacts {
                 host: vm.host.clone(),
-                bounds: Bounds::new(&self.policy.cpu, &host.facts.cpu_bounds, vm.allocation.vcpus),
+                bounds: Bounds::new(&self.policy.cpu, &host.facts.cpu_bounds, vm.allocation.vcpus)
+                    .map(|bounds| bounds.kept_by(|guard| guards.lints(guard))),
                 limit_cores: vm.allocation.cpu_limit_cores(),
                 live_cores: vm.cpu.map_or(0.0, |cpu| live_cores(&cpu, &vm.allocation)),
-                balloon: balloon_sizing(vm, host, &self.policy).and_then(Result::ok),
-                command_in_flight: vm.flight.is_some(),
+                balloon: balloon_sizing(vm, host, &self.policy)
+                    .and_then(Result::ok)
+                    .map(|sizing| sizing.kept_by(|guard| guards.lints(guard))),
+                spare_bytes: match action.action {
+                    Action::Set(Setting::Memory { .. }) if guards.lints(Guard::Spare) => self.spare_bytes(&action.host),
+                    _ => u64::MAX,
+                },
+                command_in_flight: vm.flight.is_some() && guards.lints(Guard::InFlight),
                 hands_off: (guards.lints(Guard::Terms) && vm.terms.hands_off())
                     || (guards.lints(Guard::Hold) && is_held),
                 surplus: vm.host.as_ref().and_then(|host| self.surplus_of(plan.at, action.vm, vm, host)),

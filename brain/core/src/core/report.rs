@@ -88,7 +88,7 @@ impl Core {
             if newest {
                 self.take_inventory(report, window, now);
             }
-            left_out += usize::from(self.teach(report, window, length, newest, now.is_none()) == Some(Taught::Behind));
+            left_out += usize::from(self.teach(report, window, length, newest, now) == Some(Taught::Behind));
         }
         if left_out > 0 {
             let Report { host, sequence, .. } = report;
@@ -96,8 +96,9 @@ impl Core {
             self.notice("window_out_of_order", text);
         }
         if newest && report.inventory_complete {
-            self.take_vanished(report);
+            self.take_vanished(report, now);
         }
+        self.see(report, length);
         newest
     }
 
@@ -171,15 +172,17 @@ impl Core {
         window: &VmWindow,
         length: Duration,
         newest: bool,
-        restores: bool,
+        now: Option<Timestamp>,
     ) -> Option<Taught> {
         let vm = self.fleet.vms.get_mut(&window.vm).filter(|vm| !newest || vm.host.as_ref() == Some(&report.host))?;
-        let taught = vm.teach(window, report.start, length, newest, restores);
+        let taught = vm.teach(window, report.start, length, newest, now.is_none());
         match taught {
             Taught::Nothing | Taught::Demand | Taught::Filled | Taught::Behind => {}
             Taught::ClockSetBack => {
-                vm.surge = None;
                 self.cancel_fit(window.vm);
+                if let Some(now) = now {
+                    self.look_away(now, window.vm);
+                }
                 let text = format!("VM {}: its host's clock was set back; later history was forgotten", window.vm);
                 self.notice("host_clock_set_back", text);
             }
@@ -190,7 +193,7 @@ impl Core {
         Some(taught)
     }
 
-    fn take_vanished(&mut self, report: &Report) {
+    fn take_vanished(&mut self, report: &Report, now: Option<Timestamp>) {
         let reported: BTreeSet<VmId> = report.vms.iter().map(|window| window.vm).collect();
         let Some(host) = self.fleet.hosts.get(&report.host) else { return };
         let end = report.start + window_of(report);
@@ -203,6 +206,10 @@ impl Core {
             }
             self.withdraw_all_of(id);
             self.surpluses.end(id);
+            // A restart goes through reports of a time before anything was expected.
+            if let Some(now) = now {
+                self.look_away(now, id);
+            }
             if let Some(vm) = self.fleet.vms.get(&id) {
                 let (name, state) = (vm.name.clone(), vm.state);
                 self.persist(Record::Vm { vm: id, name, host: None, state, at: end });

@@ -29,6 +29,7 @@ impl Core {
                 self.moves.draining.insert(host, since);
             }
             Restored::Lesson(Lesson::Promise(promise)) => self.sizes.resume(promise),
+            Restored::Expectation(expectation) => self.restore_expectation(*expectation),
             Restored::Report(report) => {
                 self.observe(&report, None);
             }

@@ -22,6 +22,12 @@ const TRAINING_DAYS_MIN: u64 = 2;
 /// What a violation is worth is kept in the store so often: every hour.
 const PERSIST_STEPS: u64 = 12;
 
+/// A size is held for so many steps at least once it is taken, in which it is to keep the promise.
+const DWELL_STEPS: usize = 6;
+
+/// The same as a time.
+pub(super) const PROMISE_DWELL: Duration = Duration::from_millis(DWELL_STEPS as u64 * Tier::Minutes5.step_ms());
+
 /// Demand is told to the sizer in hundredths of a core: the steps of a quota.
 const UNITS_PER_CORE: f64 = 1.0 / QUOTA_STEP_CORES;
 
@@ -69,7 +75,7 @@ impl Sizes {
             day_steps: DAY_STEPS as usize,
             quantum: 1.0,
             saving_min: 0.1,
-            dwell_steps: 6,
+            dwell_steps: DWELL_STEPS,
             resize_cost: RESIZE_COST,
         };
         Self {

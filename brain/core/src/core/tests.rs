@@ -10,6 +10,7 @@ mod culprits;
 mod dirty_rates;
 mod disks;
 mod exits;
+mod feedback;
 mod invariants;
 mod local;
 mod long_run;

@@ -22,7 +22,6 @@ use crate::plan::budget::Tally;
 use crate::plan::memory::{BalloonPace, BalloonVerdict};
 use crate::plan::pace::{Pace, Verdict};
 use crate::plan::size::live_cores;
-use crate::plan::surge::Surge;
 use crate::policy::Policy;
 use crate::sizing::Slot;
 use crate::view::RecentAction;
@@ -138,8 +137,6 @@ pub(crate) struct Vm {
     pub(crate) given_up: Option<CommandRecord>,
     /// The command to give up its move, until that is answered: the move itself is in flight meanwhile.
     pub(crate) abort: Option<CommandRecord>,
-    /// What it was grown for and has not come yet.
-    pub(crate) surge: Option<Surge>,
     /// Its baseline was restored under the present release.
     pub(crate) restored: bool,
     pub(crate) recent: VecDeque<RecentAction>,
@@ -187,7 +184,6 @@ impl Vm {
             flight: None,
             given_up: None,
             abort: None,
-            surge: None,
             restored: false,
             recent: VecDeque::new(),
         }
@@ -213,7 +209,7 @@ impl Vm {
         if window.shadow.is_some() {
             // What it does is what it was told to do: that teaches nothing, and is not forecast.
             if newest {
-                self.cpu = window.cpu.filter(|cpu| believe(cpu, window.allocation.vcpus, start, length).is_ok());
+                self.cpu = believed_cpu(window, start, length);
                 self.memory = window.memory;
             }
             return Taught::Nothing;
@@ -279,9 +275,7 @@ impl Vm {
             .read_back
             .zip(now)
             .is_some_and(|((at, heard), now)| end < at && now >= heard && now.since(heard) < READ_BACK_PREVAILS);
-        // No number and no CPU at all are no quotas: it is unknown, which is planned for as unlimited.
-        let reported = window.allocation.quota_cores.filter(|quota| quota.is_finite() && *quota > 0.0);
-        let mut allocation = Allocation { quota_cores: reported, ..window.allocation };
+        let mut allocation = believed_allocation(&window.allocation);
         let mut memory = window.memory.filter(|_| window.state == VmState::Running);
         if superseded {
             allocation =
@@ -360,6 +354,17 @@ impl Vm {
             action.result = Some(result.clone());
         }
     }
+}
+
+/// What a window tells of its VM's CPU, if that is believed.
+pub(crate) fn believed_cpu(window: &VmWindow, start: Timestamp, length: Duration) -> Option<CpuWindow> {
+    window.cpu.filter(|cpu| believe(cpu, window.allocation.vcpus, start, length).is_ok())
+}
+
+/// What a VM has as it was reported. No number and no CPU at all are no quotas: it is unknown, which is planned for as unlimited.
+pub(crate) fn believed_allocation(reported: &Allocation) -> Allocation {
+    let quota_cores = reported.quota_cores.filter(|quota| quota.is_finite() && *quota > 0.0);
+    Allocation { quota_cores, ..*reported }
 }
 
 /// Checks a window and bounds its demand by the VM's vCPUs: emulator threads may add to what it ran, but not to what a quota

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
 
+use super::guard::Guard;
+
 /// Windows remembered for the dwell time. More than a day's dwell of 10-second windows, and only falling maxima are kept.
 const DWELL_WINDOWS_MAX: usize = 10_000;
 
@@ -25,6 +27,12 @@ pub(crate) struct Rhythm {
 impl Rhythm {
     pub(crate) fn of_ms(dwell_ms: u64, interval_ms: u64) -> Self {
         Self { dwell: Duration::from_millis(dwell_ms), interval: Duration::from_millis(interval_ms) }
+    }
+
+    /// As far as its guards are kept.
+    pub(crate) fn kept_by(self, keeps: impl Fn(Guard) -> bool) -> Self {
+        let kept = |guard, time| if keeps(guard) { time } else { Duration::ZERO };
+        Self { dwell: kept(Guard::Dwell, self.dwell), interval: kept(Guard::Distance, self.interval) }
     }
 }
 

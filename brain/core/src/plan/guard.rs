@@ -41,6 +41,22 @@ pub enum Guard {
     Skill,
     /// Nothing is shrunk or moved outside maintenance windows.
     Windows,
+    /// A VM gets one command at a time.
+    InFlight,
+    /// No size is below the floor of policy and agent.
+    Floor,
+    /// No quota is above the agent's ceiling, or what the vCPUs can use.
+    Ceiling,
+    /// What was wanted within the dwell time is not taken away.
+    Dwell,
+    /// Shrinks keep their distance.
+    Distance,
+    /// Memory is not taken below live use and the agent's reserve.
+    Reserve,
+    /// Memory is taken in small steps.
+    Step,
+    /// No balloon grows beyond the memory that its host has.
+    Spare,
     /// In mode `approve`, nothing leaves that no operator approved.
     Approval,
     /// No more is done with a plan than the most cautious mode allows that an operator or an owner gave to the fleet, a host or a VM.
@@ -51,7 +67,7 @@ pub enum Guard {
 
 impl Guard {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 30] = [
         Self::Terms,
         Self::Hold,
         Self::Draining,
@@ -71,6 +87,14 @@ impl Guard {
         Self::Stranger,
         Self::Skill,
         Self::Windows,
+        Self::InFlight,
+        Self::Floor,
+        Self::Ceiling,
+        Self::Dwell,
+        Self::Distance,
+        Self::Reserve,
+        Self::Step,
+        Self::Spare,
         Self::Approval,
         Self::Modes,
         Self::ShadowApart,
@@ -78,7 +102,17 @@ impl Guard {
 
     /// Whether the linter sees a plan that breaks it. The others are about more than one plan, or about what is worth while.
     pub fn is_linted(self) -> bool {
-        !matches!(self, Self::Budget | Self::Resizes | Self::CoolDown | Self::Rounds | Self::Gain | Self::Stranger)
+        !matches!(
+            self,
+            Self::Budget
+                | Self::Resizes
+                | Self::CoolDown
+                | Self::Rounds
+                | Self::Gain
+                | Self::Stranger
+                | Self::Dwell
+                | Self::Distance
+        )
     }
 }
 

@@ -1,5 +1,7 @@
 //! A second opinion on every plan, before it leaves: it knows the rules but not how the planner came to its result.
 
+use std::collections::BTreeMap;
+
 use gnomon_common::wire::{Action, Fence, HostId, Setting, VmId};
 use thiserror::Error;
 
@@ -17,6 +19,8 @@ pub(crate) struct VmFacts {
     pub(crate) live_cores: f64,
     /// `None` where memory has no size to plan.
     pub(crate) balloon: Option<BalloonSizing>,
+    /// What the balloons of its host may grow by together.
+    pub(crate) spare_bytes: u64,
     pub(crate) command_in_flight: bool,
     /// An operator or the agent keeps Gnomon's hands off what the action would change.
     pub(crate) hands_off: bool,
@@ -69,6 +73,8 @@ pub(crate) enum Violation {
     BelowLiveUse { vm: VmId, bytes: u64, least: u64 },
     #[error("VM {vm} would shrink to {bytes} bytes, in too large a step: not below {least} at once")]
     Step { vm: VmId, bytes: u64, least: u64 },
+    #[error("VM {0} would grow beyond the memory that its host has to spare")]
+    Spare(VmId),
     #[error("VM {0} would shrink for a reason to grow, or grow for a reason to shrink")]
     Reason(VmId),
 }
@@ -85,6 +91,7 @@ pub(crate) fn check(
     if let Some(pair) = plan.actions.windows(2).find(|pair| pair[0].vm >= pair[1].vm) {
         return Err(Violation::Order(pair[1].vm));
     }
+    let mut granted_bytes: BTreeMap<&HostId, u64> = BTreeMap::new();
     for action in &plan.actions {
         let vm = action.vm;
         let facts =
@@ -126,7 +133,15 @@ pub(crate) fn check(
         }
         match action.action {
             Action::Set(Setting::CpuQuota { cores: Some(cores) }) => quota(vm, cores, action.reason, &facts)?,
-            Action::Set(Setting::Memory { bytes }) => memory(vm, bytes, action.reason, &facts)?,
+            Action::Set(Setting::Memory { bytes }) => {
+                memory(vm, bytes, action.reason, &facts)?;
+                let granted_bytes = granted_bytes.entry(&action.host).or_default();
+                let grows_by = bytes.saturating_sub(facts.balloon.map_or(0, |sizing| sizing.balloon));
+                *granted_bytes = granted_bytes.saturating_add(grows_by);
+                if *granted_bytes > facts.spare_bytes && !action.reason.is_slack() {
+                    return Err(Violation::Spare(vm));
+                }
+            }
             // Of moves there is more to know: see [`super::balance`].
             Action::Migrate(_) => {}
             Action::Set(_)
@@ -249,6 +264,7 @@ mod tests {
                     step_max: 0.05,
                     starved: false,
                 }),
+                spare_bytes: 1000 * MIB,
                 command_in_flight: asked.vm == vm(9),
                 hands_off: asked.vm == vm(8),
                 surplus: (asked.vm != vm(3)).then_some(Surplus { cores: 0.2, until: Timestamp::from_unix_ms(1000) }),
@@ -316,6 +332,9 @@ mod tests {
         assert!(matches!(balloon(955 * MIB, shrink), Err(Violation::BelowLiveUse { .. })));
         assert_eq!(balloon(960 * MIB, grow), Err(Violation::Reason(vm(1))));
         assert_eq!(balloon(1500 * MIB, shrink), Err(Violation::Reason(vm(1))));
+        let grown = |number, mib: u64| set(number, Setting::Memory { bytes: mib * MIB }, grow);
+        assert_eq!(verdict(vec![grown(1, 1500), grown(2, 1500)]), Ok(()));
+        assert_eq!(verdict(vec![grown(1, 1500), grown(2, 1501)]), Err(Violation::Spare(vm(2))), "together");
         assert_eq!(balloon(1500 * MIB, Reason::LiveDemand { demand_cores: 1.0 }), Err(Violation::Reason(vm(1))));
     }
 
@@ -341,6 +360,7 @@ mod tests {
                     step_max: 0.05,
                     starved: false,
                 }),
+                spare_bytes: 0,
                 command_in_flight: false,
                 hands_off: false,
                 surplus: None,

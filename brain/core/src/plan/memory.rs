@@ -14,6 +14,7 @@ use thiserror::Error;
 use super::Reason;
 use super::backoff::Backoff;
 use super::dwell::{Dwell, Evidence, Rhythm};
+use super::guard::Guard;
 use crate::policy::MemoryPolicy;
 
 /// Balloon targets are multiples of this, in bytes: finer steps would be resizes for nothing.
@@ -87,6 +88,23 @@ impl BalloonSizing {
         Ok(Self { floor, ceiling, balloon, demand, reserve: agent.reserve_bytes, step_max, starved })
     }
 
+    /// As far as its guards are kept.
+    pub(crate) fn kept_by(self, keeps: impl Fn(Guard) -> bool) -> Self {
+        Self {
+            floor: if keeps(Guard::Floor) { self.floor } else { 0 },
+            reserve: if keeps(Guard::Reserve) { self.reserve } else { 0 },
+            step_max: if keeps(Guard::Step) { self.step_max } else { 1.0 },
+            ..self
+        }
+    }
+
+    /// Where its host can spare so much: no larger than that allows, and no smaller than it is for want of it.
+    pub(crate) fn within(self, spare_bytes: u64) -> Self {
+        let most = self.balloon.saturating_add(spare_bytes) / BALLOON_STEP_BYTES * BALLOON_STEP_BYTES;
+        let ceiling = self.ceiling.min(most.max(self.balloon));
+        Self { ceiling, floor: self.floor.min(ceiling), ..self }
+    }
+
     /// What provides for the demand.
     pub(crate) fn enough(&self, headroom: f64) -> u64 {
         let comfortable = (self.demand as f64 * headroom).ceil() as u64;
@@ -141,14 +159,13 @@ impl BalloonPace {
         window: Duration,
         sizing: &BalloonSizing,
         policy: &MemoryPolicy,
+        rhythm: Rhythm,
     ) -> BalloonVerdict {
         let BalloonSizing { balloon, demand, starved, .. } = *sizing;
-        let enough = sizing.enough(policy.headroom);
-        let rhythm = Rhythm::of_ms(policy.shrink_dwell_ms, policy.shrink_interval_ms);
-        // While it starves, what it seems to want is not what it wants: such a window vouches for no smaller size.
-        let enough_for_sure = if starved { enough.max(balloon) } else { enough };
+        let (enough, grown) = (sizing.enough(policy.headroom), sizing.pressing(policy.headroom));
+        // While it starves, what it seems to want is not what it wants: such a window vouches for nothing less than what it is given for that.
+        let enough_for_sure = if starved { grown.max(balloon) } else { enough };
         self.dwell.witness(now, window, Evidence { enough: enough_for_sure, demand }, rhythm);
-        let grown = sizing.pressing(policy.headroom);
         let worth_growing = starved || grown as f64 > balloon as f64 * (1.0 + policy.hysteresis);
         let resize = if self.backoff.until(now).is_some() {
             None
@@ -209,6 +226,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
     const WINDOW: Duration = Duration::from_secs(10);
+    const RHYTHM: Rhythm = Rhythm { dwell: Duration::from_secs(60), interval: Duration::from_secs(30) };
     const AGENT: MemoryBounds = MemoryBounds { reserve_bytes: 64 * MIB, shrink_step_max: 0.05 };
 
     fn at(second: u64) -> Timestamp {
@@ -240,7 +258,9 @@ mod tests {
     }
 
     fn judge(pace: &mut BalloonPace, second: u64, window: &MemoryWindow) -> Option<(u64, Reason)> {
-        pace.judge(at(second), WINDOW, &sizing(window), &policy()).resize.map(|(bytes, reason)| (bytes / MIB, reason))
+        pace.judge(at(second), WINDOW, &sizing(window), &policy(), RHYTHM)
+            .resize
+            .map(|(bytes, reason)| (bytes / MIB, reason))
     }
 
     #[test]
@@ -267,10 +287,17 @@ mod tests {
         starved.guest = Some(GuestMemory { swap_in_bytes_per_s: 5e6, ..GuestMemory::default() });
         let mut pace = BalloonPace::default();
         assert_eq!(judge(&mut pace, 0, &starved), Some((1250, Reason::GuestStarves { demand_bytes: 300 * MIB })));
-        for second in (10..60).step_by(10) {
+        for second in (10..70).step_by(10) {
             assert_eq!(judge(&mut pace, second, &window(1250, 300)), None);
         }
-        assert_eq!(judge(&mut pace, 60, &window(1250, 300)).map(|(mib, _)| mib), Some(1188));
+        assert_eq!(judge(&mut pace, 70, &window(1250, 300)).map(|(mib, _)| mib), Some(1188));
+        // Nor is it taken back at once where it was quiet for long before.
+        let mut pace = BalloonPace::default();
+        assert!((0..200).step_by(10).all(|second| judge(&mut pace, second, &window(1000, 800)).is_none()));
+        assert_eq!(judge(&mut pace, 200, &starved).map(|(mib, _)| mib), Some(1250));
+        for second in (210..270).step_by(10) {
+            assert_eq!(judge(&mut pace, second, &window(1250, 300)), None, "at {second}");
+        }
         let mut pace = BalloonPace::default();
         let mut faulting = window(1000, 990);
         faulting.guest =
@@ -296,6 +323,18 @@ mod tests {
         }
         // The last size that is not worth another step: 720 would do.
         assert_eq!(steps, [(60, 950), (90, 903), (120, 858), (150, 816), (180, 776), (210, 738)]);
+    }
+
+    #[test]
+    fn a_balloon_grows_by_what_its_host_can_spare_and_shrinks_all_the_same() {
+        let judged = |demand_mib, spare_mib: u64| {
+            let mut pace = BalloonPace::default();
+            let sizing = sizing(&window(1000, demand_mib)).within(spare_mib * MIB);
+            let verdicts = (0..70).step_by(10).map(|second| pace.judge(at(second), WINDOW, &sizing, &policy(), RHYTHM));
+            verdicts.filter_map(|verdict| verdict.resize).map(|(bytes, _)| bytes / MIB).next()
+        };
+        assert_eq!([judged(1000, 500), judged(1000, 120), judged(1000, 0)], [Some(1200), Some(1120), None]);
+        assert_eq!(judged(600, 0), Some(950));
     }
 
     #[test]
@@ -343,7 +382,7 @@ mod tests {
                 let agent = MemoryBounds { shrink_step_max: step_max, ..AGENT };
                 let window = window(balloon, demand);
                 let sizing = BalloonSizing::new(Some(&window), 2048 * MIB, &agent, &policy()).unwrap();
-                let verdict = pace.judge(at(index as u64 * 10), WINDOW, &sizing, &policy());
+                let verdict = pace.judge(at(index as u64 * 10), WINDOW, &sizing, &policy(), RHYTHM);
                 let Some((target, _)) = verdict.resize else { continue };
                 prop_assert!((sizing.floor..=sizing.ceiling).contains(&target));
                 prop_assert_eq!(target % BALLOON_STEP_BYTES, 0);

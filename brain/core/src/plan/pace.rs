@@ -28,10 +28,16 @@ pub(crate) struct Pace {
 
 impl Pace {
     /// Takes the evidence of one report and decides.
-    pub(crate) fn judge(&mut self, now: Timestamp, window: Duration, sizing: &Sizing, policy: &CpuPolicy) -> Verdict {
+    pub(crate) fn judge(
+        &mut self,
+        now: Timestamp,
+        window: Duration,
+        sizing: &Sizing,
+        policy: &CpuPolicy,
+        rhythm: Rhythm,
+    ) -> Verdict {
         let (grown, enough) = sizing.quotas(policy.headroom);
         let demand = sizing.promised_cores.unwrap_or(sizing.possible_cores());
-        let rhythm = Rhythm::of_ms(policy.shrink_dwell_ms, policy.shrink_interval_ms);
         self.dwell.witness(now, window, Evidence { enough, demand }, rhythm);
         let limit = sizing.limit_cores();
         let resize = if self.backoff.until(now).is_some() {
@@ -89,8 +95,10 @@ mod tests {
     }
 
     fn policy() -> CpuPolicy {
-        CpuPolicy { shrink_dwell_ms: 60_000, shrink_interval_ms: 30_000, ..CpuPolicy::default() }
+        CpuPolicy::default()
     }
+
+    const RHYTHM: Rhythm = Rhythm { dwell: Duration::from_secs(60), interval: Duration::from_secs(30) };
 
     fn sizing(quota: Option<f64>, live: f64, outlook: Option<Outlook>) -> Sizing {
         let bounds = Bounds { floor: 0.1, ceiling: 2.0 };
@@ -118,13 +126,14 @@ mod tests {
 
     #[test]
     fn live_demand_grows_the_quota_at_once() {
-        let verdict = Pace::default().judge(at(0), WINDOW, &sizing(Some(0.2), 0.8, None), &policy());
+        let verdict = Pace::default().judge(at(0), WINDOW, &sizing(Some(0.2), 0.8, None), &policy(), RHYTHM);
         assert_eq!(verdict.resize, Some((0.88, Reason::LiveDemand { demand_cores: 0.8 })));
     }
 
     #[test]
     fn a_seasonal_forecast_grows_the_quota_before_demand_is_there() {
-        let verdict = Pace::default().judge(at(0), WINDOW, &sizing(Some(0.2), 0.1, outlook(true, 0.8)), &policy());
+        let verdict =
+            Pace::default().judge(at(0), WINDOW, &sizing(Some(0.2), 0.1, outlook(true, 0.8)), &policy(), RHYTHM);
         assert_eq!(verdict.resize, Some((0.88, Reason::ForecastSurge { at: at(99), demand_cores: 0.8 })));
     }
 
@@ -132,7 +141,8 @@ mod tests {
     fn a_forecast_without_season_holds_back_shrinking_and_grows_nothing() {
         let mut pace = Pace::default();
         for second in 0..200 {
-            let verdict = pace.judge(at(second), WINDOW, &sizing(Some(0.2), 0.1, outlook(false, 0.8)), &policy());
+            let verdict =
+                pace.judge(at(second), WINDOW, &sizing(Some(0.2), 0.1, outlook(false, 0.8)), &policy(), RHYTHM);
             assert_eq!(verdict, Verdict { wanted_cores: 0.88, resize: None });
         }
     }
@@ -140,14 +150,16 @@ mod tests {
     #[test]
     fn a_quota_shrinks_after_the_dwell_time_to_the_most_that_was_wanted_in_it() {
         let mut pace = Pace::default();
-        let mut judge = |second, live| pace.judge(at(second), WINDOW, &sizing(Some(1.0), live, None), &policy()).resize;
+        let mut judge =
+            |second, live| pace.judge(at(second), WINDOW, &sizing(Some(1.0), live, None), &policy(), RHYTHM).resize;
         assert_eq!(judge(0, 0.5), None);
         for second in (10..60).step_by(10) {
             assert_eq!(judge(second, 0.2), None);
         }
         assert_eq!(judge(60, 0.2), Some((0.55, Reason::Slack { demand_cores: 0.5 })));
         pace.dwell.shrinks(at(60));
-        let mut judge = |second, live| pace.judge(at(second), WINDOW, &sizing(Some(1.0), live, None), &policy()).resize;
+        let mut judge =
+            |second, live| pace.judge(at(second), WINDOW, &sizing(Some(1.0), live, None), &policy(), RHYTHM).resize;
         // The first of these windows has left the dwell time, but the interval has not passed.
         assert_eq!(judge(80, 0.2), None);
         assert_eq!(judge(90, 0.2), Some((0.22, Reason::Slack { demand_cores: 0.2 })));
@@ -156,20 +168,22 @@ mod tests {
     #[test]
     fn a_promised_size_is_taken_as_it_is_until_live_demand_outgrows_it() {
         let promised = |quota, live, size| Sizing { promised_cores: Some(size), ..sizing(Some(quota), live, None) };
-        let judge = |sizing: &Sizing| Pace::default().judge(at(0), WINDOW, sizing, &policy());
+        let judge = |sizing: &Sizing| Pace::default().judge(at(0), WINDOW, sizing, &policy(), RHYTHM);
         let kept = Reason::Promise { violation_rate: CpuPolicy::default().violation_rate };
         assert_eq!(judge(&promised(0.2, 0.1, 0.6)).resize, Some((0.6, kept)));
         assert_eq!(judge(&promised(0.6, 0.58, 0.6)).resize, None);
         assert_eq!(judge(&promised(0.6, 0.8, 0.6)).resize, Some((0.88, Reason::LiveDemand { demand_cores: 0.8 })));
         let mut pace = Pace::default();
-        let shrinks = (0..20).find_map(|i| pace.judge(at(i * 10), WINDOW, &promised(1.0, 0.1, 0.6), &policy()).resize);
+        let shrinks =
+            (0..20).find_map(|i| pace.judge(at(i * 10), WINDOW, &promised(1.0, 0.1, 0.6), &policy(), RHYTHM).resize);
         assert_eq!(shrinks, Some((0.6, Reason::Slack { demand_cores: 0.6 })));
     }
 
     #[test]
     fn a_gap_in_the_evidence_restarts_the_dwell_time() {
         let mut pace = Pace::default();
-        let mut judge = |second| pace.judge(at(second), WINDOW, &sizing(Some(1.0), 0.2, None), &policy()).resize;
+        let mut judge =
+            |second| pace.judge(at(second), WINDOW, &sizing(Some(1.0), 0.2, None), &policy(), RHYTHM).resize;
         assert_eq!((judge(0), judge(31), judge(61), judge(90)), (None, None, None, None));
         assert!(judge(91).is_some());
     }
@@ -178,7 +192,7 @@ mod tests {
     fn an_unlimited_vm_gets_no_quota_before_it_has_a_forecast() {
         let judge = |outlook| {
             let mut pace = Pace::default();
-            (0..30).find_map(|i| pace.judge(at(i * 10), WINDOW, &sizing(None, 0.2, outlook), &policy()).resize)
+            (0..30).find_map(|i| pace.judge(at(i * 10), WINDOW, &sizing(None, 0.2, outlook), &policy(), RHYTHM).resize)
         };
         assert_eq!(judge(None), None);
         assert_eq!(judge(outlook(false, 0.3)), Some((0.33, Reason::Slack { demand_cores: 0.3 })));
@@ -190,20 +204,20 @@ mod tests {
         let mut pace = Pace::default();
         let anomaly = |surplus_cores| Reason::Anomaly { demand_cores: 0.8, surplus_cores, until: at(600) };
         let leaps = Sizing { surplus: surplus(0.44), ..sizing(Some(0.5), 0.8, None) };
-        let verdict = pace.judge(at(0), WINDOW, &leaps, &policy());
+        let verdict = pace.judge(at(0), WINDOW, &leaps, &policy(), RHYTHM);
         assert_eq!(verdict.resize, Some((1.32, anomaly(0.44))));
         let beyond = Sizing { surplus: surplus(9.0), ..sizing(Some(0.5), 0.8, None) };
-        let verdict = pace.judge(at(5), WINDOW, &beyond, &policy());
+        let verdict = pace.judge(at(5), WINDOW, &beyond, &policy(), RHYTHM);
         assert_eq!(verdict.resize, Some((2.0, anomaly(9.0))), "within its bounds");
         let mut pace = Pace::default();
         for second in (0..200).step_by(10) {
             let holds = Sizing { surplus: surplus(0.44), ..sizing(Some(1.32), 0.8, None) };
-            assert_eq!(pace.judge(at(second), WINDOW, &holds, &policy()).resize, None);
+            assert_eq!(pace.judge(at(second), WINDOW, &holds, &policy(), RHYTHM).resize, None);
         }
         let over = |second| (at(second), sizing(Some(1.32), 0.8, None));
         let shrunk = (200..400).step_by(10).find_map(|second| {
             let (now, sizing) = over(second);
-            pace.judge(now, WINDOW, &sizing, &policy()).resize.map(|resize| (second, resize))
+            pace.judge(now, WINDOW, &sizing, &policy(), RHYTHM).resize.map(|resize| (second, resize))
         });
         assert_eq!(shrunk, Some((260, (0.88, Reason::Slack { demand_cores: 0.8 }))));
     }
@@ -213,8 +227,8 @@ mod tests {
         let mut pace = Pace::default();
         pace.backoff.back_off(at(0));
         let hungry = sizing(Some(0.2), 0.8, None);
-        assert_eq!(pace.judge(at(1), WINDOW, &hungry, &policy()).resize, None);
+        assert_eq!(pace.judge(at(1), WINDOW, &hungry, &policy(), RHYTHM).resize, None);
         pace.backoff.succeed();
-        assert!(pace.judge(at(2), WINDOW, &hungry, &policy()).resize.is_some());
+        assert!(pace.judge(at(2), WINDOW, &hungry, &policy(), RHYTHM).resize.is_some());
     }
 }

@@ -3,6 +3,7 @@
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{Allocation, CpuBounds, CpuWindow};
 
+use super::guard::Guard;
 use crate::policy::CpuPolicy;
 
 /// Quotas are multiples of this, in cores: finer steps would be resizes for nothing.
@@ -26,6 +27,14 @@ impl Bounds {
         // Inward, so that rounding never leads outside.
         let (floor, ceiling) = (round_up(floor), round_down(ceiling));
         (floor.is_finite() && ceiling.is_finite() && floor <= ceiling).then_some(Self { floor, ceiling })
+    }
+
+    /// As far as their guards are kept.
+    pub(crate) fn kept_by(self, keeps: impl Fn(Guard) -> bool) -> Self {
+        Self {
+            floor: if keeps(Guard::Floor) { self.floor } else { QUOTA_STEP_CORES },
+            ceiling: if keeps(Guard::Ceiling) { self.ceiling } else { f64::INFINITY },
+        }
     }
 
     /// The quota that provides for a demand, headroom included.

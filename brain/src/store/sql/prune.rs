@@ -27,7 +27,7 @@ const BLOCKS: Aging = Aging { table: "block", key: "vm, kpi, tier, number", at: 
 
 const LESSONS: Aging = Aging { table: "lesson", key: "subject", at: "at_ms", condition: "" };
 
-const AFFAIRS: [Aging; 10] = [
+const AFFAIRS: [Aging; 11] = [
     Aging { table: "audit", key: "term, line", at: "at_ms", condition: "" },
     Aging { table: "plan", key: "term, generation", at: "at_ms", condition: "" },
     Aging { table: "outcome", key: "host, term, number", at: "at_ms", condition: "" },
@@ -36,6 +36,8 @@ const AFFAIRS: [Aging; 10] = [
     Aging { table: "certificate", key: "serial", at: "expires_ms", condition: "" },
     Aging { table: "capacity", key: "term, number", at: "at_ms", condition: " AND settled = 1" },
     Aging { table: "proposal", key: "term, number", at: "at_ms", condition: " AND settled = 1" },
+    // Open or not: what is looked for lasts minutes.
+    Aging { table: "expectation", key: "term, number", at: "at_ms", condition: "" },
     Aging { table: "shadow", key: "shadow", at: "at_ms", condition: " AND settled = 1 AND kept_off = 0" },
     // The newest allocation of a VM stays: it is what the VM has.
     Aging {

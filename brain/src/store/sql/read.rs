@@ -45,6 +45,10 @@ pub(super) async fn restore(
             json(&row, 0)?.into_iter().for_each(|lesson| sink(Restored::Lesson(lesson)));
         }
     }
+    let expectations = "SELECT expectation FROM expectation WHERE settled = 0 ORDER BY term, number";
+    for row in query(expectations).fetch_all(db).await? {
+        json(&row, 0)?.into_iter().for_each(|expectation| sink(Restored::Expectation(Box::new(expectation))));
+    }
     {
         // Streamed: the reports of several seasons need not fit into memory.
         let mut reports = pin!(

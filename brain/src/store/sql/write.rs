@@ -147,6 +147,16 @@ pub(super) async fn record(db: &mut AnyConnection, record: &Record) -> Result<()
         .bind(i64::from(shadow.kept_off || shadow.asked_for))
         .bind(ms(shadow.since))
         .bind(serde_json::to_string(shadow)?),
+        Record::Expectation { expectation, at } => sqlx::query(
+            "INSERT INTO expectation (term, number, settled, at_ms, expectation) VALUES ($1, $2, $3, $4, $5) \
+             ON CONFLICT (term, number) DO UPDATE SET settled = excluded.settled, at_ms = excluded.at_ms, \
+             expectation = excluded.expectation",
+        )
+        .bind(integer(expectation.command.term))
+        .bind(integer(expectation.command.number))
+        .bind(i64::from(expectation.is_over()))
+        .bind(ms(*at))
+        .bind(serde_json::to_string(expectation)?),
         Record::LocalAct { host, outcome } => {
             sqlx::query("UPDATE outcome SET taken_in = 1 WHERE host = $1 AND term = $2 AND number = $3")
                 .bind(host.as_str())

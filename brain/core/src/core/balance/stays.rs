@@ -64,7 +64,7 @@ impl Core {
         if vm.state != VmState::Running {
             return Some(Stays::NotRunning(vm.state));
         }
-        if let Some(flight) = &vm.flight {
+        if let Some(flight) = vm.flight.as_ref().filter(|_| guards.plans(Guard::InFlight)) {
             return Some(Stays::InFlight(flight.record.command.id));
         }
         if let Some(why) = vm.terms.stays_because().filter(|_| guards.plans(Guard::Terms)) {

@@ -232,6 +232,18 @@ fn a_vm_that_is_parked_keeps_its_place_on_both_hosts_until_it_runs() {
 }
 
 #[test]
+fn a_vm_that_stands_still_between_two_hosts_claims_what_it_may_use_on_the_one_that_it_left() {
+    let mut bench = Bench::new(moving());
+    windows(&mut bench, 0, &FULL, &[]);
+    let id = windows(&mut bench, 10, &FULL, &[])[0].id;
+    let parked = OutcomeResult::NotMoved { error: "link".to_owned(), whereabouts: Whereabouts::Parked };
+    bench.outcome_of(vm(1), 25, id, parked);
+    bench.report_state_on("a", 20, 1, VmState::Paused);
+    let outlook = bench.core.host(&host("a")).unwrap().outlook.unwrap();
+    assert!((outlook.demand_cores - 1.0).abs() < 1e-9, "{} of its quota", outlook.demand_cores);
+}
+
+#[test]
 fn what_a_move_comes_to_later_does_not_take_a_vm_back() {
     let mut bench = Bench::new(moving());
     bench.core.handle(at(0), Input::HostUp { host: host("c"), facts: facts() });

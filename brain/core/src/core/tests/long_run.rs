@@ -40,8 +40,8 @@ struct Fleet {
     blocks: BTreeMap<(VmId, BlockKey), SealedBlock>,
     lessons: BTreeMap<String, Lesson>,
     reports: Vec<Report>,
-    /// What the audit log says came of surges.
-    surges: Vec<(String, String)>,
+    /// What the audit log says came of surges, and of what was out of the ordinary.
+    verdicts: Vec<(String, String)>,
 }
 
 impl Fleet {
@@ -55,7 +55,7 @@ impl Fleet {
             blocks: BTreeMap::new(),
             lessons: BTreeMap::new(),
             reports: Vec::new(),
-            surges: Vec::new(),
+            verdicts: Vec::new(),
         }
     }
 
@@ -115,8 +115,10 @@ impl Fleet {
                         let before = self.quotas.insert(vm, after).unwrap_or(1.0);
                         self.bench.outcome_of(vm, (minute + WINDOW_MIN) * 60, id, applied(before, after));
                     }
-                    Output::Persist(Record::Audit(audit)) if audit.verb.starts_with("surge_") => {
-                        self.surges.push((audit.verb, audit.detail));
+                    Output::Persist(Record::Audit(audit))
+                        if audit.verb.starts_with("surge_") || audit.verb.starts_with("anomaly_") =>
+                    {
+                        self.verdicts.push((audit.verb, audit.detail));
                     }
                     Output::Persist(_) | Output::Capacity(_) => {}
                 }
@@ -143,11 +145,11 @@ fn a_daily_surge_is_provided_for_before_it_comes() {
 
     // It came; on a day when nobody works it does not.
     let (verbs, details): (Vec<&str>, Vec<&str>) =
-        fleet.surges.iter().map(|(verb, detail)| (verb.as_str(), detail.as_str())).unzip();
+        fleet.verdicts.iter().map(|(verb, detail)| (verb.as_str(), detail.as_str())).unzip();
     assert_eq!(verbs, ["surge_served"], "{details:?}");
     assert!(details[0].contains("it came and was served: at most 0."), "{}", details[0]);
     fleet.live(9 * DAY_MIN..10 * DAY_MIN, 1, |_, _| office(0));
-    let stayed_away = &fleet.surges[1..];
+    let stayed_away = &fleet.verdicts[1..];
     assert!(!stayed_away.is_empty() && stayed_away.iter().all(|(verb, _)| verb == "surge_absent"), "{stayed_away:?}");
     let recent = fleet.bench.core.explain(vm(1)).unwrap().recent;
     let remarks: Vec<&str> = recent.iter().filter_map(|action| action.remark.as_deref()).collect();
@@ -274,6 +276,9 @@ fn a_vm_that_leaps_is_given_something_on_top_within_the_budget_and_for_a_while()
             // The demand stays, the incident is over: so is what was given on top.
             fleet.live(begins + 30..begins + 150, 10, leaps);
             assert!((1..=2).all(|number| fleet.quotas[&vm(number)] < 0.57), "{:?}", fleet.quotas);
+            // Nothing of it was wanted.
+            let verbs: Vec<&str> = fleet.verdicts.iter().map(|(verb, _)| verb.as_str()).collect();
+            assert_eq!(verbs, ["anomaly_absent"; 2], "{:?}", fleet.verdicts);
         }
     }
 }

@@ -117,7 +117,7 @@ fn an_explanation_tells_of_memory() {
     let explanation = bench.core.explain(vm(1)).unwrap();
     insta::assert_snapshot!(
         explanation.lines[3],
-        @"Its guest has 512 MiB of memory and wants 400 MiB. It starves: what it wants cannot be seen. With a headroom of 1.2, a reserve of 64 MiB and within 256 MiB to 1024 MiB, 480 MiB are wanted."
+        @"Its guest has 512 MiB of memory and wants 400 MiB. It starves: what it wants cannot be seen. With a headroom of 1.2, a reserve of 64 MiB and within 256 MiB to 1024 MiB, 480 MiB are wanted. Its host has 7552 MiB to spare for balloons that grow."
     );
     assert_eq!(explanation.wanted_bytes, Some(480 << 20));
 }
