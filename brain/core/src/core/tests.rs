@@ -18,6 +18,7 @@ mod modes;
 mod relief;
 mod sent;
 mod set;
+mod shadow_resizes;
 mod shadow_sizes;
 mod shadows;
 mod skill;

@@ -197,7 +197,7 @@ fn a_host_that_cannot_make_it_is_avoided_and_another_one_takes_it() {
 fn a_shadow_that_nobody_knows_of_is_sent_away() {
     let mut town = Town::new();
     town.windows(4);
-    let stray = There { of: vm(1), memory_bytes: 1, runs: true, paced: None, unread: 1 };
+    let stray = There { of: vm(1), memory_bytes: 1, size: None, runs: true, paced: None, unread: 1 };
     town.shadows.insert((host("c"), vm(77)), stray);
     town.windows(2);
     assert_eq!(town.shadows.len(), 1);
