@@ -61,8 +61,9 @@ fn what_a_guest_wants_follows_the_working_set_that_it_was_given() -> Result<()> 
     let stack = Stack::start(lab, observing(), &AgentSettings::default())?;
     thread::scope(|scope| {
         let end = pressed_start + Duration::from_secs(STEPS.iter().map(|(duration_s, _)| duration_s).sum());
-        let pressed = scope.spawn(|| pressed::check(&stack, &pressed, pressed_start, end));
-        let steps = check_steps(&stack, &told, &silent, starts);
+        let (stack, pressed) = (&stack, &pressed);
+        let pressed = scope.spawn(move || pressed::check(stack, pressed, pressed_start, end));
+        let steps = check_steps(stack, &told, &silent, starts);
         let pressed = pressed.join().map_err(|_| anyhow!("the thread that presses a guest panicked"))?;
         steps.and(pressed)
     })

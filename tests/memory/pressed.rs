@@ -27,6 +27,10 @@ const SETTLES_S: u64 = 8;
 /// What it swaps to holds all of its memory.
 const SWAP_BYTES: u64 = 256 << 20;
 
+/// Windows under pressure that are looked at, at least. Of equal ones in a row only the first is.
+const WINDOWS_MIN: usize = 9;
+/// In how many of them the guest must have told something of late.
+const TELLS_MIN: f64 = 0.9;
 /// How many of the windows under pressure have the truth within their interval.
 const CONTAINS_MIN: f64 = 0.9;
 /// How far the upper end may be below the truth in any window, as a multiple of it.
@@ -109,8 +113,11 @@ fn judge(seen: &[Seen], end_s: f64) -> Result<()> {
     let truth = own + (WORKING_SET * MIB) as f64;
     ensure!(own_low == own, "a guest that lacks nothing wants {own_low} to {own} bytes");
 
-    let pressed = of_guest((PRESSED_S + SETTLES_S) as f64, RELIEVED_S as f64);
-    ensure!(pressed.len() >= 15, "its guest tells in {} windows", pressed.len());
+    let (from_s, to_s) = ((PRESSED_S + SETTLES_S) as f64, RELIEVED_S as f64);
+    let pressed = of_guest(from_s, to_s);
+    let windows = seen.iter().filter(|seen| (from_s..to_s).contains(&seen.t_s)).count();
+    ensure!(windows >= WINDOWS_MIN, "only {windows} windows in {:.0} s", to_s - from_s);
+    ensure!(pressed.len() as f64 >= TELLS_MIN * windows as f64, "its guest tells in {} of {windows}", pressed.len());
     let share =
         |holds: &dyn Fn(&Told) -> bool| pressed.iter().filter(|told| holds(told)).count() as f64 / pressed.len() as f64;
     let thrashes = share(&|told| told.swap_in_bytes_per_s >= THRASHES_BYTES_PER_S);

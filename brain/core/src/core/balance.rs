@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Action, CommandId, HostId, Migration, VmId, VmState};
+use gnomon_common::wire::{Action, CommandId, HostId, VmId, VmState};
 
 use super::Core;
 use crate::fleet::{Host, Vm};
