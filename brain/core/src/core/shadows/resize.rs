@@ -194,18 +194,19 @@ impl Core {
     pub(super) fn resize_failed(&mut self, now: Timestamp, id: VmId, why: &str) {
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
         let shadow = &mut kept.shadow;
-        let failures = shadow.failures;
+        let (failures, is_undone) = (shadow.failures, shadow.resizes_to == shadow.size);
         shadow.failures = failures.saturating_add(1);
         if shadow.failures < FAILURES_MAX {
-            self.note_shadow(id, why);
+            let undone = if is_undone { "it is to be given back what it had: " } else { "" };
+            self.note_shadow(id, &format!("{undone}{why}"));
             return self.shadows.wake(id, now + backoff::pause(failures));
         }
-        if shadow.resizes_to == shadow.size {
+        if is_undone {
             return self.remake(now, id, &format!("it is not known how large it is, and it is made anew: {why}"));
         }
         (shadow.resizes_to, shadow.failures) = (shadow.size, 0);
         shadow.resizes_from = now + AVOIDED_FOR;
-        self.note_shadow(id, &format!("it is given back what it had: {why}"));
+        self.note_shadow(id, &format!("it is to be given back what it had: {why}"));
         self.shadows.wake(id, now);
     }
 

@@ -13,9 +13,7 @@ fn running() -> Bench {
 }
 
 fn size(cpu_cores: f64, memory_bytes: u64) -> ShadowSize {
-    let devices = (Some(4 * MIB), Some(MIB));
-    let (disk_bytes_per_s, network_bytes_per_s) = devices;
-    ShadowSize { disk_bytes_per_s, network_bytes_per_s, ..spec(cpu_cores, memory_bytes).size }
+    ShadowSize { disk_bytes_per_s: Some(4 * MIB), network_bytes_per_s: Some(MIB), ..spec(cpu_cores, memory_bytes).size }
 }
 
 fn resize(cpu_cores: f64, memory_bytes: u64) -> ShadowOrder {
