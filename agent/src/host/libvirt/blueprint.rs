@@ -159,7 +159,7 @@ fn model(interface: Node<'_, '_>) -> String {
     child(interface, "model").and_then(|model| model.attribute("type")).unwrap_or("virtio").to_owned()
 }
 
-fn child<'a, 'input>(node: Node<'a, 'input>, name: &'static str) -> Option<Node<'a, 'input>> {
+pub(super) fn child<'a, 'input>(node: Node<'a, 'input>, name: &'static str) -> Option<Node<'a, 'input>> {
     children(node, name).next()
 }
 

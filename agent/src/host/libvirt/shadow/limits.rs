@@ -1,7 +1,7 @@
 //! What a shadow may use, in the numbers of its definition, so that what was asked for and what is there can be compared; and how that is changed
 //! while it runs. The persistent definition is changed along, since it is Gnomon's own: a shadow that ends comes up again as it was.
 
-use super::super::blueprint::bytes;
+use super::super::blueprint::{bytes, child};
 use super::super::devices::children;
 use super::super::limits::{NETWORK_UNIT_BYTES_PER_S, set_average};
 use super::super::{Hypervisor, HypervisorError};
@@ -34,7 +34,6 @@ pub struct ShadowLimits {
 impl ShadowLimits {
     /// Reads a domain's definition.
     pub(super) fn parse(domain: Node<'_, '_>) -> Self {
-        let child = |node: Node<'_, '_>, name| children(node, name).next();
         let number = |node: Option<Node<'_, '_>>| node?.text()?.trim().parse::<f64>().ok();
         let tuning = child(domain, "cputune");
         let tuned = |name: &'static str| number(tuning.and_then(|tuning| child(tuning, name)));
