@@ -275,6 +275,28 @@ async fn a_shadow_boots_as_ordered_reaches_nothing_and_leaves_nothing() -> Resul
     let told = report.vms.iter().find(|vm| vm.vm == shadow).context("the report does not know it")?;
     ensure!(told.shadow.is_some_and(|told| told.of == production), "{told:?}");
     ensure!(told.terms.stays_because() == Some("it is a shadow"), "{:?}", told.terms);
+    // Another size while it runs, and in its definition: a guest that restarts has it as well.
+    let other = ShadowSize {
+        cpu_cores: 0.25,
+        cpu_weight: 80,
+        memory_bytes: 112 * MIB,
+        disk_bytes_per_s: Some(2 * MIB),
+        ..spec.size
+    };
+    let resized = scene.order(shadow, ShadowOrder::Resize(other)).await?;
+    println!("resize: {resized:?}");
+    ensure!(matches!(resized, OutcomeResult::Shadow(ShadowDone::Resized { took_us: 1.. })), "{resized:?}");
+    for form in ["", "--inactive"] {
+        let definition = scene.there.virsh(["dumpxml", "g1.shadow"].into_iter().chain(form.split_whitespace()))?;
+        let has = |part: &str| definition.contains(part);
+        ensure!(has("<global_quota>25000<") && (has("<shares>80<") || has("<shares>819<")), "{definition}");
+        ensure!(has("<total_bytes_sec>2097152<") && has("<currentMemory unit='KiB'>114688<"), "{definition}");
+    }
+    ensure!(scene.there.virsh(["dommemstat", "g1.shadow"])?.contains("actual 114688"));
+    let too_much = ShadowSize { memory_bytes: 256 * MIB, ..other };
+    let refused = scene.order(shadow, ShadowOrder::Resize(too_much)).await?;
+    ensure!(matches!(refused, OutcomeResult::Unshadowable(Unshadowable::Unresizable(_))), "{refused:?}");
+
     // It is sized like any VM, and never sent away.
     let quota = gnomon_common::wire::Setting::CpuQuota { cores: Some(0.2) };
     let set = scene.result(shadow, Action::Set(quota)).await?;
@@ -350,9 +372,10 @@ async fn a_shadow_s_disk_is_a_layer_of_its_own_and_a_killed_agent_leaves_neither
     let refused = scene.order(shadow_id(), ShadowOrder::Copy(Box::new(missing))).await?;
     ensure!(refused == OutcomeResult::Unshadowable(Unshadowable::Missing(nowhere)), "{refused:?}");
 
-    // Killed at many moments of either order; what is sent again is answered, and there is one.
+    // Killed at many moments of each order; what is sent again is answered, and there is one.
+    let other = ShadowSize { cpu_cores: 0.3, cpu_weight: 80, disk_bytes_per_s: Some(3 * MIB), ..spec.size };
     for delay_ms in [0_u64, 10, 30, 60, 200] {
-        for order in [ShadowOrder::Copy(Box::new(spec.clone())), ShadowOrder::Start] {
+        for order in [ShadowOrder::Copy(Box::new(spec.clone())), ShadowOrder::Start, ShadowOrder::Resize(other)] {
             let command = scene.command(shadow, Action::Shadow(order.clone()));
             scene.brain.send(&command).await?;
             tokio::time::sleep(Duration::from_millis(delay_ms)).await;
@@ -364,6 +387,9 @@ async fn a_shadow_s_disk_is_a_layer_of_its_own_and_a_killed_agent_leaves_neither
             ensure!(scene.domains()? == ["g2.shadow"], "{:?}", scene.domains()?);
             ensure!(scene.folders()? == [shadow.to_string()], "{:?}", scene.folders()?);
         }
+        let definition = scene.there.virsh(["dumpxml", "--inactive", "g2.shadow"])?;
+        let limits = definition.matches("<total_bytes_sec>3145728<").count();
+        ensure!(definition.contains("<global_quota>30000<") && limits == 2, "{definition}");
         if delay_ms < 200 {
             let command = scene.command(shadow, Action::Shadow(ShadowOrder::Retire));
             scene.brain.send(&command).await?;

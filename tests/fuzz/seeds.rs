@@ -4,14 +4,14 @@
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::frame::{self, PREFIX_BYTES};
 use gnomon_common::wire::{
-    Action, AgentEpoch, AgentMessage, Allocation, Base, Blueprint, Boot, BrainMessage, CaPin, Command, CommandId,
-    Copied, CpuBounds, CpuSource, CpuWindow, DiskBlueprint, DiskCopy, DiskShare, DiskWindow, EnrolReply, EnrolRequest,
-    ExitReason, ExitShare, Fence, GuestDisk, GuestMemory, Hello, HostFacts, HostId, HostWindow, Imaged, Imaging,
-    Immovable, KeptCopies, LocalCause, LocalStorage, Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow,
-    Migration, MigrationFacts, MigrationProgress, Moved, Origin, Outcome, OutcomeResult, ProcessIo, Profile,
-    ProfileStep, Receiving, ReclaimStalls, RefusalCode, RefusedCommand, Report, ReportAck, Sequence, Setting,
-    ShadowDone, ShadowFacts, ShadowOrder, ShadowSize, ShadowSpec, Token, TokenId, TokenSecret, Unshadowable, VERSIONS,
-    VmId, VmState, VmTerms, VmWindow, Welcome, Whereabouts,
+    Action, AgentEpoch, AgentMessage, Allocation, Base, Blueprint, Boot, BrainMessage, CPU_WEIGHT_DEFAULT, CaPin,
+    Command, CommandId, Copied, CpuBounds, CpuSource, CpuWindow, DiskBlueprint, DiskCopy, DiskShare, DiskWindow,
+    EnrolReply, EnrolRequest, ExitReason, ExitShare, Fence, GuestDisk, GuestMemory, Hello, HostFacts, HostId,
+    HostWindow, Imaged, Imaging, Immovable, KeptCopies, LocalCause, LocalStorage, Losses, MeanMax, Means, MemoryBounds,
+    MemoryDemand, MemoryWindow, Migration, MigrationFacts, MigrationProgress, Moved, Origin, Outcome, OutcomeResult,
+    ProcessIo, Profile, ProfileStep, Receiving, ReclaimStalls, RefusalCode, RefusedCommand, Report, ReportAck,
+    Sequence, Setting, ShadowDone, ShadowFacts, ShadowOrder, ShadowSize, ShadowSpec, Token, TokenId, TokenSecret,
+    Unshadowable, VERSIONS, VmId, VmState, VmTerms, VmWindow, Welcome, Whereabouts,
 };
 use serde::Serialize;
 use std::path::Path;
@@ -123,6 +123,9 @@ fn blueprint() -> Blueprint {
         boot: Boot::Uefi { loader: "/firmware/code.fd".to_owned(), template: None },
         vcpus: 2,
         memory_bytes: 2 << 30,
+        cpu_weight: CPU_WEIGHT_DEFAULT,
+        disk_bytes_per_s_max: Some(500 << 20),
+        network_bytes_per_s_max: None,
         disks: vec![disk("vda", base), disk("vdb", Base::Copied(disk_copy())), disk("vdc", Base::Copyable)],
         interfaces: vec!["virtio".to_owned()],
     }
@@ -212,6 +215,7 @@ fn brain_messages() -> Vec<BrainMessage> {
         Action::Shadow(ShadowOrder::Start),
         Action::Shadow(ShadowOrder::Pace(Profile { valid_ms: 60_000, steps: vec![ProfileStep::default(); 3] })),
         Action::Shadow(ShadowOrder::Retire),
+        Action::Shadow(ShadowOrder::Resize(size)),
     ]);
     let command = |action| Command {
         id,

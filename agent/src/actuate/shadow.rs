@@ -5,6 +5,7 @@
 //! Copy    files, then the definition: a shadow that is defined is whole     --fails--> neither
 //! Start   the network is shown to lead nowhere, then the domain runs, then its port is shown to be isolated     --fails--> it does not run
 //! Pace    its pacer gets the profile
+//! Resize  quota, weight, limits of devices, then the balloon     --fails--> all as before
 //! Retire  the domain ends, its definition goes, its files go
 //! ```
 //! Each says what is to be, so that an agent that was killed in the middle does it again and comes to the same end. Only what
@@ -383,6 +384,9 @@ pub(crate) fn bare_blueprint(disks: Vec<gnomon_common::wire::DiskBlueprint>) -> 
         boot: gnomon_common::wire::Boot::Bios,
         vcpus: 1,
         memory_bytes: 1,
+        cpu_weight: gnomon_common::wire::CPU_WEIGHT_DEFAULT,
+        disk_bytes_per_s_max: None,
+        network_bytes_per_s_max: None,
         disks,
         interfaces: Vec::new(),
     }

@@ -180,6 +180,7 @@ fn refusal(command: &Command, circumstances: &Circumstances) -> Option<RefusedCo
 fn shadow_refusal(order: &ShadowOrder, shadows_max: u32) -> Option<RefusedCommand> {
     let is_nonsense = match order {
         ShadowOrder::Copy(spec) => !is_size(&spec.size) || !spec.blueprint.is_bounded(),
+        ShadowOrder::Resize(size) => !is_size(size),
         ShadowOrder::Pace(profile) => profile.steps.len() > PROFILE_STEPS_MAX,
         ShadowOrder::Start | ShadowOrder::Retire => false,
     };

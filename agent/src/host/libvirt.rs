@@ -39,7 +39,8 @@ pub use remote::{About, ask_there};
 #[cfg(test)]
 pub(crate) use shadow::parse as parse_shadow;
 pub use shadow::{
-    FoundShadow, SHADOW_BRIDGE, SHADOW_FILTER, SHADOW_NAMESPACE, SHADOW_NETWORK, SHADOW_SUFFIX, ShadowDomain,
+    FoundShadow, SHADOW_BRIDGE, SHADOW_FILTER, SHADOW_NAMESPACE, SHADOW_NETWORK, SHADOW_PERIOD_US, SHADOW_SUFFIX,
+    ShadowDomain, ShadowLimits, quota_us,
 };
 
 use super::libvirt_raw::LifecycleSubscription;

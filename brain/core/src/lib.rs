@@ -39,5 +39,6 @@ pub use plan::{Plan, PlannedAction, Reason};
 pub use policy::{Mode, Policy, PolicyError};
 pub use proposal::{Proposal, ProposalKey, ProposalRefusal, ProposalState};
 pub use shadow::response::{Heard, Response};
+pub use shadow::size::Peaks;
 pub use shadow::trial::{Level, Proposed, Trial, Verdict};
 pub use shadow::{CopiesMade, Shadow, ShadowCause, ShadowRefusal, ShadowState, ShadowView};

@@ -310,7 +310,7 @@ pub struct ShadowPolicy {
     pub cpu_share: f64,
     /// The same of memory and its working set.
     pub memory_share: f64,
-    /// Share of the production's disk traffic that it replays.
+    /// Share of the production's disk traffic that it replays, and of its limits that it may reach; where a production has no limits, of its highest second.
     pub disk_share: f64,
     /// The same of network traffic.
     pub network_share: f64,
@@ -318,10 +318,14 @@ pub struct ShadowPolicy {
     pub cpu_floor_cores: f64,
     /// No shadow has less memory, in bytes. One that does not come up with it gets twice as much, up to what its production has.
     pub memory_floor_bytes: u64,
-    /// The most that a shadow may read and write of each disk, in bytes per second; 0 sets no limit.
+    /// No shadow may read and write less of each disk, in bytes per second: its guest has to boot.
+    pub disk_floor_bytes_per_s: u64,
+    /// No shadow may send or receive less by each network interface, in bytes per second.
+    pub network_floor_bytes_per_s: u64,
+    /// And none may read and write more of each disk, in bytes per second; 0 sets no limit at all.
     pub disk_bytes_per_s_max: u64,
-    /// The most that a shadow may send and receive by each network interface, in bytes per second; 0 sets no limit, for hosts whose kernel
-    /// has no queue disciplines to set one with.
+    /// Nor send or receive more by each network interface, in bytes per second; 0 sets no limit at all, for hosts whose kernel has no queue
+    /// disciplines to set one with.
     pub network_bytes_per_s_max: u64,
     /// How much of the production's load is replayed, 0..=1: 0 idles, 0.25 CPU, 0.5 and memory, 0.75 and disk, 1 and network.
     pub fidelity: f64,
@@ -354,8 +358,10 @@ impl Default for ShadowPolicy {
             network_share: 0.1,
             cpu_floor_cores: 0.05,
             memory_floor_bytes: 128 << 20,
-            disk_bytes_per_s_max: 16 << 20,
-            network_bytes_per_s_max: 16 << 20,
+            disk_floor_bytes_per_s: 8 << 20,
+            network_floor_bytes_per_s: 1 << 20,
+            disk_bytes_per_s_max: 256 << 20,
+            network_bytes_per_s_max: 256 << 20,
             fidelity: 0.5,
             lead_ms: 600_000,
             pace_ms: 60_000,

@@ -9,6 +9,7 @@
 //!        later                             │ gone from there
 //!                                          └──▶ wanted
 //!  between wanted and placed, where a disk has no base: imaging, until it is copied
+//!  from pacing: resizing, when its production or policy changed, and back to pacing; to moving where it has to be made anew for that
 //!  from anywhere: not wanted any more, or production is gone ──▶ retiring ──▶ retired
 //! ```
 //!
@@ -17,7 +18,7 @@
 
 pub(crate) mod fidelity;
 pub mod response;
-pub(crate) mod size;
+pub mod size;
 pub mod trial;
 
 use std::fmt;
@@ -43,6 +44,8 @@ pub enum ShadowState {
     Booting,
     /// It runs, and lives ahead of its production.
     Pacing,
+    /// It runs, and is being given another size.
+    Resizing,
     /// It has to leave its host, and is being taken away there.
     Moving,
     /// No host has room for it, or it cannot be made; it is tried again later.
@@ -55,13 +58,14 @@ pub enum ShadowState {
 
 impl ShadowState {
     /// All of them, in the order in which a shadow may come to them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Wanted,
         Self::Imaging,
         Self::Placed,
         Self::Copied,
         Self::Booting,
         Self::Pacing,
+        Self::Resizing,
         Self::Moving,
         Self::Parked,
         Self::Retiring,
@@ -77,6 +81,7 @@ impl ShadowState {
             Self::Copied => "copied",
             Self::Booting => "booting",
             Self::Pacing => "pacing",
+            Self::Resizing => "resizing",
             Self::Moving => "moving",
             Self::Parked => "parked",
             Self::Retiring => "retiring",
@@ -86,12 +91,17 @@ impl ShadowState {
 
     /// Whether something of it may be on its host.
     pub fn is_placed(self) -> bool {
-        matches!(self, Self::Placed | Self::Copied | Self::Booting | Self::Pacing | Self::Moving | Self::Retiring)
+        self.is_coming() || matches!(self, Self::Moving | Self::Retiring)
     }
 
     /// Whether it is on its way to running, or runs.
     pub fn is_coming(self) -> bool {
-        matches!(self, Self::Placed | Self::Copied | Self::Booting | Self::Pacing)
+        matches!(self, Self::Placed | Self::Copied) || self.is_up()
+    }
+
+    /// Whether its guest runs, as far as is known.
+    pub fn is_up(self) -> bool {
+        matches!(self, Self::Booting | Self::Pacing | Self::Resizing)
     }
 }
 
@@ -116,6 +126,18 @@ pub struct Shadow {
     pub blueprint: Option<Blueprint>,
     /// How large it is.
     pub size: Option<ShadowSize>,
+    /// Memory that it was made with, in bytes: while it runs it has no more than that. 0 is what `size` has.
+    #[serde(default)]
+    pub defined_bytes: u64,
+    /// What it is being resized to; its `size` where that failed and is undone.
+    #[serde(default)]
+    pub resizes_to: Option<ShadowSize>,
+    /// It is not resized before this: it could not be.
+    #[serde(default)]
+    pub resizes_from: Timestamp,
+    /// What its production did at most.
+    #[serde(default)]
+    pub peaks: size::Peaks,
     /// How much of the production's load it replays, 0..=1; `None` leaves that to policy.
     pub fidelity: Option<f64>,
     /// The least memory with which it comes up, as far as was tried, in bytes; 0 where it came up with the first size, or with none.
@@ -164,6 +186,13 @@ pub struct CopiesMade {
     pub is_spoilt: bool,
 }
 
+impl Shadow {
+    /// Memory that it is defined with where it is, in bytes.
+    pub fn defined_bytes(&self) -> u64 {
+        self.defined_bytes.max(self.size.map_or(0, |size| size.memory_bytes))
+    }
+}
+
 impl CopiesMade {
     /// Whether only one host can use them, which they were sent to.
     pub fn is_sent(&self) -> bool {
@@ -179,6 +208,8 @@ pub enum ShadowCause {
     Wanted,
     /// It lives ahead of its production.
     Paces,
+    /// Its production, or its share of that, has another size for good.
+    Resized,
     /// Its host fills up.
     HostFull,
     /// Its host does not give it the load that is coming.
@@ -212,6 +243,7 @@ impl fmt::Display for ShadowCause {
         f.write_str(match self {
             Self::Wanted => "its production is to have a shadow",
             Self::Paces => "it lives ahead of its production",
+            Self::Resized => "its production, or its share of that, has another size",
             Self::HostFull => "its host fills up, and shadows leave first",
             Self::Starved => "its host does not give it the load that is coming, for no fault of its size",
             Self::Drained => "its host is being emptied",

@@ -1,9 +1,9 @@
 //! Shadows of this world: what a host's agent does with orders about them, and what its windows tell of them.
 
 use gnomon_common::wire::{
-    Action, Allocation, Base, Blueprint, Boot, Command, CpuWindow, DiskBlueprint, Load, MeanMax, OutcomeResult,
-    PacerWindow, RefusedCommand, ShadowDone, ShadowOrder, ShadowSize, ShadowWindow, Unshadowable, VmId, VmState,
-    VmTerms, VmWindow,
+    Action, Allocation, Base, Blueprint, Boot, CPU_WEIGHT_DEFAULT, Command, CpuWindow, DiskBlueprint, Load, MeanMax,
+    OutcomeResult, PacerWindow, RefusedCommand, ShadowDone, ShadowOrder, ShadowSize, ShadowWindow, Unshadowable, VmId,
+    VmState, VmTerms, VmWindow,
 };
 
 use crate::agent::Agent;
@@ -54,11 +54,17 @@ impl Agent {
                 shadow.load = profile.steps.first().map_or(Load::default(), |step| step.load);
                 OutcomeResult::Shadow(ShadowDone::Paced)
             }
+            (ShadowOrder::Resize(size), Some(shadow)) => {
+                shadow.size = *size;
+                OutcomeResult::Shadow(ShadowDone::Resized { took_us })
+            }
             (ShadowOrder::Retire, _) => {
                 self.shadows.remove(&command.vm);
                 OutcomeResult::Shadow(ShadowDone::Retired)
             }
-            (ShadowOrder::Start | ShadowOrder::Pace(_), None) => OutcomeResult::Unshadowable(Unshadowable::NoShadow),
+            (ShadowOrder::Start | ShadowOrder::Pace(_) | ShadowOrder::Resize(_), None) => {
+                OutcomeResult::Unshadowable(Unshadowable::NoShadow)
+            }
         }
     }
 
@@ -108,6 +114,9 @@ fn blueprint(vm: &SimVm) -> Blueprint {
         boot: Boot::Bios,
         vcpus: vm.allocation.vcpus,
         memory_bytes: vm.has_bytes(),
+        cpu_weight: CPU_WEIGHT_DEFAULT,
+        disk_bytes_per_s_max: None,
+        network_bytes_per_s_max: None,
         disks: vec![DiskBlueprint { device: "vda".to_owned(), bus: "virtio".to_owned(), size_bytes: 1 << 33, base }],
         interfaces: vec!["virtio".to_owned()],
     }

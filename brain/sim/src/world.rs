@@ -296,9 +296,9 @@ impl World {
                     self.store.persist(record);
                 }
                 Output::Command { host, command } => {
-                    // What a shadow is told again and again is not written each time.
-                    let is_written =
-                        self.store.has(&command) || matches!(command.action, Action::Shadow(ShadowOrder::Pace(_)));
+                    // What a shadow is told again and again is not written each time, nor that it is looked at anew what it is made from.
+                    let is_refresh = matches!(command.action, Action::Shadow(ShadowOrder::Pace(_)) | Action::Describe);
+                    let is_written = self.store.has(&command) || is_refresh;
                     assert!(is_written, "command {} was sent before it was written", command.id);
                     self.check(now, |checker, scene| checker.command(scene, &host, &command));
                     self.send(now, host, command);

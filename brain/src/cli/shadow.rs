@@ -7,7 +7,7 @@ use super::quantity;
 use super::table::{at, bytes, cores, table};
 use crate::api::{FidelityBody, ShadowAnswer, TrialBody};
 use clap::{Args, Subcommand};
-use gnomon_common::wire::Load;
+use gnomon_common::wire::{Load, ShadowSize};
 use gnomon_core::{CopiesMade, Response, ShadowView, Trial};
 use serde_json::json;
 use std::thread;
@@ -177,7 +177,10 @@ fn show(client: &Client, json: bool, vm: &str) -> Result<(), Failure> {
     println!("shadow {} of {} ({}), {host}", shadow.id, shadow.name, shadow.of);
     println!("{} since {}: {}", shadow.state.name(), at(shadow.since), shadow.detail);
     if let Some(size) = shadow.size {
-        println!("size {size}, {} vCPUs, weight {}", size.vcpus, size.cpu_weight);
+        println!("{}", size_in_words(&size));
+    }
+    if let Some(to) = shadow.resizes_to {
+        println!("it is being resized: {}", size_in_words(&to));
     }
     if let Some(copies) = &shadow.copies {
         println!("{}", copies_in_words(copies));
@@ -205,6 +208,17 @@ fn show(client: &Client, json: bool, vm: &str) -> Result<(), Failure> {
         println!("{}", trial_in_words(trial));
     }
     Ok(())
+}
+
+fn size_in_words(size: &ShadowSize) -> String {
+    let limit = |bytes_per_s: Option<u64>| {
+        bytes_per_s.map_or_else(|| "no limit".to_owned(), |bytes_per_s| format!("{}/s", bytes(bytes_per_s)))
+    };
+    let (disk, network) = (limit(size.disk_bytes_per_s), limit(size.network_bytes_per_s));
+    format!(
+        "size {size}, {} vCPUs, weight {}; each disk {disk}, each network interface {network}",
+        size.vcpus, size.cpu_weight
+    )
 }
 
 fn copies_in_words(copies: &CopiesMade) -> String {

@@ -266,5 +266,6 @@ fn action_name(action: &Action) -> &'static str {
         Action::Shadow(ShadowOrder::Start) => "shadow_start",
         Action::Shadow(ShadowOrder::Pace(_)) => "shadow_pace",
         Action::Shadow(ShadowOrder::Retire) => "shadow_retire",
+        Action::Shadow(ShadowOrder::Resize(_)) => "shadow_resize",
     }
 }

@@ -8,10 +8,10 @@ use gnomon_brain::clock::now;
 use gnomon_brain::store::{Entry, Store};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, AgentMessage, Blueprint, Boot, BrainMessage, Origin, Outcome, OutcomeResult, PacerWindow, ShadowDone,
-    ShadowFacts, ShadowOrder, ShadowWindow, VmId,
+    Action, AgentMessage, Blueprint, Boot, BrainMessage, CPU_WEIGHT_DEFAULT, Origin, Outcome, OutcomeResult,
+    PacerWindow, ShadowDone, ShadowFacts, ShadowOrder, ShadowWindow, VmId,
 };
-use gnomon_core::{Record, Response, Restored, Shadow, ShadowState};
+use gnomon_core::{Peaks, Record, Response, Restored, Shadow, ShadowState};
 use serde_json::{Value, json};
 
 fn text(bytes: &[u8]) -> String {
@@ -28,6 +28,9 @@ fn blueprint() -> Blueprint {
         boot: Boot::Kernel { kernel: "/boot/k".to_owned(), initrd: None, command_line: String::new() },
         vcpus: 1,
         memory_bytes: 1 << 30,
+        cpu_weight: CPU_WEIGHT_DEFAULT,
+        disk_bytes_per_s_max: None,
+        network_bytes_per_s_max: None,
         disks: Vec::new(),
         interfaces: Vec::new(),
     }
@@ -171,6 +174,10 @@ async fn shadows_are_given_back_as_they_were_last_and_an_operators_word_is_never
         host: None,
         blueprint: Some(blueprint()),
         size: None,
+        defined_bytes: 3 << 20,
+        resizes_to: None,
+        resizes_from: at(7),
+        peaks: Peaks { disk_bytes_per_s: 4, network_bytes_per_s: 5 },
         fidelity: Some(0.25),
         memory_floor_bytes: 0,
         failures: 1,

@@ -2,10 +2,10 @@
 //!
 //! A shadow is a VM of its own, with an identity of its own. Its host's agent makes it from a [`Blueprint`], which names what may be copied:
 //! what a blueprint has no field for (a device passed through, a host's folder, a network, a second disk's lock) cannot get into a shadow.
-//! A shadow's life is four [`ShadowOrder`]s, each of which says what is to be, so that doing it twice is doing it once. Where a disk of the
+//! A shadow's life is five [`ShadowOrder`]s, each of which says what is to be, so that doing it twice is doing it once. Where a disk of the
 //! production has no base, [`Imaging`](super::Imaging) asks its host for a copy of it before.
 
-use super::{DiskCopy, Receiving, VmId};
+use super::{CPU_WEIGHT_DEFAULT, DiskCopy, Receiving, VmId};
 use core::fmt;
 use serde::{Deserialize, Serialize};
 use std::boxed::Box;
@@ -46,6 +46,15 @@ pub struct Blueprint {
     pub vcpus: u32,
     /// Memory, in bytes: what its balloon leaves it.
     pub memory_bytes: u64,
+    /// On the scale of cgroup v2's `cpu.weight`, by libvirt's word; [`CPU_WEIGHT_DEFAULT`] where nobody has set one.
+    #[serde(default = "cpu_weight_default")]
+    pub cpu_weight: u32,
+    /// The highest limit on the traffic of one of its disks, in bytes per second, reads and writes together; `None` where one of them has none.
+    #[serde(default)]
+    pub disk_bytes_per_s_max: Option<u64>,
+    /// The highest limit on the traffic of one of its network interfaces in one direction, in bytes per second; `None` where one of them has none.
+    #[serde(default)]
+    pub network_bytes_per_s_max: Option<u64>,
     /// Its disks, at most [`BLUEPRINT_DISKS_MAX`].
     pub disks: Vec<DiskBlueprint>,
     /// The models of its network interfaces, at most [`BLUEPRINT_INTERFACES_MAX`].
@@ -120,6 +129,9 @@ pub enum ShadowOrder {
     Pace(Profile),
     /// Nothing is left of it here: no domain, no file, no copy of a disk.
     Retire,
+    /// It runs here, and may use this much from now on: within what it is defined with, since neither vCPUs nor memory beyond that can be given to
+    /// it while it runs.
+    Resize(ShadowSize),
 }
 
 /// A shadow that is to be.
@@ -207,6 +219,11 @@ pub enum ShadowDone {
     Paced,
     /// Nothing is left of it.
     Retired,
+    /// It may use what was asked for, and does not hold more memory than that.
+    Resized {
+        /// From receipt until then, in microseconds.
+        took_us: u64,
+    },
 }
 
 /// Why a VM has no shadow, or not there, found before anything was done.
@@ -237,6 +254,9 @@ pub enum Unshadowable {
     /// The network of shadows is not cut off from everything else.
     #[error("the shadows' network is not isolated: {0}")]
     NotIsolated(String),
+    /// It cannot be of that size while it runs: it has to be made anew.
+    #[error("it cannot be resized: {0}")]
+    Unresizable(String),
 }
 
 /// What shadows a host takes; in [`super::HostFacts`].
@@ -305,6 +325,7 @@ impl fmt::Display for ShadowOrder {
             Self::Start => f.write_str("start the shadow"),
             Self::Pace(profile) => write!(f, "pace the shadow by {} steps", profile.steps.len()),
             Self::Retire => f.write_str("retire the shadow"),
+            Self::Resize(size) => write!(f, "resize the shadow to {size}"),
         }
     }
 }
@@ -313,6 +334,11 @@ impl fmt::Display for ShadowSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:.2} cores, {:.0} MiB", self.cpu_cores, self.memory_bytes as f64 / f64::from(1 << 20))
     }
+}
+
+/// The weight of a blueprint that was stored before there was one in it.
+fn cpu_weight_default() -> u32 {
+    CPU_WEIGHT_DEFAULT
 }
 
 #[cfg(test)]
@@ -337,6 +363,9 @@ mod tests {
             boot: Boot::Bios,
             vcpus: 1,
             memory_bytes: 0,
+            cpu_weight: CPU_WEIGHT_DEFAULT,
+            disk_bytes_per_s_max: None,
+            network_bytes_per_s_max: None,
             disks: [disk.clone(), disk].into(),
             interfaces: Vec::new(),
         };

@@ -5,7 +5,8 @@
 
 use crate::config::CPU_FLOOR_CORES_MIN;
 use crate::host::libvirt::{
-    CPU_MODES, NETWORK_UNIT_BYTES_PER_S, SHADOW_FILTER, SHADOW_NAMESPACE, SHADOW_NETWORK, SHADOW_SUFFIX,
+    CPU_MODES, NETWORK_UNIT_BYTES_PER_S, SHADOW_FILTER, SHADOW_NAMESPACE, SHADOW_NETWORK, SHADOW_PERIOD_US,
+    SHADOW_SUFFIX, quota_us,
 };
 use crate::pacer::PORT;
 use gnomon_common::wire::{Blueprint, Boot, ShadowSize, ShadowSpec, Unshadowable, VmId};
@@ -24,8 +25,6 @@ const VARIABLES_FILE: &str = "variables.fd";
 const NAME_BYTES_MAX: usize = 48;
 /// Most of the reason that is kept in the definition.
 const POLICY_BYTES_MAX: usize = 200;
-/// CFS period of the quota, in microseconds: the default of kernel and libvirt.
-const PERIOD_US: u32 = 100_000;
 /// Buses on which disks are offered alike by all versions of QEMU.
 const BUSES: [&str; 4] = ["virtio", "scsi", "sata", "ide"];
 /// Locally administered and unicast, and none of the prefixes that QEMU, libvirt or container engines give out.
@@ -80,7 +79,7 @@ pub(super) fn xml(vm: VmId, spec: &ShadowSpec, place: &Place<'_>) -> Result<Stri
         let is_word = (1..=64).contains(&text.len()) && text.bytes().all(plain);
         is_word.then(|| text.to_owned()).ok_or_else(|| Unshadowable::Definition(format!("the {what} {text:?}")))
     };
-    let quota_us = (size.cpu_cores * f64::from(PERIOD_US)).round();
+    let quota_us = quota_us(size.cpu_cores);
     let name = name(blueprint);
     let (id, of, created) = (vm.0.hyphenated(), spec.of.0.hyphenated(), escape(&place.created)?);
     let policy: String = place.policy.chars().filter(|c| !c.is_control()).take(POLICY_BYTES_MAX).collect();
@@ -106,7 +105,7 @@ pub(super) fn xml(vm: VmId, spec: &ShadowSpec, place: &Place<'_>) -> Result<Stri
   <metadata><gnomon:shadow xmlns:gnomon='{SHADOW_NAMESPACE}' of='{of}' created='{created}' policy='{policy}'/></metadata>
   <memory unit='b'>{memory}</memory>
   <vcpu>{vcpus}</vcpu>
-  <cputune><shares>{shares}</shares><global_period>{PERIOD_US}</global_period><global_quota>{quota_us}</global_quota></cputune>
+  <cputune><shares>{shares}</shares><global_period>{SHADOW_PERIOD_US}</global_period><global_quota>{quota_us}</global_quota></cputune>
   <os><type arch='{arch}' machine='{machine}'>hvm</type>{boot}</os>
   {features}
   {cpu}

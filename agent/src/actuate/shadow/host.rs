@@ -4,12 +4,19 @@ use super::ShadowerConfig;
 use crate::host::bridge::Bridge;
 use crate::host::cgroup::CpuWeight;
 use crate::host::libvirt::backup::BackupJob;
-use crate::host::libvirt::{FoundShadow, HypervisorError, Reconnecting, SHADOW_BRIDGE, SHADOW_FILTER, ShadowDomain};
+use crate::host::libvirt::{
+    FoundShadow, HypervisorError, Reconnecting, SHADOW_BRIDGE, SHADOW_FILTER, ShadowDomain, ShadowLimits,
+};
 use crate::host::machine::Machine;
 use crate::host::process::Proc;
 use gnomon_common::wire::{Blueprint, Unshadowable, VmId};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// A guest's driver is waited for so long until its balloon holds what was asked for, and looked at so often.
+const BALLOON_MAX: Duration = Duration::from_secs(20);
+const BALLOON_POLL: Duration = Duration::from_millis(200);
 
 /// What orders need of a host. Calls may block.
 pub(super) trait Here: Backups + Send {
@@ -18,6 +25,16 @@ pub(super) trait Here: Backups + Send {
     fn shadows(&mut self) -> Result<Vec<ShadowDomain>, HypervisorError>;
     fn define(&mut self, xml: &str) -> Result<(), HypervisorError>;
     fn start(&mut self, vm: VmId) -> Result<(), HypervisorError>;
+    /// Changes what a shadow may use from the one to the other. Of what fails a part may be done.
+    fn resize(
+        &mut self,
+        vm: VmId,
+        is_active: bool,
+        from: &ShadowLimits,
+        to: &ShadowLimits,
+    ) -> Result<(), HypervisorError>;
+    /// What the balloon of a running shadow leaves to it as soon as that is this much, or else a while later, in bytes.
+    fn ballooned(&mut self, vm: VmId, bytes: u64) -> Result<u64, HypervisorError>;
     /// Returns whether nothing of it is left: a domain that is no shadow stays.
     fn remove(&mut self, vm: VmId) -> Result<bool, HypervisorError>;
     /// Sees to it that there are the network of shadows and its filter; what is wrong with it, if anything is.
@@ -96,6 +113,27 @@ impl Here for LibvirtHere {
         self.link.get()?.start(vm)
     }
 
+    fn resize(
+        &mut self,
+        vm: VmId,
+        is_active: bool,
+        from: &ShadowLimits,
+        to: &ShadowLimits,
+    ) -> Result<(), HypervisorError> {
+        self.link.get()?.resize_shadow(vm, is_active, from, to)
+    }
+
+    fn ballooned(&mut self, vm: VmId, bytes: u64) -> Result<u64, HypervisorError> {
+        let begun = Instant::now();
+        loop {
+            let left = self.link.get()?.memory_stats(vm)?.balloon_bytes.unwrap_or(0);
+            if left == bytes || begun.elapsed() >= BALLOON_MAX {
+                return Ok(left);
+            }
+            std::thread::sleep(BALLOON_POLL);
+        }
+    }
+
     fn remove(&mut self, vm: VmId) -> Result<bool, HypervisorError> {
         self.link.get()?.remove_shadow(vm)
     }
@@ -122,10 +160,7 @@ impl Here for LibvirtHere {
     }
 
     fn shares(&self, weight: u32) -> u64 {
-        let controllers = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
-        let version_2 = controllers.split_whitespace().any(|controller| controller == "cpu");
-        let scale = if version_2 { CpuWeight::Weight(0) } else { CpuWeight::Shares(0) };
-        scale.raw_for(weight).max(1)
+        CpuWeight::of_this_host(0).raw_for(weight).max(1)
     }
 }
 
@@ -165,7 +200,8 @@ mod tests {
     fn a_bridge_is_cut_off_only_without_address_and_with_isolated_ports_of_shadows_alone() {
         let id = |number| VmId(Uuid::from_u128(number));
         let taps = vec!["vnet1".to_owned(), "vnet2".to_owned()];
-        let shadow = ShadowDomain { vm: id(1), of: id(2), quota_cores: None, memory_bytes: 0, taps };
+        let limits = ShadowLimits::default();
+        let shadow = ShadowDomain { vm: id(1), of: id(2), vcpus: 1, memory_bytes: 0, limits, taps };
         let port = |device: &str, is_isolated| Port { device: device.to_owned(), is_isolated };
         let bridge = |ports: Vec<Port>, has_address| Bridge { ports, has_address };
         let wrong = |bridge: &Bridge| is_isolated(bridge, std::slice::from_ref(&shadow)).unwrap_err();

@@ -11,7 +11,8 @@ use super::snag::{Snag, in_time};
 use super::{Pacing, ShadowerConfig, Task};
 use crate::host::libvirt::{FoundShadow, HypervisorError, ShadowDomain};
 use gnomon_common::wire::{
-    Action, Base, OutcomeResult, Profile, RefusedCommand, ShadowDone, ShadowOrder, ShadowSpec, Unshadowable, VmId,
+    Action, Base, OutcomeResult, Profile, RefusedCommand, ShadowDone, ShadowOrder, ShadowSize, ShadowSpec,
+    Unshadowable, VmId,
 };
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -46,6 +47,7 @@ impl<H: Here> Orders<H> {
             Action::Shadow(ShadowOrder::Start) => self.start(task, begun),
             Action::Shadow(ShadowOrder::Pace(profile)) => self.pace(task, profile, begun),
             Action::Shadow(ShadowOrder::Retire) => self.retire(vm),
+            Action::Shadow(ShadowOrder::Resize(size)) => self.resize(task, size, begun),
             _ => Err(Snag::Never("it is no order about a shadow".to_owned())),
         };
         done.map_or_else(OutcomeResult::from, OutcomeResult::Shadow)
@@ -69,7 +71,10 @@ impl<H: Here> Orders<H> {
     fn copy(&mut self, task: &Task, spec: &ShadowSpec, begun: Instant) -> Result<ShadowDone, Snag> {
         let vm = task.command.vm;
         match self.here.find(vm)? {
-            FoundShadow::Shadow { shadow, .. } if shadow.of == spec.of => return Ok(copied()),
+            // It may have been resized since, by an order that is not to hold.
+            FoundShadow::Shadow { shadow, is_active } if shadow.of == spec.of => {
+                return self.fit(task, &shadow, is_active, &spec.size, begun).map(|()| copied());
+            }
             FoundShadow::Absent if vm != spec.of => {}
             _ => return Err(Unshadowable::Taken.into()),
         }
@@ -88,7 +93,7 @@ impl<H: Here> Orders<H> {
         let place = Place { folder: &folder, shares, created, policy: &task.command.reason };
         let xml = definition::xml(vm, spec, &place)?;
         self.files.check(vm, &spec.blueprint)?;
-        self.has_room(vm, spec)?;
+        self.has_room(vm, &spec.size, spec.size.memory_bytes)?;
         let made = self.files.make(vm, &spec.blueprint).map_err(Snag::from);
         match made.and_then(|()| Ok(self.here.define(&xml)?)).and_then(|()| self.read_back(vm, spec.of)) {
             Ok(()) => Ok(copied()),
@@ -115,8 +120,8 @@ impl<H: Here> Orders<H> {
         }
     }
 
-    /// Whether the shadows of this host may have this one's share as well, and the host has it.
-    fn has_room(&mut self, vm: VmId, spec: &ShadowSpec) -> Result<(), Snag> {
+    /// Whether the shadows of this host may have this one's share as well, and the host has the memory that it would take more.
+    fn has_room(&mut self, vm: VmId, size: &ShadowSize, more_bytes: u64) -> Result<(), Snag> {
         let mut others = self.here.shadows()?;
         others.retain(|shadow| shadow.vm != vm);
         let ShadowerConfig { capacity_cores, memory_bytes, reserve_bytes, shadow: limits, .. } = &self.config;
@@ -125,18 +130,18 @@ impl<H: Here> Orders<H> {
             return no_room(format!("{} shadows are here, the most that it takes", others.len()));
         }
         // One whose quota somebody took away has no bound, so there is no room beside it.
-        let cores: f64 = others.iter().map(|shadow| shadow.quota_cores.unwrap_or(f64::INFINITY)).sum();
-        let (cores, cores_max) = (cores + spec.size.cpu_cores, capacity_cores * limits.share_max);
+        let cores: f64 = others.iter().map(|shadow| shadow.limits.quota_cores().unwrap_or(f64::INFINITY)).sum();
+        let (cores, cores_max) = (cores + size.cpu_cores, capacity_cores * limits.share_max);
         if cores > cores_max {
             return no_room(format!("shadows would have {cores:.2} cores, and may have {cores_max:.2}"));
         }
-        let bytes = others.iter().fold(spec.size.memory_bytes, |sum, shadow| sum.saturating_add(shadow.memory_bytes));
+        let bytes = others.iter().fold(size.memory_bytes, |sum, other| sum.saturating_add(other.limits.memory_bytes));
         let bytes_max = *memory_bytes as f64 * limits.share_max;
         if bytes as f64 > bytes_max {
             return no_room(format!("shadows would have {bytes} bytes of memory, and may have {bytes_max:.0}"));
         }
-        let needed = spec.size.memory_bytes.saturating_add(*reserve_bytes);
-        self.has_memory(needed)
+        let needed = more_bytes.saturating_add(*reserve_bytes);
+        if more_bytes > 0 { self.has_memory(needed) } else { Ok(()) }
     }
 
     fn has_memory(&mut self, needed: u64) -> Result<(), Snag> {
@@ -192,6 +197,56 @@ impl<H: Here> Orders<H> {
         let socket = self.files.folder(vm).join(PACER_SOCKET);
         pacing.pace(vm, &socket, profile).map_err(|error| Snag::System(std::io::Error::other(error)))?;
         Ok(ShadowDone::Paced)
+    }
+
+    fn resize(&mut self, task: &Task, size: &ShadowSize, begun: Instant) -> Result<ShadowDone, Snag> {
+        let FoundShadow::Shadow { shadow, is_active: true } = self.here.find(task.command.vm)? else {
+            return Err(Unshadowable::NoShadow.into());
+        };
+        self.fit(task, &shadow, true, size, begun)?;
+        Ok(ShadowDone::Resized { took_us: 0 })
+    }
+
+    /// Brings a shadow to a size that its definition has room for. What fails midway is taken back; what an agent that was killed has left half is
+    /// done by the next order.
+    fn fit(
+        &mut self,
+        task: &Task,
+        shadow: &ShadowDomain,
+        is_active: bool,
+        size: &ShadowSize,
+        begun: Instant,
+    ) -> Result<(), Snag> {
+        let (vm, has) = (shadow.vm, &shadow.limits);
+        let to = has.at(size, self.here.shares(size.cpu_weight));
+        if *has == to {
+            return Ok(());
+        }
+        in_time(task, begun)?;
+        if size.vcpus != shadow.vcpus || size.memory_bytes > shadow.memory_bytes {
+            let ShadowDomain { vcpus, memory_bytes, .. } = shadow;
+            let why = format!("it is defined with {vcpus} vCPUs and {memory_bytes} bytes of memory");
+            return Err(Unshadowable::Unresizable(why).into());
+        }
+        self.has_room(vm, size, size.memory_bytes.saturating_sub(has.memory_bytes))?;
+        let done = self.here.resize(vm, is_active, has, &to).map_err(Snag::from);
+        let done = done.and_then(|()| if is_active { self.follows(vm, to.memory_bytes) } else { Ok(()) });
+        if done.is_err()
+            && let Err(error) = self.here.resize(vm, is_active, &to, has)
+        {
+            tracing::warn!(%vm, %error, "what a failed change of a shadow's size has left is not taken back yet");
+        }
+        done
+    }
+
+    /// Whether a guest's driver follows its balloon's target.
+    fn follows(&mut self, vm: VmId, memory_bytes: u64) -> Result<(), Snag> {
+        let left = self.here.ballooned(vm, memory_bytes)?;
+        if left != memory_bytes {
+            let why = format!("its balloon leaves {left} bytes to it, where {memory_bytes} were asked for");
+            return Err(Unshadowable::Unresizable(why).into());
+        }
+        Ok(())
     }
 
     fn retire(&mut self, vm: VmId) -> Result<ShadowDone, Snag> {

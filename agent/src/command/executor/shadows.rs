@@ -115,6 +115,7 @@ impl Executor {
             }
             OutcomeResult::Imaged(imaged) => OutcomeResult::Imaged(Box::new(Imaged { took_us, ..*imaged })),
             OutcomeResult::Shadow(ShadowDone::Started { .. }) => OutcomeResult::Shadow(ShadowDone::Started { took_us }),
+            OutcomeResult::Shadow(ShadowDone::Resized { .. }) => OutcomeResult::Shadow(ShadowDone::Resized { took_us }),
             other => other,
         };
         if matches!(command.action, Action::Image(_)) {

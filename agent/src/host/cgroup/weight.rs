@@ -23,6 +23,19 @@ pub enum CpuWeight {
 }
 
 impl CpuWeight {
+    /// What stands in a definition of this host, in the numbers of its version of control groups.
+    pub fn of_this_host(raw: u64) -> Self {
+        let controllers = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+        let is_version_2 = controllers.split_whitespace().any(|controller| controller == "cpu");
+        if is_version_2 { Self::Weight(raw) } else { Self::Shares(raw) }
+    }
+
+    /// On the scale of `cpu.weight`, whose nearer end it is for shares beyond that.
+    pub fn nearest_weight(self) -> u32 {
+        let is_small = matches!(self, Self::Shares(raw) | Self::Weight(raw) if raw < SHARES_DEFAULT);
+        self.weight().unwrap_or(if is_small { 1 } else { 10_000 })
+    }
+
     /// On the scale of `cpu.weight`; `None` for shares beyond either end of it.
     pub fn weight(self) -> Option<u32> {
         let weight = match self {
@@ -83,6 +96,9 @@ mod tests {
         assert_eq!(CpuWeight::Shares(262_144).weight(), None, "the largest");
         assert_eq!(CpuWeight::Shares(u64::MAX).weight(), None);
         assert_eq!(CpuWeight::Weight(0).weight(), None, "cpu.idle");
+        let nearest =
+            [CpuWeight::Shares(2), CpuWeight::Shares(262_144), CpuWeight::Weight(0), CpuWeight::Shares(2_048)];
+        assert_eq!(nearest.map(CpuWeight::nearest_weight), [1, 10_000, 1, 200]);
     }
 
     #[test]

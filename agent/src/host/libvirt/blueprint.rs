@@ -4,8 +4,10 @@
 //! media and seeds of cloud-init, SMBIOS, folders of the host, networks, identities.
 
 use super::devices::children;
+use super::limits::NETWORK_UNIT_BYTES_PER_S;
 use super::{Hypervisor, HypervisorError, shadow};
-use gnomon_common::wire::{Base, Blueprint, Boot, DiskBlueprint, Unshadowable, VmId};
+use crate::host::cgroup::CpuWeight;
+use gnomon_common::wire::{Base, Blueprint, Boot, CPU_WEIGHT_DEFAULT, DiskBlueprint, Unshadowable, VmId};
 use roxmltree::{Document, Node};
 
 /// What libvirt calls a CPU that is not a model by name but whatever the host has.
@@ -16,7 +18,7 @@ impl Hypervisor {
     pub fn blueprint(&self, vm: VmId) -> Result<Result<Blueprint, Unshadowable>, HypervisorError> {
         let domain = self.domain(vm)?;
         let xml = domain.xml_desc(0).map_err(|e| HypervisorError::call("read the definition", &e))?;
-        let mut blueprint = match parse(&xml) {
+        let mut blueprint = match parse(&xml, CpuWeight::of_this_host) {
             Ok(blueprint) => blueprint,
             Err(why) => return Ok(Err(why)),
         };
@@ -28,8 +30,9 @@ impl Hypervisor {
     }
 }
 
-/// Reads the XML of a running domain; the sizes of disks are not in it, and are 0. Whether its host copies disks is not in it either.
-pub(crate) fn parse(xml: &str) -> Result<Blueprint, Unshadowable> {
+/// Reads the XML of a running domain, whose weight is in the numbers of its host; the sizes of disks are not in it, and are 0. Whether its host copies
+/// disks is not in it either.
+pub(crate) fn parse(xml: &str, weight: impl Fn(u64) -> CpuWeight) -> Result<Blueprint, Unshadowable> {
     let refuse = |why: &str| Unshadowable::Definition(why.to_owned());
     if shadow::is_marked(xml) {
         return Err(refuse("it is a shadow itself"));
@@ -50,6 +53,7 @@ pub(crate) fn parse(xml: &str) -> Result<Blueprint, Unshadowable> {
     let memory = child(domain, "currentMemory").or(child(domain, "memory")).and_then(bytes);
     let devices = child(domain, "devices");
     let all = |name| devices.into_iter().flat_map(move |devices| children(devices, name));
+    let shares = child(domain, "cputune").and_then(|tuning| number(tuning, "shares"));
     let blueprint = Blueprint {
         name: text(domain, "name").ok_or_else(lacks("it has no name"))?,
         kvm,
@@ -59,6 +63,9 @@ pub(crate) fn parse(xml: &str) -> Result<Blueprint, Unshadowable> {
         boot: boot(os)?,
         vcpus: vcpus.ok_or_else(lacks("its <vcpu> is no number"))?,
         memory_bytes: memory.ok_or_else(lacks("its memory is no number"))?,
+        cpu_weight: shares.map_or(CPU_WEIGHT_DEFAULT, |shares| weight(shares).nearest_weight()),
+        disk_bytes_per_s_max: highest(all("disk").filter(|node| disk(*node).is_some()).map(disk_limit)),
+        network_bytes_per_s_max: highest(all("interface").map(interface_limit)),
         disks: all("disk").filter_map(disk).collect(),
         interfaces: all("interface").map(model).collect(),
     };
@@ -116,6 +123,26 @@ fn disk(disk: Node<'_, '_>) -> Option<DiskBlueprint> {
     })
 }
 
+/// What a disk may read and write together, in bytes per second, whichever way that is said.
+fn disk_limit(disk: Node<'_, '_>) -> Option<u64> {
+    let tune = child(disk, "iotune")?;
+    let limit = |name| number(tune, name).filter(|limit| *limit > 0);
+    let apart = || Some(limit("read_bytes_sec")?.saturating_add(limit("write_bytes_sec")?));
+    limit("total_bytes_sec").or_else(apart)
+}
+
+/// What an interface may carry in the one direction that may carry more, in bytes per second.
+fn interface_limit(interface: Node<'_, '_>) -> Option<u64> {
+    let bandwidth = child(interface, "bandwidth")?;
+    let average = |way| child(bandwidth, way)?.attribute("average")?.parse::<u64>().ok().filter(|units| *units > 0);
+    Some(average("inbound")?.max(average("outbound")?).saturating_mul(NETWORK_UNIT_BYTES_PER_S))
+}
+
+/// The highest of several limits; none where one of them is none, or there is nothing to limit.
+fn highest(limits: impl Iterator<Item = Option<u64>>) -> Option<u64> {
+    limits.reduce(|one, other| Some(one?.max(other?))).flatten()
+}
+
 /// The layer below a disk's own, if it is a file or a block device of the host.
 fn image(backing: Node<'_, '_>) -> Option<Base> {
     let place = match backing.attribute("type")? {
@@ -132,8 +159,12 @@ fn model(interface: Node<'_, '_>) -> String {
     child(interface, "model").and_then(|model| model.attribute("type")).unwrap_or("virtio").to_owned()
 }
 
-fn child<'a, 'input>(node: Node<'a, 'input>, name: &'static str) -> Option<Node<'a, 'input>> {
+pub(super) fn child<'a, 'input>(node: Node<'a, 'input>, name: &'static str) -> Option<Node<'a, 'input>> {
     children(node, name).next()
+}
+
+fn number(node: Node<'_, '_>, name: &'static str) -> Option<u64> {
+    text(node, name)?.parse().ok()
 }
 
 fn text(node: Node<'_, '_>, name: &'static str) -> Option<String> {
@@ -173,14 +204,18 @@ mod tests {
         <interface type='network'><source network='lan'/></interface>\
         <hostdev mode='subsystem' type='pci'/><filesystem type='mount'><source dir='/home'/></filesystem></devices></domain>";
 
+    fn read(xml: &str) -> Result<Blueprint, Unshadowable> {
+        parse(xml, CpuWeight::Weight)
+    }
+
     fn with(from: &str, to: &str) -> Result<Blueprint, Unshadowable> {
         assert!(LIVE.contains(from), "{from}");
-        parse(&LIVE.replace(from, to))
+        read(&LIVE.replace(from, to))
     }
 
     #[test]
     fn what_a_shadow_is_made_from_is_read_and_nothing_else() {
-        let blueprint = parse(LIVE).unwrap();
+        let blueprint = read(LIVE).unwrap();
         let disk =
             |device: &str, base| DiskBlueprint { device: device.into(), bus: "virtio".into(), size_bytes: 0, base };
         let image = Base::Image { path: "/images/debian.raw".into(), format: "raw".into() };
@@ -193,6 +228,9 @@ mod tests {
             boot: Boot::Bios,
             vcpus: 2,
             memory_bytes: 1 << 30,
+            cpu_weight: CPU_WEIGHT_DEFAULT,
+            disk_bytes_per_s_max: None,
+            network_bytes_per_s_max: None,
             disks: vec![disk("vda", image), disk("vdb", Base::Copyable), disk("vdc", Base::Copyable)],
             interfaces: vec!["e1000".into(), "virtio".into()],
         };
@@ -201,6 +239,36 @@ mod tests {
         for secret in ["seed.iso", "br0", "lan", "52:54", "nocloud", "/home", "/srv", "0a0a0a0a"] {
             assert!(!told.contains(secret), "{secret} is in {told}");
         }
+    }
+
+    #[test]
+    fn its_weight_and_the_highest_limit_on_each_kind_of_device_are_read() {
+        let shares = "<cputune><shares>2048</shares></cputune>";
+        let weighted = LIVE.replace("<devices>", &format!("{shares}<devices>"));
+        assert_eq!(parse(&weighted, CpuWeight::Shares).unwrap().cpu_weight, 200);
+        assert_eq!(parse(&weighted, CpuWeight::Weight).unwrap().cpu_weight, 2048);
+        let limited = |disks: [&str; 3], interfaces: [&str; 2]| {
+            let mut xml = LIVE.to_owned();
+            for (target, limits) in ["vda", "vdb", "vdc"].into_iter().zip(disks) {
+                let target = format!("<target dev='{target}' bus='virtio'/>");
+                xml = xml.replace(&target, &format!("{target}<iotune>{limits}</iotune>"));
+            }
+            for (source, limits) in ["<source bridge='br0'/>", "<source network='lan'/>"].into_iter().zip(interfaces) {
+                xml = xml.replace(source, &format!("{source}<bandwidth>{limits}</bandwidth>"));
+            }
+            let blueprint = read(&xml).unwrap();
+            (blueprint.disk_bytes_per_s_max, blueprint.network_bytes_per_s_max)
+        };
+        let total = "<total_bytes_sec>500</total_bytes_sec>";
+        let apart = "<read_bytes_sec>400</read_bytes_sec><write_bytes_sec>300</write_bytes_sec>";
+        let (slow, fast) =
+            ("<inbound average='3'/><outbound average='2'/>", "<inbound average='1'/><outbound average='8'/>");
+        assert_eq!(limited([total, apart, total], [slow, fast]), (Some(700), Some(8_000)));
+        // One that is free makes the whole free, a way that is free as well.
+        assert_eq!(
+            limited([total, "<read_bytes_sec>400</read_bytes_sec>", total], [slow, "<inbound average='1'/>"]),
+            (None, None)
+        );
     }
 
     #[test]
@@ -257,14 +325,14 @@ mod tests {
         assert!(with("type='kvm'", "type='xen'").is_err());
         let many = "<interface type='bridge'/>".repeat(9);
         assert!(with("<hostdev", &format!("{many}<hostdev")).is_err());
-        assert!(parse("<domain").is_err());
+        assert!(read("<domain").is_err());
     }
 
     proptest! {
         #[test]
         fn no_text_makes_the_parser_panic(text in "\\PC{0,200}") {
-            let _ = parse(&text);
-            let _ = parse(&format!("<domain type='kvm'><name>a</name><os><type>{text}</type></os></domain>"));
+            let _ = read(&text);
+            let _ = read(&format!("<domain type='kvm'><name>a</name><os><type>{text}</type></os></domain>"));
         }
     }
 }

@@ -8,6 +8,7 @@ use super::{Devices, Hypervisor, HypervisorError};
 use crate::host::libvirt_raw::parameters::{self, Parameter, Value};
 use gnomon_common::wire::VmId;
 use std::ffi::{CStr, CString};
+use virt::domain::Domain;
 use virt::sys;
 
 /// The unit of an interface's rates: libvirt hands them to `tc` as `kbps`, which are 1000 bytes a second.
@@ -57,7 +58,7 @@ impl Hypervisor {
             (sys::VIR_DOMAIN_BLOCK_IOTUNE_TOTAL_BYTES_SEC, tune.bytes_per_s.unwrap_or(0)),
             (sys::VIR_DOMAIN_BLOCK_IOTUNE_TOTAL_IOPS_SEC, tune.operations_per_s.unwrap_or(0)),
         ];
-        parameters::set_block_io_tune(&self.domain(vm)?, disk, &limits)
+        parameters::set_block_io_tune(&self.domain(vm)?, disk, &limits, sys::VIR_DOMAIN_AFFECT_LIVE)
             .map_err(|e| HypervisorError::call("set a disk's limits", &e))
     }
 
@@ -70,19 +71,28 @@ impl Hypervisor {
 
     /// Sets them, in whole [`NETWORK_UNIT_BYTES_PER_S`]. Blocks while libvirt runs `tc`.
     pub fn set_bandwidth(&self, vm: VmId, device: &CStr, limits: Bandwidth) -> Result<(), HypervisorError> {
-        let limits = [
-            (sys::VIR_DOMAIN_BANDWIDTH_IN_AVERAGE, units(limits.in_bytes_per_s)),
-            (sys::VIR_DOMAIN_BANDWIDTH_OUT_AVERAGE, units(limits.out_bytes_per_s)),
-        ];
-        parameters::set_interface_parameters(&self.domain(vm)?, device, &limits).map_err(|e| {
-            // libvirt reports the failure of the program it runs as an internal error, and the program's words with it.
-            if TC_FAILURES.iter().any(|words| e.message().contains(words)) {
-                let why = "tc is missing, or this kernel lacks a queueing discipline (htb, sfq, ingress)";
-                return HypervisorError::Unsupported(format!("{why}: {}", e.message().trim_end()));
-            }
-            HypervisorError::call("set an interface's limits", &e)
-        })
+        let limits = [limits.in_bytes_per_s, limits.out_bytes_per_s].map(|limit| units(limit).into());
+        set_average(&self.domain(vm)?, device, limits, sys::VIR_DOMAIN_AFFECT_LIVE)
     }
+}
+
+/// Sets an interface's average rates in and out, in [`NETWORK_UNIT_BYTES_PER_S`], 0 being none. Blocks while libvirt runs `tc`.
+pub(super) fn set_average(
+    domain: &Domain,
+    device: &CStr,
+    limits: [u64; 2],
+    flags: sys::virDomainModificationImpact,
+) -> Result<(), HypervisorError> {
+    let [inward, outward] = limits.map(|units| u32::try_from(units).unwrap_or(u32::MAX));
+    let limits = [(sys::VIR_DOMAIN_BANDWIDTH_IN_AVERAGE, inward), (sys::VIR_DOMAIN_BANDWIDTH_OUT_AVERAGE, outward)];
+    parameters::set_interface_parameters(domain, device, &limits, flags).map_err(|e| {
+        // libvirt reports the failure of the program it runs as an internal error, and the program's words with it.
+        if TC_FAILURES.iter().any(|words| e.message().contains(words)) {
+            let why = "tc is missing, or this kernel lacks a queueing discipline (htb, sfq, ingress)";
+            return HypervisorError::Unsupported(format!("{why}: {}", e.message().trim_end()));
+        }
+        HypervisorError::call("set an interface's limits", &e)
+    })
 }
 
 fn finer(device: &CStr, set: &str) -> HypervisorError {

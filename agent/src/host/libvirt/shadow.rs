@@ -4,6 +4,8 @@
 //! named by the domain's own UUID, its interfaces are on the shadows' network behind their filter, and nothing of the host is passed through to it. So a
 //! production VM into whose metadata someone has pasted a shadow's is still none.
 
+mod limits;
+
 use super::blueprint::bytes;
 use super::devices::children;
 use super::{Hypervisor, HypervisorError, is_no_domain};
@@ -12,6 +14,8 @@ use roxmltree::{Document, Node};
 use std::path::Path;
 use virt::error::ErrorNumber;
 use virt::sys;
+
+pub use limits::{SHADOW_PERIOD_US, ShadowLimits, quota_us};
 
 /// The namespace of the element that marks a shadow.
 pub const SHADOW_NAMESPACE: &str = "urn:gnomon:shadow:1";
@@ -36,10 +40,12 @@ pub struct ShadowDomain {
     pub vm: VmId,
     /// Of which production VM.
     pub of: VmId,
-    /// Its quota, in cores; `None` is unlimited.
-    pub quota_cores: Option<f64>,
+    /// vCPUs it is defined with.
+    pub vcpus: u32,
     /// Memory it is defined with, in bytes.
     pub memory_bytes: u64,
+    /// What it may use.
+    pub limits: ShadowLimits,
     /// Devices of its interfaces on the host, while it runs.
     pub taps: Vec<String>,
 }
@@ -95,19 +101,16 @@ pub(crate) fn parse(xml: &str) -> Option<ShadowDomain> {
         && children(devices, "disk").all(own)
         && children(devices, "interface").all(isolated)
         && !devices.children().any(|device| FOREIGN_DEVICES.contains(&device.tag_name().name()));
-    let number = |name: &'static str| -> Option<f64> {
-        let tuning = children(domain, "cputune").next()?;
-        children(tuning, name).next()?.text()?.trim().parse().ok()
-    };
-    let quota_cores = number("global_quota").zip(number("global_period")).map(|(quota, period)| quota / period);
+    let vcpus = children(domain, "vcpu").next().and_then(|vcpu| vcpu.text()?.trim().parse().ok());
     let taps = children(devices, "interface").filter_map(|interface| {
         children(interface, "target").next().and_then(|target| target.attribute("dev")).map(str::to_owned)
     });
     is_shadow.then(|| ShadowDomain {
         vm,
         of,
-        quota_cores: quota_cores.filter(|cores| cores.is_finite() && *cores > 0.0),
+        vcpus: vcpus.unwrap_or(0),
         memory_bytes: children(domain, "memory").next().and_then(bytes).unwrap_or(0),
+        limits: ShadowLimits::parse(domain),
         taps: taps.collect(),
     })
 }
@@ -271,7 +274,7 @@ mod tests {
 
     const SHADOW: &str = "<domain><name>web.shadow</name><uuid>0a0a0a0a-0000-4000-8000-000000000001</uuid>\
         <metadata><g:shadow xmlns:g='urn:gnomon:shadow:1' of='0a0a0a0a-0000-4000-8000-000000000002'/></metadata>\
-        <memory unit='KiB'>65536</memory><cputune><global_period>100000</global_period><global_quota>20000</global_quota></cputune>\
+        <memory unit='KiB'>65536</memory><vcpu placement='static'>2</vcpu><cputune><global_period>100000</global_period><global_quota>20000</global_quota></cputune>\
         <devices><disk type='file'><source file='/s/0a0a0a0a-0000-4000-8000-000000000001/scratch.raw'/><target dev='vda'/></disk>\
         <interface type='network'><source network='gnomon-shadows'/><target dev='vnet3'/><filterref filter='gnomon-shadow-sink'/></interface></devices></domain>";
 
@@ -281,8 +284,14 @@ mod tests {
         let expected = ShadowDomain {
             vm: id(1),
             of: id(2),
-            quota_cores: Some(0.2),
+            vcpus: 2,
             memory_bytes: 64 << 20,
+            limits: ShadowLimits {
+                quota_us: 20_000,
+                memory_bytes: 64 << 20,
+                disks: [("vda".to_owned(), 0)].into(),
+                ..ShadowLimits::default()
+            },
             taps: vec!["vnet3".to_owned()],
         };
         assert_eq!(parse(SHADOW), Some(expected));

@@ -38,8 +38,13 @@ pub(in crate::host) fn block_io_tune(domain: &Domain, disk: &CStr) -> Result<Vec
     get(domain, disk, sys::virDomainGetBlockIoTune)
 }
 
-/// Sets I/O limits of one disk of a running domain; those that are not named stay as they are. Blocks.
-pub(in crate::host) fn set_block_io_tune(domain: &Domain, disk: &CStr, limits: &[(&CStr, u64)]) -> Result<(), Error> {
+/// Sets I/O limits of one disk of what the flags name: the running domain, its definition, or both. Those that are not named stay as they are. Blocks.
+pub(in crate::host) fn set_block_io_tune(
+    domain: &Domain,
+    disk: &CStr,
+    limits: &[(&CStr, u64)],
+    flags: sys::virDomainModificationImpact,
+) -> Result<(), Error> {
     let mut list = Outgoing::default();
     for (name, value) in limits {
         list.add(|list, used, room| {
@@ -48,9 +53,7 @@ pub(in crate::host) fn set_block_io_tune(domain: &Domain, disk: &CStr, limits: &
         })?;
     }
     // SAFETY: the domain is alive, the name ends with 0, and the list holds `used` parameters, which libvirt only reads.
-    let result = unsafe {
-        sys::virDomainSetBlockIoTune(domain.as_ptr(), disk.as_ptr(), list.list, list.used, sys::VIR_DOMAIN_AFFECT_LIVE)
-    };
+    let result = unsafe { sys::virDomainSetBlockIoTune(domain.as_ptr(), disk.as_ptr(), list.list, list.used, flags) };
     check(result)
 }
 
@@ -59,11 +62,12 @@ pub(in crate::host) fn interface_parameters(domain: &Domain, device: &CStr) -> R
     get(domain, device, sys::virDomainGetInterfaceParameters)
 }
 
-/// Sets the bandwidth of one interface of a running domain. Blocks while libvirt runs `tc`.
+/// Sets the bandwidth of one interface of what the flags name: the running domain, its definition, or both. Blocks while libvirt runs `tc`.
 pub(in crate::host) fn set_interface_parameters(
     domain: &Domain,
     device: &CStr,
     limits: &[(&CStr, u32)],
+    flags: sys::virDomainModificationImpact,
 ) -> Result<(), Error> {
     let mut list = Outgoing::default();
     for (name, value) in limits {
@@ -72,9 +76,9 @@ pub(in crate::host) fn set_interface_parameters(
             unsafe { sys::virTypedParamsAddUInt(list, used, room, name.as_ptr(), *value) }
         })?;
     }
-    let (device, flags) = (device.as_ptr(), sys::VIR_DOMAIN_AFFECT_LIVE);
     // SAFETY: the domain is alive, the name ends with 0, and the list holds `used` parameters, which libvirt only reads.
-    let result = unsafe { sys::virDomainSetInterfaceParameters(domain.as_ptr(), device, list.list, list.used, flags) };
+    let result =
+        unsafe { sys::virDomainSetInterfaceParameters(domain.as_ptr(), device.as_ptr(), list.list, list.used, flags) };
     check(result)
 }
 

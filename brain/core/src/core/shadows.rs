@@ -2,7 +2,7 @@
 //!
 //! A shadow is looked at when its production or its host reports, when an order of it is answered, and when its time has come. It has one
 //! order on its way at most. [`life`] brings it from state to state, [`orders`] gives orders and takes answers, [`place`] finds hosts, [`profile`] says what a shadow is to do,
-//! [`copies`] sees to disks that have to be copied, [`together`] keeps it and its production from each other's hosts.
+//! [`copies`] sees to disks that have to be copied, [`resize`] to a size that changes, [`together`] keeps it and its production from each other's hosts.
 
 mod by_hand;
 mod copies;
@@ -10,6 +10,7 @@ mod life;
 mod orders;
 mod place;
 mod profile;
+mod resize;
 mod response;
 mod together;
 mod trial;
@@ -19,7 +20,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{CommandId, HostId, Load, Report, ShadowOrder, ShadowWindow, VmId, VmState, VmWindow};
+use gnomon_common::wire::{
+    CommandId, HostId, Load, Report, ShadowOrder, ShadowSize, ShadowWindow, VmId, VmState, VmWindow,
+};
 
 use super::{ACTOR, Core};
 use crate::draw::draw;
@@ -28,6 +31,7 @@ use crate::io::{CommandRecord, Record};
 use crate::plan::contention::{Calibration, TOLERATED, Waits};
 use crate::policy::Mode;
 use crate::shadow::response::Response;
+use crate::shadow::size::Peaks;
 use crate::shadow::{Shadow, ShadowCause, ShadowState};
 
 /// A host that is not connected, or held, is waited for so long before it is looked at again.
@@ -103,6 +107,10 @@ struct Kept {
     window: Duration,
     /// When what it got of its host was written last.
     response_kept: Timestamp,
+    /// What its production was like when it was described last.
+    described: Option<resize::Described>,
+    /// How large it should have been when that was looked at last.
+    wants: Option<ShadowSize>,
 }
 
 #[derive(Clone, Debug)]
@@ -148,6 +156,8 @@ impl Shadows {
             played: None,
             window: Duration::ZERO,
             response_kept: now,
+            described: None,
+            wants: None,
         };
         self.due.insert((now, id));
         self.kept.insert(id, kept);
@@ -171,6 +181,7 @@ impl Shadows {
             let shadow = &mut kept.shadow;
             shadow.since = shadow.since.min(now);
             shadow.moved = shadow.moved.map(|at| at.min(now));
+            shadow.resizes_from = shadow.resizes_from.min(now + AVOIDED_FOR);
             shadow.avoids.iter_mut().for_each(|(_, until)| *until = (*until).min(now + AVOIDED_FOR));
             kept.runs_since = kept.runs_since.map(|at| at.min(now));
             kept.production_seen = kept.production_seen.map(|at| at.min(now));
@@ -272,6 +283,7 @@ impl Core {
         };
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
         kept.production_seen = Some(now);
+        kept.shadow.peaks = kept.shadow.peaks.max(Peaks::of(window.disk.as_ref(), &window.interfaces));
         let meets = kept.shadow.state.is_coming() && kept.shadow.host.as_ref() == Some(host);
         if meets || !wants {
             self.shadows.wake(id, now);
@@ -295,6 +307,7 @@ impl Core {
         let (high, low) = of.0.as_u64_pair();
         let number = self.shadows.made ^ (self.fence.term << 32);
         let id = VmId::made_of(draw(high ^ self.seed, number), draw(low ^ now.unix_ms(), number));
+        let peaks = self.fleet.vms.get(&of).map(|vm| Peaks::of(vm.disk.as_ref(), &vm.interfaces));
         let shadow = Shadow {
             id,
             of,
@@ -305,6 +318,10 @@ impl Core {
             host: None,
             blueprint: None,
             size: None,
+            defined_bytes: 0,
+            resizes_to: None,
+            resizes_from: Timestamp::default(),
+            peaks: peaks.unwrap_or_default(),
             fidelity: None,
             memory_floor_bytes: 0,
             failures: 0,
@@ -353,7 +370,7 @@ impl Core {
                 self.bring_shadow(now, id, ShadowState::Pacing, format!("it runs; {pacer}"));
                 self.tend_shadow(now, id);
             }
-            ShadowState::Pacing | ShadowState::Booting if is_down => {
+            state if state.is_up() && is_down => {
                 kept.shadow.ends += 1;
                 // The second time it is for want of memory.
                 if kept.shadow.ends > 1 {
@@ -367,23 +384,6 @@ impl Core {
                 self.see_trial(now, id, window);
             }
             _ => {}
-        }
-    }
-
-    /// Shadows that should be on a host, of which its complete inventory does not tell, are made there again.
-    fn miss_shadows(&mut self, now: Timestamp, report: &Report) {
-        let told: BTreeSet<VmId> = report.vms.iter().map(|window| window.vm).collect();
-        let settled = Duration::from_millis(u64::from(report.window_ms)) * WINDOWS_SETTLED;
-        let missing = self.shadows.coming_to(&report.host).filter(|shadow| {
-            matches!(shadow.state, ShadowState::Copied | ShadowState::Booting | ShadowState::Pacing)
-                && now.since(shadow.since) > settled
-                && !told.contains(&shadow.id)
-        });
-        let missing: Vec<VmId> = missing.map(|shadow| shadow.id).collect();
-        for id in missing {
-            if self.shadows.kept.get(&id).is_some_and(|kept| kept.flight.is_none()) {
-                self.make_anew(now, id, "its host has it no more");
-            }
         }
     }
 
@@ -455,7 +455,8 @@ impl Core {
                     false => self.shadows.wake(id, until),
                 }
             }
-            ShadowState::Pacing => self.order_pace(now, id),
+            ShadowState::Pacing => self.tend_pacing(now, id),
+            ShadowState::Resizing => self.order_resize(now, id),
             ShadowState::Moving => self.order(now, id, ShadowOrder::Retire, ShadowCause::Failed),
             ShadowState::Retiring => self.order(now, id, ShadowOrder::Retire, ShadowCause::Unwanted),
             ShadowState::Parked => {

@@ -19,6 +19,7 @@ mod modes;
 mod relief;
 mod sent;
 mod set;
+mod shadow_resizes;
 mod shadow_sizes;
 mod shadows;
 mod skill;

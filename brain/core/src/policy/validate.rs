@@ -226,6 +226,13 @@ impl ShadowPolicy {
             let problem = format!("{bytes_per_s} is neither 0 nor within 1024..=1099511627776 bytes per second");
             check(bytes_per_s == 0 || (1 << 10..=1 << 40).contains(&bytes_per_s), setting, problem)?;
         }
+        for (setting, bytes_per_s) in [
+            ("shadow.disk_floor_bytes_per_s", self.disk_floor_bytes_per_s),
+            ("shadow.network_floor_bytes_per_s", self.network_floor_bytes_per_s),
+        ] {
+            let problem = format!("{bytes_per_s} is not within 1024..=1099511627776 bytes per second");
+            check((1 << 10..=1 << 40).contains(&bytes_per_s), setting, problem)?;
+        }
         check(
             (0.0..=1.0).contains(&self.fidelity),
             "shadow.fidelity",

@@ -1,8 +1,9 @@
 //! Whatever a production VM is, its shadow has nothing of it but what is listed.
 
 use super::*;
+use crate::host::cgroup::CpuWeight;
 use crate::host::libvirt::parse_blueprint;
-use gnomon_common::wire::{Base, DiskBlueprint};
+use gnomon_common::wire::{Base, CPU_WEIGHT_DEFAULT, DiskBlueprint};
 use proptest::prelude::*;
 use roxmltree::Document;
 use std::collections::BTreeSet;
@@ -98,6 +99,9 @@ fn blueprint() -> Blueprint {
         boot: Boot::Bios,
         vcpus: 4,
         memory_bytes: 1 << 30,
+        cpu_weight: CPU_WEIGHT_DEFAULT,
+        disk_bytes_per_s_max: None,
+        network_bytes_per_s_max: None,
         disks: vec![DiskBlueprint {
             device: "vda".into(),
             bus: "virtio".into(),
@@ -130,7 +134,10 @@ fn a_shadow_has_its_own_identity_and_the_size_that_was_ordered() {
     assert!(!xml.contains("/images/") && !xml.contains("graphics") && !xml.contains("1073741824"), "{xml}");
     let document = Document::parse(&xml).unwrap();
     let seen = crate::host::libvirt::parse_shadow(&xml).unwrap();
-    assert_eq!((seen.vm, seen.of, seen.quota_cores, seen.memory_bytes), (shadow(), production(), Some(0.2), 64 << 20));
+    assert_eq!(
+        (seen.vm, seen.of, seen.limits.quota_cores(), seen.memory_bytes),
+        (shadow(), production(), Some(0.2), 64 << 20)
+    );
     assert!(document.descendants().any(|node| node.has_tag_name("channel")));
 }
 
@@ -224,7 +231,7 @@ fn productions() -> impl Strategy<Value = String> {
 proptest! {
     #[test]
     fn a_shadow_of_any_production_has_listed_elements_only_and_nothing_of_its_surroundings(xml in productions()) {
-        let blueprint = parse_blueprint(&xml).unwrap();
+        let blueprint = parse_blueprint(&xml, CpuWeight::Weight).unwrap();
         let line = match &blueprint.boot {
             Boot::Kernel { command_line, .. } => command_line.clone(),
             _ => String::new(),

@@ -1,15 +1,19 @@
 //! Orders on a host that the test plays, with real files.
 
 mod copies;
+mod resizes;
 
 use super::*;
 use crate::actuate::shadow::host::Backups;
 use crate::config::ShadowConfig;
 use crate::host::bridge::{Bridge, Port};
+use crate::host::libvirt::ShadowLimits;
 use crate::host::libvirt::backup::BackupJob;
 use crate::host::machine::Machine;
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Blueprint, Boot, Command, CommandId, DiskBlueprint, Fence, HostId, ShadowSize};
+use gnomon_common::wire::{
+    Blueprint, Boot, CPU_WEIGHT_DEFAULT, Command, CommandId, DiskBlueprint, Fence, HostId, ShadowSize,
+};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -33,6 +37,10 @@ struct World {
     paced: Vec<(VmId, String)>,
     /// What a backup writes.
     backup: Option<Vec<PathBuf>>,
+    /// Guests' drivers do not follow their balloons' targets.
+    is_rigid: bool,
+    /// How often something was changed on a shadow.
+    changes: u32,
     /// How long libvirt takes to say what a VM is.
     find_takes: Duration,
 }
@@ -84,6 +92,31 @@ impl Here for Played {
         }
         world.bridge.ports.push(Port { device: "vnet1".to_owned(), is_isolated });
         Ok(())
+    }
+
+    fn resize(&mut self, vm: VmId, _: bool, from: &ShadowLimits, to: &ShadowLimits) -> Result<(), HypervisorError> {
+        self.passes("resize")?;
+        let change = |set: fn(&mut ShadowLimits, &ShadowLimits)| {
+            let mut world = self.0.lock().unwrap();
+            let Some(FoundShadow::Shadow { shadow, .. }) = world.domains.get_mut(&vm) else { panic!("no shadow") };
+            set(&mut shadow.limits, to);
+            world.changes += 1;
+        };
+        change(|limits, to| (limits.quota_us, limits.shares) = (to.quota_us, to.shares));
+        self.passes("limit")?;
+        change(|limits, to| (limits.disks, limits.interfaces) = (to.disks.clone(), to.interfaces.clone()));
+        let is_rigid = self.0.lock().unwrap().is_rigid;
+        if from.memory_bytes != to.memory_bytes && !is_rigid {
+            change(|limits, to| limits.memory_bytes = to.memory_bytes);
+        }
+        Ok(())
+    }
+
+    fn ballooned(&mut self, vm: VmId, _: u64) -> Result<u64, HypervisorError> {
+        match self.0.lock().unwrap().domains.get(&vm) {
+            Some(FoundShadow::Shadow { shadow, .. }) => Ok(shadow.limits.memory_bytes),
+            _ => Err(HypervisorError::NoSuchDomain(vm)),
+        }
     }
 
     fn remove(&mut self, vm: VmId) -> Result<bool, HypervisorError> {
@@ -219,6 +252,9 @@ fn spec(cpu_cores: f64, memory_bytes: u64) -> Box<ShadowSpec> {
         boot: Boot::Bios,
         vcpus: 1,
         memory_bytes: 1 << 30,
+        cpu_weight: CPU_WEIGHT_DEFAULT,
+        disk_bytes_per_s_max: None,
+        network_bytes_per_s_max: None,
         disks: Vec::new(),
         interfaces: vec!["virtio".into()],
     };

@@ -2,8 +2,8 @@
 
 use super::*;
 use gnomon_common::wire::{
-    Blueprint, Boot, DiskCopy, Imaged, Imaging, Migration, Profile, ShadowDone, ShadowOrder, ShadowSize, ShadowSpec,
-    Unshadowable,
+    Blueprint, Boot, CPU_WEIGHT_DEFAULT, DiskCopy, Imaged, Imaging, Migration, Profile, ShadowDone, ShadowOrder,
+    ShadowSize, ShadowSpec, Unshadowable,
 };
 
 /// The shadow; no VM of the host is it yet.
@@ -19,6 +19,9 @@ fn blueprint() -> Blueprint {
         boot: Boot::Bios,
         vcpus: 1,
         memory_bytes: 1 << 30,
+        cpu_weight: CPU_WEIGHT_DEFAULT,
+        disk_bytes_per_s_max: None,
+        network_bytes_per_s_max: None,
         disks: Vec::new(),
         interfaces: Vec::new(),
     }

@@ -92,6 +92,7 @@ impl Core {
     /// copied, or may not be.
     pub(super) fn take_blueprint(&mut self, id: VmId, mut blueprint: Blueprint) {
         let Some(shadow) = self.shadows.kept.get(&id).map(|kept| &kept.shadow) else { return };
+        blueprint.memory_bytes = self.most_memory_bytes(shadow.of, &blueprint);
         let may_copy = self.may_copy(shadow.of);
         let home = self.fleet.vms.get(&shadow.of).and_then(|vm| vm.host.as_ref());
         // Whether those that were made where it still is are whole its host is asked.

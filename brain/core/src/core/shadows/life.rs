@@ -1,11 +1,14 @@
 //! From state to state: why a shadow ends or has to leave its host, and what failures do.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{HostId, ShadowOrder, VmId, VmState};
+use gnomon_common::wire::{HostId, Report, ShadowOrder, VmId, VmState};
 
-use super::{AVOIDED_FOR, FAILURES_MAX, GONE_AFTER, GONE_AFTER_RESTART, HOST_LOST_AFTER, Kept, LEAVES_WITHIN};
+use super::{
+    AVOIDED_FOR, FAILURES_MAX, GONE_AFTER, GONE_AFTER_RESTART, HOST_LOST_AFTER, Kept, LEAVES_WITHIN, WINDOWS_SETTLED,
+};
 use crate::core::{ACTOR, Core};
 use crate::fleet::Vm;
 use crate::io::Record;
@@ -75,6 +78,23 @@ impl Core {
             return Some(ShadowCause::CopiesGo);
         }
         self.moves.draining.contains_key(host).then_some(ShadowCause::Drained)
+    }
+
+    /// Shadows that should be on a host, of which its complete inventory does not tell, are made there again.
+    pub(super) fn miss_shadows(&mut self, now: Timestamp, report: &Report) {
+        let told: BTreeSet<VmId> = report.vms.iter().map(|window| window.vm).collect();
+        let settled = Duration::from_millis(u64::from(report.window_ms)) * WINDOWS_SETTLED;
+        let missing = self.shadows.coming_to(&report.host).filter(|shadow| {
+            (shadow.state == ShadowState::Copied || shadow.state.is_up())
+                && now.since(shadow.since) > settled
+                && !told.contains(&shadow.id)
+        });
+        let missing: Vec<VmId> = missing.map(|shadow| shadow.id).collect();
+        for id in missing {
+            if self.shadows.kept.get(&id).is_some_and(|kept| kept.flight.is_none()) {
+                self.make_anew(now, id, "its host has it no more");
+            }
+        }
     }
 
     /// Whether an operator keeps Gnomon's hands off a shadow, its production or its host, or lets nothing be carried out there unasked.
@@ -193,6 +213,9 @@ impl Core {
     fn fail(&mut self, now: Timestamp, id: VmId, why: &str, next: Option<ShadowState>) {
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
         let (failures, state) = (kept.shadow.failures, kept.shadow.state);
+        if state == ShadowState::Resizing && next.is_none() {
+            return self.resize_failed(now, id, why);
+        }
         kept.shadow.failures = failures.saturating_add(1);
         let is_hopeless = failures + 1 >= FAILURES_MAX;
         if kept.shadow.state.is_coming() && is_hopeless {
@@ -227,8 +250,11 @@ impl Core {
         kept.shadow.state = state;
         kept.shadow.since = now;
         kept.shadow.detail.clone_from(&detail);
-        if !matches!(state, ShadowState::Booting | ShadowState::Pacing) {
+        if !state.is_up() {
             (kept.runs_since, kept.ordered) = (None, None);
+        }
+        if state != ShadowState::Resizing {
+            kept.shadow.resizes_to = None;
         }
         let shadow = kept.shadow.clone();
         let place = shadow.host.as_ref().map_or_else(String::new, |host| format!(" on host {host}"));

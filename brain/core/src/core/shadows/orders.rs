@@ -15,6 +15,7 @@ use crate::io::{CommandRecord, Record};
 use crate::plan::guard::Guard;
 use crate::plan::{PlannedAction, Reason};
 use crate::shadow::response::Response;
+use crate::shadow::size::growth;
 use crate::shadow::{ShadowCause, ShadowState};
 
 /// After its time to live an order is not begun any more. What was begun may take this long, answer included.
@@ -174,6 +175,23 @@ impl Core {
                 }
                 self.shadow_room(now, host, entry, id, size).map(|_| ())
             }
+            Action::Shadow(ShadowOrder::Resize(to)) => {
+                let entry = self.fleet.hosts.get(host).ok_or("its host is not known")?;
+                let (Some(has), Some(blueprint)) = (kept.shadow.size, &kept.shadow.blueprint) else {
+                    return Err("it is not known how large it is".to_owned());
+                };
+                let is_within = to.cpu_cores > 0.0
+                    && to.cpu_cores <= f64::from(blueprint.vcpus)
+                    && to.vcpus == has.vcpus
+                    && to.memory_bytes <= kept.shadow.defined_bytes();
+                if !is_within && *to != has {
+                    return Err(format!("{to} is no size that it can be given while it runs"));
+                }
+                match growth(&has, to) {
+                    (0.0, 0) => Ok(()),
+                    _ => self.shadow_room(now, host, entry, id, to).map(|_| ()),
+                }
+            }
             Action::Shadow(ShadowOrder::Start) if meets => {
                 Err("its production is on the same host, or on its way there".to_owned())
             }
@@ -197,6 +215,9 @@ impl Core {
             self.note_shadow(id, &format!("it runs, but host {host} did not answer"));
             let next = self.next_pace(now, id);
             return self.shadows.wake(id, next);
+        }
+        if record_action == Action::Describe && self.is_described(id) {
+            return self.shadows.wake(id, now);
         }
         match record_action {
             Action::Image(_) => self.copy_failed(now, id, &format!("host {host} did not answer")),
@@ -242,11 +263,16 @@ impl Core {
         let Some(kept) = self.shadows.kept.get_mut(&id) else { return };
         let state = kept.shadow.state;
         match (asked, result) {
+            (Action::Describe, result) if state != ShadowState::Wanted => {
+                if let OutcomeResult::Described(blueprint) = result {
+                    self.refresh_blueprint(id, &blueprint);
+                }
+                self.tend_shadow(now, id);
+            }
             (Action::Describe, OutcomeResult::Described(blueprint)) if blueprint.is_bounded() => {
                 self.take_blueprint(id, *blueprint);
-                if state == ShadowState::Wanted {
-                    self.place_shadow(now, id);
-                }
+                self.note_described(now, id);
+                self.place_shadow(now, id);
             }
             (Action::Image(_), OutcomeResult::Imaged(imaged)) => self.imaged(now, id, host, *imaged),
             (Action::Image(_), result @ OutcomeResult::Failed { .. }) => {
@@ -282,6 +308,7 @@ impl Core {
                         self.bring_shadow(now, id, ShadowState::Booting, took);
                         self.tend_shadow(now, id);
                     }
+                    (ShadowState::Resizing, ShadowDone::Resized { .. }) => self.resized(now, id),
                     // Unless its fidelity has changed meanwhile.
                     (ShadowState::Pacing, ShadowDone::Paced)
                         if kept.ordered.is_some() && kept.played == kept.plays(now) =>
@@ -300,10 +327,16 @@ impl Core {
                 self.bring_shadow(now, id, ShadowState::Parked, why.to_string());
             }
             (
-                Action::Shadow(ShadowOrder::Start | ShadowOrder::Pace(_)),
+                Action::Shadow(ShadowOrder::Start | ShadowOrder::Pace(_) | ShadowOrder::Resize(_)),
                 OutcomeResult::Unshadowable(why @ Unshadowable::NoShadow),
             ) if state.is_coming() => self.make_anew(now, id, &format!("host {host}: {why}")),
-            (Action::Shadow(_), OutcomeResult::Unshadowable(why)) if state.is_coming() => {
+            (
+                Action::Shadow(ShadowOrder::Resize(_)),
+                OutcomeResult::Unshadowable(why @ Unshadowable::Unresizable(_)),
+            ) if state == ShadowState::Resizing => self.remake(now, id, &format!("host {host}: {why}")),
+            (Action::Shadow(order), OutcomeResult::Unshadowable(why))
+                if state.is_coming() && !matches!(order, ShadowOrder::Resize(_)) =>
+            {
                 // Where copies are not taken: another host may take them. Where there are none it is no host's doing, and may soon be allowed.
                 let has_copies = kept.shadow.blueprint.iter().any(|blueprint| blueprint.copies().next().is_some());
                 let lacks_base = matches!(why, Unshadowable::NoBase(_)) && !has_copies;
@@ -340,6 +373,7 @@ impl Core {
             }
             Ok((host, size)) => {
                 kept.shadow.size = Some(size);
+                kept.shadow.defined_bytes = size.memory_bytes;
                 kept.shadow.host = Some(host);
                 self.bring_shadow(now, id, ShadowState::Placed, format!("{size}"));
                 self.tend_shadow(now, id);
@@ -428,7 +462,7 @@ fn deadline(record: &CommandRecord) -> Timestamp {
 pub(super) fn deadline_from(issued: Timestamp, record: &CommandRecord) -> Timestamp {
     let may_take = match &record.command.action {
         Action::Shadow(ShadowOrder::Copy(_)) => COPY_MAX,
-        Action::Shadow(ShadowOrder::Start | ShadowOrder::Retire) => START_MAX,
+        Action::Shadow(ShadowOrder::Start | ShadowOrder::Retire | ShadowOrder::Resize(_)) => START_MAX,
         _ => Duration::ZERO,
     };
     let may_take = may_take + self::may_take(&record.command.action);
@@ -448,6 +482,7 @@ fn in_words(result: &OutcomeResult) -> String {
             format!("made in {:.1} s, {copied_bytes} bytes copied", *took_us as f64 / 1e6)
         }
         OutcomeResult::Shadow(ShadowDone::Started { took_us }) => format!("started in {:.1} s", *took_us as f64 / 1e6),
+        OutcomeResult::Shadow(ShadowDone::Resized { took_us }) => format!("resized in {:.1} s", *took_us as f64 / 1e6),
         OutcomeResult::Shadow(ShadowDone::Paced) => "its pacer has the profile".to_owned(),
         OutcomeResult::Shadow(ShadowDone::Retired) => "nothing is left of it".to_owned(),
         OutcomeResult::Unshadowable(why) => why.to_string(),

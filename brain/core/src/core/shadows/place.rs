@@ -10,7 +10,7 @@ use crate::plan::balance::{Claim, Room};
 use crate::plan::guard::Guard;
 use crate::policy::Mode;
 use crate::shadow::Shadow;
-use crate::shadow::size::size;
+use crate::shadow::size::{growth, size};
 
 impl Core {
     /// The best host for a shadow, and its size there, or why there is none; `None` where it is not known what it is made from.
@@ -37,10 +37,16 @@ impl Core {
         shadow: &Shadow,
         only: Option<&HostId>,
     ) -> Option<Result<(HostId, ShadowSize), String>> {
+        let size = self.size_of(shadow)?;
+        Some(self.find_shadow_place(now, shadow, &size, only).map(|host| (host, size)))
+    }
+
+    /// How large a shadow is to be; `None` where it is not known what it is made from.
+    pub(super) fn size_of(&self, shadow: &Shadow) -> Option<ShadowSize> {
         let most_cores = self.fleet.vms.get(&shadow.of).and_then(|vm| self.most_cores(vm));
         let blueprint = shadow.blueprint.as_ref()?;
-        let size = size(blueprint, most_cores, shadow.memory_floor_bytes, &self.policy.shadow);
-        Some(self.find_shadow_place(now, shadow, &size, only).map(|host| (host, size)))
+        let size = size(blueprint, most_cores, shadow.peaks, shadow.memory_floor_bytes, &self.policy.shadow);
+        Some(size)
     }
 
     /// CPU that a production may be given at most, whatever its vCPUs, in cores: what its host allows where its quota is planned, else the quota that it
@@ -138,16 +144,17 @@ impl Core {
         }
         let others = self.shadows.coming_to(id).filter(|other| other.id != shadow);
         let (mut count, mut cores, mut bytes) = (1, size.cpu_cores, size.memory_bytes);
-        // What is there already is in the host's load; what is still to come is not.
+        // What is there already is in the host's load, but for what it is to grow; what is still to come is not.
         let is_there = host.vms.contains(&shadow);
-        let mut load = if is_there { prospect.load } else { prospect.load.plus(claim(size)) };
+        let has = self.shadows.kept.get(&shadow).and_then(|kept| kept.shadow.size).filter(|_| is_there);
+        let mut load = prospect.load.plus(claim(size, has.as_ref()));
         for other in others {
             count += 1;
             let size = other.size.unwrap_or(*size);
             cores += size.cpu_cores;
             bytes = bytes.saturating_add(size.memory_bytes);
             if !host.vms.contains(&other.id) {
-                load = load.plus(claim(&size));
+                load = load.plus(claim(&size, None));
             }
         }
         if count > facts.shadows_max {
@@ -169,7 +176,8 @@ impl Core {
 /// Hosts whose refusals a person is told.
 const REFUSALS_TOLD: usize = 8;
 
-/// What a shadow takes at most.
-fn claim(size: &ShadowSize) -> Claim {
-    Claim { median_cores: size.cpu_cores, high_cores: size.cpu_cores, memory_bytes: size.memory_bytes }
+/// What a shadow takes at most, beyond what it has.
+fn claim(size: &ShadowSize, has: Option<&ShadowSize>) -> Claim {
+    let (cores, memory_bytes) = has.map_or((size.cpu_cores, size.memory_bytes), |has| growth(has, size));
+    Claim { median_cores: cores, high_cores: cores, memory_bytes }
 }

@@ -197,7 +197,7 @@ fn a_host_that_cannot_make_it_is_avoided_and_another_one_takes_it() {
 fn a_shadow_that_nobody_knows_of_is_sent_away() {
     let mut town = Town::new();
     town.windows(4);
-    let stray = There { of: vm(1), memory_bytes: 1, runs: true, paced: None, unread: 1 };
+    let stray = There { of: vm(1), memory_bytes: 1, size: None, runs: true, paced: None, unread: 1 };
     town.shadows.insert((host("c"), vm(77)), stray);
     town.windows(2);
     assert_eq!(town.shadows.len(), 1);
@@ -370,6 +370,8 @@ enum Turn {
     DamageCopies,
     /// The next copy of disks comes to nothing.
     FailCopy,
+    /// Productions have so many vCPUs from now on, and as many GiB.
+    Redefine(u32),
 }
 
 fn turns() -> impl Strategy<Value = Vec<Turn>> {
@@ -388,6 +390,7 @@ fn turns() -> impl Strategy<Value = Vec<Turn>> {
         1 => Just(Turn::LoseCopies),
         1 => Just(Turn::DamageCopies),
         1 => Just(Turn::FailCopy),
+        1 => (1..=4u32).prop_map(Turn::Redefine),
     ];
     prop::collection::vec(turn, 1..60)
 }
@@ -452,6 +455,9 @@ proptest! {
                 Turn::LoseCopies => town.copies.clear(),
                 Turn::DamageCopies => town.copies.values_mut().for_each(|whole| *whole = false),
                 Turn::FailCopy => town.failing_copies += 1,
+                Turn::Redefine(size) => {
+                    (town.definition.vcpus, town.definition.memory_bytes) = (size, u64::from(size) << 30);
+                }
             }
             let running: BTreeSet<VmId> =
                 town.shadows.iter().filter(|(_, there)| there.runs).map(|((_, id), _)| *id).collect();
@@ -477,6 +483,7 @@ proptest! {
         let ((on, id), there) = town.shadows.clone().into_iter().next().expect("a shadow");
         prop_assert!(quiet == 12, "{:?} {:?}: {:#?}", town.state(), town.shadows, town.audit);
         prop_assert!(there.runs && id == town.shadow().id);
+        prop_assert_eq!(there.size, town.shadow().size, "{:#?}", town.audit);
         // Of copies there are none but those that the shadow stands on, and these the brain knows: what was left is told of at each connection. Those that
         // were changed or deleted under a running shadow are seen when it is made anew.
         HOSTS.iter().for_each(|name| town.connect(&host(name)));

@@ -12,9 +12,9 @@ use crate::policy::{Mode, Policy, ShadowPolicy};
 use crate::shadow::{Shadow, ShadowState};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, Base, Blueprint, Boot, Command, CommandId, DiskBlueprint, DiskCopy, HostFacts, HostId, Imaged, Imaging,
-    KeptCopies, Load, Moved, Origin, Outcome, OutcomeResult, Receiving, RefusedCommand, Report, ShadowDone,
-    ShadowFacts, ShadowOrder, ShadowSpec, Unshadowable, VmId,
+    Action, Base, Blueprint, Boot, CPU_WEIGHT_DEFAULT, Command, CommandId, DiskBlueprint, DiskCopy, HostFacts, HostId,
+    Imaged, Imaging, KeptCopies, Load, Moved, Origin, Outcome, OutcomeResult, Receiving, RefusedCommand, Report,
+    ShadowDone, ShadowFacts, ShadowOrder, ShadowSize, ShadowSpec, Unshadowable, VmId,
 };
 
 pub(super) const HOSTS: [&str; 3] = ["a", "b", "c"];
@@ -49,6 +49,9 @@ pub(super) fn blueprint(name: &str) -> Blueprint {
         boot: Boot::Bios,
         vcpus: 1,
         memory_bytes: 1 << 30,
+        cpu_weight: CPU_WEIGHT_DEFAULT,
+        disk_bytes_per_s_max: None,
+        network_bytes_per_s_max: None,
         disks: vec![DiskBlueprint { device: "vda".to_owned(), bus: "virtio".to_owned(), size_bytes: 1 << 30, base }],
         interfaces: Vec::new(),
     }
@@ -59,6 +62,8 @@ pub(super) fn blueprint(name: &str) -> Blueprint {
 pub(super) struct There {
     pub(super) of: VmId,
     pub(super) memory_bytes: u64,
+    /// What it may use, if it was made by an order.
+    pub(super) size: Option<ShadowSize>,
     pub(super) runs: bool,
     pub(super) paced: Option<Load>,
     /// So many windows pass before its agent has read that it is a shadow.
@@ -74,6 +79,8 @@ pub(super) struct Town {
     pub(super) up: BTreeMap<HostId, bool>,
     pub(super) facts: BTreeMap<HostId, HostFacts>,
     pub(super) productions: BTreeMap<u128, HostId>,
+    /// How all of them are defined.
+    pub(super) definition: Blueprint,
     /// The quota that all of them have, in cores.
     pub(super) quota_cores: f64,
     /// What each wants, in cores.
@@ -133,6 +140,7 @@ pub(super) fn kind(action: &Action) -> &'static str {
         Action::Shadow(ShadowOrder::Start) => "start",
         Action::Shadow(ShadowOrder::Pace(_)) => "pace",
         Action::Shadow(ShadowOrder::Retire) => "retire",
+        Action::Shadow(ShadowOrder::Resize(_)) => "resize",
         _ => "other",
     }
 }
@@ -163,6 +171,7 @@ impl Town {
             up: HOSTS.iter().map(|name| (host(name), true)).collect(),
             facts: HOSTS.iter().map(facts_of).collect(),
             productions: BTreeMap::from([(1, host("a"))]),
+            definition: blueprint("vm"),
             quota_cores: 1.0,
             demand: BTreeMap::new(),
             waits: BTreeMap::new(),
@@ -329,7 +338,7 @@ impl Town {
         match &command.action {
             Action::Describe => match self.productions.iter().find(|(number, _)| vm(**number) == command.vm) {
                 Some((number, home)) if home == to => {
-                    let mut blueprint = blueprint(&format!("vm{number}"));
+                    let mut blueprint = Blueprint { name: format!("vm{number}"), ..self.definition.clone() };
                     if self.copyable {
                         blueprint.disks[0].base = Base::Copyable;
                     }
@@ -400,8 +409,15 @@ impl Town {
                 if !spec.blueprint.disks.iter().all(is_copied) {
                     return OutcomeResult::Unshadowable(Unshadowable::NoBase("vda".to_owned()));
                 }
-                let there = There { of: *of, memory_bytes: size.memory_bytes, runs: false, paced: None, unread: 2 };
-                self.shadows.entry(key).or_insert(there);
+                let there = There {
+                    of: *of,
+                    memory_bytes: size.memory_bytes,
+                    size: Some(*size),
+                    runs: false,
+                    paced: None,
+                    unread: 2,
+                };
+                self.shadows.entry(key).or_insert(there).size = Some(*size);
                 OutcomeResult::Shadow(ShadowDone::Copied { took_us: 1_000, copied_bytes: 0 })
             }
             Action::Shadow(ShadowOrder::Start) => match self.shadows.get_mut(&key) {
@@ -419,6 +435,15 @@ impl Town {
                     OutcomeResult::Shadow(ShadowDone::Paced)
                 }
                 Some(_) => OutcomeResult::Failed { error: "no pacer answers".to_owned(), retryable: true },
+                None => OutcomeResult::Unshadowable(Unshadowable::NoShadow),
+            },
+            Action::Shadow(ShadowOrder::Resize(size)) => match self.shadows.get_mut(&key).filter(|there| there.runs) {
+                Some(there) => {
+                    let has = there.size.replace(*size);
+                    assert_eq!(has.map(|has| has.vcpus), Some(size.vcpus), "a guest that runs keeps its vCPUs");
+                    assert!(size.memory_bytes <= there.memory_bytes, "nor has it more than it is defined with");
+                    OutcomeResult::Shadow(ShadowDone::Resized { took_us: 1_000 })
+                }
                 None => OutcomeResult::Unshadowable(Unshadowable::NoShadow),
             },
             Action::Shadow(ShadowOrder::Retire) => {

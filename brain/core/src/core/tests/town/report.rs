@@ -1,6 +1,6 @@
 //! What the hosts of the small world tell of themselves.
 
-use gnomon_common::wire::{HostId, Load, PacerWindow, ShadowWindow, VmState};
+use gnomon_common::wire::{Allocation, HostId, Load, PacerWindow, ShadowWindow, VmState};
 
 use super::super::bench::{report_of, vm};
 use super::{QUOTA_CORES, Town, WINDOW_S};
@@ -21,6 +21,8 @@ impl Town {
         let second = self.second.saturating_sub(WINDOW_S);
         let mut report = report_of(name.as_str(), second, &demands, Some(self.quota_cores));
         for window in &mut report.vms {
+            let (vcpus, memory_bytes) = (self.definition.vcpus, self.definition.memory_bytes);
+            window.allocation = Allocation { vcpus, vcpus_max: vcpus, memory_bytes, ..window.allocation };
             (window.terms.copy_disks, window.terms.shadow) = (self.copy_disks, self.shadow_word);
             let waits =
                 self.waits.iter().find(|(number, _)| vm(**number) == window.vm).map_or(0.0, |(_, waits)| *waits);
@@ -30,11 +32,12 @@ impl Town {
         }
         for ((_, id), there) in self.shadows.iter_mut().filter(|((on, _), _)| on == name) {
             let wanted = there.paced.unwrap_or_default();
+            let quota_cores = there.size.map_or(QUOTA_CORES, |size| size.cpu_cores);
             let served = self.serves.get(name).copied().unwrap_or(1.0);
-            let made = Load { cpu_cores: (wanted.cpu_cores * served).min(QUOTA_CORES), ..wanted };
+            let made = Load { cpu_cores: (wanted.cpu_cores * served).min(quota_cores), ..wanted };
             let ran = if wanted.cpu_cores > 0.0 { made.cpu_cores } else { 0.05 };
-            let mut window = report_of(name.as_str(), second, &[(9, ran, ran)], Some(QUOTA_CORES)).vms.remove(0);
-            if let Some(cpu) = window.cpu.as_mut().filter(|_| wanted.cpu_cores > QUOTA_CORES) {
+            let mut window = report_of(name.as_str(), second, &[(9, ran, ran)], Some(quota_cores)).vms.remove(0);
+            if let Some(cpu) = window.cpu.as_mut().filter(|_| wanted.cpu_cores > quota_cores) {
                 cpu.throttled.mean = 0.3;
             }
             let pacer = there.runs.then_some(PacerWindow { wanted, made });
