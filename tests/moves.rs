@@ -256,7 +256,7 @@ fn an_operator_gives_a_move_up_and_the_guest_stays() -> Result<()> {
 }
 
 #[test]
-fn a_host_is_emptied_through_a_pause_and_the_death_of_the_brain() -> Result<()> {
+fn a_host_is_emptied_through_a_pause_and_the_deaths_of_the_brain_and_of_both_agents() -> Result<()> {
     if skipped() {
         return Ok(());
     }
@@ -319,9 +319,22 @@ fn a_host_is_emptied_through_a_pause_and_the_death_of_the_brain() -> Result<()> 
     ensure!(late.is_empty(), "sent after the pause of {paused_ms}: {late:?}");
     ensure!(stack.api().get("/api/v1/hosts/h1")?["vms"] == 1, "{}", stack.api().get("/api/v1/hosts/h1")?);
 
-    // Emptying goes on after it, once the other one is calm as well.
+    // Emptying goes on after it, once the other one is calm as well; while that is on its way, the agents of both its hosts are killed.
     thread::sleep(writes_until.duration_since(SystemTime::now()).unwrap_or_default());
     stack.api().post("/api/v1/resume", &json!({ "scope": "fleet" }))?;
+    wait_for("the second to be on its way", Duration::from_secs(60), || {
+        Ok(!stack.api().get("/api/v1/vms/g1")?["migration"].is_null())
+    })?;
+    for host in ["h1", "h2"] {
+        stack.kill_agent(host)?;
+    }
+    let orphaned = migrations(&stack)?;
+    ensure!(orphaned.len() == 2 && !is_moved(&orphaned[1]), "it was not on its way when they died: {orphaned:?}");
+    thread::sleep(Duration::from_secs(2));
+    ensure!(runs_on(&stack, &guests[0])?.len() <= 1, "it runs on {:?}", runs_on(&stack, &guests[0])?);
+    for host in ["h1", "h2"] {
+        stack.start_agent(host)?;
+    }
     wait_for("the host to be empty", Duration::from_secs(120), || {
         Ok(stack.api().get("/api/v1/hosts/h1")?["vms"] == 0 && migrations(&stack)?.iter().all(is_moved))
     })
