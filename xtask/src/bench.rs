@@ -52,19 +52,19 @@ enum Name {
 }
 
 impl Name {
-    /// Package, bench target and profile.
-    fn target(self) -> (&'static str, &'static str, &'static str) {
+    /// Bench target and profile.
+    fn target(self) -> (&'static str, &'static str) {
         match self {
             // What it measures runs in the kernel, from an eBPF object that is optimised in every profile.
-            Self::Probe => ("gnomon-agent", "probe", "dev"),
-            Self::Agent => ("gnomon-agent", "agent", "release"),
-            Self::Contention => ("gnomon-agent", "contention", "dev"),
-            Self::Ingest => ("gnomon-brain", "ingest", "release"),
-            Self::Forecast => ("gnomon-backtest", "forecast", "release"),
-            Self::Plan => ("gnomon-sim", "plan", "release"),
-            Self::Sim => ("gnomon-sim", "sim", "release"),
-            Self::Shadow => ("gnomon-sim", "shadow", "release"),
-            Self::Anomaly | Self::Policy => ("gnomon-backtest", "replay", "release"),
+            Self::Probe => ("probe", "dev"),
+            Self::Agent => ("agent", "release"),
+            Self::Contention => ("contention", "dev"),
+            Self::Ingest => ("ingest", "release"),
+            Self::Forecast => ("forecast", "release"),
+            Self::Plan => ("plan", "release"),
+            Self::Sim => ("sim", "release"),
+            Self::Shadow => ("shadow", "release"),
+            Self::Anomaly | Self::Policy => ("replay", "release"),
         }
     }
 
@@ -94,14 +94,15 @@ pub fn run(args: &Args) -> Result<()> {
         return Ok(());
     };
     setup::ensure(name.purposes())?;
-    let (package, target, profile) = name.target();
+    let (target, profile) = name.target();
+    // No package is named anywhere, so that cargo unifies features as it does for the tests and compiles nothing twice.
     if name == Name::Agent {
-        let programs = ["build", "--release", "--package", "gnomon-agent", "--package", "gnomon-brain", "--bins"];
+        let programs = ["build", "--release", "--bin", "gnomon-agent", "--bin", "gnomon-brain", "--bench", target];
         let status = cargo().args(programs).status().context("cannot run cargo")?;
         ensure!(status.success(), "agent and brain cannot be built ({status})");
     }
     let mut command = cargo();
-    command.args(["bench", "--profile", profile, "--package", package, "--bench", target, "--"]);
+    command.args(["bench", "--profile", profile, "--bench", target, "--"]);
     let backtest = match name {
         Name::Anomaly => Some("anomaly"),
         Name::Policy => Some("policy"),

@@ -2,7 +2,7 @@
 
 use super::SLICE;
 use super::process::ProcessTime;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::ffi::OsStr;
@@ -51,10 +51,19 @@ impl Workload {
     /// CPU time of an operation, in microseconds: unlike wall time, it does not depend on what else the CPU has to do.
     pub(super) fn us_per_op(&mut self) -> Result<f64> {
         let (before, mut time) = (self.ops()?, ProcessTime::watch(self.pid())?);
-        sleep(SLICE);
-        let (ops, run_ns) = (self.ops()? - before, time.run_ns()?);
-        ensure!(ops > 0, "the workload has stopped");
-        Ok(run_ns as f64 / 1e3 / ops as f64)
+        let started = Instant::now();
+        loop {
+            sleep(SLICE);
+            let (ops, run_ns) = (self.ops()? - before, time.run_ns()?);
+            if ops > 0 {
+                return Ok(run_ns as f64 / 1e3 / ops as f64);
+            }
+            // A machine whose own hypervisor runs others may stand still for longer than a slice.
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the workload has ended: {status}");
+            }
+            ensure!(started.elapsed() < START_MAX, "the workload has stood still for {START_MAX:?}");
+        }
     }
 }
 
