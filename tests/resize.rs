@@ -37,12 +37,23 @@ fn a_resize_is_read_back_from_libvirt_and_the_cgroup_and_a_release_undoes_it() -
     ensure!((after - wanted).abs() < 0.002, "wanted {wanted}, read back {after}");
     ensure!(applied["command"]["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "no reason in {applied}");
 
+    // What it had before is told as long as there is something to give back.
+    let had = |wanted: Value| {
+        wait_for("what it had before", Duration::from_secs(15), || {
+            Ok(stack.api().get("/api/v1/vms/g1")?["baselines"] == wanted)
+        })
+    };
+    had(json!([{ "cpu_quota": { "cores": 0.8 } }]))?;
+    let explained = stack.api().get("/api/v1/vms/g1/explain")?.to_string();
+    ensure!(explained.contains("Before Gnomon's first change it had 0.80 cores"), "{explained}");
+
     stack.api().post("/api/v1/release", &json!({ "scope": { "vm": "g1" } }))?;
     wait_for("the baseline", Duration::from_secs(15), || {
         Ok(guest.cpu_quota_cores()?.is_some_and(|cores| (cores - 0.8).abs() < 0.002))
     })?;
     let libvirt = libvirt_quota_cores(guest)?.context("libvirt says unlimited")?;
     ensure!((libvirt - 0.8).abs() < 0.002, "libvirt says {libvirt} after the release");
+    had(json!([]))?;
     let audit = stack.api().get("/api/v1/audit")?.to_string();
     ensure!(audit.contains("release"), "the release is not in the audit log: {audit}");
     Ok(())

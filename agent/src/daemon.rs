@@ -26,8 +26,8 @@ use crate::pacer::Pacers;
 use crate::probe::{self, BlockProbe, DropProbe, ExitProbe, MemoryProbe, QueueProbe};
 use crate::reading::{BlockReading, ExitReading, ReclaimReading};
 use crate::sample::{
-    self, DeviceReadings, DeviceStandby, DropReading, HostReport, LiveLoads, MigrationBook, QueueReading,
-    SampleMetrics, SamplerConfig, SamplerHandle, Sources, StoodDownVms, VmReadings,
+    self, ChangedVms, DeviceReadings, DeviceStandby, DropReading, HostReport, LiveLoads, MigrationBook, QueueReading,
+    SampleMetrics, SamplerConfig, SamplerHandle, Sources, VmReadings,
 };
 use crate::self_test::{self, Trial, Uncounted};
 use crate::telemetry::{self, SelfTestMetrics};
@@ -287,7 +287,7 @@ fn duties(config: &Config, epoch: AgentEpoch) -> Duties {
         capacity_cores: config.host.capacity_cores.unwrap_or_else(online),
         epoch,
         live: LiveLoads::default(),
-        stood_down: StoodDownVms::default(),
+        changed: ChangedVms::default(),
     }
 }
 
@@ -326,7 +326,7 @@ fn sampler(
         window_ms: config.sample.window_ms,
         cgroup_root: config.host.cgroup_root.clone(),
         live: duties.live.clone(),
-        stood_down: duties.stood_down.clone(),
+        changed: duties.changed.clone(),
         migrations: book.clone(),
         pacers: pacers.clone(),
         storage: storage.clone(),

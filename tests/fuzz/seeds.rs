@@ -267,6 +267,7 @@ fn report(vms: u8) -> Report {
             ..DiskWindow::default()
         }),
         allocation: Allocation { quota_cores: Some(0.5), vcpus: 2, vcpus_max: 4, memory_bytes: 2 << 30 },
+        baselines: vec![Setting::CpuQuota { cores: None }, Setting::Memory { bytes: 1 << 30 }],
         stood_down: false,
         terms: VmTerms { apart: Some("db".to_owned()), apart_zones: Some("site".to_owned()), ..VmTerms::default() },
         storage: Some(LocalStorage { own_bytes: 5 << 30, image_bytes: 1 << 30 }),

@@ -217,6 +217,7 @@ impl Vm {
                 vcpus_max: VCPUS,
                 memory_bytes: 4 << 30,
             },
+            baselines: Vec::new(),
             stood_down: false,
             terms: VmTerms::default(),
             storage: None,

@@ -38,6 +38,7 @@ fn report(number: u64) -> Report {
             interfaces: Vec::new(),
             disk: None,
             allocation: Allocation { quota_cores: Some(1.0), vcpus: 1, vcpus_max: 1, memory_bytes: 1 << 30 },
+            baselines: Vec::new(),
             stood_down: false,
             terms: VmTerms::default(),
             storage: None,

@@ -75,6 +75,7 @@ fn report(number: u64, vms: u64, round: u64) -> Report {
             disk: None,
             exits: None,
             allocation: Allocation { quota_cores: Some(1.0), vcpus: 1, vcpus_max: 1, memory_bytes: 4 << 30 },
+            baselines: Vec::new(),
             stood_down: false,
             terms: VmTerms::default(),
             storage: None,

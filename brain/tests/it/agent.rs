@@ -79,6 +79,7 @@ pub(crate) fn report(name: &str, epoch: u64, sequence: u64, start_ms: u64, vm: V
             interfaces: Vec::new(),
             disk: None,
             allocation: Allocation { quota_cores: Some(0.5), vcpus: 2, vcpus_max: 2, memory_bytes: 1 << 30 },
+            baselines: Vec::new(),
             stood_down: false,
             terms: VmTerms::default(),
             storage: None,
