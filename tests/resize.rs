@@ -74,7 +74,12 @@ fn the_operators_command_shows_and_steers_a_live_fleet() -> Result<()> {
         ensure!(output.status.success(), "gnomon {arguments:?}: {} {error}", output.status);
         Ok(serde_json::from_slice(&output.stdout)?)
     };
-    ensure!(run(&["hosts"])?.to_string().contains("\"h1\""), "h1 is not listed");
+    let hosts = run(&["hosts"])?;
+    ensure!(hosts.to_string().contains("\"h1\""), "h1 is not listed");
+    let of_nodes =
+        hosts[0]["facts"]["numa"].as_array().context("no NUMA nodes")?.iter().map(|node| node["cpus"].as_u64());
+    let [told, online] = [of_nodes.sum::<Option<u64>>(), Some(std::thread::available_parallelism()?.get() as u64)];
+    ensure!(told >= online, "its NUMA nodes have {told:?} CPUs, of {online:?} at least: {hosts}");
     let vms = run(&["vms"])?;
     ensure!(vms.to_string().contains("\"g1\""), "g1 is not listed: {vms}");
     run(&["status"])?;
