@@ -3,7 +3,6 @@
 #[path = "moves/stays.rs"]
 mod stays;
 
-use std::fs;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -42,8 +41,20 @@ fn as_they_are(_: &[Guest]) -> Result<()> {
     Ok(())
 }
 
-/// Guests on the first of two hosts whose agents migrate, booted after a change.
+/// Guests on the first of two hosts that are alike and whose agents migrate, booted after a change.
 fn scene(
+    name: &str,
+    guests: &[(&str, &str)],
+    change: impl FnOnce(&[Guest]) -> Result<()>,
+    settings: BrainSettings,
+) -> Result<(Stack, Vec<Guest>)> {
+    let alike = format!("capacity_cores = {HOST_CORES:?}\n");
+    scene_on([&alike, &alike], name, guests, change, settings)
+}
+
+/// The same on hosts of which their agents are told this each.
+fn scene_on(
+    told: [&str; 2],
     name: &str,
     guests: &[(&str, &str)],
     change: impl FnOnce(&[Guest]) -> Result<()>,
@@ -57,10 +68,10 @@ fn scene(
     change(&guests)?;
     lab.boot(&guests)?;
     let mut stack = Stack::start(lab, settings, &AgentSettings::default())?;
-    for host in &hosts {
+    for (host, told) in hosts.iter().zip(told) {
         stack.stop_agent(host.name())?;
         let_migrate(&stack, host)?;
-        reconfigure(&stack, host.name(), &[("[host]\n", &format!("[host]\ncapacity_cores = {HOST_CORES:?}\n"))], "")?;
+        reconfigure(&stack, host.name(), &[("[host]\n", &format!("[host]\n{told}"))], "")?;
         stack.start_agent(host.name())?;
     }
     Ok((stack, guests))
@@ -125,16 +136,6 @@ fn told_on(stack: &Stack, guest: &Guest) -> Result<String> {
     Ok(view["host"].as_str().context("it is on no host")?.to_owned())
 }
 
-/// The brain rereads its policy, in which it may now move VMs.
-fn let_the_brain_move(stack: &Stack) -> Result<()> {
-    let path = stack.brain_dir().join("brain.toml");
-    let text = fs::read_to_string(&path)?;
-    let (before, after) = text.split_once("[policy.migrate]\n").context("no [policy.migrate]")?;
-    let after = after.replacen("mode = \"observe\"", "mode = \"auto\"", 1);
-    fs::write(&path, format!("{before}[policy.migrate]\n{after}"))?;
-    stack.reload_brain()
-}
-
 #[test]
 fn a_guest_leaves_before_the_surge_that_its_host_has_no_room_for() -> Result<()> {
     if skipped() {
@@ -145,7 +146,7 @@ fn a_guest_leaves_before_the_surge_that_its_host_has_no_room_for() -> Result<()>
     policy.migrate.lead_ms = 18_000;
     policy.migrate.rounds = 2;
     let settings = BrainSettings { policy, heartbeat_ms: 500 };
-    let (stack, guests) = scene("foresee", &[("g1", DAY), ("g2", DAY)], as_they_are, settings)?;
+    let (mut stack, guests) = scene("foresee", &[("g1", DAY), ("g2", DAY)], as_they_are, settings)?;
     let truths = guests.iter().map(|guest| stack.lab.truth(guest.name())).collect::<Result<Vec<_>>>()?;
     let level_at = |time: SystemTime| truths.iter().map(|truth| truth.level_at(time)).fold(0.0, f64::max);
     wait_for("the brain to hear of both guests", Duration::from_secs(60), || {
@@ -172,7 +173,7 @@ fn a_guest_leaves_before_the_surge_that_its_host_has_no_room_for() -> Result<()>
     })?;
     let watched = guests.iter().map(Ticks::start).collect::<Vec<_>>();
     let (watched_since, stolen_before) = (Instant::now(), stolen_cpu()?);
-    let_the_brain_move(&stack)?;
+    stack.change_policy(|policy| policy.migrate.mode = Mode::Auto)?;
 
     wait_for("a move", Duration::from_secs_f64(PERIOD_S), || Ok(migrations(&stack)?.iter().any(is_moved)))
         .with_context(|| format!("{:?}\n{:?}", stack.api().get("/api/v1/hosts"), migrations(&stack)))?;

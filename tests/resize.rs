@@ -37,12 +37,23 @@ fn a_resize_is_read_back_from_libvirt_and_the_cgroup_and_a_release_undoes_it() -
     ensure!((after - wanted).abs() < 0.002, "wanted {wanted}, read back {after}");
     ensure!(applied["command"]["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "no reason in {applied}");
 
+    // What it had before is told as long as there is something to give back.
+    let had = |wanted: Value| {
+        wait_for("what it had before", Duration::from_secs(15), || {
+            Ok(stack.api().get("/api/v1/vms/g1")?["baselines"] == wanted)
+        })
+    };
+    had(json!([{ "cpu_quota": { "cores": 0.8 } }]))?;
+    let explained = stack.api().get("/api/v1/vms/g1/explain")?.to_string();
+    ensure!(explained.contains("Before Gnomon's first change it had 0.80 cores"), "{explained}");
+
     stack.api().post("/api/v1/release", &json!({ "scope": { "vm": "g1" } }))?;
     wait_for("the baseline", Duration::from_secs(15), || {
         Ok(guest.cpu_quota_cores()?.is_some_and(|cores| (cores - 0.8).abs() < 0.002))
     })?;
     let libvirt = libvirt_quota_cores(guest)?.context("libvirt says unlimited")?;
     ensure!((libvirt - 0.8).abs() < 0.002, "libvirt says {libvirt} after the release");
+    had(json!([]))?;
     let audit = stack.api().get("/api/v1/audit")?.to_string();
     ensure!(audit.contains("release"), "the release is not in the audit log: {audit}");
     Ok(())
@@ -63,7 +74,12 @@ fn the_operators_command_shows_and_steers_a_live_fleet() -> Result<()> {
         ensure!(output.status.success(), "gnomon {arguments:?}: {} {error}", output.status);
         Ok(serde_json::from_slice(&output.stdout)?)
     };
-    ensure!(run(&["hosts"])?.to_string().contains("\"h1\""), "h1 is not listed");
+    let hosts = run(&["hosts"])?;
+    ensure!(hosts.to_string().contains("\"h1\""), "h1 is not listed");
+    let of_nodes =
+        hosts[0]["facts"]["numa"].as_array().context("no NUMA nodes")?.iter().map(|node| node["cpus"].as_u64());
+    let [told, online] = [of_nodes.sum::<Option<u64>>(), Some(std::thread::available_parallelism()?.get() as u64)];
+    ensure!(told >= online, "its NUMA nodes have {told:?} CPUs, of {online:?} at least: {hosts}");
     let vms = run(&["vms"])?;
     ensure!(vms.to_string().contains("\"g1\""), "g1 is not listed: {vms}");
     run(&["status"])?;

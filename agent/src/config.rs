@@ -17,7 +17,7 @@ pub use shadow::ShadowConfig;
 
 use crate::uplink::Bounds;
 use crate::uplink::identity::Files;
-use gnomon_common::wire::HostId;
+use gnomon_common::wire::{HostId, Labels};
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -98,6 +98,9 @@ pub struct Host {
     pub libvirt_uri: String,
     /// Where it stands, for what must not be in one place: a room, a feed, a rack.
     pub zone: Option<String>,
+    /// What is said of it for VMs whose owners ask for that.
+    #[serde(default)]
+    pub labels: Labels,
 }
 
 /// `[brain]`

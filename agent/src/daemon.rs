@@ -20,14 +20,15 @@ use crate::cost::{CostControl, Standby};
 use crate::cpu_source::{self, Footing, SignalMetrics, SourceUnavailable};
 use crate::host::inventory::{self, Inventory, InventoryConfig, InventoryMetrics};
 use crate::host::machine::Machine;
+use crate::host::numa::Numa;
 use crate::host::process::Proc;
 use crate::host::storage::StorageBook;
 use crate::pacer::Pacers;
 use crate::probe::{self, BlockProbe, DropProbe, ExitProbe, MemoryProbe, QueueProbe};
 use crate::reading::{BlockReading, ExitReading, ReclaimReading};
 use crate::sample::{
-    self, DeviceReadings, DeviceStandby, DropReading, HostReport, LiveLoads, MigrationBook, QueueReading,
-    SampleMetrics, SamplerConfig, SamplerHandle, Sources, StoodDownVms, VmReadings,
+    self, ChangedVms, DeviceReadings, DeviceStandby, DropReading, HostReport, LiveLoads, MigrationBook, QueueReading,
+    SampleMetrics, SamplerConfig, SamplerHandle, Sources, VmReadings,
 };
 use crate::self_test::{self, Trial, Uncounted};
 use crate::telemetry::{self, SelfTestMetrics};
@@ -287,7 +288,7 @@ fn duties(config: &Config, epoch: AgentEpoch) -> Duties {
         capacity_cores: config.host.capacity_cores.unwrap_or_else(online),
         epoch,
         live: LiveLoads::default(),
-        stood_down: StoodDownVms::default(),
+        changed: ChangedVms::default(),
     }
 }
 
@@ -326,7 +327,7 @@ fn sampler(
         window_ms: config.sample.window_ms,
         cgroup_root: config.host.cgroup_root.clone(),
         live: duties.live.clone(),
-        stood_down: duties.stood_down.clone(),
+        changed: duties.changed.clone(),
         migrations: book.clone(),
         pacers: pacers.clone(),
         storage: storage.clone(),
@@ -422,9 +423,10 @@ fn facts(
     let declared_cores = config.host.capacity_cores;
     let (cpu_bounds, memory_bounds) = (config.guard.cpu_bounds(), config.guard.memory_bounds());
     let means = config.guard.means();
-    let (migration, zone) = (config.migration.facts(), config.host.zone.clone());
+    let (migration, zone, labels) = (config.migration.facts(), config.host.zone.clone(), config.host.labels.clone());
     let shadows = config.shadow.facts(&config.migration.uri);
     let machine = Machine::new(Proc::default(), config.host.cgroup_root.clone());
+    let numa = Numa::default();
     Box::new(move || {
         let online = || machine.cpus().map_or_else(|_| num_cpus(), f64::from);
         HostFacts {
@@ -437,6 +439,11 @@ fn facts(
             means: means.clone(),
             migration: migration.clone(),
             zone: zone.clone(),
+            numa: numa.nodes().unwrap_or_else(|error| {
+                tracing::warn!(%error, "the host's NUMA nodes are not told");
+                Vec::new()
+            }),
+            labels: labels.clone(),
             shadows: shadows.clone(),
             copies: copies.told(),
             dry_run,

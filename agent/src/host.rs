@@ -2,7 +2,7 @@
 //!
 //! [`libvirt`] is the one place that talks to libvirt, [`inventory`] turns what it says (and what `/proc` knows about the
 //! QEMU processes) into a snapshot that anyone may read at any time, and [`cgroup`], [`process`], [`network`] and [`machine`]
-//! read single counters for [`crate::sample`]; [`bridge`] looks at one bridge, and
+//! read single counters for [`crate::sample`]; [`numa`] tells the nodes; [`bridge`] looks at one bridge, and
 //! [`hanging`] waits for what may never answer. Data enters from libvirt's socket and the kernel's pseudo-files; it leaves as the latest
 //! [`inventory::Inventory`] and as readings. Nothing here decides anything. A domain's limits
 //! can be changed through [`libvirt::Hypervisor`], which is done only when [`crate::actuate`] asks; and the inventory gives a balloon
@@ -18,5 +18,6 @@ pub mod libvirt;
 mod libvirt_raw;
 pub mod machine;
 pub mod network;
+pub mod numa;
 pub mod process;
 pub mod storage;

@@ -31,7 +31,7 @@ pub mod window;
 
 pub use by_device::{DeviceProbe, DeviceReadings, DeviceSource, DeviceStandby};
 pub use drops::DropReading;
-pub use live::{LiveLoad, LiveLoads, MigrationBook, StoodDownVms};
+pub use live::{ChangedVm, ChangedVms, LiveLoad, LiveLoads, MigrationBook};
 pub use metrics::SampleMetrics;
 pub use queues::QueueReading;
 pub use sampler::{SamplerConfig, SamplerError, SamplerHandle, Sources, spawn};

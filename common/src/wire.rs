@@ -17,6 +17,7 @@ pub mod exits;
 pub mod frame;
 pub mod hello;
 pub mod id;
+pub mod labels;
 pub mod migration;
 pub mod mode;
 pub mod outcome;
@@ -39,10 +40,11 @@ pub use enrol::{
 pub use exits::{EXIT_REASONS, ExitReason, ExitShare};
 pub use frame::{FRAME_BYTES_MAX, FrameError};
 pub use hello::{
-    AgentMessage, BrainMessage, CpuBounds, CpuSource, Hello, HostFacts, MemoryBounds, RefusalCode, VersionRange,
-    Welcome,
+    AgentMessage, BrainMessage, CpuBounds, CpuSource, Hello, HostFacts, MemoryBounds, NUMA_NODES_MAX, NumaNode,
+    RefusalCode, VersionRange, Welcome,
 };
 pub use id::{AgentEpoch, CommandId, HostId, InvalidHostId, Sequence, VmId};
+pub use labels::{InvalidLabels, LABEL_BYTES_MAX, LABELS_MAX, Labels};
 pub use migration::{
     Copied, Immovable, LocalStorage, Migration, MigrationFacts, MigrationProgress, Moved, Whereabouts,
 };

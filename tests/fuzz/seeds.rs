@@ -8,10 +8,10 @@ use gnomon_common::wire::{
     Command, CommandId, Copied, CpuBounds, CpuSource, CpuWindow, DiskBlueprint, DiskCopy, DiskShare, DiskWindow,
     EnrolReply, EnrolRequest, ExitReason, ExitShare, Fence, GuestDisk, GuestMemory, Hello, HostFacts, HostId,
     HostWindow, Imaged, Imaging, Immovable, KeptCopies, LocalCause, LocalStorage, Losses, MeanMax, Means, MemoryBounds,
-    MemoryDemand, MemoryWindow, Migration, MigrationFacts, MigrationProgress, Moved, Origin, Outcome, OutcomeResult,
-    ProcessIo, Profile, ProfileStep, Receiving, ReclaimStalls, RefusalCode, RefusedCommand, Report, ReportAck,
-    Sequence, Setting, ShadowDone, ShadowFacts, ShadowOrder, ShadowSize, ShadowSpec, Token, TokenId, TokenSecret,
-    Unshadowable, VERSIONS, VmId, VmState, VmTerms, VmWindow, Welcome, Whereabouts,
+    MemoryDemand, MemoryWindow, Migration, MigrationFacts, MigrationProgress, Moved, NumaNode, Origin, Outcome,
+    OutcomeResult, ProcessIo, Profile, ProfileStep, Receiving, ReclaimStalls, RefusalCode, RefusedCommand, Report,
+    ReportAck, Sequence, Setting, ShadowDone, ShadowFacts, ShadowOrder, ShadowSize, ShadowSpec, Token, TokenId,
+    TokenSecret, Unshadowable, VERSIONS, VmId, VmState, VmTerms, VmWindow, Welcome, Whereabouts,
 };
 use serde::Serialize;
 use std::path::Path;
@@ -90,6 +90,8 @@ fn facts() -> HostFacts {
         cpu_source: CpuSource::TaskStorage,
         migration: Some(MigrationFacts { uri: "qemu+tls://a/system".to_owned(), copy_bytes_max: 1 << 40 }),
         zone: Some("room-1".to_owned()),
+        numa: vec![NumaNode { node: 0, cpus: 8, memory_bytes: 16 << 30 }],
+        labels: "disk=nvme,room=7".parse().expect("legal labels"),
         shadows: Some(ShadowFacts { shadows_max: 4, share_max: 0.25, receives: Some(Box::new(receiving())) }),
         copies: KeptCopies { made: Some(vec![vm(2)]), received: Some(vec![vm(3)]) },
         dry_run: false,
@@ -267,8 +269,14 @@ fn report(vms: u8) -> Report {
             ..DiskWindow::default()
         }),
         allocation: Allocation { quota_cores: Some(0.5), vcpus: 2, vcpus_max: 4, memory_bytes: 2 << 30 },
+        baselines: vec![Setting::CpuQuota { cores: None }, Setting::Memory { bytes: 1 << 30 }],
         stood_down: false,
-        terms: VmTerms { apart: Some("db".to_owned()), apart_zones: Some("site".to_owned()), ..VmTerms::default() },
+        terms: VmTerms {
+            apart: Some("db".to_owned()),
+            apart_zones: Some("site".to_owned()),
+            labels: "disk=nvme".parse().expect("a legal label"),
+            ..VmTerms::default()
+        },
         storage: Some(LocalStorage { own_bytes: 5 << 30, image_bytes: 1 << 30 }),
         migration: Some(MigrationProgress { sent_bytes: 1 << 20, ..MigrationProgress::default() }),
         shadow: None,

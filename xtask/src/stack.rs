@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use config::{AgentPlace, Listen};
+use gnomon_core::Policy;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::env::bin_dir;
@@ -176,8 +177,10 @@ impl Stack {
         Ok(self.brain.as_ref().context("no brain runs")?.id())
     }
 
-    /// Has the brain reread its policy (SIGHUP).
-    pub fn reload_brain(&self) -> Result<()> {
+    /// Changes the policy in the brain's configuration, and has the brain reread it (SIGHUP).
+    pub fn change_policy(&mut self, change: impl FnOnce(&mut Policy)) -> Result<()> {
+        change(&mut self.settings.policy);
+        config::set_policy(&self.brain_dir(), &self.settings.policy)?;
         Ok(kill_process(pid_of(self.brain.as_ref().context("no brain runs")?)?, Signal::HUP)?)
     }
 

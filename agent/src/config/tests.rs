@@ -110,6 +110,11 @@ fn values_that_make_no_sense_are_refused_by_key() {
         assert!(message.contains("brain.address"), "{address} gave {message:?}");
     }
     assert!(message(&MINIMAL.replace("\"brain:9470\"", "7")).contains("expected \"HOST:PORT\" or a list of them"));
+    let labelled = |labels: &str| MINIMAL.replace("[brain]", &format!("labels = {labels}\n[brain]"));
+    let config = parse(&labelled("{ disk = \"nvme\", room = \"7\" }")).unwrap();
+    assert_eq!(config.host.labels.to_string(), "disk=nvme,room=7");
+    let told = message(&labelled("{ disk = \"fast disk\" }"));
+    assert!(told.contains("labels") && told.contains("\"fast disk\" is not a word of 1 to 63"), "{told}");
     assert!(message(&MINIMAL.replace("[brain]", "zone = \"\"\n[brain]")).contains("host.zone"));
     assert!(message(&MINIMAL.replace("[brain]", "capacity_cores = 0\n[brain]")).contains("host.capacity_cores"));
 }

@@ -122,6 +122,7 @@ mod tests {
             disk: None,
             exits: None,
             allocation: Allocation { quota_cores: Some(1.5), vcpus: 2, ..Allocation::default() },
+            baselines: Vec::new(),
             stood_down: false,
             terms: VmTerms::default(),
             storage: None,

@@ -3,8 +3,8 @@
 //! The sampler writes at each tick, others read when they like; both hold the lock for one map operation.
 
 use super::window::Weighted;
-use gnomon_common::wire::{MeanMax, MigrationProgress, VmId};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use gnomon_common::wire::{MeanMax, MigrationProgress, Setting, VmId};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -72,22 +72,31 @@ impl LiveLoads {
     }
 }
 
-/// The VMs that Gnomon keeps its hands off, told by [`crate::command`] and shown in reports: cheap to clone, all clones share one state.
-#[derive(Clone, Debug, Default)]
-pub struct StoodDownVms(Arc<Mutex<BTreeSet<VmId>>>);
+/// What reports say of a VM that Gnomon has changed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ChangedVm {
+    /// What it had before, one for each means that was changed.
+    pub baselines: Vec<Setting>,
+    /// Gnomon keeps its hands off it.
+    pub stood_down: bool,
+}
 
-impl StoodDownVms {
-    /// Whether this is one of them.
-    pub fn contains(&self, vm: VmId) -> bool {
-        self.lock().contains(&vm)
+/// The VMs that Gnomon has changed, told by [`crate::command`] and shown in reports: cheap to clone, all clones share one state.
+#[derive(Clone, Debug, Default)]
+pub struct ChangedVms(Arc<Mutex<BTreeMap<VmId, ChangedVm>>>);
+
+impl ChangedVms {
+    /// One of them.
+    pub fn get(&self, vm: VmId) -> Option<ChangedVm> {
+        self.lock().get(&vm).cloned()
     }
 
     /// Replaces them all.
-    pub fn publish(&self, vms: BTreeSet<VmId>) {
+    pub fn publish(&self, vms: BTreeMap<VmId, ChangedVm>) {
         *self.lock() = vms;
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeSet<VmId>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<VmId, ChangedVm>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -5,8 +5,8 @@ mod reader;
 use super::grid::Now;
 use super::series::HostSeries;
 use super::{
-    DeviceReadings, DropReading, HostReport, LiveLoads, MigrationBook, QueueReading, SampleMetrics, SchedSource,
-    StoodDownVms, VmReadings,
+    ChangedVms, DeviceReadings, DropReading, HostReport, LiveLoads, MigrationBook, QueueReading, SampleMetrics,
+    SchedSource, VmReadings,
 };
 use crate::cost::CostControl;
 use crate::host::inventory::Inventory;
@@ -42,8 +42,8 @@ pub struct SamplerConfig {
     pub proc: Proc,
     /// Where the last seconds of every VM are told.
     pub live: LiveLoads,
-    /// Which VMs to report as stood down for.
-    pub stood_down: StoodDownVms,
+    /// What to report of VMs that Gnomon has changed.
+    pub changed: ChangedVms,
     /// How far migrations away from here have come.
     pub migrations: MigrationBook,
     /// What the pacers in shadows say.
@@ -62,7 +62,7 @@ impl Default for SamplerConfig {
             cgroup_root: None,
             proc: Proc::default(),
             live: LiveLoads::default(),
-            stood_down: StoodDownVms::default(),
+            changed: ChangedVms::default(),
             migrations: MigrationBook::default(),
             pacers: Pacers::default(),
             storage: StorageBook::default(),

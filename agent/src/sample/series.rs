@@ -299,6 +299,7 @@ impl HostSeries {
                 interfaces,
                 disk,
                 exits,
+                baselines: end.baselines.get(&facts.id).cloned().unwrap_or_default(),
                 stood_down: end.stood_down.contains(&facts.id),
                 terms: facts.terms.clone().unwrap_or_default(),
                 storage: end.storage.get(&facts.id).copied(),

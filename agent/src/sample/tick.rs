@@ -12,7 +12,7 @@ use crate::host::inventory::Inventory;
 use crate::host::network::DeviceCounters;
 use crate::host::process::ProcessIoReading;
 use crate::reading::{BlockReading, DiskId, ExitReading, SchedReading};
-use gnomon_common::wire::{LocalStorage, MigrationProgress, PacerWindow, VmId};
+use gnomon_common::wire::{LocalStorage, MigrationProgress, PacerWindow, Setting, VmId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -71,9 +71,12 @@ pub(crate) struct WindowEnd {
     pub(crate) tells_demand: bool,
     /// The VMs that are told to be stood down for.
     pub(crate) stood_down: BTreeSet<VmId>,
+    /// What VMs had before Gnomon's first change. No part of a recording.
+    #[serde(skip)]
+    pub(crate) baselines: BTreeMap<VmId, Vec<Setting>>,
     /// How far migrations away from here have come.
     pub(crate) migrations: BTreeMap<VmId, MigrationProgress>,
-    /// What the pacers in shadows say. No part of a recording.
+    /// What the pacers in shadows say. No part of a recording, either.
     #[serde(skip)]
     pub(crate) pacers: BTreeMap<VmId, PacerWindow>,
     /// What only this host has of VMs' disks. No part of a recording, either.

@@ -12,7 +12,8 @@ use gnomon_agent::uplink::{self, Bounds, Spool, SpoolConfig, Uplink, identity};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     Action, AgentEpoch, AgentMessage, BrainMessage, Command, CommandId, CpuBounds, CpuSource, Fence, HostFacts, HostId,
-    HostWindow, KeptCopies, Losses, Means, MemoryBounds, OutcomeResult, RefusalCode, Sequence, Setting, VERSIONS, VmId,
+    HostWindow, KeptCopies, Labels, Losses, Means, MemoryBounds, OutcomeResult, RefusalCode, Sequence, Setting,
+    VERSIONS, VmId,
 };
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
@@ -120,6 +121,8 @@ fn facts() -> HostFacts {
         means: vec![Means::CpuQuota],
         migration: None,
         zone: None,
+        numa: Vec::new(),
+        labels: Labels::default(),
         shadows: None,
         copies: KeptCopies::default(),
         dry_run: false,

@@ -11,7 +11,7 @@ use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     AgentEpoch, Allocation, CpuBounds, CpuSource, CpuWindow, CulpritShare, Culprits, DiskFlow, DiskRest, DiskShare,
     DiskWindow, ExitReason, ExitShare, GuestDisk, GuestMemory, Hello, HostFacts, HostId, HostWindow, InterfaceWindow,
-    KeptCopies, Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, ProcessIo, QueueWindow,
+    KeptCopies, Labels, Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, ProcessIo, QueueWindow,
     ReclaimStalls, Report, Sequence, Traffic, VERSIONS, VmId, VmState, VmTerms, VmWindow, WaitHistogram, Who,
 };
 use uuid::Uuid;
@@ -81,6 +81,8 @@ impl Host {
                 means: vec![Means::CpuQuota],
                 migration: None,
                 zone: None,
+                numa: Vec::new(),
+                labels: Labels::default(),
                 shadows: None,
                 copies: KeptCopies::default(),
                 dry_run: false,
@@ -217,6 +219,7 @@ impl Vm {
                 vcpus_max: VCPUS,
                 memory_bytes: 4 << 30,
             },
+            baselines: Vec::new(),
             stood_down: false,
             terms: VmTerms::default(),
             storage: None,

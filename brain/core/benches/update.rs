@@ -6,7 +6,7 @@ use std::time::Duration;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    AgentEpoch, Allocation, CpuBounds, CpuSource, CpuWindow, HostFacts, HostId, HostWindow, KeptCopies, Losses,
+    AgentEpoch, Allocation, CpuBounds, CpuSource, CpuWindow, HostFacts, HostId, HostWindow, KeptCopies, Labels, Losses,
     MeanMax, Means, MemoryBounds, Report, Sequence, VmId, VmState, VmTerms, VmWindow,
 };
 use gnomon_core::{Core, FitJob, Input, Mode, Output, Policy};
@@ -38,6 +38,7 @@ fn report(number: u64) -> Report {
             interfaces: Vec::new(),
             disk: None,
             allocation: Allocation { quota_cores: Some(1.0), vcpus: 1, vcpus_max: 1, memory_bytes: 1 << 30 },
+            baselines: Vec::new(),
             stood_down: false,
             terms: VmTerms::default(),
             storage: None,
@@ -73,6 +74,8 @@ fn warm(reports: u64) -> (Core, Option<FitJob>) {
         means: vec![Means::CpuQuota],
         migration: None,
         zone: None,
+        numa: Vec::new(),
+        labels: Labels::default(),
         shadows: None,
         copies: KeptCopies::default(),
         dry_run: false,

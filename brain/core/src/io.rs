@@ -227,12 +227,14 @@ pub enum Record {
         /// Since when that is so.
         at: Timestamp,
     },
-    /// A VM's allocation as last reported differs from before.
+    /// A VM's allocation as last reported, or what it had before Gnomon's first change, differs from before.
     Allocation {
         /// Which VM.
         vm: VmId,
         /// What it may use.
         allocation: Allocation,
+        /// What it had before Gnomon's first change, one for each means that was changed and not released since.
+        baselines: Vec<Setting>,
         /// From when.
         at: Timestamp,
     },

@@ -364,6 +364,7 @@ pub(crate) mod tests {
             disk: None,
             exits: None,
             allocation: Allocation::default(),
+            baselines: Vec::new(),
             stood_down: false,
             terms: VmTerms::default(),
             storage: None,

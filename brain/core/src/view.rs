@@ -205,6 +205,8 @@ pub struct VmView {
     pub mode: ModeView,
     /// What operators set by hand: those means are left alone until it is resumed or released.
     pub held: Vec<Setting>,
+    /// What it had before Gnomon's first change, one for each means that was changed, as its agent told last: what a release gives back.
+    pub baselines: Vec<Setting>,
     /// Its host's agent keeps its hands off it, because someone else changed its limits.
     pub stood_down: bool,
     /// A command on its way.

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, AgentEpoch, Allocation, CpuBounds, CpuSource, CpuWindow, HostFacts, HostId, HostWindow, KeptCopies, Losses,
-    MeanMax, Means, MemoryBounds, MigrationFacts, Origin, Outcome, OutcomeResult, Report, Sequence, VmId, VmState,
-    VmTerms, VmWindow, Whereabouts,
+    Action, AgentEpoch, Allocation, CpuBounds, CpuSource, CpuWindow, HostFacts, HostId, HostWindow, KeptCopies, Labels,
+    Losses, MeanMax, Means, MemoryBounds, MigrationFacts, Origin, Outcome, OutcomeResult, Report, Sequence, VmId,
+    VmState, VmTerms, VmWindow, Whereabouts,
 };
 use gnomon_core::policy::{MigratePolicy, Mode};
 use gnomon_core::{Core, Input, Output, Policy};
@@ -46,6 +46,8 @@ fn facts(number: u64) -> HostFacts {
         means: vec![Means::CpuQuota],
         migration: Some(MigrationFacts { uri: format!("qemu+tls://host-{number}/system"), copy_bytes_max: 0 }),
         zone: None,
+        numa: Vec::new(),
+        labels: Labels::default(),
         shadows: None,
         copies: KeptCopies::default(),
         dry_run: false,
@@ -75,6 +77,7 @@ fn report(number: u64, vms: u64, round: u64) -> Report {
             disk: None,
             exits: None,
             allocation: Allocation { quota_cores: Some(1.0), vcpus: 1, vcpus_max: 1, memory_bytes: 4 << 30 },
+            baselines: Vec::new(),
             stood_down: false,
             terms: VmTerms::default(),
             storage: None,

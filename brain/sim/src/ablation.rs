@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use gnomon_common::wire::{HostId, VmId, VmTerms};
+use gnomon_common::wire::{HostId, Labels, VmId, VmTerms};
 use gnomon_core::Mode;
 use gnomon_core::policy::{CpuPolicy, ForecastPolicy, MigratePolicy, Policy, ShadowPolicy};
 use rand::{RngExt as _, SeedableRng as _};
@@ -266,6 +266,7 @@ fn host(rng: &mut ChaCha8Rng, number: usize) -> HostSpec {
         memory_mib: 64 << 10,
         shadows_max: 8,
         zone: None,
+        labels: Labels::default(),
         tasks: Some(Load::Walk { step_s: 60.0, step: 0.3, low, high }),
     }
 }

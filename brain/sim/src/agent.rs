@@ -69,6 +69,8 @@ impl Agent {
             means: vec![Means::CpuQuota, Means::Memory],
             migration: Some(MigrationFacts { uri: format!("simulated://{}/system", spec.name), copy_bytes_max: 0 }),
             zone: spec.zone.clone(),
+            numa: Vec::new(),
+            labels: spec.labels.clone(),
             shadows: (spec.shadows_max > 0).then_some(ShadowFacts {
                 shadows_max: spec.shadows_max,
                 share_max: SHADOW_SHARE_MAX,

@@ -1,6 +1,6 @@
 //! Worlds drawn from a seed: crowded hosts, owners with wishes, failing links, dying agents and brains, operators who interfere.
 
-use gnomon_common::wire::{HostId, VmId, VmTerms};
+use gnomon_common::wire::{HostId, Labels, VmId, VmTerms};
 use gnomon_core::plan::guard::Guard;
 use gnomon_core::policy::{
     AnomalyPolicy, ApprovePolicy, CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy, ResizePolicy,
@@ -71,6 +71,7 @@ pub fn scenario(seed: u64) -> Scenario {
     // Drawn apart: what came before it stays as it was.
     restrain(&mut ChaCha8Rng::seed_from_u64(!seed), &mut policy, &mut events);
     zone(&mut ChaCha8Rng::seed_from_u64(seed.rotate_left(16)), &mut policy, &mut hosts, &mut vms);
+    label(&mut ChaCha8Rng::seed_from_u64(seed.rotate_left(24)), &mut hosts, &mut vms);
     narrow(&mut ChaCha8Rng::seed_from_u64(seed.rotate_left(48)), &mut policy, &hosts, &mut vms, &mut events);
     let ids: Vec<VmId> = (0..vms.len()).map(vm_id).collect();
     shadow(&mut ChaCha8Rng::seed_from_u64(seed.rotate_left(32)), &mut policy, &mut hosts, &mut events, &ids);
@@ -171,6 +172,20 @@ fn zone(rng: &mut ChaCha8Rng, policy: &mut Policy, hosts: &mut [HostSpec], vms: 
     }
     for vm in vms {
         vm.terms.apart_zones = rng.random_bool(0.3).then(|| ["green", "grey"][rng.random_range(0..2)].to_owned());
+    }
+}
+
+/// Some hosts have what some owners ask for, though not always where it would be needed.
+fn label(rng: &mut ChaCha8Rng, hosts: &mut [HostSpec], vms: &mut [VmSpec]) {
+    if !rng.random_bool(0.2) {
+        return;
+    }
+    let nvme: Labels = "disk=nvme".parse().unwrap_or_else(|error| panic!("chaos: {error}"));
+    for host in hosts.iter_mut().filter(|_| rng.random_bool(0.6)) {
+        host.labels = nvme.clone();
+    }
+    for vm in vms.iter_mut().filter(|_| rng.random_bool(0.3)) {
+        vm.terms.labels = nvme.clone();
     }
 }
 
@@ -282,6 +297,7 @@ fn host(rng: &mut ChaCha8Rng, number: usize) -> HostSpec {
         shadows_max: 0,
         tasks: None,
         zone: None,
+        labels: Labels::default(),
     }
 }
 
@@ -336,6 +352,7 @@ fn terms(rng: &mut ChaCha8Rng) -> VmTerms {
         apart: rng.random_bool(0.25).then(|| group(rng)),
         apart_zones: None,
         together: rng.random_bool(0.15).then(|| group(rng)),
+        labels: Labels::default(),
         shadow: None,
         copy_disks: None,
         bound: rng.random_bool(0.05).then(|| "a device of the host".to_owned()),

@@ -17,7 +17,7 @@ use gnomon_core::{Core, Mode, OperatorRequest, Plan, PlannedAction, Policy, Reas
 
 use crate::agent::Agent;
 use crate::vm::SimVm;
-use places::places;
+use places::{judge_labels, places};
 use sizes::{Swing, ToldMemory};
 
 const HOUR: Duration = Duration::from_hours(1);
@@ -361,6 +361,7 @@ impl Checker {
             let owner = productions.find(|vm| vm.id == spec.of).map(|vm| &vm.terms);
             let is_free = owner.is_none_or(|terms| !terms.hands_off()) || self.shadowed.contains(&spec.of);
             ensure(is_free, "an owner's word is kept", || format!("{owner:?}"))?;
+            owner.map_or(Ok(()), |terms| judge_labels(scene, host, terms))?;
             let draining = self.draining.contains(host);
             ensure(!draining, "no VM goes to a host that is being emptied", || host.to_string())?;
         }
@@ -443,6 +444,7 @@ impl Checker {
             let left = elsewhere.any(|other| other.id != vm.id && other.terms.together.as_ref() == Some(group));
             ensure(!left, "VMs that belong together are not parted", || group.clone())?;
         }
+        judge_labels(scene, to, &vm.terms)?;
         self.judge_zones(scene, from, vm, to)
     }
 

@@ -1,6 +1,6 @@
 //! The fleet of the demo: three hosts with a guest that has a day, one that is flat, and one that wanders.
 
-use gnomon_common::wire::VmTerms;
+use gnomon_common::wire::{Labels, VmTerms};
 use gnomon_core::policy::{
     AnomalyPolicy, ApprovePolicy, CapacityPolicy, CpuPolicy, ForecastPolicy, MemoryPolicy, MigratePolicy, ResizePolicy,
     ShadowPolicy, WindowsPolicy,
@@ -114,5 +114,6 @@ fn host(name: &str) -> HostSpec {
         shadows_max: 0,
         tasks: None,
         zone: None,
+        labels: Labels::default(),
     }
 }

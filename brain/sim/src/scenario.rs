@@ -1,6 +1,6 @@
 //! What a world consists of and what befalls it.
 
-use gnomon_common::wire::VmTerms;
+use gnomon_common::wire::{Labels, VmTerms};
 use gnomon_core::{OperatorRequest, Policy};
 use serde::{Deserialize, Serialize};
 
@@ -72,6 +72,9 @@ pub struct HostSpec {
     /// Its zone.
     #[serde(default)]
     pub zone: Option<String>,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: Labels,
 }
 
 /// A VM.

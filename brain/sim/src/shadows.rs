@@ -93,6 +93,7 @@ impl Agent {
                     vcpus_max: shadow.size.vcpus,
                     memory_bytes: shadow.size.memory_bytes,
                 },
+                baselines: Vec::new(),
                 stood_down: false,
                 terms: VmTerms { bound: Some("it is a shadow".to_owned()), ..VmTerms::default() },
                 storage: None,

@@ -130,6 +130,7 @@ impl SimVm {
             disk: None,
             exits: None,
             allocation: if state == VmState::Arriving { Allocation::default() } else { self.allocation },
+            baselines: Vec::new(),
             stood_down: false,
             terms: if state == VmState::Arriving { VmTerms::default() } else { self.terms.clone() },
             storage: None,

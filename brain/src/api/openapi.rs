@@ -115,6 +115,7 @@ mod tests {
                 Setting::Memory { bytes: 1 },
                 Setting::DiskLimit { bytes_per_s: Some(1), operations_per_s: None },
             ],
+            baselines: vec![Setting::CpuQuota { cores: None }],
             stood_down: false,
             in_flight: Some(CommandId { term: 1, number: 2 }),
             migration: Some(MigrationProgress { dirty_bytes_per_s: Some(1), ..MigrationProgress::default() }),

@@ -4,7 +4,7 @@ use super::client::{Client, segment, typed};
 use super::table::{at, bytes, cores, duration, limit, table};
 use super::{Failure, modes, plot};
 use crate::api::{OperateBody, Operated, ScopeBody, Status};
-use gnomon_common::wire::{DemandSource, MemoryDemand, OutcomeResult, ShadowDone};
+use gnomon_common::wire::{DemandSource, MemoryDemand, NumaNode, OutcomeResult, ShadowDone};
 use gnomon_core::archive::Kpi;
 use gnomon_core::view::{Alert, Explanation, Forecast, HostView, RecentAction, VmView};
 use gnomon_core::{Audit, PlannedAction};
@@ -86,6 +86,14 @@ pub(super) fn hosts(client: &Client, json: bool) -> Result<(), Failure> {
         let shed = host.window.as_ref().map(|window| window.probes_shed.join(", ")).filter(|shed| !shed.is_empty());
         if let Some(shed) = shed {
             println!("{}: given up to keep the agent within its budget, and not measured now: {shed}", host.host);
+        }
+        if host.facts.numa.len() > 1 {
+            let told = |node: &NumaNode| format!("{} ({} CPUs, {})", node.node, node.cpus, bytes(node.memory_bytes));
+            let nodes: Vec<String> = host.facts.numa.iter().map(told).collect();
+            println!("{}: NUMA nodes {}", host.host, nodes.join(", "));
+        }
+        if !host.facts.labels.is_empty() {
+            println!("{}: labels {}", host.host, host.facts.labels);
         }
         for stays in host.stuck.iter().flat_map(|stuck| &stuck.vms) {
             println!("{}: {} does not go: {}", host.host, stays.name, stays.why);
@@ -350,6 +358,7 @@ pub(super) fn in_words(result: &OutcomeResult) -> String {
         OutcomeResult::Shadow(ShadowDone::Paced) => "paced".into(),
         OutcomeResult::Shadow(ShadowDone::Resized { took_us }) => format!("resized in {:.1} s", *took_us as f64 / 1e6),
         OutcomeResult::Shadow(ShadowDone::Retired) => "retired".into(),
+        OutcomeResult::Shadow(ShadowDone::Resized { took_us }) => format!("resized in {:.1} s", *took_us as f64 / 1e6),
         OutcomeResult::Unshadowable(why) => format!("no shadow: {why}"),
         OutcomeResult::DryRun => "dry run".into(),
         OutcomeResult::Refused(why) => format!("refused: {why}"),

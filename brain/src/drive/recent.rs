@@ -160,6 +160,7 @@ pub(super) fn report(start_ms: u64, sequence: u64, vm: VmId) -> Report {
         interfaces: Vec::new(),
         disk: None,
         allocation,
+        baselines: Vec::new(),
         stood_down: false,
         terms: VmTerms::default(),
         storage: None,

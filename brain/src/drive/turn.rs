@@ -229,7 +229,7 @@ mod tests {
     use super::super::Recent;
     use super::*;
     use gnomon_common::wire::{
-        Action, Command, CpuBounds, CpuSource, Fence, HostFacts, KeptCopies, Means, MemoryBounds, Setting, VmId,
+        Action, Command, CpuBounds, CpuSource, Fence, HostFacts, KeptCopies, Labels, Means, MemoryBounds, Setting, VmId,
     };
     use gnomon_core::{Hold, Mode, Policy, Scope};
     use prometheus_client::registry::Registry;
@@ -274,6 +274,8 @@ mod tests {
             means: vec![Means::CpuQuota],
             migration: None,
             zone: None,
+            numa: Vec::new(),
+            labels: Labels::default(),
             shadows: None,
             copies: KeptCopies::default(),
             dry_run: false,

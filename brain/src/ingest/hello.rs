@@ -85,8 +85,8 @@ fn version(theirs: VersionRange) -> Ending {
 mod tests {
     use super::*;
     use gnomon_common::wire::{
-        AgentEpoch, CpuBounds, CpuSource, HostFacts, HostId, KeptCopies, Means, MemoryBounds, Receiving, ShadowFacts,
-        VmId,
+        AgentEpoch, CpuBounds, CpuSource, HostFacts, HostId, KeptCopies, Labels, Means, MemoryBounds, Receiving,
+        ShadowFacts, VmId,
     };
     use proptest::prelude::*;
 
@@ -107,6 +107,8 @@ mod tests {
                 means: vec![Means::CpuQuota],
                 migration: None,
                 zone: None,
+                numa: Vec::new(),
+                labels: Labels::default(),
                 shadows: None,
                 copies: KeptCopies::default(),
                 dry_run: false,

@@ -5,8 +5,8 @@ use gnomon_common::time::Timestamp;
 use gnomon_common::wire::frame::{self, PREFIX_BYTES};
 use gnomon_common::wire::{
     ALPN, AgentEpoch, AgentMessage, Allocation, BrainMessage, Command, CpuBounds, CpuSource, CpuWindow, Hello,
-    HostFacts, HostId, HostWindow, KeptCopies, Losses, MeanMax, Means, MemoryBounds, Origin, Outcome, OutcomeResult,
-    Report, ReportAck, Sequence, VERSIONS, VmId, VmState, VmTerms, VmWindow,
+    HostFacts, HostId, HostWindow, KeptCopies, Labels, Losses, MeanMax, Means, MemoryBounds, Origin, Outcome,
+    OutcomeResult, Report, ReportAck, Sequence, VERSIONS, VmId, VmState, VmTerms, VmWindow,
 };
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream};
@@ -50,6 +50,8 @@ pub(crate) fn hello(name: &str, epoch: u64) -> Hello {
             means: vec![Means::CpuQuota],
             migration: None,
             zone: None,
+            numa: Vec::new(),
+            labels: Labels::default(),
             shadows: None,
             copies: KeptCopies::default(),
             dry_run: false,
@@ -79,6 +81,7 @@ pub(crate) fn report(name: &str, epoch: u64, sequence: u64, start_ms: u64, vm: V
             interfaces: Vec::new(),
             disk: None,
             allocation: Allocation { quota_cores: Some(0.5), vcpus: 2, vcpus_max: 2, memory_bytes: 1 << 30 },
+            baselines: Vec::new(),
             stood_down: false,
             terms: VmTerms::default(),
             storage: None,

@@ -196,6 +196,11 @@ impl Database {
         sqlx::query_scalar(sql).fetch_one(&mut self.connect().await).await.unwrap()
     }
 
+    /// Names in it, as somebody else reads them.
+    pub(crate) async fn names(&self, sql: &'static str) -> Vec<String> {
+        sqlx::query_scalar(sql).fetch_all(&mut self.connect().await).await.unwrap()
+    }
+
     async fn connect(&self) -> sqlx::AnyConnection {
         use sqlx::Connection;
         sqlx::any::install_default_drivers();

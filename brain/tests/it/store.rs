@@ -10,10 +10,10 @@ use gnomon_brain::store::{
 };
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
-    Action, AgentEpoch, Command, CommandId, Fence, Migration, Origin, Outcome, OutcomeResult, Report, Sequence,
-    Setting, Whereabouts, frame,
+    Action, AgentEpoch, Allocation, Command, CommandId, Fence, Means, Migration, Origin, Outcome, OutcomeResult,
+    Report, Sequence, Setting, Whereabouts, frame,
 };
-use gnomon_core::{Audit, CommandRecord, Ending, Expectation, ExpectationState, Record, Restored};
+use gnomon_core::{Audit, CommandRecord, Ending, Expectation, ExpectationState, Hold, Mode, Record, Restored, Scope};
 use serde_json::json;
 use sqlx::Connection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
@@ -45,6 +45,7 @@ on_every_database!(
     reports_of_a_clock_that_was_far_ahead_are_not_restored_however_late_it_is_by_now,
     text_with_a_zero_character_is_no_reason_to_fail,
     pruning_takes_what_is_old_and_leaves_the_rest,
+    hosts_and_vms_that_were_not_seen_for_long_are_forgotten_unless_something_open_is_about_them,
     a_commit_gets_its_turn_while_much_is_pruned,
     nobody_leads_beside_a_leader_and_one_that_was_deposed_writes_nothing,
     a_lease_is_renewed_while_a_batch_takes_long,
@@ -375,6 +376,119 @@ async fn pruning_takes_what_is_old_and_leaves_the_rest(database: Database) {
     assert_eq!(database.count("SELECT sequence FROM report").await, 201);
     let lines = store.audit(10).await.unwrap();
     assert_eq!(lines.iter().map(|line| line.detail.as_str()).collect::<Vec<_>>(), ["new"]);
+}
+
+async fn hosts_and_vms_that_were_not_seen_for_long_are_forgotten_unless_something_open_is_about_them(
+    database: Database,
+) {
+    let store = database.open().await;
+    let ago = |hours: u64| now() - Duration::from_secs(hours * 3600);
+    let commit = async |records: Vec<Record>| {
+        let entries: Vec<_> = records.into_iter().map(|record| Entry::Record(Box::new(record))).collect();
+        store.commit(&entries).await.unwrap();
+    };
+    let prune = async || drop(store.prune(Timestamp::default(), ago(40), Timestamp::default()).await.unwrap());
+    let at_host = |name, connected, hours| Record::Host {
+        host: host(name),
+        facts: hello(name, 1).facts,
+        connected,
+        at: ago(hours),
+    };
+    let of_vm = |number, at: Option<&str>, hours| {
+        let (name, host, state) = (format!("vm{number}"), at.map(host), gnomon_common::wire::VmState::ShutOff);
+        Record::Vm { vm: vm(number), name, host, state, at: ago(hours) }
+    };
+    let has = |number, hours| Record::Allocation {
+        vm: vm(number),
+        allocation: Allocation::default(),
+        baselines: Vec::new(),
+        at: ago(hours),
+    };
+
+    // A brain that was killed has left one as connected, and it has not come back.
+    commit(vec![at_host("lost", true, 50)]).await;
+    term(&store, 0).await;
+    assert_eq!(database.count("SELECT COUNT(*) FROM host WHERE connected = 1").await, 0);
+    prune().await;
+    assert_eq!(database.count("SELECT COUNT(*) FROM host").await, 1, "it was not there a moment ago, nor was anybody");
+
+    let paused = |scope, hold| Record::Scope { scope, hold };
+    let drained = |since| Record::Drain { host: host("drained"), since };
+    let set = |setting: Option<Setting>| Record::Setting { vm: vm(8), means: Means::Memory, setting };
+    let cautious = |mode| Record::Mode { scope: Scope::Vm(vm(9)), mode };
+    let command = |outcome: Option<Outcome>| {
+        let action = Action::Release;
+        let (id, fence, reason) = (CommandId { term: 1, number: 1 }, Fence { term: 1, generation: 1 }, String::new());
+        let command = Command { id, vm: vm(10), action, fence, time_to_live_ms: 1, reason };
+        let (host, issued, approved_by) = (host("a"), ago(1), None);
+        Record::Command(CommandRecord {
+            host,
+            command,
+            issued,
+            outcome,
+            unanswered: false,
+            by_operator: false,
+            approved_by,
+        })
+    };
+    commit(vec![
+        at_host("a", true, 50),
+        at_host("gone", false, 50),
+        at_host("late", false, 1),
+        at_host("kept", false, 50),
+        at_host("drained", false, 50),
+        at_host("paused", false, 50),
+        of_vm(1, Some("a"), 50),
+        of_vm(2, Some("gone"), 50),
+        of_vm(3, None, 50),
+        of_vm(4, None, 1),
+        of_vm(5, Some("late"), 50),
+        of_vm(6, Some("forgotten"), 50),
+        of_vm(7, Some("kept"), 50),
+        of_vm(8, None, 50),
+        of_vm(9, None, 50),
+        of_vm(10, None, 50),
+        has(1, 60),
+        has(1, 50),
+        has(2, 60),
+        has(2, 50),
+        paused(Scope::Vm(vm(7)), Some(Hold::Paused)),
+        paused(Scope::Host(host("paused")), Some(Hold::Paused)),
+        drained(Some(ago(50))),
+        set(Some(Setting::Memory { bytes: 1 })),
+        cautious(Some(Mode::Observe)),
+        command(None),
+    ])
+    .await;
+    prune().await;
+    let left = async |table: &'static str| {
+        let mut names = database.names(table).await;
+        names.sort_unstable();
+        names
+    };
+    assert_eq!(left("SELECT host FROM host").await, ["a", "drained", "kept", "late", "lost", "paused"]);
+    assert_eq!(left("SELECT name FROM vm").await, ["vm1", "vm10", "vm4", "vm5", "vm7", "vm8", "vm9"]);
+    assert_eq!(database.count("SELECT COUNT(*) FROM allocation").await, 1, "the newest of a VM that is there");
+
+    let outcome = Outcome {
+        id: CommandId { term: 1, number: 1 },
+        vm: vm(10),
+        at: ago(1),
+        origin: Origin::Command,
+        result: OutcomeResult::DryRun,
+    };
+    commit(vec![
+        paused(Scope::Vm(vm(7)), None),
+        paused(Scope::Host(host("paused")), None),
+        drained(None),
+        set(None),
+        cautious(None),
+        command(Some(outcome)),
+    ])
+    .await;
+    prune().await;
+    assert_eq!(left("SELECT host FROM host").await, ["a", "late", "lost"]);
+    assert_eq!(left("SELECT name FROM vm").await, ["vm1", "vm4", "vm5"]);
 }
 
 async fn a_commit_gets_its_turn_while_much_is_pruned(database: Database) {

@@ -1,7 +1,8 @@
 //! The control stream: introduction, heart-beat, commands in, outcomes out.
 
 use super::{
-    AgentEpoch, Command, CommandId, Fence, HostId, KeptCopies, Means, MigrationFacts, Outcome, Sequence, ShadowFacts,
+    AgentEpoch, Command, CommandId, Fence, HostId, KeptCopies, Labels, Means, MigrationFacts, Outcome, Sequence,
+    ShadowFacts,
 };
 use crate::time::Timestamp;
 use core::fmt;
@@ -142,6 +143,12 @@ pub struct HostFacts {
     pub migration: Option<MigrationFacts>,
     /// Where it stands, for what must not be in one place: a room, a feed, a rack; `None` where nobody says.
     pub zone: Option<String>,
+    /// Its NUMA nodes, by number; none where that is not told.
+    #[serde(default)]
+    pub numa: Vec<NumaNode>,
+    /// What its operator says of it, for VMs whose owners ask for that.
+    #[serde(default)]
+    pub labels: Labels,
     /// What shadows it takes; `None` where the agent is not configured to take any.
     pub shadows: Option<ShadowFacts>,
     /// Shadows for which it keeps copies of disks.
@@ -150,6 +157,20 @@ pub struct HostFacts {
     pub dry_run: bool,
     /// Where its readings of CPU come from, and so how much they tell.
     pub cpu_source: CpuSource,
+}
+
+/// NUMA nodes that are told of one host.
+pub const NUMA_NODES_MAX: usize = 64;
+
+/// A NUMA node of a host: CPUs, and the memory that is near them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NumaNode {
+    /// Its number.
+    pub node: u32,
+    /// Its CPUs that are online.
+    pub cpus: u32,
+    /// Its memory, in bytes.
+    pub memory_bytes: u64,
 }
 
 /// Where readings of what VMs ran and waited come from, best first. Each tells less than the one before it.

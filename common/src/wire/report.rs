@@ -2,7 +2,7 @@
 
 use super::{
     AgentEpoch, Culprits, DiskRest, DiskWindow, ExitShare, HostId, LatencyHistogram, LocalStorage, MigrationProgress,
-    Sequence, ShadowWindow, VmId, VmTerms,
+    Sequence, Setting, ShadowWindow, VmId, VmTerms,
 };
 use crate::abi::sched::WAIT_BUCKETS;
 use crate::time::Timestamp;
@@ -102,6 +102,8 @@ pub struct VmWindow {
     pub exits: Option<Vec<ExitShare>>,
     /// What it may use, at the window's end.
     pub allocation: Allocation,
+    /// What it had before Gnomon's first change, one for each means that was changed: what a release gives back.
+    pub baselines: Vec<Setting>,
     /// The agent keeps its hands off this VM, because someone else changed its limits.
     pub stood_down: bool,
     /// What its owner and its definition allow.

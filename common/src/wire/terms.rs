@@ -1,6 +1,6 @@
 //! What may be done to a VM by the word of its owner, in the metadata of its libvirt domain, and by its definition.
 
-use super::Mode;
+use super::{Labels, Mode};
 use serde::{Deserialize, Serialize};
 use std::string::String;
 
@@ -24,6 +24,8 @@ pub struct VmTerms {
     pub apart_zones: Option<String>,
     /// `together="GROUP"`: VMs of this group on one host.
     pub together: Option<String>,
+    /// `labels="NAME=VALUE,…"`: only hosts that have all of these are for it, and for its shadow.
+    pub labels: Labels,
     /// `shadow="yes"`, `shadow="no"`: it is to have a shadow, or none; `None` leaves that to policy.
     pub shadow: Option<bool>,
     /// `copy_disks="yes"`, `copy_disks="no"`: its disks that have no base may be copied for its shadow, or not; `None` leaves that to policy.
@@ -93,12 +95,19 @@ impl VmTerms {
             },
             "apart" => self.apart = Some(group(value).ok_or_else(|| invalid(GROUP))?),
             "apart_zones" => self.apart_zones = Some(group(value).ok_or_else(|| invalid(GROUP))?),
+            "labels" => self.labels = value.parse().map_err(|_| invalid(LABELS))?,
             "together" => self.together = Some(group(value).ok_or_else(|| invalid(GROUP))?),
-            _ => return Err(invalid("the attributes mode, migrate, shadow, copy_disks, apart, apart_zones, together")),
+            _ => {
+                return Err(invalid(
+                    "the attributes mode, migrate, shadow, copy_disks, apart, apart_zones, together, labels",
+                ));
+            }
         }
         Ok(())
     }
 }
+
+const LABELS: &str = "labels as in \"disk=nvme,room=7\"";
 
 const GROUP: &str = "a group's name of 1 to 64 bytes";
 
@@ -109,6 +118,7 @@ fn group(name: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::string::ToString;
 
     #[test]
     fn what_is_not_understood_keeps_hands_off() {
@@ -146,6 +156,15 @@ mod tests {
             assert_eq!(terms.copy_disks, copy);
         }
         assert!(terms.take("copy_disks", "maybe").is_err());
+    }
+
+    #[test]
+    fn labels_that_are_none_are_not_understood() {
+        let mut terms = VmTerms::default();
+        terms.take("labels", "disk=nvme,room=7").unwrap();
+        assert_eq!(terms.labels.to_string(), "disk=nvme,room=7");
+        let error = terms.take("labels", "nvme").unwrap_err();
+        assert_eq!(error.to_string(), "labels=\"nvme\" is not one of: labels as in \"disk=nvme,room=7\"");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! value that was decoded does not survive being written and read again.
 
 use gnomon_common::wire::frame::{self, PREFIX_BYTES};
-use gnomon_common::wire::{CpuBounds, CpuSource, HostFacts, KeptCopies, Means, MemoryBounds, MigrationFacts};
+use gnomon_common::wire::{CpuBounds, CpuSource, HostFacts, KeptCopies, Means, MemoryBounds, MigrationFacts, NumaNode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -36,6 +36,8 @@ pub fn facts() -> HostFacts {
         cpu_source: CpuSource::TaskStorage,
         migration: Some(MigrationFacts { uri: "qemu+tls://a/system".to_owned(), copy_bytes_max: 0 }),
         zone: Some("room-1".to_owned()),
+        numa: vec![NumaNode { node: 0, cpus: 8, memory_bytes: 16 << 30 }],
+        labels: "disk=nvme,room=7".parse().expect("legal labels"),
         shadows: None,
         copies: KeptCopies::default(),
         dry_run: false,

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -58,7 +58,6 @@ pub(super) fn prepare_brain(dir: &Path, settings: &BrainSettings, listen: Listen
     let Listen { address, quic_port, api_port } = listen;
     let mut init = Command::new(bin_dir().join("gnomon-brain"));
     output(init.arg("init").arg("--dir").arg(dir).arg("--address").arg(address.to_string()))?;
-    let policy = toml::Table::try_from(&settings.policy).context("writing the policy")?;
     let config = toml::toml! {
         [tls]
         ca = "ca.pem"
@@ -88,12 +87,26 @@ pub(super) fn prepare_brain(dir: &Path, settings: &BrainSettings, listen: Listen
             ("report_retention_s".to_owned(), i64::try_from(RETENTION_S)?.into()),
         ]),
     );
-    section("policy", policy);
-    write(&dir.join("brain.toml"), &toml::to_string(&config)?)?;
+    write(&config_file(dir), &toml::to_string(&config)?)?;
+    set_policy(dir, &settings.policy)?;
     let tokens = dir.join("tokens");
     let tokens = fs::read_to_string(&tokens).with_context(|| format!("reading {}", tokens.display()))?;
     let token = tokens.lines().filter(|line| !line.starts_with('#')).find_map(|line| line.split_whitespace().nth(1));
     token.map(str::to_owned).context("gnomon-brain init made no token")
+}
+
+/// Writes a policy into the brain's configuration, in place of the one that is there.
+pub(super) fn set_policy(dir: &Path, policy: &Policy) -> Result<()> {
+    let path = config_file(dir);
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let mut config: toml::Table = text.parse().with_context(|| format!("parsing {}", path.display()))?;
+    let policy = toml::Table::try_from(policy).context("writing the policy")?;
+    config.insert("policy".to_owned(), policy.into());
+    write(&path, &toml::to_string(&config)?)
+}
+
+fn config_file(dir: &Path) -> PathBuf {
+    dir.join("brain.toml")
 }
 
 /// Issues a host's certificate: `agent.pem` and `agent.key` in `out`.

@@ -10,11 +10,11 @@ use crate::actuate::{ActuateError, same};
 use crate::command::clock::BootInstant;
 use crate::command::drift::Quiet;
 use crate::command::judge::Sighting;
-use crate::command::ledger::{Change, Intent, LedgerError, StoodDown, UndoRecord};
+use crate::command::ledger::{Change, Intent, LedgerError, StoodDown, UndoRecord, VmLife};
 use crate::command::reconcile::{self, Answer, Reapplied, Standing, Why};
 use crate::command::reflex::Wall;
 use crate::config::{Away, Reconcile};
-use crate::sample::{LiveLoad, LiveLoads, StoodDownVms};
+use crate::sample::{ChangedVm, ChangedVms, LiveLoad, LiveLoads};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     Action, AgentEpoch, Command, CommandId, LocalCause, Means, Mode, Origin, Outcome, OutcomeResult, Setting, VmId,
@@ -50,8 +50,8 @@ pub struct Duties {
     pub epoch: AgentEpoch,
     /// The VMs' last seconds.
     pub live: LiveLoads,
-    /// Where the sampler finds the VMs that are to be reported as stood down for.
-    pub stood_down: StoodDownVms,
+    /// Where the sampler finds what is to be reported of VMs that were changed.
+    pub changed: ChangedVms,
 }
 
 /// Duties under way.
@@ -191,9 +191,9 @@ impl Executor {
         self.metrics.brain_away.set(away_for.is_some().into());
 
         let records = self.ledger.undo_records()?;
+        tending.duties.changed.publish(records.iter().map(|record| (record.vm, self.told(record))).collect());
         let (stood_down, held): (Vec<_>, Vec<_>) = records.iter().partition(|record| record.stood_down.is_some());
         self.metrics.stood_down_vms.set(i64::try_from(stood_down.len()).unwrap_or(i64::MAX));
-        tending.duties.stood_down.publish(stood_down.iter().map(|record| record.vm).collect());
         tending.vms.retain(|vm, _| held.iter().any(|record| record.vm == *vm));
 
         // What a crash or a hanging libvirt left under way is resolved first. To copy disks takes hours, and changes nothing that is tended to.
@@ -238,6 +238,13 @@ impl Executor {
             }
         }
         Ok(acted)
+    }
+
+    /// What reports say of a VM that was changed. What it had before its domain was restarted is none of its life now.
+    fn told(&self, record: &UndoRecord) -> ChangedVm {
+        let ended = VmLife::ended(record.life, self.vms.find(record.vm).life);
+        let baselines = if ended { Vec::new() } else { record.baselines.clone() };
+        ChangedVm { baselines, stood_down: record.stood_down.is_some() }
     }
 
     fn tend_to(&mut self, tending: &mut Tending, record: &UndoRecord, round: &mut Round) -> Result<bool, Snag> {

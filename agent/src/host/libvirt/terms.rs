@@ -133,13 +133,14 @@ mod tests {
     #[test]
     fn the_owner_s_element_is_read_by_its_namespace() {
         let terms = owned(
-            "<g:policy xmlns:g='urn:gnomon:policy:1' mode='observe' migrate='no' apart='db' apart_zones='site' together='web'/>",
+            "<g:policy xmlns:g='urn:gnomon:policy:1' mode='observe' migrate='no' apart='db' apart_zones='site' together='web' labels='disk=nvme'/>",
         );
         assert!(
             terms.mode == Some(Mode::Observe) && terms.stays && terms.misunderstood.is_none() && terms.bound.is_none()
         );
         let groups = [&terms.apart, &terms.apart_zones, &terms.together].map(Option::as_deref);
         assert_eq!(groups, [Some("db"), Some("site"), Some("web")]);
+        assert_eq!(terms.labels.to_string(), "disk=nvme");
         assert_eq!(owned(""), VmTerms::default());
     }
 

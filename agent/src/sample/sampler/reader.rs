@@ -161,10 +161,18 @@ impl Reader {
     fn read_window_end(&mut self, inventory: &Inventory, disks: Option<&BlockReading>, taken_ns: u64) -> WindowEnd {
         let vms = || inventory.vms.iter();
         let devices = running_devices(inventory);
+        let (mut stood_down, mut baselines) = (BTreeSet::new(), BTreeMap::new());
+        for (vm, changed) in vms().filter_map(|facts| Some((facts.id, self.config.changed.get(facts.id)?))) {
+            if changed.stood_down {
+                stood_down.insert(vm);
+            }
+            baselines.insert(vm, changed.baselines);
+        }
         WindowEnd {
             host: self.read_host(),
             tells_demand: self.sources.cpu.tells_demand(),
-            stood_down: vms().map(|facts| facts.id).filter(|&id| self.config.stood_down.contains(id)).collect(),
+            stood_down,
+            baselines,
             migrations: self.config.migrations.all(),
             pacers: self.config.pacers.windows(),
             storage: self.config.storage.all(),

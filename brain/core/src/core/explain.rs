@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use gnomon_common::wire::{
-    ExitReason, ExitShare, GuestDisk, HostId, InterfaceWindow, LatencyHistogram, Means, QueueWindow, VmId, VmState,
+    ExitReason, ExitShare, GuestDisk, HostId, InterfaceWindow, LatencyHistogram, Means, QueueWindow, Setting, VmId,
+    VmState,
 };
 
 use super::planning::{balloon_sizing, sizing};
@@ -38,6 +39,7 @@ impl Core {
         lines.extend(self.promise(vm));
         lines.extend(self.size(vm, host));
         lines.extend(self.memory(vm, host));
+        lines.extend(baselines(vm));
         lines.extend(network(vm));
         lines.extend(disk(vm));
         lines.extend(exits(vm));
@@ -339,6 +341,13 @@ fn above_page_cache(disks: &[GuestDisk]) -> String {
         sum(|disk| disk.read_operations_per_s + disk.write_operations_per_s),
         targets.join(", ")
     )
+}
+
+/// What a release would give back.
+fn baselines(vm: &Vm) -> Option<String> {
+    let had: Vec<String> = vm.baselines.iter().map(Setting::to_string).collect();
+    (!had.is_empty())
+        .then(|| format!("Before Gnomon's first change it had {}: a release gives that back.", had.join(", ")))
 }
 
 /// What went through its interfaces; nothing where it has none that is measured.

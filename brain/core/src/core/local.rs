@@ -82,8 +82,8 @@ impl Core {
     pub(super) fn take_read_back(&mut self, id: VmId, settings: &[Setting], at: Timestamp, now: Timestamp) {
         let Some(vm) = self.fleet.vms.get_mut(&id) else { return };
         if vm.read_back(settings, at, now) {
-            let record = Record::Allocation { vm: id, allocation: vm.allocation, at };
-            self.persist(record);
+            let (allocation, baselines) = (vm.allocation, vm.baselines.clone());
+            self.persist(Record::Allocation { vm: id, allocation, baselines, at });
         }
     }
 }

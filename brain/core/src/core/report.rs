@@ -144,8 +144,8 @@ impl Core {
         (vm.cpu, vm.culprits) = (None, None);
         let stood_down = vm.stood_down;
         if vm.report_allocation(window, end, now) {
-            let record = Record::Allocation { vm: id, allocation: vm.allocation, at: end };
-            self.outputs.push_back(Output::Persist(record));
+            let (allocation, baselines) = (vm.allocation, vm.baselines.clone());
+            self.outputs.push_back(Output::Persist(Record::Allocation { vm: id, allocation, baselines, at: end }));
         }
         let stands_down = vm.stood_down;
         if !here {

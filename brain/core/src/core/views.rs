@@ -202,6 +202,7 @@ impl Core {
             hold: self.holds.on_vm(id, Some(host)),
             mode: self.told_mode_of(id),
             held: self.holds.settings_of(id).collect(),
+            baselines: vm.baselines.clone(),
             stood_down: vm.stood_down,
             in_flight: vm.flight.as_ref().map(|flight| flight.record.command.id),
             migration: vm.migration,

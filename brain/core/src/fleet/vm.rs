@@ -8,7 +8,8 @@ use std::time::Duration;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     Action, Allocation, CommandId, CpuWindow, Culprits, DiskWindow, ExitShare, HostId, INTERFACES_MAX, InterfaceWindow,
-    LocalStorage, MemoryWindow, MigrationProgress, OutcomeResult, Setting, ShadowWindow, VmState, VmTerms, VmWindow,
+    LocalStorage, Means, MemoryWindow, MigrationProgress, OutcomeResult, Setting, ShadowWindow, VmState, VmTerms,
+    VmWindow,
 };
 use thiserror::Error;
 
@@ -95,6 +96,8 @@ pub(crate) struct Vm {
     pub(crate) disk: Option<DiskWindow>,
     /// Why its vCPUs left their guest in the latest window, where that was seen.
     pub(crate) exits: Option<Vec<ExitShare>>,
+    /// What it had before Gnomon's first change, one for each means that was changed.
+    pub(crate) baselines: Vec<Setting>,
     /// Its host's agent keeps its hands off it.
     pub(crate) stood_down: bool,
     /// What its owner and its definition allow.
@@ -158,6 +161,7 @@ impl Vm {
             interfaces: Vec::new(),
             disk: None,
             exits: None,
+            baselines: Vec::new(),
             stood_down: false,
             terms: VmTerms::default(),
             shadow: window.shadow,
@@ -269,7 +273,7 @@ impl Vm {
         self.forecaster.as_ref().filter(|forecaster| forecaster.is_ready())
     }
 
-    /// Takes what a VM has from a report whose window ended at `end`; says whether its allocation changed.
+    /// Takes what a VM has from a report whose window ended at `end`; says whether its allocation, or what it had before, changed.
     pub(crate) fn report_allocation(&mut self, window: &VmWindow, end: Timestamp, now: Option<Timestamp>) -> bool {
         let superseded = self
             .read_back
@@ -282,8 +286,12 @@ impl Vm {
                 Allocation { quota_cores: self.allocation.quota_cores, vcpus: self.allocation.vcpus, ..allocation };
             let known = self.memory.and_then(|memory| memory.balloon_bytes);
             memory = memory.map(|memory| MemoryWindow { balloon_bytes: known.or(memory.balloon_bytes), ..memory });
-        } else {
+        }
+        let mut changed = false;
+        if !superseded {
             self.stood_down = window.stood_down;
+            let baselines = believed_baselines(&window.baselines);
+            changed = std::mem::replace(&mut self.baselines, baselines.clone()) != baselines;
         }
         self.terms = window.terms.clone();
         self.storage = window.storage;
@@ -294,7 +302,7 @@ impl Vm {
         self.interfaces = believed.cloned().collect();
         self.disk = window.disk.clone().filter(DiskWindow::is_sane);
         self.exits = window.exits.clone().filter(|shares| ExitShare::are_sane(shares));
-        std::mem::replace(&mut self.allocation, allocation) != allocation
+        std::mem::replace(&mut self.allocation, allocation) != allocation || changed
     }
 
     /// Takes settings that were read back after a change, made at `at` and heard of now; says whether its allocation changed.
@@ -365,6 +373,16 @@ pub(crate) fn believed_cpu(window: &VmWindow, start: Timestamp, length: Duration
 pub(crate) fn believed_allocation(reported: &Allocation) -> Allocation {
     let quota_cores = reported.quota_cores.filter(|quota| quota.is_finite() && *quota > 0.0);
     Allocation { quota_cores, ..*reported }
+}
+
+/// What a VM had before Gnomon's first change as it was reported, bounded by the means that there are. A quota of no number is none that could be
+/// given back.
+fn believed_baselines(reported: &[Setting]) -> Vec<Setting> {
+    let is_sane = |setting: &&Setting| match setting {
+        Setting::CpuQuota { cores } => cores.is_none_or(|cores| cores.is_finite() && cores > 0.0),
+        _ => true,
+    };
+    reported.iter().filter(is_sane).take(Means::ALL.len()).copied().collect()
 }
 
 /// Checks a window and bounds its demand by the VM's vCPUs: emulator threads may add to what it ran, but not to what a quota

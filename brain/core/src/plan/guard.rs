@@ -33,6 +33,8 @@ pub enum Guard {
     Together,
     /// A VM stays in its zone where policy says so, and VMs that belong in different zones do not meet in one.
     Zone,
+    /// The target has the labels that a VM's owner asks for, as has a shadow's host.
+    Labels,
     /// The target is connected and told of its load a moment ago.
     Fresh,
     /// Where somebody else moves VMs, Gnomon does not.
@@ -67,7 +69,7 @@ pub enum Guard {
 
 impl Guard {
     /// All of them.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::Terms,
         Self::Hold,
         Self::Draining,
@@ -83,6 +85,7 @@ impl Guard {
         Self::Apart,
         Self::Together,
         Self::Zone,
+        Self::Labels,
         Self::Fresh,
         Self::Stranger,
         Self::Skill,

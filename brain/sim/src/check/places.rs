@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Command, HostId, VmId};
+use gnomon_common::wire::{Command, HostId, VmId, VmTerms};
 
-use super::{Broken, Checker};
+use super::{Broken, Checker, Scene, ensure};
 use crate::agent::Agent;
 
 impl Checker {
@@ -38,6 +38,12 @@ impl Checker {
     fn breaks(&mut self, at: Timestamp, rule: &'static str, how: String) {
         self.broken.get_or_insert(Broken { at, rule, how });
     }
+}
+
+/// A VM, and its shadow, are where its owner's labels are.
+pub(super) fn judge_labels(scene: &Scene<'_>, to: &HostId, terms: &VmTerms) -> Result<(), (&'static str, String)> {
+    let lacks = scene.agents.get(to).and_then(|target| terms.labels.lacking_in(&target.facts.labels));
+    ensure(lacks.is_none(), "a host has the labels that an owner asks for", || format!("{to} lacks {lacks:?}"))
 }
 
 /// In how many places a VM is: where it runs, or stands still, or will run when its host is up again.

@@ -99,6 +99,11 @@ pub(super) async fn lead(store: &SqlStore, candidate: &Candidate, at_least: u64)
         .bind(ms(since))
         .execute(&mut *transaction)
         .await?;
+    // No agent is connected to who has just begun to lead, whatever a brain that was killed had left.
+    query("UPDATE host SET connected = 0, at_ms = $1 WHERE connected = 1")
+        .bind(ms(clock::now()))
+        .execute(&mut *transaction)
+        .await?;
     if shared && before.holder != candidate.name {
         let from = match before.holder.as_str() {
             "" => "nobody has led before".to_owned(),

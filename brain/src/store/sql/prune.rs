@@ -27,7 +27,36 @@ const BLOCKS: Aging = Aging { table: "block", key: "vm, kpi, tier, number", at: 
 
 const LESSONS: Aging = Aging { table: "lesson", key: "subject", at: "at_ms", condition: "" };
 
-const AFFAIRS: [Aging; 11] = [
+/// A VM was seen last when it vanished, or its host did. What is open about it keeps it: an operator's word, a command without an answer, a
+/// shadow of it or that it is.
+const VMS: Aging = Aging {
+    table: "vm",
+    key: "vm",
+    at: "at_ms",
+    condition: " AND NOT EXISTS (SELECT 1 FROM host WHERE host.host = vm.host AND (host.connected = 1 OR host.at_ms >= $1)) \
+                AND NOT EXISTS (SELECT 1 FROM hold WHERE hold.scope = '{\"vm\":\"' || vm.vm || '\"}') \
+                AND NOT EXISTS (SELECT 1 FROM mode WHERE mode.scope = '{\"vm\":\"' || vm.vm || '\"}') \
+                AND NOT EXISTS (SELECT 1 FROM setting WHERE setting.vm = vm.vm) \
+                AND NOT EXISTS (SELECT 1 FROM command WHERE command.vm = vm.vm AND command.settled = 0) \
+                AND NOT EXISTS (SELECT 1 FROM shadow WHERE (shadow.shadow = vm.vm OR shadow.production = vm.vm) \
+                                AND (shadow.settled = 0 OR shadow.kept_off = 1))",
+};
+
+/// A host was seen last when its agent went, or a brain began to lead that it has not come to since. So are its VMs, which keep it, as does what
+/// is open about it.
+const HOSTS: Aging = Aging {
+    table: "host",
+    key: "host",
+    at: "at_ms",
+    condition: " AND connected = 0 AND NOT EXISTS (SELECT 1 FROM vm WHERE vm.host = host.host) \
+                AND NOT EXISTS (SELECT 1 FROM drain WHERE drain.host = host.host) \
+                AND NOT EXISTS (SELECT 1 FROM hold WHERE hold.scope = '{\"host\":\"' || host.host || '\"}') \
+                AND NOT EXISTS (SELECT 1 FROM mode WHERE mode.scope = '{\"host\":\"' || host.host || '\"}') \
+                AND NOT EXISTS (SELECT 1 FROM command WHERE command.host = host.host AND command.settled = 0) \
+                AND NOT EXISTS (SELECT 1 FROM shadow WHERE shadow.settled = 0 AND shadow.body LIKE '%\"' || host.host || '\"%')",
+};
+
+const AFFAIRS: [Aging; 13] = [
     Aging { table: "audit", key: "term, line", at: "at_ms", condition: "" },
     Aging { table: "plan", key: "term, generation", at: "at_ms", condition: "" },
     Aging { table: "outcome", key: "host, term, number", at: "at_ms", condition: "" },
@@ -39,12 +68,15 @@ const AFFAIRS: [Aging; 11] = [
     // Open or not: what is looked for lasts minutes.
     Aging { table: "expectation", key: "term, number", at: "at_ms", condition: "" },
     Aging { table: "shadow", key: "shadow", at: "at_ms", condition: " AND settled = 1 AND kept_off = 0" },
-    // The newest allocation of a VM stays: it is what the VM has.
+    VMS,
+    HOSTS,
+    // The newest allocation of a VM stays as long as the VM does: it is what the VM has.
     Aging {
         table: "allocation",
         key: "vm, at_ms",
         at: "at_ms",
-        condition: " AND EXISTS (SELECT 1 FROM allocation AS newer WHERE newer.vm = allocation.vm AND newer.at_ms > allocation.at_ms)",
+        condition: " AND (EXISTS (SELECT 1 FROM allocation AS newer WHERE newer.vm = allocation.vm AND newer.at_ms > allocation.at_ms) \
+                    OR NOT EXISTS (SELECT 1 FROM vm WHERE vm.vm = allocation.vm))",
     },
 ];
 

@@ -61,13 +61,14 @@ pub(super) async fn record(db: &mut AnyConnection, record: &Record) -> Result<()
         .bind(host.as_ref().map(|host| host.as_str()))
         .bind(serde_json::to_string(state)?)
         .bind(ms(*at)),
-        Record::Allocation { vm, allocation, at } => sqlx::query(
-            "INSERT INTO allocation (vm, at_ms, allocation) VALUES ($1, $2, $3) \
-             ON CONFLICT (vm, at_ms) DO UPDATE SET allocation = excluded.allocation",
+        Record::Allocation { vm, allocation, baselines, at } => sqlx::query(
+            "INSERT INTO allocation (vm, at_ms, allocation, baselines) VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (vm, at_ms) DO UPDATE SET allocation = excluded.allocation, baselines = excluded.baselines",
         )
         .bind(vm.to_string())
         .bind(ms(*at))
-        .bind(serde_json::to_string(allocation)?),
+        .bind(serde_json::to_string(allocation)?)
+        .bind(serde_json::to_string(baselines)?),
         Record::Plan(plan) => sqlx::query(
             "INSERT INTO plan (term, generation, at_ms, plan) VALUES ($1, $2, $3, $4) \
              ON CONFLICT (term, generation) DO UPDATE SET at_ms = excluded.at_ms, plan = excluded.plan",

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::{Away, Reconcile};
-use crate::sample::{LiveLoad, LiveLoads, StoodDownVms};
+use crate::sample::{ChangedVms, LiveLoad, LiveLoads};
 use gnomon_common::wire::{AgentEpoch, Imaging, LocalCause, MeanMax, Origin};
 
 /// Away after 5 s, quiet after 10 s, a step back every 5 s.
@@ -24,7 +24,7 @@ pub(super) fn duties(away: Away, reconcile: Reconcile) -> Duties {
         capacity_cores: 8.0,
         epoch: AgentEpoch(1_000),
         live: LiveLoads::default(),
-        stood_down: StoodDownVms::default(),
+        changed: ChangedVms::default(),
     }
 }
 

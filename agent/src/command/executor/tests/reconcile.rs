@@ -41,7 +41,7 @@ fn last_local(executor: &Executor) -> (LocalCause, String, OutcomeResult) {
 }
 
 fn is_stood_down(executor: &mut Executor) -> bool {
-    executor.tending.as_mut().unwrap().duties().stood_down.contains(vm(1))
+    executor.tending.as_mut().unwrap().duties().changed.get(vm(1)).is_some_and(|changed| changed.stood_down)
 }
 
 #[test]
@@ -203,4 +203,20 @@ fn a_difference_that_cannot_be_repaired_now_is_repaired_when_it_can() {
     world.lock().unwrap().failing = None;
     pass(&mut executor, &world, SEEN_S, 0.1);
     assert_eq!(limit(&world), Some(0.5));
+}
+
+#[test]
+fn what_a_vm_had_is_told_until_it_is_released_or_restarted() {
+    let told = |executor: &mut Executor| executor.tending.as_mut().unwrap().duties().changed.get(vm(1));
+    let ends: [fn(&mut Executor, &Shared); 2] = [
+        |executor, world| send(executor, world, &command(2, 1, Action::Release)),
+        |_, world| world.lock().unwrap().restart(vm(1), Some(3.0)),
+    ];
+    for end in ends {
+        let (_folder, mut executor, world) = held(Reconcile::default());
+        assert_eq!(told(&mut executor).map(|changed| changed.baselines), Some(vec![quota(Some(2.0))]));
+        end(&mut executor, &world);
+        pass(&mut executor, &world, 1, 0.1);
+        assert_eq!(told(&mut executor).map(|changed| changed.baselines).unwrap_or_default(), []);
+    }
 }

@@ -1,12 +1,13 @@
 //! Moves that an operator asks for.
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::{Action, CommandId, HostId, VmId, VmState};
+use gnomon_common::wire::{Action, Allocation, CommandId, HostId, NumaNode, VmId, VmState};
 use thiserror::Error;
 
 use super::target::zone_in_words;
 use crate::core::Core;
-use crate::plan::{PlannedAction, Reason};
+use crate::fleet::Host;
+use crate::plan::{PlannedAction, Reason, mib};
 
 /// Why an operator's move cannot be sent now.
 #[derive(Clone, Debug, PartialEq, Error)]
@@ -38,6 +39,18 @@ pub enum MoveRefusal {
     /// A rule is against it.
     #[error("{0}")]
     Rule(String),
+}
+
+/// That a VM as it is defined fits no single NUMA node of a host that has several: there its CPUs reach some of its memory the long way.
+fn spread(vm: &Allocation, to: &Host) -> Option<String> {
+    let nodes = &to.facts.numa;
+    let holds = |node: &NumaNode| node.cpus >= vm.vcpus && node.memory_bytes >= vm.memory_bytes;
+    let (cpus, bytes) = (nodes.iter().map(|node| node.cpus).max()?, nodes.iter().map(|node| node.memory_bytes).max()?);
+    let is_spread = nodes.len() > 1 && !nodes.iter().any(holds);
+    is_spread.then(|| {
+        let has = format!("{} vCPUs and {}", vm.vcpus, mib(vm.memory_bytes));
+        format!("it fits no single NUMA node there: it has {has}, and of {} nodes none has more than {cpus} CPUs, none more than {}", nodes.len(), mib(bytes))
+    })
 }
 
 impl Core {
@@ -88,7 +101,8 @@ impl Core {
                 format!("its shadow {shadow} is on host {}, and stays: {why}", migration.to)
             })
         });
-        crosses.into_iter().chain(shadow).collect()
+        let spread = self.fleet.vms.get(&action.vm).zip(to).and_then(|(vm, to)| spread(&vm.allocation, to));
+        crosses.into_iter().chain(shadow).chain(spread).collect()
     }
 
     /// Whether an operator can have a VM's move given up now: by which command it began, and what would be sent.

@@ -35,6 +35,8 @@ pub(in crate::core) enum BadMove {
     BesideShadow(VmId),
     #[error("it would leave its zone, which policy does not allow")]
     LeavesZone,
+    #[error("host {host} lacks the label {label}, which its owner asks for")]
+    Labels { host: HostId, label: String },
     #[error("it would meet VM {0} in one zone, from which it belongs apart")]
     MeetsInZone(VmId),
 }
@@ -86,6 +88,11 @@ impl Core {
             if Room::of(&source.facts, &self.policy.migrate).holds_cpu(&proven) {
                 return Err(BadMove::Doubted(action.host.clone()));
             }
+        }
+        if guards.lints(Guard::Labels)
+            && let Some(label) = vm.terms.labels.lacking_in(&host.facts.labels)
+        {
+            return Err(BadMove::Labels { host: to.clone(), label });
         }
         let is_drained = self.moves.draining.contains_key(&action.host);
         let meets = guards.lints(Guard::Apart) && self.meets(id, vm, to);

@@ -39,6 +39,8 @@ pub(in crate::core) enum Closed {
     Mode,
     #[error("is in another zone")]
     Zone,
+    #[error("lacks a label that its owner asks for")]
+    Labels,
     #[error("has too little CPU")]
     Cpu,
     #[error("has too little memory")]
@@ -176,6 +178,8 @@ impl Core {
         check(self.mode_of_host(id) >= self.mode_of(of.id), Closed::Mode)?;
         let zone = host.facts.zone.as_deref();
         check(zone == of.home || crosses, Closed::Zone)?;
+        let lacks = || vm.terms.labels.lacking_in(&host.facts.labels);
+        check(!guards.plans(Guard::Labels) || lacks().is_none(), Closed::Labels)?;
         let (room, after) = (Room::of(&host.facts, &self.policy.migrate), prospect.load.plus(of.claim));
         check(!guards.plans(Guard::Cpu) || room.holds_cpu(&after), Closed::Cpu)?;
         check(!guards.plans(Guard::Memory) || room.holds_memory(&after), Closed::Memory)?;

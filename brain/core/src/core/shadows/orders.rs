@@ -165,6 +165,10 @@ impl Core {
                 if meets {
                     return Err("its production is on the same host, or on its way there".to_owned());
                 }
+                let lacks = self.lacks_label(kept.shadow.of, entry).filter(|_| self.moves.guards.lints(Guard::Labels));
+                if let Some(label) = lacks {
+                    return Err(format!("its host lacks the label {label}, which its production's owner asks for"));
+                }
                 let (size, blueprint) = (&spec.size, &spec.blueprint);
                 let is_small = size.cpu_cores > 0.0
                     && size.cpu_cores <= f64::from(blueprint.vcpus)

@@ -86,6 +86,10 @@ impl Core {
                 Err("it could not be made there lately".to_owned())
             } else if promised == Some(id) {
                 Err("its production may have to go there".to_owned())
+            } else if let Some(label) =
+                self.lacks_label(shadow.of, host).filter(|_| self.moves.guards.plans(Guard::Labels))
+            {
+                Err(format!("it lacks the label {label}"))
             } else {
                 self.takes_copies_of(shadow, id).and_then(|()| self.shadow_room(now, id, host, shadow.id, size))
             };
@@ -109,6 +113,11 @@ impl Core {
             true => "there is no other host".to_owned(),
             false => format!("no host has room ({})", refusals.join("; ")),
         })
+    }
+
+    /// A label that a production's owner asks of its host, and so of its shadow's: what is labelled may be where its data may be.
+    pub(super) fn lacks_label(&self, production: VmId, host: &Host) -> Option<String> {
+        self.fleet.vms.get(&production)?.terms.labels.lacking_in(&host.facts.labels)
     }
 
     /// How full a host would be with a shadow more, the fuller of CPU and memory, and how much VMs wait there: the less the better.

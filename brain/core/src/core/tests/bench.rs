@@ -5,8 +5,8 @@ use std::time::Duration;
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     AgentEpoch, Allocation, Command, CommandId, CpuBounds, CpuSource, CpuWindow, HostFacts, HostId, HostWindow,
-    KeptCopies, Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, MigrationFacts, Origin, Outcome,
-    OutcomeResult, Report, Sequence, Setting, VmId, VmState, VmTerms, VmWindow,
+    KeptCopies, Labels, Losses, MeanMax, Means, MemoryBounds, MemoryDemand, MemoryWindow, MigrationFacts, Origin,
+    Outcome, OutcomeResult, Report, Sequence, Setting, VmId, VmState, VmTerms, VmWindow,
 };
 use uuid::Uuid;
 
@@ -68,6 +68,8 @@ pub(super) fn facts() -> HostFacts {
         means: vec![Means::CpuQuota, Means::Memory],
         migration: Some(MigrationFacts { uri: "test:///default".to_owned(), copy_bytes_max: 0 }),
         zone: None,
+        numa: Vec::new(),
+        labels: Labels::default(),
         shadows: None,
         copies: KeptCopies::default(),
         dry_run: false,
@@ -99,6 +101,7 @@ pub(super) fn report_of(host_name: &str, second: u64, vms: &[(u128, f64, f64)], 
         interfaces: Vec::new(),
         disk: None,
         allocation: Allocation { quota_cores: quota, vcpus: 1, vcpus_max: 1, memory_bytes: 1 << 30 },
+        baselines: Vec::new(),
         stood_down: false,
         culprits: None,
         exits: None,

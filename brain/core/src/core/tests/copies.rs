@@ -57,7 +57,7 @@ fn without_a_word_for_it_it_has_no_base_as_before_and_its_owner_has_the_last_one
     for (by_policy, by_owner) in [(false, None), (true, Some(false)), (false, Some(true))] {
         let mut town = copying();
         town.policy.shadow.copy_disks = by_policy;
-        town.copy_disks = by_owner;
+        town.terms.copy_disks = by_owner;
         town.restart_brain();
         town.windows(4);
         let may = by_owner.unwrap_or(by_policy);
@@ -71,10 +71,10 @@ fn without_a_word_for_it_it_has_no_base_as_before_and_its_owner_has_the_last_one
 #[test]
 fn a_word_that_is_given_later_counts_soon() {
     let mut town = copying();
-    town.copy_disks = Some(false);
+    town.terms.copy_disks = Some(false);
     town.windows(4);
     assert_eq!(town.state(), Some(ShadowState::Parked));
-    town.copy_disks = None;
+    town.terms.copy_disks = None;
     town.windows(12);
     assert_eq!(town.state(), Some(ShadowState::Pacing), "{:#?}", town.audit);
 }
@@ -83,7 +83,7 @@ fn a_word_that_is_given_later_counts_soon() {
 fn a_word_that_is_taken_back_takes_the_copies_and_the_shadow_that_stands_on_them() {
     let mut town = copying();
     town.windows(4);
-    town.copy_disks = Some(false);
+    town.terms.copy_disks = Some(false);
     town.windows(6);
     assert_eq!((town.shadows.len(), town.copies.len()), (0, 0), "{:#?}", town.audit);
     assert_eq!(town.state(), Some(ShadowState::Parked));
@@ -203,7 +203,7 @@ fn an_answer_that_cannot_be_of_these_disks_is_no_copy() {
 #[test]
 fn a_description_names_no_copies() {
     let mut town = copying();
-    town.copy_disks = Some(false);
+    town.terms.copy_disks = Some(false);
     let path = "/etc/shadow".to_owned();
     let mut told = blueprint("vm1");
     told.disks[0].base = Base::Copied(DiskCopy { path, bytes: 1, sha256: "0a".repeat(32) });
@@ -230,7 +230,7 @@ fn a_word_that_is_taken_back_while_its_disks_are_copied_stops_that_at_once() {
     town.slow_copies = true;
     town.windows(3);
     assert_eq!((town.state(), town.copies.len()), (Some(ShadowState::Imaging), 1), "{:#?}", town.audit);
-    town.copy_disks = Some(false);
+    town.terms.copy_disks = Some(false);
     town.windows(3);
     assert!(town.copies.is_empty(), "{:#?}", town.audit);
     assert_eq!(kinds(&town).iter().filter(|kind| **kind == "image").count(), 1);
@@ -247,7 +247,7 @@ fn a_shadow_that_is_not_wanted_or_has_no_production_any_more_stops_the_copy_of_i
         assert_eq!(town.copies.len(), 1);
         match is_gone {
             true => town.productions.clear(),
-            false => town.shadow_word = Some(false),
+            false => town.terms.shadow = Some(false),
         }
         town.windows(if is_gone { 8 } else { 2 });
         assert_eq!((town.state(), town.copies.len()), (None, 0), "gone {is_gone}: {:#?}", town.audit);
@@ -265,7 +265,7 @@ fn a_shadow_that_has_to_leave_before_it_is_made_does_not_wait_for_that() {
     town.windows(2);
     assert_ne!(town.shadow().host, shadow.host, "{:#?}", town.audit);
     assert_eq!(town.copies.len(), 1);
-    town.copy_disks = Some(false);
+    town.terms.copy_disks = Some(false);
     town.windows(2);
     assert!(town.copies.is_empty(), "{:#?}", town.audit);
 }

@@ -116,3 +116,40 @@ fn standing_down_that_only_a_report_tells_of_is_audited_too_and_a_restart_says_n
     report(&mut bench, 10, 0.3, true);
     assert_eq!(bench.audited(), []);
 }
+
+#[test]
+fn what_a_vm_had_before_the_first_change_is_kept_with_what_it_has_until_it_is_released() {
+    let mut bench = Bench::new(policy(Mode::Observe));
+    let kept = |bench: &mut Bench| -> Vec<Vec<Setting>> {
+        let outputs = bench.take().into_iter();
+        outputs
+            .filter_map(|output| match output {
+                Output::Persist(Record::Allocation { baselines, .. }) => Some(baselines),
+                _ => None,
+            })
+            .collect()
+    };
+    let tell = |bench: &mut Bench, second, baselines: &[Setting]| {
+        let mut report = report_of("a", second, &[(1, 0.3, 0.3)], Some(0.5));
+        report.vms[0].baselines = baselines.to_vec();
+        bench.core.handle(at(second + 10), Input::Report(Box::new(report)));
+    };
+    let nothing = Vec::<Setting>::new();
+    tell(&mut bench, 0, &nothing);
+    assert_eq!(kept(&mut bench), [nothing.clone()], "what it has is news");
+    let had = [Setting::CpuQuota { cores: None }, Setting::Memory { bytes: 512 << 20 }];
+    // No number is nothing that could be given back.
+    let told = [had[0], Setting::CpuQuota { cores: Some(f64::NAN) }, had[1]];
+    tell(&mut bench, 10, &told);
+    tell(&mut bench, 20, &told);
+    assert_eq!(kept(&mut bench), [had], "once");
+    bench.core.handle(at(31), Input::HostLost { host: host("a") });
+    let explained = bench.core.explain(vm(1)).unwrap();
+    assert_eq!(explained.vm.baselines, had);
+    let line = "Before Gnomon's first change it had unlimited cores, 512 MiB of memory: a release gives that back.";
+    assert!(explained.lines.iter().any(|told| told == line), "{:?}", explained.lines);
+    bench.take();
+    tell(&mut bench, 40, &[]);
+    assert_eq!(kept(&mut bench), [nothing.clone()]);
+    assert!(!bench.core.explain(vm(1)).unwrap().lines.join(" ").contains("Before Gnomon's first change"));
+}

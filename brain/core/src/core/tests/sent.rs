@@ -135,7 +135,7 @@ fn whatever_ends_a_sending_both_hosts_delete_what_they_have() {
         let to = town.shadow().copies.unwrap().to.unwrap();
         match why {
             "retire" => town.operator(OperatorRequest::RetireShadow { vm: vm(1) }),
-            "word" => town.copy_disks = Some(false),
+            "word" => town.terms.copy_disks = Some(false),
             "drain" => town.operator(OperatorRequest::Drain { host: to.clone() }),
             _ => {
                 town.restart_brain();

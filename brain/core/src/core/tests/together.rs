@@ -28,6 +28,27 @@ fn town(rounds: u32) -> Town {
     town
 }
 
+#[test]
+fn a_shadow_goes_where_the_labels_are_that_its_productions_owner_asks_for() {
+    for (labelled, place) in [(Some("c"), Some(host("c"))), (None, None)] {
+        let mut town = Town::of(moving(2));
+        town.crowd("c", 30..32, 0.4);
+        town.terms.labels = "disk=nvme".parse().unwrap();
+        if let Some(name) = labelled {
+            town.facts.get_mut(&host(name)).unwrap().labels = town.terms.labels.clone();
+            town.connect(&host(name));
+        }
+        town.windows(3);
+        town.operator(OperatorRequest::MakeShadow { vm: vm(1) });
+        town.windows(4);
+        assert_eq!(town.shadow().host, place, "{:#?}", town.audit);
+        if place.is_none() {
+            assert_eq!(town.state(), Some(ShadowState::Parked));
+            assert!(town.shadow().detail.contains("b: it lacks the label disk=nvme"), "{}", town.shadow().detail);
+        }
+    }
+}
+
 impl Town {
     fn crowd(&mut self, on: &str, numbers: std::ops::Range<u128>, cores: f64) {
         for number in numbers {

@@ -14,7 +14,7 @@ use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     Action, Base, Blueprint, Boot, CPU_WEIGHT_DEFAULT, Command, CommandId, DiskBlueprint, DiskCopy, HostFacts, HostId,
     Imaged, Imaging, KeptCopies, Load, Moved, Origin, Outcome, OutcomeResult, Receiving, RefusedCommand, Report,
-    ShadowDone, ShadowFacts, ShadowOrder, ShadowSize, ShadowSpec, Unshadowable, VmId,
+    ShadowDone, ShadowFacts, ShadowOrder, ShadowSize, ShadowSpec, Unshadowable, VmId, VmTerms,
 };
 
 pub(super) const HOSTS: [&str; 3] = ["a", "b", "c"];
@@ -107,9 +107,8 @@ pub(super) struct Town {
     pub(super) slow_copies: bool,
     /// No order to make a shadow is answered: copies are read before.
     pub(super) slow_makes: bool,
-    /// What the owners of productions say of shadows, and of copies.
-    pub(super) shadow_word: Option<bool>,
-    pub(super) copy_disks: Option<bool>,
+    /// What the owners of productions say.
+    pub(super) terms: VmTerms,
     /// Kept by the store, the latest last.
     pub(super) kept: Vec<Shadow>,
     pub(super) commands: VecDeque<(HostId, Command)>,
@@ -186,8 +185,7 @@ impl Town {
             full_receiver: None,
             slow_copies: false,
             slow_makes: false,
-            shadow_word: None,
-            copy_disks: None,
+            terms: VmTerms::default(),
             kept: Vec::new(),
             commands: VecDeque::new(),
             outcomes: VecDeque::new(),

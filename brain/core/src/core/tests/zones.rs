@@ -1,6 +1,6 @@
-//! Zones: who may leave one, and who meets whom there.
+//! Zones and labels: who may leave one, who meets whom there, and who goes where that is said of a host.
 
-use gnomon_common::wire::{Action, Command, HostFacts, VmTerms};
+use gnomon_common::wire::{Action, Command, HostFacts, Labels, NumaNode, VmTerms};
 
 use super::bench::{Bench, facts, host, policy, report_of, vm};
 use super::{Input, at};
@@ -177,4 +177,63 @@ fn a_request_for_capacity_says_that_another_zone_would_have_room() {
         reason(false)
     );
     assert!(reason(true).ends_with("and no move helps"), "{}", reason(true));
+}
+
+/// A window of a full host `a` whose VMs' owners ask for these labels, and of an empty `b`; what came out.
+fn labelled(bench: &mut Bench, second: u64, labels: &Labels) -> (Vec<Command>, Vec<String>) {
+    report(bench, "b", second, &[], &[]);
+    let demands: Vec<(u128, f64, f64)> = FULL.iter().map(|number| (*number, 0.95, 0.95)).collect();
+    let mut full = report_of("a", second, &demands, Some(1.0));
+    full.vms.iter_mut().for_each(|window| window.terms.labels = labels.clone());
+    bench.core.handle(at(second + 10), Input::Report(Box::new(full)));
+    seen(bench)
+}
+
+#[test]
+fn a_vm_goes_only_where_its_owner_s_labels_are_and_by_no_operator_s_word_elsewhere() {
+    let labels = |text: &str| text.parse::<Labels>().unwrap();
+    let mut bench = town(moving(false), &[("a", None), ("b", None)]);
+    let tell = |bench: &mut Bench, second, of_b: &Labels| {
+        let facts = HostFacts { labels: of_b.clone(), ..facts() };
+        bench.core.handle(at(second), Input::HostUp { host: host("b"), facts });
+    };
+    let wanted = labels("disk=nvme,room=7");
+    tell(&mut bench, 0, &labels("disk=nvme,room=8"));
+    for second in [0, 10, 20] {
+        assert_eq!(labelled(&mut bench, second, &wanted).0, []);
+    }
+    let stuck = bench.core.host(&host("a")).unwrap().stuck.unwrap();
+    assert_eq!(stuck.vms[0].why, "no other host can have it: 1 lacks a label that its owner asks for");
+    let refused = bench.core.may_migrate(vm(1), &host("b")).unwrap_err();
+    assert_eq!(refused.to_string(), "host b lacks the label room=7, which its owner asks for");
+    // More than is asked for is no hindrance.
+    tell(&mut bench, 30, &labels("disk=nvme,room=7,gpu=none"));
+    let (moves, _) = labelled(&mut bench, 30, &wanted);
+    let to = moves.iter().map(|command| &command.action);
+    assert!(to.clone().all(|action| matches!(action, Action::Migrate(migration) if migration.to == host("b"))));
+    assert_eq!(to.count(), 1);
+}
+
+#[test]
+fn an_operator_is_told_of_a_vm_that_fits_no_single_numa_node_of_the_host_it_is_sent_to() {
+    let remarks = |nodes: &[(u32, u64)]| {
+        let mut bench = town(moving(false), &[("a", None)]);
+        let node = |(node, &(cpus, memory_mib)): (usize, &(u32, u64))| NumaNode {
+            node: u32::try_from(node).unwrap(),
+            cpus,
+            memory_bytes: memory_mib << 20,
+        };
+        let facts = HostFacts { numa: nodes.iter().enumerate().map(node).collect(), ..facts() };
+        bench.core.handle(at(0), Input::HostUp { host: host("b"), facts });
+        report(&mut bench, "b", 0, &[], &[]);
+        // One vCPU and a GiB.
+        report(&mut bench, "a", 0, &[1], &[]);
+        let action = bench.core.may_migrate(vm(1), &host("b")).unwrap();
+        bench.core.remarks_on_move(&action)
+    };
+    assert_eq!(remarks(&[]), [] as [String; 0], "nobody says");
+    assert_eq!(remarks(&[(4, 512)]), [] as [String; 0], "there is no other node to reach");
+    assert_eq!(remarks(&[(4, 512), (4, 1024)]), [] as [String; 0]);
+    let told = "it fits no single NUMA node there: it has 1 vCPUs and 1024 MiB, and of 2 nodes none has more than 4 CPUs, none more than 4096 MiB";
+    assert_eq!(remarks(&[(4, 1000), (0, 4096)]), [told]);
 }

@@ -23,7 +23,7 @@ impl Town {
         for window in &mut report.vms {
             let (vcpus, memory_bytes) = (self.definition.vcpus, self.definition.memory_bytes);
             window.allocation = Allocation { vcpus, vcpus_max: vcpus, memory_bytes, ..window.allocation };
-            (window.terms.copy_disks, window.terms.shadow) = (self.copy_disks, self.shadow_word);
+            window.terms = self.terms.clone();
             let waits =
                 self.waits.iter().find(|(number, _)| vm(**number) == window.vm).map_or(0.0, |(_, waits)| *waits);
             if let Some(cpu) = &mut window.cpu {
