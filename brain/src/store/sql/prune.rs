@@ -38,7 +38,7 @@ const AFFAIRS: [Aging; 11] = [
     Aging { table: "proposal", key: "term, number", at: "at_ms", condition: " AND settled = 1" },
     // Open or not: what is looked for lasts minutes.
     Aging { table: "expectation", key: "term, number", at: "at_ms", condition: "" },
-    // What an operator has said stays until a later shadow of the same production tells it; that there is to be one no longer than that production, if that has
+    // What an operator has said stays until a later shadow of the same production tells it. That there is to be one goes with that production, once that has
     // been gone for as long.
     Aging {
         table: "shadow",
@@ -46,7 +46,7 @@ const AFFAIRS: [Aging; 11] = [
         at: "at_ms",
         condition: " AND settled = 1 AND (kept_off = 0 AND asked_for = 0 \
                     OR EXISTS (SELECT 1 FROM shadow AS later WHERE later.production = shadow.production AND later.wanted_ms > shadow.wanted_ms AND shadow.wanted_ms > 0) \
-                    OR kept_off = 0 AND EXISTS (SELECT 1 FROM vm WHERE vm.vm = shadow.production AND vm.host IS NULL AND vm.at_ms < $1))",
+                    OR kept_off = 0 AND NOT EXISTS (SELECT 1 FROM vm WHERE vm.vm = shadow.production AND (vm.host IS NOT NULL OR vm.at_ms >= $1)))",
     },
     // The newest allocation of a VM stays: it is what the VM has.
     Aging {
