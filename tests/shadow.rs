@@ -18,6 +18,10 @@ use xtask::stack::{AgentSettings, Stack};
 const TERM: u64 = 7;
 const MIB: u64 = 1 << 20;
 const DIRECTORY: &str = "/var/lib/gnomon/shadows";
+/// The production itself, and an address that somebody gives to the bridge of shadows; both serve on that port.
+const PRODUCTION: &str = "10.88.0.2";
+const BRIDGE: &str = "10.88.0.4";
+const SERVED: &str = "7777";
 /// The production's network, its host on the lab's network, and the shadow's host there.
 const REACH: &str = "10.88.0.1:7777,10.77.0.1:16509,10.77.0.2:16509";
 
@@ -63,7 +67,8 @@ impl Scene {
         redefine(&guests[0], |xml| {
             let interface =
                 "<interface type='bridge'><source bridge='net0'/><model type='virtio'/></interface></devices>";
-            let words = format!("gnomon.address=10.88.0.2/24 gnomon.reach={REACH} gnomon.load=");
+            let words =
+                format!("gnomon.address={PRODUCTION}/24 gnomon.serve={SERVED} gnomon.reach={REACH} gnomon.load=");
             Ok(xml.replace("</devices>", interface).replace("gnomon.load=", &words))
         })?;
         let (base, own) = (base(&lab), lab.dir().join("g2.qcow2"));
@@ -360,9 +365,11 @@ async fn a_shadow_s_disk_is_a_layer_of_its_own_and_a_killed_agent_leaves_neither
     scene.go_there().await?;
 
     let (shadow, mut spec) = (shadow_id(), scene.spec(1, blueprint.clone(), Some(4 * MIB)));
-    // A shadow that writes to its first disk, as its production does not.
+    // A shadow that writes to its first disk, as its production does not, and tries to reach another production and the bridge from their own network.
     let Boot::Kernel { command_line, .. } = &mut spec.blueprint.boot else { bail!("no kernel") };
-    *command_line = command_line.replace("gnomon.load=", "gnomon.disk=100000 gnomon.load=");
+    let reach = format!("gnomon.address=10.88.0.3/24 gnomon.reach={PRODUCTION}:{SERVED},{BRIDGE}:{SERVED}");
+    *command_line = command_line.replace("gnomon.load=", &format!("{reach} gnomon.disk=100000 gnomon.load="));
+    spec.blueprint.interfaces = vec!["virtio".to_owned()];
     let mut missing = spec.clone();
     missing.blueprint.disks[0].base = Base::None;
     let refused = scene.order(shadow_id(), ShadowOrder::Copy(Box::new(missing.clone()))).await?;
@@ -402,8 +409,20 @@ async fn a_shadow_s_disk_is_a_layer_of_its_own_and_a_killed_agent_leaves_neither
             ensure!(scene.domains()?.is_empty() && scene.folders()?.is_empty(), "{:?}", scene.folders()?);
         }
     }
+    // Both would answer.
+    let here = scene.guests[0].host().clone();
+    run(&scene.there, "ip", &["address", "add", &format!("{BRIDGE}/24"), "dev", "gnomon-shadow"])?;
+    run(&scene.there, "busybox", &["httpd", "-p", &format!("{BRIDGE}:{SERVED}"), "-h", "/run"])?;
+    for (host, address) in [(&here, PRODUCTION), (&scene.there, BRIDGE)] {
+        run(host, "busybox", &["ping", "-q", "-c", "1", "-W", "5", address])?;
+        run(host, "sh", &["-c", &format!("busybox nc -w 5 {address} {SERVED} < /dev/null")])?;
+    }
     let said = scene.console("g2.shadow", 40).await?;
+    run(&scene.there, "ip", &["address", "del", &format!("{BRIDGE}/24"), "dev", "gnomon-shadow"])?;
     ensure!(said.contains("gnomon-load t_s="), "it does not boot: {said}");
+    for address in [PRODUCTION, BRIDGE] {
+        ensure!(reached(&said, address) == Some("."), "it reaches {address}: {said}");
+    }
     let layer = format!("{DIRECTORY}/{shadow}/vda.qcow2");
     let told = run(&scene.there, "qemu-img", &["info", "-U", "--output=json", &layer])?;
     let told: serde_json::Value = serde_json::from_str(&told)?;

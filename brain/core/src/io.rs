@@ -6,6 +6,7 @@ use crate::capacity::{CapacityAnswer, CapacityKey, CapacityRequest};
 use crate::job::{FitJob, FitResult};
 use crate::pattern::Corrections;
 use crate::plan::Plan;
+use crate::plan::contention::Calibrations;
 use crate::plan::expectation::Expectation;
 use crate::policy::{Mode, Policy};
 use crate::proposal::{Proposal, ProposalKey};
@@ -332,15 +333,23 @@ pub enum Lesson {
         /// When somebody else moved a VM last.
         stranger_at: Option<Timestamp>,
     },
+    /// What shadows taught of hosts.
+    Contention {
+        /// What their words are worth.
+        calibrations: Calibrations,
+        /// Hosts that did not give one what was coming, and until when that is held against them.
+        starved: Vec<(HostId, Timestamp)>,
+    },
 }
 
 impl Lesson {
-    /// What it is about: `vm UUID` or `fleet`. A later lesson about the same takes its place.
+    /// What it is about: `vm UUID`, `fleet`, `moves` or `contention`. A later lesson about the same takes its place.
     pub fn subject(&self) -> String {
         match self {
             Self::Corrections { vm, .. } => format!("vm {vm}"),
             Self::Promise(_) => "fleet".to_owned(),
             Self::Moves { .. } => "moves".to_owned(),
+            Self::Contention { .. } => "contention".to_owned(),
         }
     }
 }

@@ -99,6 +99,9 @@ pub struct HostView {
     /// How much VMs wait for its CPUs; `None` where none has told lately.
     #[serde(default)]
     pub contention: Option<ContentionView>,
+    /// How long VMs wait for its disks; `None` where none has told lately.
+    #[serde(default)]
+    pub disk_wait: Option<DiskWaitView>,
 }
 
 /// Why none of a host's VMs goes. `Display` tells a person.
@@ -138,6 +141,15 @@ impl fmt::Display for StuckView {
 pub struct ContentionView {
     /// Share of the CPU time that they wanted for which they waited, 0..=1.
     pub share: f64,
+    /// By whose word.
+    pub witness: Witness,
+}
+
+/// How long VMs wait for a host's disks although their limits let them read and write.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DiskWaitView {
+    /// What a request takes, queued and at the device, in milliseconds.
+    pub request_ms: f64,
     /// By whose word.
     pub witness: Witness,
 }

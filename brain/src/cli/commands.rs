@@ -48,6 +48,7 @@ pub(super) fn hosts(client: &Client, json: bool) -> Result<(), Failure> {
         "CPU",
         "AHEAD",
         "WAITS",
+        "DISK",
         "ALLOCATED",
         "CAPACITY",
         "MEM FREE",
@@ -56,7 +57,7 @@ pub(super) fn hosts(client: &Client, json: bool) -> Result<(), Failure> {
         "HOLD",
         "LOST",
     ];
-    let mut table = table(&columns, &[2, 3, 4, 5, 6, 7, 8, 12]);
+    let mut table = table(&columns, &[2, 3, 4, 5, 6, 7, 8, 9, 13]);
     for host in &hosts {
         let agent = match (host.connected, host.facts.dry_run) {
             (true, false) => "connected",
@@ -72,6 +73,7 @@ pub(super) fn hosts(client: &Client, json: bool) -> Result<(), Failure> {
             cores(host.window.as_ref().map(|window| window.cpu_cores.mean)),
             cores(host.outlook.map(|outlook| outlook.demand_cores)),
             host.contention.map_or_else(|| "-".into(), |told| format!("{:.0} %", told.share * 100.0)),
+            host.disk_wait.map_or_else(|| "-".into(), |told| format!("{:.1} ms", told.request_ms)),
             cores(Some(host.allocated_cores)),
             cores(Some(host.facts.capacity_cores)),
             host.window.as_ref().map_or_else(|| "-".into(), |window| bytes(window.memory_available_bytes)),

@@ -9,7 +9,7 @@ use gnomon_brain::store::{Entry, Store};
 use gnomon_common::time::Timestamp;
 use gnomon_common::wire::{
     Action, AgentMessage, Blueprint, Boot, BrainMessage, CPU_WEIGHT_DEFAULT, Origin, Outcome, OutcomeResult,
-    PacerWindow, ShadowDone, ShadowFacts, ShadowOrder, ShadowWindow, VmId,
+    PacerWindow, ShadowDone, ShadowFacts, ShadowOrder, ShadowWindow, VmId, VmState,
 };
 use gnomon_core::{Peaks, Record, Response, Restored, Shadow, ShadowState};
 use serde_json::{Value, json};
@@ -214,5 +214,25 @@ async fn shadows_are_given_back_as_they_were_last_and_an_operators_word_is_never
     };
     assert_eq!(restored().await, [off.clone(), placed.clone()]);
     assert_eq!(store.prune(at(0), at(1_000_000), at(0)).await.unwrap(), 1);
-    assert_eq!(restored().await, [off, placed]);
+    assert_eq!(restored().await, [off.clone(), placed.clone()]);
+
+    // That there is to be one: said of a VM that is there, of one that was until lately, of one that is gone, and of one that had a later shadow, before that.
+    let asked = |number, since| Shadow { asked_for: true, ..made(number, ShadowState::Retired, since) };
+    let (kept, lately, forgotten) = (asked(4, 10), asked(5, 11), asked(6, 12));
+    let (before, after) = (asked(7, 14), Shadow { id: vm(207), wanted: at(2), ..asked(7, 13) });
+    let vms = [(4, Some("a"), 1), (5, None, 1_000_000), (6, None, 20), (7, Some("a"), 1)];
+    let vms = vms.map(|(number, host, since)| Record::Vm {
+        vm: vm(number),
+        name: format!("vm{number}"),
+        host: host.map(crate::agent::host),
+        state: VmState::Running,
+        at: at(since),
+    });
+    let mut entries = [&kept, &lately, &forgotten, &before, &after].map(entry).to_vec();
+    entries.extend(vms.map(|record| Entry::Record(Box::new(record))));
+    store.commit(&entries).await.unwrap();
+    let said = [&off, &placed, &kept, &lately, &forgotten, &after, &before].map(Clone::clone);
+    assert_eq!(restored().await, said);
+    assert_eq!(store.prune(at(0), at(1_000_000), at(0)).await.unwrap(), 2);
+    assert_eq!(restored().await, [off, placed, kept, lately, after]);
 }

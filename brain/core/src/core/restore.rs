@@ -25,6 +25,9 @@ impl Core {
             Restored::Lesson(Lesson::Moves { pace, begun, stranger_at }) => {
                 self.restore_moves(pace, begun, stranger_at);
             }
+            Restored::Lesson(Lesson::Contention { calibrations, starved }) => {
+                self.restore_contention(calibrations, starved);
+            }
             Restored::Drain { host, since } => {
                 self.moves.draining.insert(host, since);
             }

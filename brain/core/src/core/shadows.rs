@@ -2,9 +2,11 @@
 //!
 //! A shadow is looked at when its production or its host reports, when an order of it is answered, and when its time has come. It has one
 //! order on its way at most. [`life`] brings it from state to state, [`orders`] gives orders and takes answers, [`place`] finds hosts, [`profile`] says what a shadow is to do,
-//! [`copies`] sees to disks that have to be copied, [`resize`] to a size that changes, [`together`] keeps it and its production from each other's hosts.
+//! [`copies`] sees to disks that have to be copied, [`resize`] to a size that changes, [`together`] keeps it and its production from each other's hosts,
+//! [`contention`] and [`response`] hear what it tells of its host.
 
 mod by_hand;
+mod contention;
 mod copies;
 mod life;
 mod orders;
@@ -26,9 +28,8 @@ use gnomon_common::wire::{
 
 use super::{ACTOR, Core};
 use crate::draw::draw;
-use crate::fleet::Host;
 use crate::io::{CommandRecord, Record};
-use crate::plan::contention::{Calibration, TOLERATED, Waits};
+use crate::plan::contention::Calibrations;
 use crate::policy::Mode;
 use crate::shadow::response::Response;
 use crate::shadow::size::Peaks;
@@ -81,9 +82,11 @@ pub(super) struct Shadows {
     /// Productions that have one by an operator's word, whatever their owner and policy say.
     asked_for: BTreeSet<VmId>,
     /// How what shadows tell of their hosts compares with what productions beside them do.
-    pub(super) calibration: Calibration,
+    pub(super) calibrations: Calibrations,
     /// Hosts that did not give a shadow what was coming, and until when that is held against them.
     starved: BTreeMap<HostId, Timestamp>,
+    /// When what shadows taught of hosts was written last.
+    contention_kept: Timestamp,
     /// When shadows that nobody knows of were told to go, and by which command.
     strays: BTreeMap<VmId, (Timestamp, CommandRecord)>,
 }
@@ -197,6 +200,7 @@ impl Shadows {
             self.due.insert((now, id));
         }
         self.starved.values_mut().for_each(|until| *until = (*until).min(now + response::STARVED_FOR));
+        self.contention_kept = self.contention_kept.min(now);
         self.strays.values_mut().for_each(|(at, _)| *at = (*at).min(now));
     }
 
@@ -247,26 +251,6 @@ impl Core {
         if report.inventory_complete && self.makes_shadows() {
             self.miss_shadows(now, report);
         }
-    }
-
-    /// What VMs of both kinds waited for their host's CPUs.
-    fn learn_contention(&mut self, now: Timestamp, report: &Report) {
-        let (mut productions, mut shadows) = (Waits::default(), Waits::default());
-        for window in report.vms.iter().filter(|window| window.state == VmState::Running) {
-            if let Some(cpu) = &window.cpu {
-                if window.shadow.is_some() { shadows.add(cpu) } else { productions.add(cpu) }
-            }
-        }
-        if let Some(host) = self.fleet.hosts.get_mut(&report.host) {
-            host.contention.learn(now, productions, shadows, &mut self.shadows.calibration);
-        }
-    }
-
-    /// How much waiting for its CPUs speaks against a host, as a share of what VMs want: what is tolerated does not. Nothing does where
-    /// nobody has told.
-    pub(super) fn contention_of(&self, now: Timestamp, host: &Host) -> f64 {
-        let told = host.contention.share(now, &self.shadows.calibration);
-        told.map_or(0.0, |(share, _)| (share - TOLERATED).max(0.0))
     }
 
     /// A VM that is no shadow told of itself: it may be to have one, or to have none.

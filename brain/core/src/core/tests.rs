@@ -5,6 +5,7 @@ mod balance;
 mod bench;
 mod budget;
 mod capacity;
+mod contention;
 mod copies;
 mod culprits;
 mod dirty_rates;

@@ -15,8 +15,8 @@ use crate::forecast::engine::{LEVELS, Share};
 use crate::pattern::Ahead;
 use crate::plan::balance::{Prospect, Room};
 use crate::view::{
-    Alert, AlertMember, ContentionView, CulpritView, Forecast, HistoryStep, HostOutlook, HostView, ModelShare,
-    Quantiles, VmView, WaitView,
+    Alert, AlertMember, ContentionView, CulpritView, DiskWaitView, Forecast, HistoryStep, HostOutlook, HostView,
+    ModelShare, Quantiles, VmView, WaitView,
 };
 
 impl Core {
@@ -165,8 +165,12 @@ impl Core {
             stuck: host.stuck.clone(),
             contention: host
                 .contention
-                .share(self.now, &self.shadows.calibration)
+                .share(self.now, &self.shadows.calibrations)
                 .map(|(share, witness)| ContentionView { share, witness }),
+            disk_wait: host
+                .contention
+                .request_ms(self.now, &self.shadows.calibrations)
+                .map(|(request_ms, witness)| DiskWaitView { request_ms, witness }),
         }
     }
 

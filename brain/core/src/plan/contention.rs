@@ -1,13 +1,13 @@
-//! How much VMs wait for the CPU on a host although their quotas let them run: measured, where rooms and forecasts only assume.
+//! How much VMs wait for a host's CPUs and disks although their own limits let them go on: measured, where rooms and forecasts only assume.
 //!
 //! A shadow is a witness where no production runs yet. It runs at its production's weight for each vCPU, and only windows in which its
-//! own quota did not hold it back count, or it would measure that. A small guest does not wait as a large one does: where shadows and
-//! productions are on one host, what both tell [calibrates](Calibration) what shadows tell elsewhere.
+//! own quota did not hold it back count, or it would measure that; for disks the same holds of its limits. A small guest does not wait as a large one does: where
+//! shadows and productions are on one host, what both tell [calibrates](Calibrations) what shadows tell elsewhere.
 
 use std::time::Duration;
 
 use gnomon_common::time::Timestamp;
-use gnomon_common::wire::CpuWindow;
+use gnomon_common::wire::{CpuWindow, DiskWindow};
 use serde::{Deserialize, Serialize};
 
 /// A window in which a quota held a VM back for more than this share tells of the quota.
@@ -16,14 +16,27 @@ const THROTTLED_MAX: f64 = 0.01;
 /// Less than this much CPU wanted in a window tells nothing, in cores.
 const WANTED_MIN_CORES: f64 = 0.005;
 
+/// A VM that was within this share of the limit on one of its disks in any second of a window may have been held back by that.
+const LIMIT_NEAR: f64 = 0.9;
+
+/// Fewer requests to disks than this in a window tell nothing, per second.
+const REQUESTS_MIN_PER_S: f64 = 1.0;
+
+/// A request to a disk that takes so long counts as half of the time waited, in milliseconds: a guest that works as long between two of them is slowed to
+/// half its pace.
+const REQUEST_HALF_MS: f64 = 50.0;
+
+/// The least that is left of a guest's time by requests that take long: what they take is told as no more than this allows.
+const LEFT_MIN: f64 = 1e-3;
+
 /// Weight of the latest window.
 const WEIGHT: f64 = 0.125;
 
 /// What nobody has confirmed for so long is not believed.
 const BELIEVED_FOR: Duration = Duration::from_mins(10);
 
-/// So much waiting is no reason to prefer another host.
-pub(crate) const TOLERATED: f64 = 0.02;
+/// So much waiting is no reason to prefer another host: of disks a millisecond.
+const TOLERATED: f64 = 0.02;
 
 /// Keeps ratios of two small shares near 1.
 const SMALL: f64 = 0.01;
@@ -49,29 +62,64 @@ pub enum Witness {
     Shadow,
 }
 
+/// What VMs wanted of one thing in a window, and how much of that was waiting, in the same unit.
+#[derive(Clone, Copy, Debug, Default)]
+struct Wait {
+    wanted: f64,
+    waited: f64,
+}
+
+impl Wait {
+    /// The share of what was wanted that was waited, 0..=1; `None` where too little was wanted to tell.
+    fn share(&self, wanted_min: f64) -> Option<f64> {
+        let share = self.waited / self.wanted;
+        (self.wanted >= wanted_min && share.is_finite()).then(|| share.clamp(0.0, 1.0))
+    }
+}
+
 /// What the VMs of one kind wanted and waited in a window.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Waits {
-    wanted_cores: f64,
-    waited_cores: f64,
+    /// In cores.
+    cpu: Wait,
+    /// In milliseconds for each second.
+    disks: Wait,
 }
 
 impl Waits {
-    /// Counts a VM in, unless its quota held it back.
-    pub(crate) fn add(&mut self, cpu: &CpuWindow) {
+    /// Counts a VM's CPU in, unless its quota held it back.
+    pub(crate) fn add_cpu(&mut self, cpu: &CpuWindow) {
         if cpu.throttled.mean > THROTTLED_MAX {
             return;
         }
         let (low, high) = (cpu.demand_low.mean.max(0.0), cpu.demand_high.mean.max(cpu.demand_low.mean));
         if low.is_finite() && high.is_finite() {
-            self.wanted_cores += high;
-            self.waited_cores += high - low;
+            self.cpu.wanted += high;
+            self.cpu.waited += high - low;
         }
     }
 
-    /// The share of what was wanted that was waited, 0..=1.
-    fn share(&self) -> Option<f64> {
-        (self.wanted_cores >= WANTED_MIN_CORES).then(|| (self.waited_cores / self.wanted_cores).clamp(0.0, 1.0))
+    /// Counts a VM's requests to disks in, unless the limit that it has on each of them, if it has one, may have held it back.
+    pub(crate) fn add_disks(&mut self, disk: &DiskWindow, limit_bytes_per_s: Option<u64>) {
+        let most_bytes_per_s = disk.read.bytes_per_s.max + disk.write.bytes_per_s.max;
+        let is_held_back = limit_bytes_per_s.is_some_and(|limit| most_bytes_per_s >= limit as f64 * LIMIT_NEAR);
+        if is_held_back || !disk.is_sane() {
+            return;
+        }
+        for flow in [&disk.read, &disk.write] {
+            let Some(device_ms) = flow.device_ms else { continue };
+            let took_ms = device_ms + flow.queued_ms.unwrap_or(0.0);
+            self.disks.wanted += flow.operations_per_s * (took_ms + REQUEST_HALF_MS);
+            self.disks.waited += flow.operations_per_s * took_ms;
+        }
+    }
+
+    fn cpu_share(&self) -> Option<f64> {
+        self.cpu.share(WANTED_MIN_CORES)
+    }
+
+    fn disks_share(&self) -> Option<f64> {
+        self.disks.share(REQUESTS_MIN_PER_S * REQUEST_HALF_MS)
     }
 }
 
@@ -91,36 +139,85 @@ impl Told {
     }
 }
 
-/// What is known of one host.
+/// What the witnesses of both kinds have told of one thing of a host.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Contention {
+struct Heard {
     productions: Told,
     shadows: Told,
 }
 
-impl Contention {
-    /// Takes in a window of a host, and what both kinds of witness together teach about shadows.
-    pub(crate) fn learn(&mut self, now: Timestamp, productions: Waits, shadows: Waits, calibration: &mut Calibration) {
-        let both = (productions.share(), shadows.share());
-        self.productions.learn(now, both.0);
-        self.shadows.learn(now, both.1);
-        if let (Some(production), Some(shadow)) = both {
-            calibration.learn(production, shadow);
-        }
+impl Heard {
+    /// Says whether both kinds have told, so that something was learnt about shadows.
+    fn learn(
+        &mut self,
+        now: Timestamp,
+        production: Option<f64>,
+        shadow: Option<f64>,
+        calibration: &mut Calibration,
+    ) -> bool {
+        self.productions.learn(now, production);
+        self.shadows.learn(now, shadow);
+        let both = production.zip(shadow);
+        both.inspect(|&(production, shadow)| calibration.learn(production, shadow)).is_some()
     }
 
-    /// The share of the CPU time that they want for which VMs wait there, 0..=1, and by whose word; `None` where nobody has told lately.
-    pub(crate) fn share(&self, now: Timestamp, calibration: &Calibration) -> Option<(f64, Witness)> {
+    fn share(&self, now: Timestamp, calibration: &Calibration) -> Option<(f64, Witness)> {
         let production = self.productions.at(now).map(|share| (share, Witness::Production));
         production.or_else(|| self.shadows.at(now).map(|share| (calibration.correct(share), Witness::Shadow)))
     }
 }
 
+/// What is known of one host.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Contention {
+    cpu: Heard,
+    disks: Heard,
+}
+
+impl Contention {
+    /// Takes in a window of a host, and what both kinds of witness together teach about shadows. Says whether they taught anything.
+    pub(crate) fn learn(
+        &mut self,
+        now: Timestamp,
+        productions: Waits,
+        shadows: Waits,
+        calibrations: &mut Calibrations,
+    ) -> bool {
+        let cpu = self.cpu.learn(now, productions.cpu_share(), shadows.cpu_share(), &mut calibrations.cpu);
+        self.disks.learn(now, productions.disks_share(), shadows.disks_share(), &mut calibrations.disks) || cpu
+    }
+
+    /// The share of the CPU time that they want for which VMs wait there, 0..=1, and by whose word; `None` where nobody has told lately.
+    pub(crate) fn share(&self, now: Timestamp, calibrations: &Calibrations) -> Option<(f64, Witness)> {
+        self.cpu.share(now, &calibrations.cpu)
+    }
+
+    /// What a request to disks takes there, queued and at the device, in milliseconds, and by whose word; `None` where nobody has told lately.
+    pub(crate) fn request_ms(&self, now: Timestamp, calibrations: &Calibrations) -> Option<(f64, Witness)> {
+        let told = self.disks.share(now, &calibrations.disks);
+        told.map(|(share, by)| (REQUEST_HALF_MS * share / (1.0 - share).max(LEFT_MIN), by))
+    }
+
+    /// How much waiting speaks against a host, as shares of time, for its CPUs and its disks, added up: what is tolerated of either does not. Nothing does
+    /// where nobody has told.
+    pub(crate) fn against(&self, now: Timestamp, calibrations: &Calibrations) -> f64 {
+        let told = [self.cpu.share(now, &calibrations.cpu), self.disks.share(now, &calibrations.disks)];
+        told.into_iter().flatten().map(|(share, _)| (share - TOLERATED).max(0.0)).sum()
+    }
+}
+
+/// What shadows' words are worth, of CPUs and of disks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Calibrations {
+    cpu: Calibration,
+    disks: Calibration,
+}
+
 /// How productions wait where shadows wait so much: a small guest that wakes up for a moment waits otherwise than a large one, and the less crowded
 /// the host, the more so. A line through the logarithms of both odds of waiting (Berkson's logit), by least squares in which what is long past counts
 /// less, and which takes the shadow's word as it is where nothing was seen.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Calibration {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Calibration {
     /// Weighted number of pairs, and means of the logits and of their products.
     weight: f64,
     shadow: f64,
@@ -164,7 +261,7 @@ fn logit(share: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gnomon_common::wire::MeanMax;
+    use gnomon_common::wire::{DiskFlow, MeanMax};
 
     fn at(second: u64) -> Timestamp {
         Timestamp::from_unix_ms(second * 1000)
@@ -173,7 +270,7 @@ mod tests {
     fn waits(ran: f64, waited: f64, throttled: f64) -> Waits {
         let same = |value| MeanMax { mean: value, max: value };
         let mut waits = Waits::default();
-        waits.add(&CpuWindow {
+        waits.add_cpu(&CpuWindow {
             demand_low: same(ran),
             demand_high: same(ran + waited),
             throttled: same(throttled),
@@ -184,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_shadow_tells_of_its_host_until_it_falls_silent_and_never_of_its_own_quota() {
-        let (mut host, mut calibration) = (Contention::default(), Calibration::default());
+        let (mut host, mut calibration) = (Contention::default(), Calibrations::default());
         host.learn(at(0), Waits::default(), waits(0.05, 0.05, 0.5), &mut calibration);
         assert_eq!(host.share(at(0), &calibration), None, "its quota held it back");
         host.learn(at(10), Waits::default(), waits(0.06, 0.04, 0.0), &mut calibration);
@@ -198,14 +295,70 @@ mod tests {
     #[test]
     fn productions_go_first_and_calibrate_what_shadows_tell_elsewhere() {
         let (mut both, mut alone, mut calibration) =
-            (Contention::default(), Contention::default(), Calibration::default());
+            (Contention::default(), Contention::default(), Calibrations::default());
         for second in 0..20 {
-            both.learn(at(second), waits(0.8, 0.2, 0.0), waits(0.09, 0.01, 0.0), &mut calibration);
+            assert!(both.learn(at(second), waits(0.8, 0.2, 0.0), waits(0.09, 0.01, 0.0), &mut calibration));
         }
         alone.learn(at(20), Waits::default(), waits(0.09, 0.01, 0.0), &mut calibration);
         assert_eq!(both.share(at(20), &calibration).unwrap().1, Witness::Production);
         let (share, by) = alone.share(at(20), &calibration).unwrap();
         assert!((share - 0.2).abs() < 1e-6 && by == Witness::Shadow, "{share}");
+    }
+
+    /// Requests that take so long, up to so many bytes a second, under a limit.
+    fn requests(took_ms: f64, bytes_per_s: f64, limit_bytes_per_s: Option<u64>) -> Waits {
+        let (device_ms, queued_ms) = (Some(took_ms * 0.75), Some(took_ms * 0.25));
+        let bytes_per_s = MeanMax { mean: bytes_per_s / 2.0, max: bytes_per_s };
+        let flow = DiskFlow { bytes_per_s, operations_per_s: 20.0, device_ms, queued_ms };
+        let mut waits = Waits::default();
+        waits.add_disks(&DiskWindow { write: flow, ..DiskWindow::default() }, limit_bytes_per_s);
+        waits
+    }
+
+    #[test]
+    fn what_requests_take_speaks_against_a_host_unless_a_limit_may_have_held_them_back() {
+        let (mut slow, mut quick, mut calibrations) =
+            (Contention::default(), Contention::default(), Calibrations::default());
+        slow.learn(at(0), requests(50.0, 1e6, None), Waits::default(), &mut calibrations);
+        quick.learn(at(0), requests(1.0, 1e6, None), Waits::default(), &mut calibrations);
+        let (took_ms, by) = slow.request_ms(at(0), &calibrations).unwrap();
+        assert!((took_ms - 50.0).abs() < 1e-9 && by == Witness::Production, "{took_ms}");
+        assert!((slow.against(at(0), &calibrations) - (0.5 - TOLERATED)).abs() < 1e-9);
+        assert_eq!(quick.against(at(0), &calibrations), 0.0, "tolerated");
+        assert_eq!(slow.share(at(0), &calibrations), None, "disks say nothing of CPUs");
+        assert!(slow.request_ms(at(600), &calibrations).is_none(), "that was long ago");
+
+        let mut held = Contention::default();
+        held.learn(at(0), Waits::default(), requests(50.0, 0.95e6, Some(1_000_000)), &mut calibrations);
+        assert_eq!(held.request_ms(at(0), &calibrations), None);
+        held.learn(at(0), Waits::default(), requests(50.0, 0.85e6, Some(1_000_000)), &mut calibrations);
+        assert_eq!(held.request_ms(at(0), &calibrations).unwrap().1, Witness::Shadow);
+        // Both speak against it.
+        held.learn(at(0), waits(0.8, 0.2, 0.0), Waits::default(), &mut calibrations);
+        assert!((held.against(at(0), &calibrations) - (0.7 - 2.0 * TOLERATED)).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_shadows_tell_of_disks_is_calibrated_apart_from_what_they_tell_of_cpus() {
+        let (mut both, mut alone, mut calibrations) =
+            (Contention::default(), Contention::default(), Calibrations::default());
+        for second in 0..20 {
+            both.learn(at(second), requests(40.0, 1e6, None), requests(10.0, 1e5, None), &mut calibrations);
+        }
+        alone.learn(at(20), Waits::default(), requests(10.0, 1e5, None), &mut calibrations);
+        alone.learn(at(20), Waits::default(), waits(0.09, 0.01, 0.0), &mut calibrations);
+        let (took_ms, by) = alone.request_ms(at(20), &calibrations).unwrap();
+        assert!((took_ms - 40.0).abs() < 1e-6 && by == Witness::Shadow, "{took_ms}");
+        assert!((alone.share(at(20), &calibrations).unwrap().0 - 0.1).abs() < 1e-9);
+    }
+
+    #[test]
+    fn requests_without_end_are_told_as_a_number() {
+        let (mut host, mut calibrations) = (Contention::default(), Calibrations::default());
+        host.learn(at(0), requests(1e300, 0.0, None), Waits::default(), &mut calibrations);
+        assert!(host.request_ms(at(0), &calibrations).unwrap().0.is_finite());
+        host.learn(at(0), requests(f64::MAX, 0.0, None), Waits::default(), &mut calibrations);
+        assert!(host.against(at(0), &calibrations).is_finite());
     }
 
     #[test]

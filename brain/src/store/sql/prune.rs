@@ -17,7 +17,7 @@ struct Aging {
     table: &'static str,
     key: &'static str,
     at: &'static str,
-    /// What else must be true of a row that may go.
+    /// What else must be true of a row that may go; `$1` is when all that is older is old.
     condition: &'static str,
 }
 
@@ -67,7 +67,16 @@ const AFFAIRS: [Aging; 13] = [
     Aging { table: "proposal", key: "term, number", at: "at_ms", condition: " AND settled = 1" },
     // Open or not: what is looked for lasts minutes.
     Aging { table: "expectation", key: "term, number", at: "at_ms", condition: "" },
-    Aging { table: "shadow", key: "shadow", at: "at_ms", condition: " AND settled = 1 AND kept_off = 0" },
+    // What an operator has said stays until a later shadow of the same production tells it. That there is to be one goes with that production, once that has
+    // been gone for as long.
+    Aging {
+        table: "shadow",
+        key: "shadow",
+        at: "at_ms",
+        condition: " AND settled = 1 AND (kept_off = 0 AND asked_for = 0 \
+                    OR EXISTS (SELECT 1 FROM shadow AS later WHERE later.production = shadow.production AND later.wanted_ms > shadow.wanted_ms AND shadow.wanted_ms > 0) \
+                    OR kept_off = 0 AND NOT EXISTS (SELECT 1 FROM vm WHERE vm.vm = shadow.production AND (vm.host IS NOT NULL OR vm.at_ms >= $1)))",
+    },
     VMS,
     HOSTS,
     // The newest allocation of a VM stays as long as the VM does: it is what the VM has.

@@ -98,7 +98,7 @@ pub(super) async fn restore(
     for row in query("SELECT proposal FROM proposal ORDER BY at_ms, term, number").fetch_all(db).await? {
         json(&row, 0)?.into_iter().for_each(|proposal| sink(Restored::Proposal(Box::new(proposal))));
     }
-    let shadows = "SELECT body FROM shadow WHERE settled = 0 OR kept_off = 1 ORDER BY at_ms, shadow";
+    let shadows = "SELECT body FROM shadow WHERE settled = 0 OR kept_off = 1 OR asked_for = 1 ORDER BY at_ms, shadow";
     for row in query(shadows).fetch_all(db).await? {
         json(&row, 0)?.into_iter().for_each(|shadow| sink(Restored::Shadow(Box::new(shadow))));
     }

@@ -138,14 +138,16 @@ pub(super) async fn record(db: &mut AnyConnection, record: &Record) -> Result<()
         .bind(ms(proposal.since))
         .bind(serde_json::to_string(proposal)?),
         Record::Shadow(shadow) => sqlx::query(
-            "INSERT INTO shadow (shadow, production, settled, kept_off, at_ms, body) VALUES ($1, $2, $3, $4, $5, $6) \
-             ON CONFLICT (shadow) DO UPDATE SET settled = excluded.settled, kept_off = excluded.kept_off, \
-             at_ms = excluded.at_ms, body = excluded.body",
+            "INSERT INTO shadow (shadow, production, settled, kept_off, asked_for, wanted_ms, at_ms, body) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
+             ON CONFLICT (shadow) DO UPDATE SET settled = excluded.settled, kept_off = excluded.kept_off, asked_for = excluded.asked_for, \
+             wanted_ms = excluded.wanted_ms, at_ms = excluded.at_ms, body = excluded.body",
         )
         .bind(shadow.id.to_string())
         .bind(shadow.of.to_string())
         .bind(i64::from(shadow.state == ShadowState::Retired))
-        .bind(i64::from(shadow.kept_off || shadow.asked_for))
+        .bind(i64::from(shadow.kept_off))
+        .bind(i64::from(shadow.asked_for))
+        .bind(ms(shadow.wanted))
         .bind(ms(shadow.since))
         .bind(serde_json::to_string(shadow)?),
         Record::Expectation { expectation, at } => sqlx::query(

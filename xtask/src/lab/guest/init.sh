@@ -14,6 +14,10 @@ for word in $(cat /proc/cmdline); do
     gnomon.address=*)
         ip link set eth0 up && ip address add "${word#*=}" dev eth0 || echo "lab-init failed: no address"
         ;;
+    # gnomon.serve=7777: the guest answers there.
+    gnomon.serve=*)
+        httpd -p "${word#*=}" -h /sys || echo "lab-init failed: it does not serve"
+        ;;
     # gnomon.swap=vda: the guest swaps to that disk.
     gnomon.swap=*)
         disk=/dev/${word#*=}

@@ -105,7 +105,7 @@ impl Core {
         Search { is_drained, crosses, waits: false }
     }
 
-    /// The host that is left with the most after taking a VM in, and on which VMs wait the least for a CPU by their own word; rather one that is
+    /// The host that is left with the most after taking a VM in, and on which VMs wait the least for CPU and disks by their own word; rather one that is
     /// known to have the images that the VM's disks are layers on, where these would have to be copied.
     pub(in crate::core) fn find_target(
         &self,

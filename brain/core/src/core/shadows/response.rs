@@ -12,7 +12,7 @@ use crate::shadow::trial::Trial;
 use crate::shadow::{ShadowCause, ShadowState};
 
 /// What a shadow got of its host is written so often: a restart of the brain costs no more than that.
-const KEPT_EVERY: Duration = Duration::from_mins(10);
+pub(super) const KEPT_EVERY: Duration = Duration::from_mins(10);
 
 /// For so long after a shadow did not get what was coming its host has no room for VMs.
 pub(super) const STARVED_FOR: Duration = Duration::from_mins(10);
@@ -57,12 +57,14 @@ impl Core {
         if let Some(host) = kept.shadow.host.clone() {
             self.shadows.starved.retain(|_, until| *until > now);
             self.shadows.starved.insert(host, now + STARVED_FOR);
+            self.keep_contention(now);
         }
         self.move_shadow(now, id, ShadowCause::Starved, parks);
     }
 
     /// Whether a shadow did not get what was coming on a host: it has no room for a VM more.
     pub(in crate::core) fn is_host_starved(&self, now: Timestamp, host: &HostId) -> bool {
-        self.shadows.starved.get(host).is_some_and(|until| *until > now)
+        // What a clock that was ahead had said before a restart is not believed.
+        self.shadows.starved.get(host).is_some_and(|until| *until > now && *until <= now + STARVED_FOR)
     }
 }

@@ -58,19 +58,19 @@ impl Core {
         let (used, waited) = (view.cpu_cores?, view.waited_cores?);
         let host = kept.shadow.host.as_ref().and_then(|host| self.fleet.hosts.get(host))?;
         let by = |by: Witness| if by == Witness::Shadow { "shadows'" } else { "productions'" };
-        let share =
-            host.contention.share(self.now, &self.shadows.calibration).map_or_else(String::new, |(share, witness)| {
-                format!(
-                    "; VMs there wait for {:.1} % of the CPU that they want, by {} word",
-                    share * 100.0,
-                    by(witness)
-                )
+        let calibrations = &self.shadows.calibrations;
+        let share = host.contention.share(self.now, calibrations).map_or_else(String::new, |(share, witness)| {
+            format!("; VMs there wait for {:.1} % of the CPU that they want, by {} word", share * 100.0, by(witness))
+        });
+        let disks =
+            host.contention.request_ms(self.now, calibrations).map_or_else(String::new, |(took_ms, witness)| {
+                format!("; a request to disks takes {took_ms:.1} ms there, by {} word", by(witness))
             });
         let throttled = view.throttled.filter(|throttled| *throttled > 0.0);
         let quota = throttled.map_or_else(String::new, |throttled| {
             format!(", and was held back by its quota for {:.0} % of the time", throttled * 100.0)
         });
-        Some(format!("In its latest window it ran for {used:.3} cores, waited for {waited:.3}{quota}{share}."))
+        Some(format!("In its latest window it ran for {used:.3} cores, waited for {waited:.3}{quota}{share}{disks}."))
     }
 
     fn shadow_view(&self, kept: &Kept) -> ShadowView {

@@ -1,12 +1,13 @@
 //! A small world for shadows: hosts that obey or do not, links and brains that can fail at any time.
 
 mod report;
+mod restart;
 
 use std::collections::{BTreeMap, VecDeque};
 
 use super::bench::{at, facts, host, policy, vm};
 use crate::Core;
-use crate::io::{CommandRecord, Input, OperatorRequest, Output, Record, Restored};
+use crate::io::{CommandRecord, Input, Lesson, OperatorRequest, Output, Record};
 use crate::job::FitResult;
 use crate::policy::{Mode, Policy, ShadowPolicy};
 use crate::shadow::{Shadow, ShadowState};
@@ -87,6 +88,10 @@ pub(super) struct Town {
     pub(super) demand: BTreeMap<u128, f64>,
     /// What each waits for a CPU besides, though its quota lets it run, in cores.
     pub(super) waits: BTreeMap<u128, f64>,
+    /// What a request to a disk takes each, in milliseconds; those that are not named have no disk.
+    pub(super) request_ms: BTreeMap<u128, f64>,
+    /// What one takes a shadow on a host, likewise.
+    pub(super) shadows_request_ms: BTreeMap<HostId, f64>,
     /// Which share of what its pacer wants a shadow gets on a host; all where it is not said.
     pub(super) serves: BTreeMap<HostId, f64>,
     /// Whether forecasts are fitted.
@@ -109,8 +114,9 @@ pub(super) struct Town {
     pub(super) slow_makes: bool,
     /// What the owners of productions say.
     pub(super) terms: VmTerms,
-    /// Kept by the store, the latest last.
+    /// Kept by the store, the latest last; and what was learnt, by subject.
     pub(super) kept: Vec<Shadow>,
+    lessons: BTreeMap<String, Lesson>,
     pub(super) commands: VecDeque<(HostId, Command)>,
     pub(super) outcomes: VecDeque<(HostId, Outcome)>,
     pub(super) audit: Vec<String>,
@@ -174,6 +180,8 @@ impl Town {
             quota_cores: 1.0,
             demand: BTreeMap::new(),
             waits: BTreeMap::new(),
+            request_ms: BTreeMap::new(),
+            shadows_request_ms: BTreeMap::new(),
             serves: BTreeMap::new(),
             fits: false,
             fitted: Vec::new(),
@@ -187,6 +195,7 @@ impl Town {
             slow_makes: false,
             terms: VmTerms::default(),
             kept: Vec::new(),
+            lessons: BTreeMap::new(),
             commands: VecDeque::new(),
             outcomes: VecDeque::new(),
             audit: Vec::new(),
@@ -241,6 +250,9 @@ impl Town {
         while let Some(output) = self.core.poll_output() {
             match output {
                 Output::Persist(Record::Shadow(shadow)) => self.kept.push(*shadow),
+                Output::Persist(Record::Lesson { lesson, .. }) => {
+                    self.lessons.insert(lesson.subject(), lesson);
+                }
                 Output::Persist(Record::Audit(audit)) => {
                     self.audit.push(format!("{} {} {}: {}", audit.actor, audit.verb, audit.object, audit.detail));
                 }
@@ -259,36 +271,6 @@ impl Town {
                 }
                 Output::Notice(notice) => self.notices.push(format!("{}: {}", notice.kind, notice.text)),
                 _ => {}
-            }
-        }
-    }
-
-    /// The brain is killed: what was on its way from it may be lost, and what its store has is all that it knows.
-    pub(super) fn restart_brain(&mut self) {
-        self.term += 1;
-        self.core = Core::new(self.policy.clone(), 1, self.term);
-        for (name, facts) in &self.facts {
-            self.core.restore(Restored::Host { host: name.clone(), facts: facts.clone() });
-        }
-        for report in self.reports.values() {
-            self.core.restore(Restored::Report(Box::new(report.clone())));
-        }
-        let mut latest: BTreeMap<VmId, (usize, &Shadow)> = BTreeMap::new();
-        for (place, shadow) in self.kept.iter().enumerate() {
-            latest.insert(shadow.id, (place, shadow));
-        }
-        let mut latest: Vec<(usize, &Shadow)> = latest.into_values().collect();
-        latest.sort_by_key(|(place, _)| *place);
-        for (_, shadow) in latest {
-            self.core.restore(Restored::Shadow(Box::new(shadow.clone())));
-        }
-        for record in self.open.values() {
-            self.core.restore(Restored::Command(record.clone()));
-        }
-        self.drain();
-        for name in HOSTS {
-            if self.up[&host(name)] {
-                self.connect(&host(name));
             }
         }
     }

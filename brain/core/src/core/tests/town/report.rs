@@ -1,10 +1,16 @@
 //! What the hosts of the small world tell of themselves.
 
-use gnomon_common::wire::{Allocation, HostId, Load, PacerWindow, ShadowWindow, VmState};
+use gnomon_common::wire::{Allocation, DiskFlow, DiskWindow, HostId, Load, PacerWindow, ShadowWindow, VmState};
 
 use super::super::bench::{report_of, vm};
 use super::{QUOTA_CORES, Town, WINDOW_S};
 use crate::io::Input;
+
+/// Requests to a disk that take so long.
+fn requests(took_ms: f64) -> DiskWindow {
+    let write = DiskFlow { operations_per_s: 20.0, device_ms: Some(took_ms), ..DiskFlow::default() };
+    DiskWindow { write, ..DiskWindow::default() }
+}
 
 impl Town {
     pub(in crate::core::tests) fn report(&mut self, name: &HostId) {
@@ -29,6 +35,8 @@ impl Town {
             if let Some(cpu) = &mut window.cpu {
                 cpu.demand_high.mean += waits;
             }
+            let named = self.request_ms.iter().find(|(number, _)| vm(**number) == window.vm);
+            window.disk = named.map(|(_, took_ms)| requests(*took_ms));
         }
         for ((_, id), there) in self.shadows.iter_mut().filter(|((on, _), _)| on == name) {
             let wanted = there.paced.unwrap_or_default();
@@ -40,6 +48,7 @@ impl Town {
             if let Some(cpu) = window.cpu.as_mut().filter(|_| wanted.cpu_cores > quota_cores) {
                 cpu.throttled.mean = 0.3;
             }
+            window.disk = self.shadows_request_ms.get(name).map(|took_ms| requests(*took_ms));
             let pacer = there.runs.then_some(PacerWindow { wanted, made });
             window.vm = *id;
             window.state = if there.runs { VmState::Running } else { VmState::ShutOff };
