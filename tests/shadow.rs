@@ -285,7 +285,7 @@ async fn a_shadow_boots_as_ordered_reaches_nothing_and_leaves_nothing() -> Resul
         cpu_cores: 0.25,
         cpu_weight: 80,
         memory_bytes: 112 * MIB,
-        disk_bytes_per_s: Some(2 * MIB),
+        network_bytes_per_s: Some(2_000_000),
         ..spec.size
     };
     let resized = scene.order(shadow, ShadowOrder::Resize(other)).await?;
@@ -295,7 +295,9 @@ async fn a_shadow_boots_as_ordered_reaches_nothing_and_leaves_nothing() -> Resul
         let definition = scene.there.virsh(["dumpxml", "g1.shadow"].into_iter().chain(form.split_whitespace()))?;
         let has = |part: &str| definition.contains(part);
         ensure!(has("<global_quota>25000<") && (has("<shares>80<") || has("<shares>819<")), "{definition}");
-        ensure!(has("<total_bytes_sec>2097152<") && has("<currentMemory unit='KiB'>114688<"), "{definition}");
+        ensure!(has("<inbound average='2000'/>") && has("<outbound average='2000'/>"), "{definition}");
+        // libvirt's view of a balloon that moves is up to a second old.
+        ensure!(form.is_empty() || has("<currentMemory unit='KiB'>114688<"), "{definition}");
     }
     ensure!(scene.there.virsh(["dommemstat", "g1.shadow"])?.contains("actual 114688"));
     let too_much = ShadowSize { memory_bytes: 256 * MIB, ..other };
