@@ -114,7 +114,7 @@ fn values_that_make_no_sense_are_refused_by_key() {
     let config = parse(&labelled("{ disk = \"nvme\", room = \"7\" }")).unwrap();
     assert_eq!(config.host.labels.to_string(), "disk=nvme,room=7");
     let told = message(&labelled("{ disk = \"fast disk\" }"));
-    assert!(told.contains("labels") && told.contains("\"fast disk\" is not a word of 1 to 63"), "{told}");
+    assert!(told.contains("a label's \"fast disk\" is not a word of 1 to 63"), "{told}");
     assert!(message(&MINIMAL.replace("[brain]", "zone = \"\"\n[brain]")).contains("host.zone"));
     assert!(message(&MINIMAL.replace("[brain]", "capacity_cores = 0\n[brain]")).contains("host.capacity_cores"));
 }

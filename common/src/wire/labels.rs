@@ -22,7 +22,7 @@ pub struct Labels(BTreeMap<String, String>);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidLabels {
     /// A word that is none.
-    #[error("{0:?} is not a word of 1 to {LABEL_BYTES_MAX} of a-z A-Z 0-9 . _ -")]
+    #[error("a label's {0:?} is not a word of 1 to {LABEL_BYTES_MAX} of a-z A-Z 0-9 . _ -")]
     Word(String),
     /// No name with a value.
     #[error("{0:?} is not a label as in \"disk=nvme\"")]
