@@ -360,7 +360,6 @@ pub(super) fn in_words(result: &OutcomeResult) -> String {
         OutcomeResult::Shadow(ShadowDone::Paced) => "paced".into(),
         OutcomeResult::Shadow(ShadowDone::Resized { took_us }) => format!("resized in {:.1} s", *took_us as f64 / 1e6),
         OutcomeResult::Shadow(ShadowDone::Retired) => "retired".into(),
-        OutcomeResult::Shadow(ShadowDone::Resized { took_us }) => format!("resized in {:.1} s", *took_us as f64 / 1e6),
         OutcomeResult::Unshadowable(why) => format!("no shadow: {why}"),
         OutcomeResult::DryRun => "dry run".into(),
         OutcomeResult::Refused(why) => format!("refused: {why}"),
