@@ -387,7 +387,7 @@ async fn hosts_and_vms_that_were_not_seen_for_long_are_forgotten_unless_somethin
         let entries: Vec<_> = records.into_iter().map(|record| Entry::Record(Box::new(record))).collect();
         store.commit(&entries).await.unwrap();
     };
-    let prune = async || drop(store.prune(Timestamp::default(), ago(40), Timestamp::default()).await.unwrap());
+    let prune = async || store.prune(Timestamp::default(), ago(40), Timestamp::default()).await.unwrap();
     let at_host = |name, connected, hours| Record::Host {
         host: host(name),
         facts: hello(name, 1).facts,
