@@ -228,11 +228,13 @@ async fn shadows_are_given_back_as_they_were_last_and_an_operators_word_is_never
         state: VmState::Running,
         at: at(since),
     });
+    let there = Record::Host { host: crate::agent::host("a"), facts: hello("a", 1).facts, connected: true, at: at(1) };
     let mut entries = [&kept, &lately, &forgotten, &before, &after].map(entry).to_vec();
-    entries.extend(vms.map(|record| Entry::Record(Box::new(record))));
+    entries.extend(vms.into_iter().chain([there]).map(|record| Entry::Record(Box::new(record))));
     store.commit(&entries).await.unwrap();
     let said = [&off, &placed, &kept, &lately, &forgotten, &after, &before].map(Clone::clone);
     assert_eq!(restored().await, said);
-    assert_eq!(store.prune(at(0), at(1_000_000), at(0)).await.unwrap(), 2);
+    // With the third one goes what is known of its production.
+    assert_eq!(store.prune(at(0), at(1_000_000), at(0)).await.unwrap(), 3);
     assert_eq!(restored().await, [off, placed, kept, lately, after]);
 }
