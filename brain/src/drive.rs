@@ -35,6 +35,7 @@ const EVENTS_MAX: usize = 1024;
 const QUESTIONS_MAX: usize = 64;
 
 /// What the loop takes in.
+#[expect(clippy::large_enum_variant, reason = "a full queue of them is less than a megabyte")]
 pub enum Event {
     /// Something for the core.
     Input(Input),

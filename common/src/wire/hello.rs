@@ -12,6 +12,7 @@ use std::vec::Vec;
 
 /// What an agent sends on the control stream.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "there is one at a time for each connection")]
 pub enum AgentMessage {
     /// The first message of every connection, and only that.
     Hello(Hello),

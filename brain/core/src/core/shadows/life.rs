@@ -256,6 +256,10 @@ impl Core {
         if state != ShadowState::Resizing {
             kept.shadow.resizes_to = None;
         }
+        if state == ShadowState::Placed {
+            // What is made there, also anew, is defined with that.
+            kept.shadow.defined_bytes = kept.shadow.size.map_or(0, |size| size.memory_bytes);
+        }
         let shadow = kept.shadow.clone();
         let place = shadow.host.as_ref().map_or_else(String::new, |host| format!(" on host {host}"));
         let text = format!("shadow {id}{place}: {} -> {}: {detail}", before.name(), state.name());

@@ -377,7 +377,6 @@ impl Core {
             }
             Ok((host, size)) => {
                 kept.shadow.size = Some(size);
-                kept.shadow.defined_bytes = size.memory_bytes;
                 kept.shadow.host = Some(host);
                 self.bring_shadow(now, id, ShadowState::Placed, format!("{size}"));
                 self.tend_shadow(now, id);

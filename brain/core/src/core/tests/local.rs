@@ -150,6 +150,6 @@ fn what_a_vm_had_before_the_first_change_is_kept_with_what_it_has_until_it_is_re
     assert!(explained.lines.iter().any(|told| told == line), "{:?}", explained.lines);
     bench.take();
     tell(&mut bench, 40, &[]);
-    assert_eq!(kept(&mut bench), [nothing.clone()]);
+    assert_eq!(kept(&mut bench), [nothing]);
     assert!(!bench.core.explain(vm(1)).unwrap().lines.join(" ").contains("Before Gnomon's first change"));
 }
