@@ -136,7 +136,7 @@ fn what_a_vm_had_before_the_first_change_is_kept_with_what_it_has_until_it_is_re
     };
     let nothing = Vec::<Setting>::new();
     tell(&mut bench, 0, &nothing);
-    assert_eq!(kept(&mut bench), [nothing.clone()], "what it has is news");
+    assert_eq!(kept(&mut bench), std::slice::from_ref(&nothing), "what it has is news");
     let had = [Setting::CpuQuota { cores: None }, Setting::Memory { bytes: 512 << 20 }];
     // No number is nothing that could be given back.
     let told = [had[0], Setting::CpuQuota { cores: Some(f64::NAN) }, had[1]];
